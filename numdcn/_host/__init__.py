@@ -1,0 +1,1 @@
+"""Python shared by the doors: arrays, checks, threads and scratch memory."""

@@ -1,0 +1,84 @@
+"""NumPy arrays at the door: which are accepted, where they lie in memory, and room for results."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._host.checks import describe
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Place(NamedTuple):
+    """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
+
+    address: int
+    strides: tuple[int, ...]
+
+
+
+
+def check_array(name: str, value: Any, ndim: int, layout: str) -> None:
+    """Raise unless `value` is a float32 or float64 array of `ndim` axes."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array of shape {layout}")
+    if value.dtype not in FLOATS:
+        hint = ""
+        if value.dtype.newbyteorder("=") in FLOATS:
+            hint = " in the machine's byte order"
+        raise TypeError(f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}")
+    if value.ndim != ndim:
+        raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
+
+
+def addressable(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of one that is misaligned or whose strides are not whole elements."""
+    size = array.itemsize
+    if array.flags.aligned and not any(s % size for s in array.strides):
+        return array
+    return np.ascontiguousarray(array)
+
+
+def place(array: np.ndarray | None, ndim: int = 4) -> Place:
+    """Where an addressable array lies; strides of `ndim` zeros where there is none."""
+    if array is None:
+        return Place(0, (0,) * ndim)
+    size = array.itemsize
+    return Place(array.ctypes.data, tuple([s // size for s in array.strides]))
+
+
+def _overlaps_itself(array: np.ndarray) -> bool:
+    reach = array.itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=100_000))
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray]) -> None:
+    """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` is {describe(out)}, expected a NumPy array of shape {shape} and dtype {dtype}")
+    if out.dtype != dtype:
+        raise TypeError(f"`{name}` has dtype {out.dtype}, expected {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"`{name}` has shape {out.shape}, expected {shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"`{name}` is read-only, expected an array that can be written to")
+    if _overlaps_itself(out):
+        raise ValueError(f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each")
+    for other, array in inputs.items():
+        if _overlap(out, array):
+            raise ValueError(f"`{name}` overlaps `{other}` in memory, expected an array of its own")

@@ -1,0 +1,87 @@
+"""Checks of arguments that every operator shares, and the wording of their errors.
+
+Every message names the argument, what came and what was expected.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+AXES = ("y", "x")
+
+
+def describe(value: Any) -> str:
+    """A short account of a value that was not what was expected."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)} and dtype {dtype}"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`; a bool or a float is none."""
+    if isinstance(value, bool):
+        raise TypeError(f"`{name}` is {describe(value)}, expected an int of at least {least}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` is {describe(value)}, expected an int of at least {least}") from None
+    if number < least:
+        raise ValueError(f"`{name}` is {number}, expected at least {least}")
+    if number >= 2**31:
+        raise ValueError(f"`{name}` is {number}, expected less than 2**31")
+    return number
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
+
+
+def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
+    """An int, or one for each axis, as a tuple."""
+    if type(value) is int and value >= least:
+        return integer(name, value, least), value
+    if not _is_sequence(value):
+        number = integer(name, value, least)
+        return number, number
+    if len(value) != len(AXES):
+        raise ValueError(f"`{name}` is {describe(value)}, expected an int or one int for each axis ({', '.join(AXES)})")
+    first, second = (integer(f"{name}[{i}]", item, least) for i, item in enumerate(value))
+    return first, second
+
+
+def padding_per_axis(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding before and after each axis, from an int, an int for each axis, or a (before, after) pair for each axis."""
+    if _is_sequence(value) and any(_is_sequence(item) for item in value):
+        if len(value) != len(AXES) or not all(_is_sequence(item) and len(item) == 2 for item in value):
+            raise ValueError(
+                f"`padding` is {describe(value)}, expected an int, one int for each axis, "
+                "or one (before, after) pair for each axis"
+            )
+        pairs = [[integer(f"padding[{i}][{j}]", p, 0) for j, p in enumerate(item)] for i, item in enumerate(value)]
+        return (pairs[0][0], pairs[1][0]), (pairs[0][1], pairs[1][1])
+    both = per_axis("padding", value, 0)
+    return both, both
+
+
+def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> frozenset[str]:
+    """The names whose gradients are asked for: all that are present, where `wrt` is None."""
+    if wrt is None:
+        return frozenset(present)
+    if isinstance(wrt, str):
+        names: tuple[Any, ...] = (wrt,)
+    elif isinstance(wrt, Iterable):
+        names = tuple(wrt)
+    else:
+        raise TypeError(f"`wrt` is {describe(wrt)}, expected None, a name or names among {', '.join(known)}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"`wrt` holds {describe(name)}, expected names among {', '.join(known)}")
+        if name not in known:
+            raise ValueError(f"`wrt` holds {name!r}, expected names among {', '.join(known)}")
+        if name not in present:
+            raise ValueError(f"`wrt` holds {name!r}, but no {name} was given; expected names among {', '.join(present)}")
+    return frozenset(names)

@@ -1,0 +1,94 @@
+"""Scratch memory: taken by one call at a time, kept between calls up to a limit, because the first touch of fresh
+memory costs about half a millisecond a megabyte.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from numdcn._host.checks import integer
+
+DEFAULT_LIMIT = 64 * 2**20
+_ALIGNMENT = 64
+
+
+def _limit_from_environment() -> int:
+    text = os.environ.get("NUMDCN_SCRATCH_LIMIT", "").strip()
+    if not text:
+        return DEFAULT_LIMIT
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable NUMDCN_SCRATCH_LIMIT is {text!r}, expected a number of bytes")
+    return int(text)
+
+
+_limit = _limit_from_environment()
+_kept: list[np.ndarray] = []  # free buffers, the most recently used last
+_lock = threading.Lock()
+
+
+def set_scratch_limit(nbytes: int) -> None:
+    """Set how many bytes of scratch memory are kept between calls (default 64 MiB; `NUMDCN_SCRATCH_LIMIT`).
+
+    0 keeps nothing. Memory above the limit is given back at once.
+
+    Raises `TypeError` or `ValueError` unless `nbytes` is a whole number of at least 0.
+    """
+    global _limit
+    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
+        integer("nbytes", nbytes, 0)
+    if nbytes < 0:
+        raise ValueError(f"`nbytes` is {nbytes}, expected at least 0")
+    with _lock:
+        _limit = int(nbytes)
+        _trim()
+
+
+def get_scratch_limit() -> int:
+    """The number of bytes of scratch memory that may be kept between calls."""
+    return _limit
+
+
+def kept_bytes() -> int:
+    """The number of bytes that are kept now."""
+    with _lock:
+        return sum(b.nbytes for b in _kept)
+
+
+def _trim() -> None:
+    while sum(b.nbytes for b in _kept) > _limit:
+        _kept.pop(0)
+
+
+def _take(nbytes: int) -> np.ndarray:
+    """A kept buffer that is large enough and not wastefully so, or a fresh one."""
+    with _lock:
+        fitting = [i for i, b in enumerate(_kept) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
+        if fitting:
+            return _kept.pop(min(fitting, key=lambda i: _kept[i].nbytes))
+    return np.empty(nbytes, np.uint8)
+
+
+@contextmanager
+def scratch(*sizes: int) -> Iterator[list[int]]:
+    """Addresses of cache-line-aligned buffers of the given numbers of bytes, for the time of a `with` block."""
+    buffers = [_take(size + _ALIGNMENT) for size in sizes]
+    try:
+        yield [-(-b.ctypes.data // _ALIGNMENT) * _ALIGNMENT for b in buffers]
+    finally:
+        with _lock:
+            _kept.extend(b for b in buffers if b.nbytes <= _limit)
+            _trim()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

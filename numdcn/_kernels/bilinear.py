@@ -1,0 +1,54 @@
+"""Bilinear interpolation under rule Z (zero extension; operators.md a.1, a.2): cells, corner weights, values, slopes.
+
+The formulas take scalars and `simd_cpu.Vec` alike. They rely on an image with a rim of zero pixels: every sample that is
+active (-1 <= p < N on both axes) then has four corners to read, and every other one is sent to a cell of four zeros.
+"""
+
+from __future__ import annotations
+
+from numdcn._kernels.jit_cpu import helper
+from numdcn._kernels.simd_cpu import floor, fma, like, select, to_index
+
+
+@helper
+def cell(y, x, height, width):  # type: ignore[no-untyped-def]
+    """The cell of a sample at (y, x): row and column of its lower corner, counted from the rim, and its two fractions.
+
+    Outside the image, infinitely far too, the cell of zeros below the image; NaN as well, with fractions that are NaN.
+    """
+    minus_one = like(-1.0, y)
+    inside = (y >= minus_one) & (y < height) & (x >= minus_one) & (x < width)
+    safe_y = select(inside, y, height)
+    safe_x = select(inside, x, minus_one)
+    floor_y, floor_x = floor(safe_y), floor(safe_x)
+    unknown, either = (y != y) | (x != x), y + x
+    fraction_y = select(unknown, either, safe_y - floor_y)
+    fraction_x = select(unknown, either, safe_x - floor_x)
+    row, column = to_index(floor_y), to_index(floor_x)
+    return row + like(1, row), column + like(1, column), fraction_y, fraction_x
+
+
+@helper
+def corner_weights(fraction_y, fraction_x):  # type: ignore[no-untyped-def]
+    """Weights of the corners (0, 0), (0, 1), (1, 0), (1, 1) of a cell."""
+    one = like(1.0, fraction_y)
+    rest_y, rest_x = one - fraction_y, one - fraction_x
+    return rest_y * rest_x, rest_y * fraction_x, fraction_y * rest_x, fraction_y * fraction_x
+
+
+@helper
+def value(weights, corners):  # type: ignore[no-untyped-def]
+    """The sample: the corners, weighted."""
+    w00, w01, w10, w11 = weights
+    x00, x01, x10, x11 = corners
+    return fma(w11, x11, fma(w10, x10, fma(w01, x01, w00 * x00)))
+
+
+@helper
+def slopes(fractions, corners):  # type: ignore[no-untyped-def]
+    """The right derivatives of the sample along y and x; `fractions`: of y, of x, and one minus these."""
+    fraction_y, fraction_x, rest_y, rest_x = fractions
+    x00, x01, x10, x11 = corners
+    along_y = fma(fraction_x, x11 - x01, rest_x * (x10 - x00))
+    along_x = fma(fraction_y, x11 - x10, rest_y * (x01 - x00))
+    return along_y, along_x

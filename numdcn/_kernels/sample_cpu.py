@@ -1,0 +1,190 @@
+"""Tiles of output pixels: which pixels, their plan for one tap (cell, weights), their samples along the channels.
+
+A tile is `tile_columns` columns of a band of `band` image rows: nearly square, so that the input it reads stays in the
+cache from tap to tap. Columns are numbered along the bands; a tile may begin in one band and end in the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._kernels.bilinear import cell, corner_weights, value
+from numdcn._kernels.jit_cpu import helper, block
+from numdcn._kernels.simd_cpu import at, full, like, load, load_like, load_scalar, part, pointer, prefetch, store, width
+
+PADDING = 32  # elements behind each row of a tile's buffers: vectors may run over
+
+
+class Tiling(NamedTuple):
+    """How an output image is cut into tiles: by its shape alone."""
+
+    band: int  # image rows in a band
+    tile_columns: int  # columns in a tile
+    tile_pixels: int  # the most pixels in a tile
+    tiles: int  # tiles in an image
+
+
+class Tile(NamedTuple):
+    """The buffers of a tile, as pointers: everything but `runs` and `index` has an entry for each pixel."""
+
+    runs: Any  # (pixels, 4): first pixel in the tile, image row, image column, pixels: a stretch of an image row
+    index: Any  # element of the rimmed image where the cell begins
+    base_y: Any  # position of tap (0, 0) at offset 0
+    base_x: Any
+    offset_y: Any
+    offset_x: Any
+    scale: Any  # mask
+    fraction_y: Any
+    fraction_x: Any
+    w00: Any
+    w01: Any
+    w10: Any
+    w11: Any
+
+
+def tiling(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
+    """Cut an output image into tiles of at most `pixels` pixels, at most `band` rows high."""
+    band = min(max(b for b in range(1, band + 1) if pixels % b == 0), out_size[0])
+    tile_columns = pixels // band
+    columns = -(-out_size[0] // band) * out_size[1]
+    return Tiling(band, tile_columns, pixels, -(-columns // tile_columns))
+
+
+def tile_bytes(pixels: int, itemsize: int) -> int:
+    """Scratch of a `Tile`."""
+    return 5 * (pixels + PADDING) * 8 + 11 * (pixels + PADDING) * itemsize
+
+
+@helper
+def tile_at(address, pixels, one):  # type: ignore[no-untyped-def]
+    """The `Tile` whose buffers begin at `address`."""
+    row = pixels + PADDING
+    integers = pointer(address, np.int64(0))
+    p = pointer(address + 5 * row * 8, one)
+    return Tile(
+        integers, at(integers, 4 * row), p, at(p, row), at(p, 2 * row), at(p, 3 * row), at(p, 4 * row), at(p, 5 * row),
+        at(p, 6 * row), at(p, 7 * row), at(p, 8 * row), at(p, 9 * row), at(p, 10 * row),
+    )  # fmt: skip
+
+
+@block
+def place_tile(tile, cut, number, out_size, stride, before):  # type: ignore[no-untyped-def]
+    """Fill in a tile's runs and positions; returns the numbers of its runs and of its pixels."""
+    column = number * cut.tile_columns
+    bands = (out_size[0] + cut.band - 1) // cut.band
+    last = min(column + cut.tile_columns, bands * out_size[1])
+    runs, pixels = 0, 0
+    while column < last:
+        row, x = column // out_size[1] * cut.band, column % out_size[1]
+        count = min(out_size[1] - x, last - column)
+        for y in range(row, min(row + cut.band, out_size[0])):
+            store(tile.runs, 4 * runs, pixels)
+            store(tile.runs, 4 * runs + 1, y)
+            store(tile.runs, 4 * runs + 2, x)
+            store(tile.runs, 4 * runs + 3, count)
+            for i in range(count):
+                store(tile.base_y, pixels + i, y * stride[0] - before[0])
+                store(tile.base_x, pixels + i, (x + i) * stride[1] - before[1])
+            runs += 1
+            pixels += count
+        column += count
+    return runs, pixels
+
+
+@block
+def read_plane(plane, strides, ahead, tile, runs, target):  # type: ignore[no-untyped-def]
+    """Copy a tile's pixels of an (out_h, out_w) plane into target, in the tile's order; the plane `ahead` elements on will be next."""
+    step = width(load_scalar(target, 0))
+    for run in range(runs):
+        first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+        x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+        source = at(plane, y * strides[0] + x * strides[1])
+        done = 0
+        for i in range(0, count, 16):
+            prefetch(source, ahead + i)
+        if strides[1] == 1:
+            while done + step <= count:
+                store(target, first + done, load(source, done))
+                done += step
+        for i in range(done, count):
+            store(target, first + i, load_scalar(source, i * strides[1]))
+
+
+@block
+def plan_tap(tile, pixels, tap, size, channels):  # type: ignore[no-untyped-def]
+    """Fill in index, weights and fractions for the tap displaced by `tap` from the base positions.
+
+    Runs over the tile's end up to a full register: what lies there is never used.
+    """
+    one = load_scalar(tile.base_y, 0)
+    lane = full(one)
+    tap_y, tap_x = like(tap[0], lane), like(tap[1], lane)
+    height, width_ = like(size[0], lane), like(size[1], lane)
+    for p in range(0, pixels, width(one)):
+        y = (load(tile.base_y, p) + tap_y) + load(tile.offset_y, p)
+        x = (load(tile.base_x, p) + tap_x) + load(tile.offset_x, p)
+        row, column, fraction_y, fraction_x = cell(y, x, height, width_)
+        store(tile.index, p, (row * like(size[1] + 1, row) + column) * like(channels, row))
+        w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
+        store(tile.fraction_y, p, fraction_y)
+        store(tile.fraction_x, p, fraction_x)
+        store(tile.w00, p, w00)
+        store(tile.w01, p, w01)
+        store(tile.w10, p, w10)
+        store(tile.w11, p, w11)
+
+
+@helper
+def corners(image, index, channels, below, kind):  # type: ignore[no-untyped-def]
+    """The four corners of a cell, along the channels; `below`: elements from a pixel to the one under it."""
+    return (
+        load_like(image, index, kind),
+        load_like(image, index + channels, kind),
+        load_like(image, index + below, kind),
+        load_like(image, index + below + channels, kind),
+    )
+
+
+@helper
+def weights_of(tile, p, kind):  # type: ignore[no-untyped-def]
+    """The corner weights of pixel p of a tile, in every lane."""
+    return (
+        like(load_scalar(tile.w00, p), kind),
+        like(load_scalar(tile.w01, p), kind),
+        like(load_scalar(tile.w10, p), kind),
+        like(load_scalar(tile.w11, p), kind),
+    )
+
+
+@helper
+def _sample_vectors(vectors, kind, lanes, image, tile, pixels, channels, below, columns, pitch):  # type: ignore[no-untyped-def]
+    for p in range(pixels):
+        index = load_scalar(tile.index, p)
+        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.scale, p), kind)
+        for v in range(vectors):
+            sample = value(weights, corners(image, index + v * lanes, channels, below, kind))
+            store(columns, p * pitch + v * lanes, scale * sample)
+
+
+@block
+def sample_tap(image, tile, pixels, count, channels, below, columns, pitch):  # type: ignore[no-untyped-def]
+    """columns[p * pitch + c] = scale * sample of channel c of `image` at pixel p, for c < count, as planned."""
+    one = load_scalar(tile.base_y, 0)
+    step, c = width(one), 0
+    while c < count:
+        source, target, rest = at(image, c), at(columns, c), count - c
+        if rest >= step:
+            vectors = min(rest // step, 4)
+            _sample_vectors(vectors, full(one), step, source, tile, pixels, channels, below, target, pitch)
+            c += vectors * step
+        elif step > 8 and rest >= 8:
+            _sample_vectors(1, part(one, 8), 8, source, tile, pixels, channels, below, target, pitch)
+            c += 8
+        elif step > 4 and rest >= 4:
+            _sample_vectors(1, part(one, 4), 4, source, tile, pixels, channels, below, target, pitch)
+            c += 4
+        else:
+            _sample_vectors(1, one, 1, source, tile, pixels, channels, below, target, pitch)
+            c += 1

@@ -1,0 +1,116 @@
+"""How the CPU kernels cut a deformable convolution into tasks and chunks: by shapes alone, never by threads.
+
+Forward. A task owns a tile of output pixels and a block of convolution groups; where that makes few tasks, tiles get
+smaller, and in the end the outputs of a tile are shared out too (each task then samples for itself). The columns of a
+tile, taps * channels of a convolution group, come in chunks that fit the cache beside the weights: several groups, or
+some taps of one group, or some channels of one tap.
+
+Backward. A task owns a block of input channels for a band of images, so nothing is added to by two tasks.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._kernels.gemm_cpu import ROWS, block_size, chunk_size, column_pitch
+from numdcn._kernels.jit_cpu import lanes
+from numdcn._kernels.sample_cpu import PADDING, Tiling, tile_bytes, tiling
+from numdcn._kernels.weights_cpu import Packing, is_depthwise, packing
+from numdcn.deform_conv.problem import Problem
+
+TASKS = 64  # wanted at least,
+WORTH_CUTTING = 64 * 2**20  # if there are so many multiply-adds
+TILE_PIXELS = 112 // ROWS * ROWS
+PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
+
+
+class Chunks(NamedTuple):
+    """The columns of a tile, cut up. In a depthwise convolution all channels count as one group."""
+
+    groups: int
+    channels: int  # of a group
+    taps: int
+    group_step: int
+    channel_step: int
+    tap_step: int
+    pitch: int  # elements of a row of columns
+
+    @property
+    def per_block(self) -> int:
+        """Chunks of a block of groups, which is computed by itself."""
+        return -(-self.channels // self.channel_step) * -(-self.taps // self.tap_step)
+
+
+class ForwardCut(NamedTuple):
+    """The forward's tiles, chunks and scratch."""
+
+    band: int
+    tile_columns: int
+    tile_pixels: int
+    tiles: int
+    chunks: Chunks
+    weights: Packing
+    depthwise: int
+    rows: int  # of a tile's columns and sums, padding included
+    sums_pitch: int  # elements of a row of sums
+    parts: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
+    panel_step: int  # panels of a task
+    image_size: int  # elements of a rimmed image
+    slot_bytes: int  # scratch of a thread
+    tile_bytes: int  # of which for the tile's plan
+
+
+def _page(nbytes: int) -> int:
+    return -(-nbytes // 4096) * 4096
+
+
+def _chunks(p: Problem, depthwise: bool, itemsize: int) -> Chunks:
+    groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
+    most, pitch = chunk_size(itemsize), column_pitch(itemsize)
+    if channels > most:  # even parts, of whole cache lines
+        line = 64 // itemsize
+        step = -(-channels // -(-channels // most))
+        return Chunks(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
+    if channels * p.taps > most:
+        parts = -(-p.taps // (most // channels))
+        return Chunks(groups, channels, p.taps, 1, channels, -(-p.taps // parts), pitch)
+    return Chunks(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
+
+
+def _band(p: Problem) -> int:
+    """Rows of a tile: four, to read little of x, unless reading offsets and masks costs more than reading x."""
+    return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
+
+
+def image_size(p: Problem) -> int:
+    """Elements of a rimmed channels-last image, rounded up to cache lines."""
+    height, width = p.in_size
+    return -(-((height + 2) * (width + 1) + 2) * p.in_channels // 16) * 16
+
+
+@functools.lru_cache(256)
+def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
+    """The forward's cut."""
+    shape = (p.out_channels, p.in_channels // p.groups, *p.kernel)
+    depthwise = is_depthwise(p.groups, shape)
+    weights = packing(shape, p.groups, dtype)
+    chunks = _chunks(p, depthwise, dtype.itemsize)
+    tiles, parts = tiling(p.out_size, TILE_PIXELS, _band(p)), -(-chunks.groups // chunks.group_step)
+    panel_step = weights.panels
+    if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_CUTTING:
+        while p.batch * tiles.tiles * parts < TASKS and tiles.tile_pixels > ROWS:
+            tiles = tiling(p.out_size, max(tiles.tile_pixels // 2 // ROWS * ROWS, ROWS), _band(p))
+        if weights.groups == 1 and p.batch * tiles.tiles * parts < TASKS:
+            panel_step = max(1, weights.panels // -(-TASKS // max(1, p.batch * tiles.tiles)))
+            parts = -(-weights.panels // panel_step)
+    rows, pitch = -(-tiles.tile_pixels // ROWS) * ROWS + ROWS, weights.panel * weights.panels + 16
+    turned = 16 * (16 + tiles.tile_pixels + PADDING)
+    elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
+    plan = -(-tile_bytes(tiles.tile_pixels, dtype.itemsize) // 64) * 64
+    return ForwardCut(
+        *tiles, chunks, weights, int(depthwise), rows, pitch, parts, panel_step, image_size(p),
+        _page(plan + elements * dtype.itemsize + 128), plan,
+    )  # fmt: skip
