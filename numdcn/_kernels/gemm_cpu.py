@@ -168,14 +168,18 @@ def multiply_rows(a, rows, pitch, b, k, panel, panels, panel_step, next_chunk, c
 
 
 @block
-def multiply_packed(a, rows, k, b, ldb, panel, columns, c):  # type: ignore[no-untyped-def]
-    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`; B and C have rows of `ldb`."""
+def multiply_packed(a, rows, a_pitch, k, b, ldb, columns, c):  # type: ignore[no-untyped-def]
+    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`; B and C have rows of `ldb`.
+
+    Each ROWS rows of A begin `a_pitch` after those before.
+    """
     step = width(load_scalar(a, 0))
+    panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
     pace = ldb * ROWS // max(rows, ROWS)
     for j in range(0, columns, panel):
         b_j, ahead = at(b, j), at(b, k * ldb)
         for r in range(0, rows, ROWS):
-            a_r, c_r = at(a, r * k), at(c, r * ldb + j)
+            a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * ldb + j)
             if panel == VECTORS * step:
                 _packed_wide(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
             elif panel == step:

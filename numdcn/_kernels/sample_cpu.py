@@ -10,9 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._kernels.bilinear import cell, corner_weights, value
+from numdcn._kernels.bilinear import cell, corner_weights, slopes, value
 from numdcn._kernels.jit_cpu import helper, block
-from numdcn._kernels.simd_cpu import at, full, like, load, load_like, load_scalar, part, pointer, prefetch, store, width
+from numdcn._kernels.simd_cpu import (
+    at,
+    fma,
+    full,
+    like,
+    load,
+    load_like,
+    load_scalar,
+    part,
+    pointer,
+    prefetch,
+    store,
+    sum3,
+    width,
+)
 
 PADDING = 32  # elements behind each row of a tile's buffers: vectors may run over
 
@@ -113,6 +127,22 @@ def read_plane(plane, strides, ahead, tile, runs, target):  # type: ignore[no-un
 
 
 @block
+def write_plane(plane, strides, tile, runs, source):  # type: ignore[no-untyped-def]
+    """Copy source, in a tile's order, to the tile's pixels of an (out_h, out_w) plane."""
+    step = width(load_scalar(source, 0))
+    for run in range(runs):
+        first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+        x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+        target, done = at(plane, y * strides[0] + x * strides[1]), 0
+        if strides[1] == 1:
+            while done + step <= count:
+                store(target, done, load(source, first + done))
+                done += step
+        for i in range(done, count):
+            store(target, i * strides[1], load_scalar(source, first + i))
+
+
+@block
 def plan_tap(tile, pixels, tap, size, channels):  # type: ignore[no-untyped-def]
     """Fill in index, weights and fractions for the tap displaced by `tap` from the base positions.
 
@@ -187,4 +217,77 @@ def sample_tap(image, tile, pixels, count, channels, below, columns, pitch):  # 
             c += 4
         else:
             _sample_vectors(1, one, 1, source, tile, pixels, channels, below, target, pitch)
+            c += 1
+
+
+@helper
+def _add_at(image, index, channels, below, weights, gradient):  # type: ignore[no-untyped-def]
+    w00, w01, w10, w11 = weights
+    c00, c01, c10, c11 = corners(image, index, channels, below, gradient)
+    store(image, index, fma(w00, gradient, c00))
+    store(image, index + channels, fma(w01, gradient, c01))
+    store(image, index + below, fma(w10, gradient, c10))
+    store(image, index + below + channels, fma(w11, gradient, c11))
+
+
+@helper
+def _backward_vectors(vectors, kind, lanes, image, grad_image, wanted, tile, pixels, channels, below, columns, pitch, grads, add):  # type: ignore[no-untyped-def]
+    one = like(1.0, kind)
+    for p in range(pixels):
+        index = load_scalar(tile.index, p)
+        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.scale, p), kind)
+        fraction_y, fraction_x = like(load_scalar(tile.fraction_y, p), kind), like(load_scalar(tile.fraction_x, p), kind)
+        fractions = (fraction_y, fraction_x, one - fraction_y, one - fraction_x)
+        by_y, by_x, by_scale = one - one, one - one, one - one
+        for v in range(vectors):
+            gradient = load_like(columns, p * pitch + v * lanes, kind)
+            around = corners(image, index + v * lanes, channels, below, kind)
+            sample, (along_y, along_x) = value(weights, around), slopes(fractions, around)
+            by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
+            by_scale = fma(gradient, sample, by_scale)
+            if wanted:
+                _add_at(grad_image, index + v * lanes, channels, below, weights, gradient * scale)
+            store(columns, p * pitch + v * lanes, scale * sample)
+        sum_y, sum_x, sum_scale = sum3(by_y, by_x, by_scale)
+        scale_p = load_scalar(tile.scale, p)
+        if add:
+            store(grads.offset_y, p, fma(scale_p, sum_y, load_scalar(grads.offset_y, p)))
+            store(grads.offset_x, p, fma(scale_p, sum_x, load_scalar(grads.offset_x, p)))
+            store(grads.scale, p, load_scalar(grads.scale, p) + sum_scale)
+        else:
+            store(grads.offset_y, p, scale_p * sum_y)
+            store(grads.offset_x, p, scale_p * sum_x)
+            store(grads.scale, p, sum_scale)
+
+
+class TileGradients(NamedTuple):
+    """Gradients of a tap's offsets and mask, for the pixels of a tile, as pointers."""
+
+    offset_y: Any
+    offset_x: Any
+    scale: Any
+
+
+@block
+def sample_tap_backward(image, grad_image, wanted, tile, pixels, count, channels, below, columns, pitch, grads):  # type: ignore[no-untyped-def]
+    """The backward of `sample_tap`. `columns` holds the gradient of the columns and receives the columns themselves.
+
+    Adds to `grad_image` if `wanted`; fills `grads`.
+    """
+    one = load_scalar(tile.base_y, 0)
+    step, c = width(one), 0
+    while c < count:
+        x, g, target, rest, add = at(image, c), at(grad_image, c), at(columns, c), count - c, c > 0
+        if rest >= step:
+            vectors = min(rest // step, 4)
+            _backward_vectors(vectors, full(one), step, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            c += vectors * step
+        elif step > 8 and rest >= 8:
+            _backward_vectors(1, part(one, 8), 8, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            c += 8
+        elif step > 4 and rest >= 4:
+            _backward_vectors(1, part(one, 4), 4, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            c += 4
+        else:
+            _backward_vectors(1, one, 1, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
             c += 1

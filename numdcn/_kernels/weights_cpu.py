@@ -30,6 +30,14 @@ class Packing(NamedTuple):
         return self.groups * self.panels * self.taps * self.channels * self.panel
 
 
+class Blocks(NamedTuple):
+    """Blocks of input channels, for a kernel."""
+
+    address: int  # of the first channel of each block, and of the end, as int64
+    count: int
+    depthwise: int
+
+
 def is_depthwise(groups: int, shape: tuple[int, ...]) -> bool:
     """Whether each channel makes one output by itself."""
     return shape[1] == 1 and shape[0] == groups and groups > 1
@@ -64,6 +72,35 @@ def pack_weights(one, how, kernel_size, w, strides, packed, counter):  # type: i
                     store(row, o, load_scalar(column, o * strides[0]))
                 for o in range(outputs, how.panel):
                     store(row, o, one - one)
+
+
+@kernel
+def pack_blocks(one, how, bounds, block, kernel_size, w, strides, packed, counter):  # type: ignore[no-untyped-def]
+    """packed[b, tap, output, channel of block b] from w, with rows of `block`, zero past the block. A task is a block.
+
+    bounds: address of the first channel of each block, and of the end. A depthwise w makes packed[b, tap, channel].
+    """
+    source, target, limits = pointer(w, one), pointer(packed, one), pointer(bounds.address, np.int64(0))
+    depthwise = bounds.depthwise
+    outputs = 1 if depthwise else how.outputs
+    while True:
+        task = next_task(counter)
+        if task >= bounds.count:
+            return
+        first, count = load_scalar(limits, task), load_scalar(limits, task + 1) - load_scalar(limits, task)
+        for o in range(outputs):
+            for tap in range(how.taps):
+                row = at(target, ((task * how.taps + tap) * outputs + o) * block)
+                spot = tap // kernel_size[1] * strides[2] + tap % kernel_size[1] * strides[3]
+                if depthwise:
+                    column, stride = at(source, first * strides[0] + spot), strides[0]
+                else:
+                    output = first // how.channels * how.outputs + o
+                    column, stride = at(source, output * strides[0] + first % how.channels * strides[1] + spot), strides[1]
+                for c in range(count):
+                    store(row, c, load_scalar(column, c * stride))
+                for c in range(count, block):
+                    store(row, c, one - one)
 
 
 def pack(w: np.ndarray, how: Packing, address: int, counter: int) -> None:

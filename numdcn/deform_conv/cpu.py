@@ -1,7 +1,11 @@
-"""Deformable convolution on NumPy arrays: forward.
+"""Deformable convolution on NumPy arrays: forward and backward.
 
-Stages: x is copied to channels-last with a rim of zeros; then, tile by tile of output pixels and chunk by chunk of
-columns, plan (cells and weights), sample, multiply by the packed weights; the sums are turned into y.
+Forward: x is copied to channels-last with a rim of zeros; then, tile by tile of output pixels and chunk by chunk of
+columns: plan (cells and weights), sample, multiply by the packed weights; the sums are turned into y.
+
+Backward, for a block of input channels, tile by tile and tap by tap: the gradient of the tap's columns is a product of
+grad_y and the weights; in one sweep over the pixels it is added to the image's gradient, yields the gradients of
+offsets and mask, and is replaced by the columns themselves, whose product with grad_y is the gradient of the weights.
 """
 
 from __future__ import annotations
@@ -14,20 +18,23 @@ from numdcn._host.arrays import Place, place
 from numdcn._host.scratch import scratch
 from numdcn._host.threads import plan_threads, run
 from numdcn._host.weights import PreparedWeights
-from numdcn._kernels.gemm_cpu import multiply_rows
-from numdcn._kernels.jit_cpu import block, helper, kernel
-from numdcn._kernels.layout_cpu import BLOCK, clear_rim, to_channels_last
-from numdcn._kernels.sample_cpu import (
-    PADDING,
-    place_tile,
-    plan_tap,
-    read_plane,
-    sample_tap,
-    tile_at,
+from numdcn._kernels.gemm_cpu import ROWS
+from numdcn._kernels.jit_cpu import helper, kernel
+from numdcn._kernels.layout_cpu import BLOCK, clear_rim, fill, from_channels_last, to_channels_last
+from numdcn._kernels.sample_cpu import PADDING, TileGradients, place_tile, plan_tap, sample_tap, sample_tap_backward, tile_at, write_plane
+from numdcn._kernels.simd_cpu import at, full, load, load_scalar, next_task, pointer, store, width
+from numdcn._kernels.weights_cpu import Blocks, pack, pack_blocks, packing
+from numdcn.deform_conv.columns_cpu import (
+    chunk_at,
+    columns_gradient,
+    multiply_chunk,
+    pack_gradient,
+    read_tap,
+    sample_chunk,
+    weights_gradient,
+    write_tile,
 )
-from numdcn._kernels.simd_cpu import at, fma, full, load, load_scalar, next_task, pointer, store, transpose, width
-from numdcn._kernels.weights_cpu import pack
-from numdcn.deform_conv.cut import forward_cut
+from numdcn.deform_conv.cut import backward_cut, forward_cut
 from numdcn.deform_conv.problem import Problem
 
 
@@ -60,137 +67,6 @@ def pack_images(one, p, image_size, x, images, slots, slot_bytes, counter, slot)
         clear_rim(image, first, last, p.in_size, p.in_channels, one - one)
         source = at(pointer(x.address, one), n * x.strides[0])
         to_channels_last(source, x.strides[1:], first, last, p.in_size, p.in_channels, image, buffer)
-
-
-@helper
-def sample_chunk(one, p, a, n, tile, runs, pixels, image, chunk, chunks, columns):  # type: ignore[no-untyped-def]
-    """Sample one chunk of a tile's columns."""
-    group, group_end, tap_first, tap_end, channel_first, channel_end = chunk
-    depth = channel_end - channel_first
-    first = group * chunks.channels + channel_first
-    end = (group_end - 1) * chunks.channels + channel_end
-    per_offset_group = p.in_channels // p.offset_groups
-    below = (p.in_size[1] + 1) * p.in_channels
-    for tap in range(tap_first, tap_end):
-        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-        for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
-            read_tap(one, p, a, n, g * p.taps + tap, tile, runs)
-            plan_tap(tile, pixels, shift, p.in_size, p.in_channels)
-            c, c_end = max(first, g * per_offset_group), min(end, (g + 1) * per_offset_group)
-            while c < c_end:  # stretches of one convolution group
-                c_group = c // chunks.channels
-                stop = min(c_end, (c_group + 1) * chunks.channels)
-                k = ((c_group - group) * (tap_end - tap_first) + tap - tap_first) * depth
-                k += c - c_group * chunks.channels - channel_first
-                sample_tap(at(image, c), tile, pixels, stop - c, p.in_channels, below, at(columns, k), chunks.pitch)
-                c = stop
-
-
-@block
-def read_tap(one, p, a, n, channel, tile, runs):  # type: ignore[no-untyped-def]
-    """Read the offsets, and the mask if there is one, of a tap of an offset group, for the pixels of a tile."""
-    strides = a.offsets.strides
-    plane = at(pointer(a.offsets.address, one), n * strides[0] + 2 * channel * strides[1])
-    read_plane(plane, strides[2:], 2 * strides[1], tile, runs, tile.offset_y)
-    read_plane(at(plane, strides[1]), strides[2:], 2 * strides[1], tile, runs, tile.offset_x)
-    if p.masked:
-        strides = a.mask.strides
-        plane = at(pointer(a.mask.address, one), n * strides[0] + channel * strides[1])
-        read_plane(plane, strides[2:], strides[1], tile, runs, tile.scale)
-
-
-@block
-def multiply_depthwise(columns, pixels, pitch, weights, taps, depth, weights_pitch, sums, sums_pitch, first):  # type: ignore[no-untyped-def]
-    """sums[p, c] = or += sum over the taps of columns[p, tap * depth + c] * weights[tap, c]."""
-    step = width(load_scalar(sums, 0))
-    for p in range(pixels):
-        row, total = at(columns, p * pitch), at(sums, p * sums_pitch)
-        for c in range(0, depth // step * step, step):
-            value = load(row, c) * load(weights, c) if first else fma(load(row, c), load(weights, c), load(total, c))
-            for tap in range(1, taps):
-                value = fma(load(row, tap * depth + c), load(weights, tap * weights_pitch + c), value)
-            store(total, c, value)
-        for c in range(depth // step * step, depth):
-            x, w = load_scalar(row, c), load_scalar(weights, c)
-            scalar = x * w if first else fma(x, w, load_scalar(total, c))
-            for tap in range(1, taps):
-                scalar = fma(load_scalar(row, tap * depth + c), load_scalar(weights, tap * weights_pitch + c), scalar)
-            store(total, c, scalar)
-
-
-@block
-def write_tile(one, a, n, first, count, tile, runs, pixels, sums, pitch, buffer, biased):  # type: ignore[no-untyped-def]
-    """y[n, first : first + count] at the pixels of a tile = bias + sums, which hold a row a pixel; buffer: see `cut`."""
-    step, strides = width(one), a.y.strides
-    line_pitch = (pixels + step - 1) // step * step
-    lines = at(buffer, step * step)
-    for o in range(0, count, step):
-        for p in range(0, pixels, step):
-            transpose(at(sums, p * pitch + o), pitch, buffer)
-            for i in range(step):
-                store(lines, i * line_pitch + p, load(buffer, i * step))
-        for i in range(min(step, count - o)):
-            channel = first + o + i
-            bias = load_scalar(pointer(a.bias.address, one), channel * a.bias.strides[0]) if biased else one - one
-            line = at(lines, i * line_pitch)
-            for p in range(0, line_pitch if biased else 0, step):
-                store(line, p, load(line, p) + full(bias))
-            plane = at(pointer(a.y.address, one), n * strides[0] + channel * strides[1])
-            write_plane(plane, strides[2:], tile, runs, line)
-
-
-@block
-def write_plane(plane, strides, tile, runs, source):  # type: ignore[no-untyped-def]
-    """Copy source, in the order of a tile, to the tile's pixels of an (out_h, out_w) plane."""
-    step = width(load_scalar(source, 0))
-    for run_ in range(runs):
-        first, y = load_scalar(tile.runs, 4 * run_), load_scalar(tile.runs, 4 * run_ + 1)
-        x, count = load_scalar(tile.runs, 4 * run_ + 2), load_scalar(tile.runs, 4 * run_ + 3)
-        target, done = at(plane, y * strides[0] + x * strides[1]), 0
-        if strides[1] == 1:
-            while done + step <= count:
-                store(target, done, load(source, first + done))
-                done += step
-        for i in range(done, count):
-            store(target, i * strides[1], load_scalar(source, first + i))
-
-
-@helper
-def chunk_at(chunks, number):  # type: ignore[no-untyped-def]
-    """Chunk `number` of all blocks: its ranges of groups, taps and channels."""
-    parts = (chunks.channels + chunks.channel_step - 1) // chunks.channel_step
-    tap_parts = (chunks.taps + chunks.tap_step - 1) // chunks.tap_step
-    channel, tap = number % parts * chunks.channel_step, number // parts % tap_parts * chunks.tap_step
-    group = number // (parts * tap_parts) * chunks.group_step
-    return (
-        group, min(group + chunks.group_step, chunks.groups),
-        tap, min(tap + chunks.tap_step, chunks.taps),
-        channel, min(channel + chunks.channel_step, chunks.channels),
-    )  # fmt: skip
-
-
-@helper
-def multiply_chunk(one, p, cut, weights, chunk, columns, pixels, sums, panel, panels):  # type: ignore[no-untyped-def]
-    """Multiply a chunk of columns by its weights, for `panels` panels of outputs from `panel` on."""
-    group, group_end, tap, tap_end, channel, channel_end = chunk
-    chunks, packed = cut.chunks, cut.weights
-    depth = (tap_end - tap) * (channel_end - channel)
-    if cut.depthwise:
-        w = at(weights, tap * p.in_channels + channel)
-        multiply_depthwise(
-            columns, pixels, chunks.pitch, w, tap_end - tap, channel_end - channel, p.in_channels,
-            at(sums, channel), cut.sums_pitch, tap == 0,
-        )  # fmt: skip
-        return
-    panel_size = chunks.taps * chunks.channels * packed.panel
-    for g in range(group, group_end):
-        w = at(weights, (g * packed.panels + panel) * panel_size)
-        w = at(w, (tap * chunks.channels + channel) * packed.panel)
-        multiply_rows(
-            at(columns, (g - group) * depth), pixels, chunks.pitch, w, depth, packed.panel, panels, panel_size,
-            depth * packed.panel, at(sums, (g - group) * cut.rows * cut.sums_pitch), cut.sums_pitch,
-            (tap == 0) & (channel == 0),
-        )  # fmt: skip
 
 
 @kernel
@@ -255,3 +131,255 @@ def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
         )
         per_block = cut.chunks.per_block
         run(lambda counter, slot: forward_tiles(one, p, cut, per_block, a, counter, slot), threads)
+
+
+class BackwardArrays(NamedTuple):
+    """Where everything lies. Gradients that are not wanted lie nowhere, at address 0."""
+
+    grad_y: Place
+    offsets: Place
+    mask: Place
+    grad_x: Place
+    grad_offsets: Place  # with an axis before the batch: partial sums
+    grad_mask: Place  # likewise
+    grad_w: Place
+    images: int  # addresses: rimmed images,
+    grad_images: int  # their gradients,
+    weights: int  # weights packed in blocks,
+    sums: int  # partial sums of their gradient,
+    bounds: int  # first channels of the blocks,
+    firsts: int  # first and last blocks of the offset groups,
+    slots: int  # scratch of the threads
+
+
+@helper
+def sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns, grads):  # type: ignore[no-untyped-def]
+    """Turn the gradient of a tap's columns, for the channels of a block, into the columns; add to the other gradients."""
+    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+    per_offset_group, below = p.in_channels // p.offset_groups, (p.in_size[1] + 1) * p.in_channels
+    image = at(pointer(a.images, one), n * cut.image_size)
+    grad_image = at(pointer(a.grad_images, one), n * cut.image_size)
+    firsts = pointer(a.firsts, np.int64(0))
+    for g in range(first // per_offset_group, (first + count - 1) // per_offset_group + 1):
+        channel, part = g * p.taps + tap, number - load_scalar(firsts, 2 * g)
+        read_tap(one, p, a, n, channel, tile, runs)
+        plan_tap(tile, pixels, shift, p.in_size, p.in_channels)
+        c, c_end = max(first, g * per_offset_group), min(first + count, (g + 1) * per_offset_group)
+        target = at(columns, c - first)
+        if not a.weights:
+            sample_tap(at(image, c), tile, pixels, c_end - c, p.in_channels, below, target, cut.block)
+            continue
+        sample_tap_backward(
+            at(image, c), at(grad_image, c), a.grad_images != 0, tile, pixels, c_end - c, p.in_channels, below,
+            target, cut.block, grads,
+        )  # fmt: skip
+        if a.grad_offsets.address:
+            strides = a.grad_offsets.strides
+            plane = at(pointer(a.grad_offsets.address, one), part * strides[0] + n * strides[1] + 2 * channel * strides[2])
+            write_plane(plane, strides[3:], tile, runs, grads.offset_y)
+            write_plane(at(plane, strides[2]), strides[3:], tile, runs, grads.offset_x)
+        if a.grad_mask.address:
+            strides = a.grad_mask.strides
+            plane = at(pointer(a.grad_mask.address, one), part * strides[0] + n * strides[1] + channel * strides[2])
+            write_plane(plane, strides[3:], tile, runs, grads.scale)
+
+
+@kernel
+def backward_blocks(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+    """The gradients, block by block. A task is a block of channels for a band of images."""
+    base = a.slots + slot * cut.slot_bytes
+    tile = tile_at(base, cut.tile_pixels, one)
+    line = cut.tile_pixels + PADDING
+    lines = pointer(base + cut.tile_bytes, one)
+    grads = TileGradients(at(lines, 16 * line), at(lines, 17 * line), at(lines, 18 * line))
+    buffer = at(lines, 19 * line)
+    packed = at(buffer, 256)
+    panels = at(packed, cut.rows // ROWS * cut.packed_pitch)
+    columns = at(panels, cut.panels * cut.rows * cut.panel)
+    bounds, per_group = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups
+    for i in range(line):
+        store(tile.scale, i, one)
+    while True:
+        task = next_task(counter)
+        if task >= cut.blocks * cut.image_bands:
+            return
+        number, image_band = task % cut.blocks, task // cut.blocks
+        first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
+        output, outputs = (first, count) if cut.depthwise else (first // per_group * cut.outputs, cut.outputs)
+        weights, sums = at(pointer(a.weights, one), number * cut.weights_size), at(pointer(a.sums, one), task * cut.sums_size)
+        if a.sums:
+            fill(sums, 0, cut.sums_size, one - one)
+        for n in range(image_band * cut.band_images, min((image_band + 1) * cut.band_images, p.batch)):
+            for tile_number in range(cut.tiles):
+                runs, pixels = place_tile(tile, cut, tile_number, p.out_size, p.stride, p.before)
+                pack_gradient(one, a.grad_y, n, output, outputs, cut, tile, runs, pixels, lines, packed, panels, buffer)
+                for tap in range(p.taps):
+                    if a.weights:
+                        w = at(weights, tap * (cut.weights_size // p.taps))
+                        columns_gradient(one, cut, w, packed, panels, pixels, count, columns)
+                    sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns, grads)
+                    if a.sums:
+                        total = at(sums, tap * (cut.sums_size // p.taps))
+                        weights_gradient(one, cut, panels, pixels, count, columns, total)
+
+
+@kernel
+def unpack_images(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+    """Copy the gradients of the rimmed images to grad_x. A task is a block of pixels of an image."""
+    buffer = pointer(a.slots + slot * cut.slot_bytes, one)
+    pixels = p.in_size[0] * p.in_size[1]
+    blocks = (pixels + BLOCK - 1) // BLOCK
+    while True:
+        task = next_task(counter)
+        if task >= p.batch * blocks:
+            return
+        n, first = task // blocks, task % blocks * BLOCK
+        image = at(pointer(a.grad_images, one), n * cut.image_size)
+        target = at(pointer(a.grad_x.address, one), n * a.grad_x.strides[0])
+        from_channels_last(
+            image, first, min(first + BLOCK, pixels), p.in_size, p.in_channels, target, a.grad_x.strides[1:], buffer
+        )
+
+
+@kernel
+def sum_parts(one, p, firsts, channels, partial, target, counter):  # type: ignore[no-untyped-def]
+    """target (n, channel, h, w) = the sum of its parts. A task is a plane; `channels` are those of an offset group."""
+    source, blocks = pointer(partial.address, one), pointer(firsts, np.int64(0))
+    while True:
+        task = next_task(counter)
+        if task >= p.batch * channels * p.offset_groups:
+            return
+        n, channel = task // (channels * p.offset_groups), task % (channels * p.offset_groups)
+        parts = load_scalar(blocks, channel // channels * 2 + 1) - load_scalar(blocks, channel // channels * 2)
+        plane = at(source, n * partial.strides[1] + channel * partial.strides[2])
+        out = at(pointer(target.address, one), n * target.strides[0] + channel * target.strides[1])
+        for y in range(p.out_size[0]):
+            for x in range(p.out_size[1]):
+                spot = y * p.out_size[1] + x
+                total = load_scalar(plane, spot)
+                for part in range(1, parts):
+                    total += load_scalar(plane, part * partial.strides[0] + spot)
+                store(out, y * target.strides[2] + x * target.strides[3], total)
+
+
+@kernel
+def finish_weights(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+    """grad_w = the sums of the image bands. A task is a block of channels."""
+    buffer = pointer(a.slots + slot * cut.slot_bytes, one)
+    bounds, per_group, step = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, width(one)
+    strides = a.grad_w.strides
+    while True:
+        number = next_task(counter)
+        if number >= cut.blocks:
+            return
+        first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
+        group = first if cut.depthwise else first // per_group
+        outputs = 1 if cut.depthwise else cut.outputs
+        grad_w = at(pointer(a.grad_w.address, one), group * outputs * strides[0] + first % per_group * strides[1])
+        for o in range(0, outputs, step):
+            for c in range(count):
+                for tap in range(p.taps):
+                    row = (tap * cut.block + c) * cut.sums_pitch + o
+                    if cut.depthwise:
+                        row = tap * cut.block + c
+                    spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
+                    spot += c * (strides[0] if cut.depthwise else strides[1])
+                    total = full(one - one)
+                    for image_band in range(cut.image_bands):
+                        partial = at(pointer(a.sums, one), (image_band * cut.blocks + number) * cut.sums_size)
+                        total = load(partial, row) if image_band == 0 else total + load(partial, row)
+                    store(buffer, 0, total)
+                    for i in range(min(step, outputs - o)):
+                        store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))
+
+
+@kernel
+def clear(one, address, size, counter):  # type: ignore[no-untyped-def]
+    """Zero `size` elements. A task is a stretch of them."""
+    stretch = 1 << 16
+    while True:
+        task = next_task(counter)
+        if task * stretch >= size:
+            return
+        fill(pointer(address, one), task * stretch, min(stretch, size - task * stretch), one - one)
+
+
+def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+    """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
+    if "bias" in grads:
+        np.sum(grad_y, axis=(0, 2, 3), out=grads["bias"])
+    if not grads.keys() - {"bias"}:
+        return
+    if p.batch == 0:
+        for grad in grads.values():
+            grad[...] = 0
+        return
+    x, w = arrays["x"], arrays["w"]
+    dtype = x.dtype
+    one, (cut, bounds, firsts) = dtype.type(1), backward_cut(p, dtype)
+    tasks, size = cut.blocks * cut.image_bands, dtype.itemsize
+    taps_work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * cut.outputs
+    threads = plan_threads(max(tasks, 2), 3 * taps_work * (1 if cut.depthwise else p.in_channels))
+    images_size = p.batch * cut.image_size
+    through = bool(grads.keys() & {"x", "offsets", "mask"})  # whether the gradient of the columns is needed
+    plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if cut.parts > 1 else 0
+    sizes = (
+        images_size,
+        images_size if "x" in grads else 0,
+        cut.blocks * cut.weights_size if through else 0,
+        tasks * cut.sums_size + 64 if "w" in grads else 0,
+        2 * cut.parts * plane if "offsets" in grads else 0,
+        cut.parts * plane if "mask" in grads else 0,
+    )
+    with scratch(*(n * size for n in sizes), threads * cut.slot_bytes) as memory:
+        images, grad_images, weights, sums, offset_parts, mask_parts, slots = memory
+        a = BackwardArrays(
+            place(grad_y), place(arrays["offsets"]), place(arrays["mask"]), place(grads.get("x")),
+            _parts(grads.get("offsets"), offset_parts, plane), _parts(grads.get("mask"), mask_parts, plane),
+            place(grads.get("w")), images, grad_images if "x" in grads else 0, weights if through else 0,
+            sums if "w" in grads else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
+        )  # fmt: skip
+        x_place = place(x)
+        blocks = p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
+        run(
+            lambda counter, slot: pack_images(one, p, cut.image_size, x_place, images, slots, cut.slot_bytes, counter, slot),
+            min(threads, blocks),
+        )
+        if "x" in grads:
+            run(lambda counter, slot: clear(one, grad_images, images_size, counter), threads)
+        if through:
+            plain = w.array if isinstance(w, PreparedWeights) else w
+            how = packing(plain.shape, p.groups, dtype)
+            limits = Blocks(bounds.ctypes.data, cut.blocks, cut.depthwise)
+            w_place = place(plain)
+            run(
+                lambda counter, slot: pack_blocks(
+                    one, how, limits, cut.block, p.kernel, w_place.address, w_place.strides, weights, counter
+                ),
+                min(threads, cut.blocks),
+            )
+        run(lambda counter, slot: backward_blocks(one, p, cut, a, counter, slot), min(threads, tasks))
+        if "x" in grads:
+            run(lambda counter, slot: unpack_images(one, p, cut, a, counter, slot), min(threads, blocks))
+        if "w" in grads:
+            run(lambda counter, slot: finish_weights(one, p, cut, a, counter, slot), min(threads, cut.blocks))
+        if plane:
+            for name, source, channels in (("offsets", a.grad_offsets, 2 * p.taps), ("mask", a.grad_mask, p.taps)):
+                if name in grads:
+                    target = place(grads[name])
+                    run(
+                        lambda counter, slot: sum_parts(one, p, firsts.ctypes.data, channels, source, target, counter),
+                        threads,
+                    )
+
+
+def _parts(grad: np.ndarray | None, address: int, plane: int) -> Place:
+    """Where the parts of a gradient of offsets or mask lie: in the gradient itself, if there is one part."""
+    if grad is None:
+        return Place(0, (0,) * 5)
+    if not plane:
+        whole = place(grad)
+        return Place(whole.address, (0, *whole.strides))
+    _, channels, height, width_ = grad.shape
+    image = channels * height * width_
+    return Place(address, (grad.shape[0] * image, image, height * width_, width_, 1))

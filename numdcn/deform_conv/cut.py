@@ -10,6 +10,7 @@ Backward. A task owns a block of input channels for a band of images, so nothing
 
 from __future__ import annotations
 
+import bisect
 import functools
 from typing import NamedTuple
 
@@ -114,3 +115,87 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
         *tiles, chunks, weights, int(depthwise), rows, pitch, parts, panel_step, image_size(p),
         _page(plan + elements * dtype.itemsize + 128), plan,
     )  # fmt: skip
+
+
+class BackwardCut(NamedTuple):
+    """The backward's tiles, blocks of channels, bands of images and scratch."""
+
+    band: int
+    tile_columns: int
+    tile_pixels: int
+    tiles: int
+    depthwise: int
+    outputs: int  # of a group, or of a block of a depthwise convolution
+    panel: int
+    panels: int
+    block: int  # elements of a pixel's row of columns
+    blocks: int
+    image_bands: int  # each has partial sums of the weights' gradient
+    band_images: int
+    parts: int  # partial sums of the offsets' and the mask's gradients
+    rows: int
+    packed_pitch: int  # elements of ROWS pixels of grad_y
+    sums_pitch: int  # elements of a row of the weights' gradient
+    sums_size: int  # elements of a block's weights' gradient
+    weights_size: int  # elements of a block's packed weights
+    image_size: int
+    slot_bytes: int
+    tile_bytes: int
+
+
+def block_bounds(p: Problem, depthwise: bool, block: int) -> list[int]:
+    """First channels of the blocks, and the end. A block lies in one convolution group, and in one offset group or
+    takes whole ones (or what of one lies in its convolution group)."""
+    group = p.in_channels if depthwise else p.in_channels // p.groups
+    offset_group = p.in_channels // p.offset_groups
+    bounds = [0]
+    while bounds[-1] < p.in_channels:
+        first = bounds[-1]
+        group_end = (first // group + 1) * group
+        stretch = min((first // offset_group + 1) * offset_group, group_end) - first  # to the offset group's end
+        if stretch <= block:
+            end = first + stretch
+            while end < group_end and min(end + offset_group, group_end) - first <= block:
+                end = min(end + offset_group, group_end)
+        else:
+            even = -(-stretch // -(-stretch // block))
+            end = first + min(-(-even // 16) * 16, block)
+        bounds.append(end)
+    return bounds
+
+
+def first_blocks(p: Problem, bounds: list[int]) -> list[int]:
+    """For each offset group the first block that has channels of it, and one past the last."""
+    size, found = p.in_channels // p.offset_groups, []
+    for g in range(p.offset_groups):
+        found.append(bisect.bisect_right(bounds, g * size) - 1)
+        found.append(bisect.bisect_left(bounds, (g + 1) * size))
+    return found
+
+
+@functools.lru_cache(256)
+def backward_cut(p: Problem, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, np.ndarray]:
+    """The backward's cut, the bounds of its blocks, and the first and last blocks of the offset groups."""
+    size = dtype.itemsize
+    shape = (p.out_channels, p.in_channels // p.groups, *p.kernel)
+    depthwise, weights, block = is_depthwise(p.groups, shape), packing(shape, p.groups, dtype), block_size(size)
+    bounds = block_bounds(p, depthwise, block)
+    firsts = first_blocks(p, bounds)
+    parts = max(last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True))
+    tiles = tiling(p.out_size, TILE_PIXELS, _band(p))
+    blocks, rows = len(bounds) - 1, -(-TILE_PIXELS // ROWS) * ROWS + ROWS
+    outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
+    sums_pitch = block if depthwise else panel * panels
+    sums_size = p.taps * (block if depthwise else block * sums_pitch)
+    bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
+    band_images = -(-p.batch // bands)
+    pitch = ROWS * outputs + 16
+    line = tiles.tile_pixels + PADDING
+    elements = (16 + 3) * line + 256 + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
+    plan = -(-tile_bytes(tiles.tile_pixels, size) // 64) * 64
+    cut = BackwardCut(
+        *tiles, int(depthwise), outputs, panel, panels, block, blocks, -(-p.batch // max(1, band_images)), band_images,
+        parts, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
+        _page(plan + elements * size + 256), plan,
+    )  # fmt: skip
+    return cut, np.array(bounds, np.int64), np.array(firsts, np.int64)

@@ -1,0 +1,1 @@
+"""The benchmark of numdcn: `python benchmarks/run.py`."""

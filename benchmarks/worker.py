@@ -1,0 +1,269 @@
+"""One contender in a process of its own, driven by JSON lines: `Worker` is the parent's end, `serve` the child's."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from benchmarks.deform_conv import Case, Inputs
+
+ROOT = Path(__file__).resolve().parent.parent
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMDCN_NUM_THREADS")
+PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # of the root mean square of the result
+SET_BYTES = 256 << 20  # two sets of inputs are rotated where both fit
+SLOW = 6.0  # seconds after which a turn ends whatever it lacks
+
+
+class WorkerFailed(Exception):
+    """The process of a contender died or did not answer."""
+
+
+def available_cpus() -> list[int]:
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+class Worker:
+    """The parent's end: starts the process, asks, reads the answer."""
+
+    def __init__(self, contender: str, threads: int, spin: bool = False, env: dict[str, str] | None = None) -> None:
+        self.contender, self.threads = contender, threads
+        variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if spin else PASSIVE) | (env or {})
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", contender, str(threads), str(int(spin))],
+            cwd=ROOT,
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            encoding="utf-8",
+        )
+        self.stdin = cast("IO[str]", self.process.stdin)
+        self.answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self) -> None:
+        for line in cast("IO[str]", self.process.stdout):
+            self.answers.put(line)
+        self.answers.put("")
+
+    def ask(self, do: str, limit: float = 900, **what: Any) -> dict[str, Any]:
+        """One request and its answer; WorkerFailed with the process's last words if none comes."""
+        try:
+            self.stdin.write(json.dumps({"do": do, **what}) + "\n")
+            self.stdin.flush()
+            line = self.answers.get(timeout=limit)
+        except (OSError, ValueError):
+            line = ""
+        except queue.Empty:
+            self.process.kill()
+            raise WorkerFailed(f"no answer within {limit:.0f} s") from None
+        if not line:
+            raise WorkerFailed(self.last_words())
+        return json.loads(line)
+
+    def last_words(self) -> str:
+        code = self.process.wait()
+        self.log.seek(0)
+        lines = [line.strip() for line in self.log.read().splitlines() if line.strip()]
+        return f"process ended with {code}" + (f": {lines[-1]}" if lines else "")
+
+    def close(self) -> None:
+        try:
+            self.stdin.close()
+            self.process.wait(timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+
+class Served:
+    """The child's end: holds the contender and answers requests, one method each."""
+
+    def __init__(self, name: str, threads: int, spin: bool) -> None:
+        from benchmarks import contenders, deform_conv
+
+        self.operator, self.unsupported = deform_conv, contenders.Unsupported
+        self.kind = contenders.contender_class(name)
+        start = time.perf_counter()
+        self.contender = self.kind(threads, spin)
+        self.import_seconds = time.perf_counter() - start
+        self.case: Case = deform_conv.CASES["S8"]
+        self.weights: np.ndarray
+
+    def hello(self) -> dict[str, Any]:
+        return {"version": self.kind.version(), "import_seconds": self.import_seconds}
+
+    def load(self, case: str) -> dict[str, Any]:
+        """Makes the layer; answers what is not supported."""
+        self.load_case(self.operator.CASES[case])
+        return {}
+
+    def load_case(self, case: Case) -> None:
+        self.case = case
+        self.weights = self.operator.make_weights(case, self.kind.dtype)
+        self.contender.load(case, self.weights)
+
+    def inputs(self, seed: int, direction: str) -> Inputs:
+        return self.operator.make_inputs(self.case, seed, self.kind.dtype, direction == "backward")
+
+    def verify(self, direction: str) -> dict[str, Any]:
+        """Relative errors of a result against the float64 reference."""
+        import numpy as np
+
+        if direction not in self.kind.directions:
+            raise self.unsupported(f"no {direction}")
+        inputs, case = self.inputs(0, direction), self.case
+        got = self.call(direction)(self.contender.convert(inputs))
+        if self.kind.plain:  # a plain convolution is one with offsets of zero
+            case = case._replace(mask=False, offset_groups=1)
+            inputs = inputs._replace(offsets=np.zeros(case.shapes["offsets"], np.float32), mask=None)
+        if direction == "forward":
+            errors = {"y": self.operator.forward_error(case, inputs, self.weights, self.contender.result(got))}
+        else:
+            names = ("x", "w") if self.kind.plain else case.differentiable
+            grads = self.contender.gradients(got)
+            errors = self.operator.backward_errors(case, inputs, self.weights, grads, names)
+        name, worst = max(errors.items(), key=lambda item: item[1])
+        return {"errors": errors, "worst": f"error {worst:.2g} in {name}", "right": worst <= TOLERANCE[self.kind.dtype]}
+
+    def call(self, direction: str) -> Callable[[Any], Any]:
+        return self.contender.forward if direction == "forward" else self.contender.backward
+
+    def time(self, direction: str, seed: int, seconds: float, fewest: int, most: int) -> dict[str, Any]:
+        """Times of runs in seconds: at least `fewest` and `seconds` in all, at most `most`; inputs rotate."""
+        first = self.inputs(seed, direction)
+        sets = [first] if first.nbytes > SET_BYTES else [first, self.inputs(seed + 1, direction)]
+        given = [self.contender.convert(inputs) for inputs in sets]
+        call, clock = self.call(direction), time.perf_counter
+        gc.collect()
+        gc.disable()
+        start, runs = clock(), 0
+        while runs < len(given) or clock() - start < min(0.05, seconds):  # warm-up, discarded
+            call(given[runs % len(given)])
+            runs += 1
+            if clock() - start > SLOW / 4:
+                break
+        times: list[float] = []
+        while len(times) < most and (len(times) < fewest or sum(times) < seconds):
+            arguments = given[len(times) % len(given)]
+            start = clock()
+            result = call(arguments)
+            times.append(clock() - start)
+            del result
+            if sum(times) > SLOW:
+                break
+        gc.enable()
+        return {"times": [float(f"{t:.4g}") for t in times]}
+
+    def first(self, case: str, directions: list[str]) -> dict[str, Any]:
+        """Seconds of the first call of each direction, the layer's loading included."""
+        self.case, seconds = self.operator.CASES[case], {}
+        inputs = self.inputs(0, "backward")
+        weights = self.operator.make_weights(self.case, self.kind.dtype)
+        for direction in directions:
+            given = inputs if direction == "backward" else inputs._replace(grad_y=None)
+            start = time.perf_counter()
+            self.contender.load(self.case, weights)
+            self.call(direction)(self.contender.convert(given))
+            seconds[direction] = time.perf_counter() - start
+        return {"seconds": seconds, "import_seconds": self.import_seconds}
+
+    def memory(self, case: str, direction: str) -> dict[str, Any]:
+        """Memory of one call in bytes: `extra` is the growth of the peak resident size less what the call returns,
+        `held` what loading the layer had taken before, less room for y.
+
+        A warm-up at a tiny shape of the same kind loads code.
+        """
+        full = self.operator.CASES[case]
+        channels = max(16, full.offset_groups)
+        groups = channels if full.groups > 1 else 1
+        tiny = full._replace(n=1, c=channels, h=9, w=9, c_out=channels, groups=groups)
+        self.load_case(tiny)
+        self.call(direction)(self.contender.convert(self.inputs(1, direction)))
+        unloaded = reset_peak()
+        self.load_case(full)
+        loaded = reset_peak()
+        inputs = self.inputs(1, direction)
+        given = self.contender.convert(inputs)
+        before = reset_peak()
+        result = self.call(direction)(given)
+        grown = status_bytes("VmHWM") - before
+        if direction == "backward":
+            returned = sum(a.nbytes for a in self.contender.gradients(result).values())
+        else:
+            returned = self.contender.result(result).nbytes
+        own = self.contender.y_bytes()
+        return {
+            "extra": grown - (0 if direction == "forward" and own else returned),
+            "held": loaded - unloaded - own,
+            "returned": returned,
+            "x": inputs.x.nbytes,
+            "inputs": inputs.nbytes,
+        }
+
+
+def status_bytes(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+def reset_peak() -> int:
+    """Forgets the peak resident size so far; returns the size now. OSError where the system has no such thing."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else freed memory is reused and not seen to grow
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+    return status_bytes("VmRSS")
+
+
+def serve(name: str, threads: int, spin: bool) -> None:
+    """Answers requests until stdin ends. Libraries that print cannot disturb: stdout is moved first."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, available_cpus()[-threads:])
+    served = Served(name, threads, spin)
+    for line in sys.stdin:
+        request = json.loads(line)
+        do = request.pop("do")
+        try:
+            answer = getattr(served, do)(**request)
+        except served.unsupported as error:
+            answer = {"unsupported": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")

@@ -1,0 +1,55 @@
+"""Fixtures: `backend` is each implementation of numdcn that this machine can run, `subject` those and the reference.
+
+A numerical test has one body. It takes `backend` when it compares with the naive reference, and `subject` when it
+compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
+A new backend is a name in BACKENDS and a function that returns a checks.Backend.
+"""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE.parent))
+
+
+import checks  # noqa: E402 - after the path
+
+BACKENDS = {"cpu": checks.cpu}
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS))
+def backend(request):
+    return BACKENDS[request.param]()
+
+
+@pytest.fixture(scope="session", params=[*BACKENDS, "naive"])
+def subject(request):
+    return {**BACKENDS, "naive": checks.reference}[request.param]()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "large: needs tens of gigabytes of memory or minutes; run with -m large")
+    if "s" not in config.option.reportchars:
+        config.option.reportchars += "s"  # no skip without its reason
+    _hypothesis_profiles()
+
+
+def pytest_report_header():
+    from numdcn import __version__, get_num_threads
+    from numdcn._kernels.jit_cpu import simd_bytes, target
+
+    return f"numdcn {__version__}: {8 * simd_bytes()}-bit vectors for {target()[1]}, {get_num_threads()} threads"
+
+
+def _hypothesis_profiles():
+    import hypothesis
+
+    examples = int(os.environ.get("NUMDCN_TEST_EXAMPLES", 60))
+    common = {"deadline": None, "max_examples": examples, "print_blob": True}
+    hypothesis.settings.register_profile("local", **common)
+    hypothesis.settings.register_profile("ci", **common, derandomize=True, database=None)
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -1,0 +1,240 @@
+"""Memory: scratch does not grow with the image, little is kept between calls, and arrays beyond 2^31 elements work.
+
+Each measurement runs in a fresh process with compiled kernels. Bounds, in bytes beyond inputs and results: one
+channels-last copy of x (its pixels padded to whole vectors, hence the factor 1.3), the packed weights, 32 MB per
+thread; for the backward also the same copies of the gradient of x and of grad_y, and the partial sums of the offset and
+mask gradients, one per block of channels.
+"""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from checks import run_python
+
+import numdcn
+
+MB = 2**20
+SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
+THREADS = 2
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+
+MEASURE = """
+import gc, json, sys
+import numpy as np
+import numdcn
+from checks import Case, cpu, make
+
+def status(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+small, big = (Case(*case) for case in json.loads(sys.argv[2]))
+direction = sys.argv[1]
+backend = cpu()
+warm = make(small, np.float32)
+getattr(warm, direction)(backend)
+problem = make(big, np.float32)
+del warm
+gc.collect()
+reset_peak()
+before = status("VmRSS")
+result = getattr(problem, direction)(backend)
+peak = status("VmHWM")
+size = sum(a.nbytes for a in (result if isinstance(result, tuple) else [result]) if a is not None)
+del result
+gc.collect()
+after = status("VmRSS")
+print(json.dumps({"extra": peak - before - size, "kept": after - before, "threads": numdcn.get_num_threads()}))
+"""
+
+
+def measure(direction, case, **environment):
+    """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it with its results deleted."""
+    channels, c_out, size, groups, offset_groups, mask = case
+    rest = [[3, 3], 1, 1, 1, groups, offset_groups, mask, True]
+    cases = [[1, channels, c_out, hw, *rest] for hw in ([6, 7], size)]
+    done = run_python(MEASURE, direction, json.dumps(cases), NUMDCN_NUM_THREADS=THREADS, **environment)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# channels, c_out, size, groups, offset_groups, mask
+LARGE_IMAGES = {
+    "plain": (64, 64, (512, 960), 1, 1, False),
+    "offset_groups": (64, 32, (300, 500), 1, 8, True),
+    "depthwise": (64, 64, (512, 700), 64, 1, False),
+}
+
+
+def copies(case, *channels):
+    return sum(4 * c * case[2][0] * case[2][1] for c in channels)
+
+
+@linux_only
+@pytest.mark.parametrize("name", LARGE_IMAGES)
+def test_forward_scratch_does_not_grow_with_the_image(name):
+    case = LARGE_IMAGES[name]
+    channels, c_out, _, groups, _, _ = case
+    weights = 4 * 9 * c_out * channels // groups
+    extra = measure("forward", case)["extra"]
+    bound = 1.3 * copies(case, channels) + 1.3 * weights + THREADS * 32 * MB + SLACK
+    assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and output, allowed {bound / MB:.0f} MB"
+
+
+@linux_only
+@pytest.mark.parametrize("name", LARGE_IMAGES)
+def test_backward_scratch_does_not_grow_with_the_image(name):
+    case = LARGE_IMAGES[name]
+    channels, c_out, size, groups, offset_groups, mask = case
+    weights = 4 * 9 * c_out * channels // groups
+    sums = 4 * 9 * (2 + mask) * offset_groups * size[0] * size[1]
+    blocks = max(1, channels // 32)
+    extra = measure("backward", case)["extra"]
+    bound = 1.3 * copies(case, channels, channels, c_out) + 2.6 * weights + blocks * sums + THREADS * 32 * MB + SLACK
+    assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and gradients, allowed {bound / MB:.0f} MB"
+
+
+@linux_only
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("limit", [None, 0, 16 * MB])
+def test_little_is_kept_between_calls(direction, limit):
+    """At most the scratch limit, by default 64 MiB, of the hundreds of megabytes that this call works with."""
+    kept = measure(direction, LARGE_IMAGES["plain"], NUMDCN_SCRATCH_LIMIT=limit)["kept"]
+    allowed = (64 * MB if limit is None else limit) + SLACK
+    assert kept <= allowed, f"{kept / MB:.0f} MB kept, allowed {allowed / MB:.0f} MB"
+
+
+@pytest.fixture
+def scratch_limit():
+    before = numdcn.get_scratch_limit()
+    yield before
+    numdcn.set_scratch_limit(before)
+
+
+def test_scratch_limit_setting(scratch_limit):
+    for limit in (0, 1, 10**6, np.int64(10**9)):
+        numdcn.set_scratch_limit(limit)
+        assert numdcn.get_scratch_limit() == limit
+
+
+@pytest.mark.parametrize("value, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError), ("1", TypeError)])
+def test_scratch_limit_errors(scratch_limit, value, error):
+    with pytest.raises(error, match="nbytes|scratch") as raised:
+        numdcn.set_scratch_limit(value)
+    assert str(value) in str(raised.value)
+    assert numdcn.get_scratch_limit() == scratch_limit
+
+
+SAY_LIMIT = "import numdcn; print('limit', numdcn.get_scratch_limit())"
+
+
+def test_scratch_limit_from_the_environment():
+    assert f"limit {64 * MB}" in run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=None).stdout
+    assert "limit 12345" in run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=12345).stdout
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "1.5"])
+def test_bad_scratch_limit_in_the_environment(value):
+    done = run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=value, check=False)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "NUMDCN_SCRATCH_LIMIT" in last and value in last and last.startswith("ValueError"), done.stderr
+
+
+def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
+    from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
+
+    problem = make(Case(2, 33, 17, (9, 8), padding=1, mask=True, bias=True), np.float32)
+    numdcn.set_scratch_limit(0)
+    y, g = problem.forward(cpu()), problem.backward(cpu())
+    numdcn.set_scratch_limit(64 * MB)
+    for _ in range(2):
+        assert_same_bits(problem.forward(cpu()), y, "y")
+        assert_same_gradients(problem.backward(cpu()), g)
+
+
+# More than 2^31 elements. One array of 8.6 GB each, and for the image its channels-last copy of the same size; pages of
+# the huge inputs that are never written stay the system's zero page, so that the tests take at most about 18 GB.
+
+
+def near(got, want):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.large
+def test_an_image_beyond_two_to_the_31():
+    """x (1, 64, 5800, 5800), read every 58 pixels; only its last 60 rows hold numbers. 8.6 GB for the copy of x."""
+    side, step, out = 5800, 58, 100
+    x = np.zeros((1, 64, side, side), np.float32)
+    assert x.size > 2**31
+    rng = np.random.default_rng(0)
+    x[0, :, -60:] = rng.normal(size=(64, 60, side))
+    w = rng.normal(size=(3, 64, 1, 1)).astype(np.float32)
+    grad_y = rng.normal(size=(1, 3, out, out)).astype(np.float32)
+    offsets = np.full((1, 2, out, out), 0.25, np.float32)
+    y = numdcn.deform_conv_forward(x, offsets, w, stride=step)
+    row = (out - 1) * step
+    cols = np.arange(out) * step
+    cell = [x[0, :, row + i][:, cols + j].astype(np.float64) for i in (0, 1) for j in (0, 1)]
+    sample = np.einsum("a,acl->cl", [9 / 16, 3 / 16, 3 / 16, 1 / 16], cell)
+    assert not y[0, :, :-1].any()
+    near(y[0, :, -1], w[:, :, 0, 0] @ sample)
+    g = numdcn.deform_conv_backward(grad_y, x, offsets, w, stride=step, wrt=("w", "offsets"))
+    near(g.w[:, :, 0, 0], grad_y[0, :, -1] @ sample.T)
+    slopes = np.array([[-0.75, -0.25, 0.75, 0.25], [-0.75, 0.75, -0.25, 0.25]])
+    column = w[:, :, 0, 0].T.astype(np.float64) @ grad_y[0, :, -1]
+    near(g.offsets[0, :, -1], np.einsum("sa,acl,cl->sl", slopes, cell, column))
+    assert not g.offsets[0, :, :-1].any()
+
+
+@pytest.mark.large
+def test_an_image_gradient_beyond_two_to_the_31():
+    """The gradient of x (1, 64, 5800, 5800), 8.6 GB, and its channels-last copy."""
+    side, step, out = 5800, 58, 100
+    x = np.zeros((1, 64, side, side), np.float32)
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 64, 1, 1)).astype(np.float32)
+    grad_y = rng.normal(size=(1, 3, out, out)).astype(np.float32)
+    offsets = np.full((1, 2, out, out), 0.5, np.float32)
+    g_x = numdcn.deform_conv_backward(grad_y, x, offsets, w, stride=step, wrt="x").x
+    column = np.einsum("oc,ol->cl", w[:, :, 0, 0], grad_y[0, :, -1]) / 4
+    for row in (-58, -57):
+        near(g_x[0, :, row, 0::step], column)
+        near(g_x[0, :, row, 1::step], column)
+    assert not g_x[0, :, -56:].any() and not g_x[0, :, -58:, 2:step].any()
+    near(g_x[0, :, 0, 0], w[:, :, 0, 0].T @ grad_y[0, :, 0, 0] / 4)
+
+
+@pytest.mark.large
+def test_an_output_beyond_two_to_the_31():
+    """y (1, 64, 5800, 5800) from one channel: 8.6 GB for y; x and offsets are small beside it."""
+    side = 5800
+    rng = np.random.default_rng(0)
+    x = np.zeros((1, 1, side, side), np.float32)
+    x[0, 0, -2:] = rng.normal(size=(2, side))
+    w = rng.normal(size=(64, 1, 1, 1)).astype(np.float32)
+    offsets = np.zeros((1, 2, side, side), np.float32)
+    y = numdcn.deform_conv_forward(x, offsets, w)
+    assert y.size > 2**31
+    near(y[0, :, -2:], w[:, 0] * x[0, 0, -2:])
+    assert not y[0, :, :-2:997].any()
+
+
+@pytest.mark.large
+def test_offsets_beyond_two_to_the_31():
+    """offsets (1, 128, 4100, 4100) of an 8x8 kernel over one channel: 8.6 GB; the last tap moves one pixel."""
+    side = 4100
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 1, side + 7, side + 7)).astype(np.float32)
+    offsets = np.zeros((1, 128, side, side), np.float32)
+    assert offsets.size > 2**31
+    offsets[0, -2:] = -1
+    w = np.zeros((1, 1, 8, 8), np.float32)
+    w[0, 0, 0, 0], w[0, 0, 7, 7] = 2, 3
+    y = numdcn.deform_conv_forward(x, offsets, w)
+    near(y[0, 0], 2 * x[0, 0, :side, :side] + 3 * x[0, 0, 6 : side + 6, 6 : side + 6])

@@ -1,0 +1,235 @@
+"""Threads: the same bits whatever their number, and calls from anywhere, at any time, do not disturb each other.
+
+Determinism is tested in this process; forks, signals, interrupts and interpreter exit each in a process of their own
+(the programs are in thread_programs.py), because a defect there would hang or kill the test run.
+"""
+
+import itertools
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from checks import NAMES, Case, assert_same_bits, assert_same_gradients, cpu, make, run_python
+
+import numdcn
+
+PROBLEMS = {
+    "plain": Case(2, 33, 40, (23, 21), padding=1, bias=True),
+    "masked": Case(1, 20, 17, (40, 41), padding=1, mask=True, bias=True),
+    "many_channels": Case(1, 300, 70, (9, 8), padding=1),
+    "many_outputs": Case(1, 16, 300, (12, 13), padding=1, bias=True),
+    "grouped": Case(2, 36, 24, (17, 16), padding=1, groups=3, offset_groups=4, mask=True),
+    "offset_groups": Case(1, 64, 32, (20, 21), padding=1, offset_groups=16, mask=True),
+    "depthwise": Case(2, 37, 74, (19, 18), padding=1, groups=37, bias=True),
+    "masked_depthwise": Case(1, 64, 64, (20, 21), padding=1, groups=64, offset_groups=8, mask=True),
+    "batch": Case(33, 3, 4, (5, 6), padding=1, mask=True, bias=True),
+    "tiny": Case(1, 2, 3, (3, 3), padding=1, bias=True),
+}
+SMALL = ("masked", "grouped", "masked_depthwise", "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = numdcn.get_num_threads()
+    yield
+    numdcn.set_num_threads(before)
+
+
+def both(problem, **more):
+    return problem.forward(cpu()), problem.backward(cpu(), **more)
+
+
+def assert_same(got, want):
+    assert_same_bits(got[0], want[0], "y")
+    assert_same_gradients(got[1], want[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_bits_do_not_depend_on_threads_or_runs(name, dtype):
+    problem = make(PROBLEMS[name], dtype)
+    numdcn.set_num_threads(1)
+    want = both(problem)
+    for threads in (1, 2, 3, 7, 2):
+        numdcn.set_num_threads(threads)
+        assert_same(both(problem), want)
+
+
+@pytest.mark.parametrize("name", [name for name, case in PROBLEMS.items() if case.batch > 1])
+def test_an_image_does_not_depend_on_the_batch(name):
+    """Neither on what the other images hold, nor on whether there are any."""
+    problem = make(PROBLEMS[name], np.float32)
+    y, g = both(problem)
+    per_image = ("x", "offsets", "mask", "grad_y")
+    for n in (0, problem.x.shape[0] - 1):
+
+        def others_spoilt(field, array, n=n):
+            if field not in per_image:
+                return array
+            return np.where(np.arange(len(array)).reshape(-1, 1, 1, 1) == n, array, np.float32(np.nan))
+
+        def alone(field, array, n=n):
+            return array[n : n + 1] if field in per_image else array
+
+        for change, at in ((others_spoilt, n), (alone, 0)):
+            y_n, g_n = both(problem.map(change))
+            assert_same_bits(y_n[at], y[n], f"y, {change.__name__}")
+            for field in {"x", "offsets", "mask"} & set(problem.given()):
+                assert_same_bits(getattr(g_n, field)[at], getattr(g, field)[n], f"{field}, {change.__name__}")
+
+
+@pytest.mark.parametrize("name", ["masked", "grouped", "depthwise", "many_channels", "tiny"])
+def test_a_gradient_does_not_depend_on_what_else_is_wanted(name):
+    problem = make(PROBLEMS[name]._replace(mask=True, bias=True), np.float32)
+    whole = problem.backward(cpu())
+    for count in range(1, 6):
+        for wrt in itertools.combinations(NAMES, count):
+            some = problem.backward(cpu(), wrt=wrt)
+            for field in NAMES:
+                assert (getattr(some, field) is not None) == (field in wrt)
+            assert_same_gradients(some, whole, wrt)
+    assert_same_gradients(problem.backward(cpu(), wrt="w"), whole, ["w"])
+    assert all(gradient is None for gradient in problem.backward(cpu(), wrt=()))
+
+
+def test_many_python_threads_at_once():
+    """Eight threads with different problems; every result has the bits that the problem gives alone."""
+    problems = [make(PROBLEMS[name], dtype) for name in SMALL for dtype in (np.float32, np.float64)]
+    wanted = [both(problem) for problem in problems]
+    start, failures = threading.Barrier(len(problems)), []
+
+    def work(index):
+        start.wait()
+        for turn in range(6):
+            at = (index + turn) % len(problems)
+            try:
+                assert_same(both(problems[at]), wanted[at])
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(problems))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a call hangs"
+    assert not failures, failures[0]
+
+
+def test_the_number_of_threads_changes_while_calls_run():
+    problem = make(PROBLEMS["masked"], np.float32)
+    want = both(problem)
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(both, problem) for _ in range(12)]
+        for threads in (1, 5, 2, 7, 3, 1, 4) * 3:
+            numdcn.set_num_threads(threads)
+        for call in calls:
+            assert_same(call.result(60), want)
+
+
+def test_calls_from_the_workers_of_a_pool():
+    """A call may come from a thread of any pool, of more threads than processors, also of a pool inside a pool."""
+    problem = make(PROBLEMS["grouped"], np.float32)
+    want = both(problem)
+
+    def nested(depth):
+        if depth == 0:
+            return both(problem)
+        with ThreadPoolExecutor(2) as inner:
+            return list(inner.map(nested, [depth - 1] * 2))[1]
+
+    with ThreadPoolExecutor(6) as pool:
+        for result in pool.map(nested, [0, 1, 2, 0, 1, 2]):
+            assert_same(result, want)
+
+
+def test_set_and_get_num_threads():
+    for threads in (1, 3, np.int64(2)):
+        numdcn.set_num_threads(threads)
+        assert numdcn.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "value, error",
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (2.0, TypeError), (True, TypeError), ("2", TypeError)]
+    + [(None, TypeError)],
+)
+def test_set_num_threads_errors(value, error):
+    numdcn.set_num_threads(3)
+    with pytest.raises(error, match=r"threads|\bn\b") as raised:
+        numdcn.set_num_threads(value)
+    assert str(value) in str(raised.value)
+    assert numdcn.get_num_threads() == 3
+
+
+SAY_THREADS = "import numdcn; print('threads', numdcn.get_num_threads())"
+
+
+def test_threads_from_the_environment():
+    assert "threads 3" in run_python(SAY_THREADS, NUMDCN_NUM_THREADS=3).stdout
+
+
+@pytest.mark.parametrize("value", ["zero", "0", "-2", "1.5"])
+def test_bad_threads_in_the_environment(value):
+    done = run_python(SAY_THREADS, NUMDCN_NUM_THREADS=value, check=False)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "NUMDCN_NUM_THREADS" in last and value in last and last.startswith("ValueError"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
+def test_default_threads_are_the_cpus_of_the_process():
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + SAY_THREADS
+    assert "threads 1" in run_python(one, NUMDCN_NUM_THREADS=None).stdout
+    got = int(run_python(SAY_THREADS, NUMDCN_NUM_THREADS=None).stdout.split()[1])
+    assert 1 <= got <= len(os.sched_getaffinity(0))
+
+
+def run_program(name, *arguments):
+    """One of thread_programs.py with three threads; hanging or dying is a failure."""
+    done = run_python(["-m", "thread_programs"], name, *arguments, NUMDCN_NUM_THREADS=3, timeout=150)
+    assert f"{name} is right" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("name", ["fork", "fork_of_a_fork", "fork_while_calls_run", "multiprocessing_fork"])
+def test_forked_children_work(name):
+    run_program(name)
+
+
+def test_spawned_children_work():
+    run_program("multiprocessing_spawn")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_calls_from_a_signal_handler():
+    run_program("signal_handler")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(direction):
+    run_program("interrupt", direction)
+
+
+def test_an_exception_leaves_the_pool_usable():
+    problem = make(PROBLEMS["masked"], np.float32)
+    want = both(problem)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="stride"):
+            problem._replace(params={"stride": 0}).forward(cpu())
+        assert_same(both(problem), want)
+
+
+@pytest.mark.parametrize("order", ["registered_first", "registered_last", "first_call", "in_a_daemon_thread"])
+def test_a_call_during_interpreter_exit_works_or_fails_cleanly(order):
+    done = run_python(["-m", "thread_programs"], "at_exit", order, NUMDCN_NUM_THREADS=3, timeout=60)
+    if order == "in_a_daemon_thread":
+        assert "leaving" in done.stdout
+    else:
+        assert "the call at exit was right" in done.stdout or "the call at exit raised" in done.stdout, done.stdout
+    assert "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,206 @@
+"""Programs for test_threads.py: `python -m thread_programs NAME`. Each prints "NAME is right" when all went well.
+
+They run in processes of their own because a defect in a fork, a signal handler or an interrupt hangs or kills.
+"""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
+
+CASE = Case(2, 36, 34, (24, 25), padding=1, groups=2, offset_groups=4, mask=True, bias=True)
+LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
+
+
+def both(problem):
+    return problem.forward(cpu()), problem.backward(cpu())
+
+
+def same(got, want):
+    assert_same_bits(got[0], want[0], "y")
+    assert_same_gradients(got[1], want[1])
+    return True
+
+
+def in_child(function, seconds=30):
+    """Runs function() in a forked child, which must end with exit code 0 in time."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(seconds)  # a child that hangs dies
+            code = 0 if function() else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the child ended with status {status}" + " (hangs)" * (status == signal.SIGALRM)
+    return True
+
+
+def fork():
+    problem = make(CASE, np.float32)
+    want = both(problem)  # the pool has started
+    for _ in range(3):
+        in_child(lambda: same(both(problem), want))
+        same(both(problem), want)
+
+
+def fork_of_a_fork():
+    problem = make(CASE, np.float32)
+    want = both(problem)
+
+    def child():
+        return same(both(problem), want) and in_child(lambda: same(both(problem), want))
+
+    in_child(child)
+    same(both(problem), want)
+
+
+def fork_while_calls_run():
+    """The fork comes while other threads are inside calls, so that any lock of theirs is held in the child for ever."""
+    problem = make(CASE, np.float32)
+    want = both(problem)
+    done, failures = threading.Event(), []
+
+    def work():
+        while not done.is_set():
+            try:
+                same(both(problem), want)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(15):
+            time.sleep(0.003)
+            in_child(lambda: same(both(problem), want))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[0]
+
+
+def _forward_sum(seed):
+    return both(make(CASE, np.float32, seed))
+
+
+def _in_a_pool(method):
+    wanted = [_forward_sum(seed) for seed in range(4)]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        for got, want in zip(pool.map_async(_forward_sum, range(4)).get(100), wanted, strict=True):
+            same((got[0], got[1]), want)
+
+
+def multiprocessing_fork():
+    _in_a_pool("fork")
+
+
+def multiprocessing_spawn():
+    _in_a_pool("spawn")
+
+
+def signal_handler():
+    """A timer's handler makes a call while the same thread is inside another one."""
+    outer, inner = make(LONG, np.float32), make(CASE, np.float32)
+    want_outer, want_inner = both(outer), both(inner)
+    calls = []
+
+    def handler(*_):
+        calls.append(same(both(inner), want_inner))
+        if len(calls) < 8:
+            signal.setitimer(signal.ITIMER_REAL, 0.005)
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.005)
+    until = time.monotonic() + 60
+    while len(calls) < 8:
+        same(both(outer), want_outer)
+        assert time.monotonic() < until, "the handler does not run"
+
+
+def interrupt(direction):
+    """Ctrl-C at many moments of a call: it raises, no worker writes to `out` afterwards, and the next call is right."""
+    problem = make(LONG, np.float32)
+    want = both(problem)
+    started = time.perf_counter()
+    getattr(problem, direction)(cpu())
+    duration = time.perf_counter() - started
+    gradients = type(want[1])
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    raised = 0
+    for turn in range(24):
+        out = np.zeros_like(want[0]) if direction == "forward" else gradients(*(np.zeros_like(a) for a in want[1]))
+        arrays = [out] if direction == "forward" else list(out)
+        inside = True
+        try:
+            signal.setitimer(signal.ITIMER_REAL, duration * (turn % 8 + 0.5) / 8)
+            getattr(problem, direction)(cpu(), out=out)
+            inside = False
+            time.sleep(10)  # until the interrupt, which came too late
+        except KeyboardInterrupt:
+            raised += inside
+            kept = [array.copy() for array in arrays]
+            time.sleep(0.1)
+            for array, copy in zip(arrays, kept, strict=True):
+                assert_same_bits(array, copy, "out after the interrupt")
+        same(both(problem), want)
+    assert raised >= 8, f"only {raised} interrupts came inside a call"
+
+
+def at_exit(order):
+    problem = make(CASE, np.float32)
+
+    def last_call(want=None):
+        try:
+            got = both(problem)
+        except Exception as error:
+            print("the call at exit raised", repr(error), flush=True)
+        else:
+            assert want is None or same(got, want)
+            print("the call at exit was right", flush=True)
+
+    if order == "in_a_daemon_thread":
+        long = make(LONG, np.float32)
+        both(long)
+        started = threading.Event()
+
+        def for_ever():
+            started.set()
+            while True:
+                both(long)
+
+        threading.Thread(target=for_ever, daemon=True).start()
+        started.wait()
+        time.sleep(0.05)
+        print("leaving", flush=True)
+    elif order == "first_call":
+        atexit.register(last_call)
+    elif order == "registered_first":
+        want = []
+        atexit.register(lambda: last_call(*want))  # runs after the handlers that the first call may register
+        want.append(both(problem))
+    else:
+        want = both(problem)
+        atexit.register(lambda: last_call(want))
+
+
+PROGRAMS = {
+    f.__name__: f
+    for f in (fork, fork_of_a_fork, fork_while_calls_run, multiprocessing_fork, multiprocessing_spawn)
+    + (signal_handler, interrupt, at_exit)
+}
+
+if __name__ == "__main__":
+    program, *rest = sys.argv[1:]
+    PROGRAMS[program](*rest)
+    print(program, "is right", flush=True)
