@@ -92,12 +92,13 @@ class Numdcn(Contender):
 
     def load(self, case: Case, w: np.ndarray) -> None:
         self.w = w
-        self.geometry = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
+        self.geometry: dict[str, Any] = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
 
     def forward(self, given: Inputs) -> np.ndarray:
         return self.numdcn.deform_conv_forward(given.x, given.offsets, self.w, mask=given.mask, **self.geometry)
 
     def backward(self, given: Inputs) -> Any:
+        assert given.grad_y is not None
         return self.numdcn.deform_conv_backward(
             given.grad_y, given.x, given.offsets, self.w, mask=given.mask, **self.geometry
         )

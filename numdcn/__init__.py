@@ -1,8 +1,22 @@
-"""Deformable operators for everyone who has arrays."""
+"""Deformable operators for everyone who has arrays: Numba kernels, forward and backward, on plain NumPy arrays."""
 
 from numdcn._host.scratch import get_scratch_limit, set_scratch_limit
 from numdcn._host.threads import get_num_threads, set_num_threads
 from numdcn._host.weights import PreparedWeights, prepare_weights
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
+from numdcn.warm import warmup
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DeformConvGradients",
+    "PreparedWeights",
+    "deform_conv_backward",
+    "deform_conv_forward",
+    "get_num_threads",
+    "get_scratch_limit",
+    "prepare_weights",
+    "set_num_threads",
+    "set_scratch_limit",
+    "warmup",
+]

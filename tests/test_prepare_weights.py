@@ -65,7 +65,7 @@ def test_pickle(case, protocol):
     problem.forward(cpu())  # whatever it has packed meanwhile is not pickled
     problem._replace(w=prepared).backward(cpu())
     data = pickle.dumps(prepared, protocol)
-    assert len(data) < problem.w.nbytes + 600, "more than the plain weights is pickled"
+    assert len(data) < len(pickle.dumps(problem.w, protocol)) + 200, "more than the plain weights is pickled"
     again = pickle.loads(data)
     assert isinstance(again, numdcn.PreparedWeights)
     assert (again.shape, again.dtype, again.groups) == (prepared.shape, prepared.dtype, prepared.groups)

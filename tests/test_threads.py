@@ -17,18 +17,18 @@ from checks import NAMES, Case, assert_same_bits, assert_same_gradients, cpu, ma
 import numdcn
 
 PROBLEMS = {
-    "plain": Case(2, 33, 40, (23, 21), padding=1, bias=True),
-    "masked": Case(1, 20, 17, (40, 41), padding=1, mask=True, bias=True),
-    "many_channels": Case(1, 300, 70, (9, 8), padding=1),
-    "many_outputs": Case(1, 16, 300, (12, 13), padding=1, bias=True),
-    "grouped": Case(2, 36, 24, (17, 16), padding=1, groups=3, offset_groups=4, mask=True),
-    "offset_groups": Case(1, 64, 32, (20, 21), padding=1, offset_groups=16, mask=True),
-    "depthwise": Case(2, 37, 74, (19, 18), padding=1, groups=37, bias=True),
-    "masked_depthwise": Case(1, 64, 64, (20, 21), padding=1, groups=64, offset_groups=8, mask=True),
-    "batch": Case(33, 3, 4, (5, 6), padding=1, mask=True, bias=True),
-    "tiny": Case(1, 2, 3, (3, 3), padding=1, bias=True),
+    "plain": Case(2, 33, 40, (33, 31), padding=1, bias=True),
+    "masked": Case(1, 33, 34, (61, 62), padding=1, mask=True, bias=True),
+    "many_channels": Case(1, 300, 70, (17, 18), padding=1),
+    "many_outputs": Case(1, 16, 300, (25, 26), padding=1, bias=True),
+    "grouped": Case(2, 72, 48, (41, 40), padding=1, groups=3, offset_groups=4, mask=True),
+    "offset_groups": Case(1, 64, 32, (35, 36), padding=1, offset_groups=16, mask=True),
+    "depthwise": Case(2, 37, 74, (120, 121), padding=1, groups=37, bias=True),
+    "masked_depthwise": Case(1, 64, 64, (160, 161), padding=1, groups=64, offset_groups=8, mask=True),
+    "batch": Case(33, 16, 20, (15, 16), padding=1, mask=True, bias=True),
 }
-SMALL = ("masked", "grouped", "masked_depthwise", "tiny")
+TINY = Case(3, 2, 3, (3, 3), padding=1, bias=True)  # too little work for a second thread
+SEVERAL = ("plain", "masked", "grouped", "depthwise")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +47,21 @@ def assert_same(got, want):
     assert_same_gradients(got[1], want[1])
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_problems_here_are_shared_out(name, monkeypatch):
+    """They are large enough for seven threads, forward and backward; otherwise the tests below would show nothing."""
+    from numdcn.deform_conv import cpu as kernels
+
+    asked, run = [], kernels.run
+    monkeypatch.setattr(kernels, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+    numdcn.set_num_threads(7)
+    problem = make(PROBLEMS[name], np.float32)
+    for direction in ("forward", "backward"):
+        asked.clear()
+        getattr(problem, direction)(cpu())
+        assert max(asked) == 7, direction
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_bits_do_not_depend_on_threads_or_runs(name, dtype):
@@ -58,10 +73,11 @@ def test_bits_do_not_depend_on_threads_or_runs(name, dtype):
         assert_same(both(problem), want)
 
 
-@pytest.mark.parametrize("name", [name for name, case in PROBLEMS.items() if case.batch > 1])
-def test_an_image_does_not_depend_on_the_batch(name):
+@pytest.mark.parametrize("case", [case for case in (*PROBLEMS.values(), TINY) if case.batch > 1], ids=str)
+def test_an_image_does_not_depend_on_the_batch(case):
     """Neither on what the other images hold, nor on whether there are any."""
-    problem = make(PROBLEMS[name], np.float32)
+    problem = make(case, np.float32)
+    numdcn.set_num_threads(3)
     y, g = both(problem)
     per_image = ("x", "offsets", "mask", "grad_y")
     for n in (0, problem.x.shape[0] - 1):
@@ -81,9 +97,10 @@ def test_an_image_does_not_depend_on_the_batch(name):
                 assert_same_bits(getattr(g_n, field)[at], getattr(g, field)[n], f"{field}, {change.__name__}")
 
 
-@pytest.mark.parametrize("name", ["masked", "grouped", "depthwise", "many_channels", "tiny"])
-def test_a_gradient_does_not_depend_on_what_else_is_wanted(name):
-    problem = make(PROBLEMS[name]._replace(mask=True, bias=True), np.float32)
+@pytest.mark.parametrize("case", [PROBLEMS[name] for name in (*SEVERAL, "many_channels")] + [TINY], ids=str)
+def test_a_gradient_does_not_depend_on_what_else_is_wanted(case):
+    problem = make(case._replace(mask=True, bias=True), np.float32)
+    numdcn.set_num_threads(3)
     whole = problem.backward(cpu())
     for count in range(1, 6):
         for wrt in itertools.combinations(NAMES, count):
@@ -97,7 +114,8 @@ def test_a_gradient_does_not_depend_on_what_else_is_wanted(name):
 
 def test_many_python_threads_at_once():
     """Eight threads with different problems; every result has the bits that the problem gives alone."""
-    problems = [make(PROBLEMS[name], dtype) for name in SMALL for dtype in (np.float32, np.float64)]
+    numdcn.set_num_threads(3)
+    problems = [make(PROBLEMS[name], dtype) for name in SEVERAL for dtype in (np.float32, np.float64)]
     wanted = [both(problem) for problem in problems]
     start, failures = threading.Barrier(len(problems)), []
 
@@ -133,6 +151,7 @@ def test_the_number_of_threads_changes_while_calls_run():
 
 def test_calls_from_the_workers_of_a_pool():
     """A call may come from a thread of any pool, of more threads than processors, also of a pool inside a pool."""
+    numdcn.set_num_threads(3)
     problem = make(PROBLEMS["grouped"], np.float32)
     want = both(problem)
 
@@ -214,6 +233,18 @@ def test_calls_from_a_signal_handler():
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(direction):
     run_program("interrupt", direction)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_an_interrupt_at_any_line(direction):
+    """The same, at every line of the library that a call runs through, one after the other."""
+    run_program("interrupt_at_every_line", direction)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no user signals")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_signal_handler_that_calls_at_any_line(direction):
+    run_program("signal_at_every_line", direction)
 
 
 def test_an_exception_leaves_the_pool_usable():

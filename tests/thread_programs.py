@@ -14,7 +14,7 @@ import time
 import numpy as np
 from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
 
-CASE = Case(2, 36, 34, (24, 25), padding=1, groups=2, offset_groups=4, mask=True, bias=True)
+CASE = Case(2, 36, 34, (34, 35), padding=1, groups=2, offset_groups=4, mask=True, bias=True)  # work for three threads
 LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
 
 
@@ -157,6 +157,90 @@ def interrupt(direction):
     assert raised >= 8, f"only {raised} interrupts came inside a call"
 
 
+def _at_line(number, action, function):
+    """Runs function() and, just before line `number` of the lines of numdcn that this thread runs, action().
+
+    Says whether there was such a line."""
+    count = 0
+
+    def on_line(frame, event, _):
+        nonlocal count
+        if event == "line":
+            count += 1
+            if count == number:
+                action()
+        return on_line
+
+    def on_call(frame, *_):
+        return on_line if f"{os.sep}numdcn{os.sep}" in frame.f_code.co_filename else None
+
+    sys.settrace(on_call)
+    try:
+        function()
+    finally:
+        sys.settrace(None)
+    return count >= number
+
+
+def interrupt_at_every_line(direction):
+    """KeyboardInterrupt before each line of the library, as Ctrl-C may cause it."""
+    problem = make(CASE, np.float32)
+    want = both(problem)
+    interrupted = number = 0
+    going = True
+
+    def action():
+        raise KeyboardInterrupt
+
+    while going:
+        number += 1
+        out = np.full_like(want[0], np.nan) if direction == "forward" else type(want[1])(*map(_nan_like, want[1]))
+        arrays = [out] if direction == "forward" else list(out)
+        try:
+            going = _at_line(number, action, lambda out=out: getattr(problem, direction)(cpu(), out=out))
+        except KeyboardInterrupt:
+            interrupted += 1
+            kept = [array.copy() for array in arrays]
+            time.sleep(0.01)
+            for array, copy in zip(arrays, kept, strict=True):
+                assert_same_bits(array, copy, f"out after an interrupt at line {number}")
+        if number % 10 == 0:
+            same(both(problem), want)
+    assert interrupted > 30, f"only {interrupted} lines"
+
+
+def _nan_like(array):
+    return np.full_like(array, np.nan)
+
+
+def signal_at_every_line(direction):
+    """A signal before each line of the library, whose handler makes a call: no lock may be in its way."""
+    problem, inner = make(CASE, np.float32), make(CASE, np.float32, 1)
+    want, want_inner = both(problem), both(inner)
+    calls, number, going = 0, 0, True
+
+    def handler(*_):
+        nonlocal calls
+        sys.settrace(None)
+        calls += same(both(inner), want_inner)
+
+    signal.signal(signal.SIGUSR1, handler)
+    signal.alarm(60)
+
+    def run():
+        got = getattr(problem, direction)(cpu())
+        if direction == "forward":
+            assert_same_bits(got, want[0], "y")
+        else:
+            assert_same_gradients(got, want[1])
+
+    while going:
+        number += 1
+        print("line", number, flush=True)
+        going = _at_line(number, lambda: signal.raise_signal(signal.SIGUSR1), run)
+    assert calls > 60, f"only {calls} lines"
+
+
 def at_exit(order):
     problem = make(CASE, np.float32)
 
@@ -197,7 +281,7 @@ def at_exit(order):
 PROGRAMS = {
     f.__name__: f
     for f in (fork, fork_of_a_fork, fork_while_calls_run, multiprocessing_fork, multiprocessing_spawn)
-    + (signal_handler, interrupt, at_exit)
+    + (signal_handler, signal_at_every_line, interrupt, interrupt_at_every_line, at_exit)
 }
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ class Place(NamedTuple):
     """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
 
     address: int
-    strides: tuple[int, ...]
+    strides: tuple[int, int, int, int]  # zeros where there are fewer axes
 
 
 
 
-def check_array(name: str, value: Any, ndim: int, layout: str) -> None:
-    """Raise unless `value` is a float32 or float64 array of `ndim` axes."""
+def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
+    """Raise unless `value` is a float32 or float64 array, of `ndim` axes if that is given."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array of shape {layout}")
     if value.dtype not in FLOATS:
@@ -29,7 +29,7 @@ def check_array(name: str, value: Any, ndim: int, layout: str) -> None:
         if value.dtype.newbyteorder("=") in FLOATS:
             hint = " in the machine's byte order"
         raise TypeError(f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}")
-    if value.ndim != ndim:
+    if ndim is not None and value.ndim != ndim:
         raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
 
 
@@ -41,15 +41,21 @@ def addressable(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def place(array: np.ndarray | None, ndim: int = 4) -> Place:
-    """Where an addressable array lies; strides of `ndim` zeros where there is none."""
+NOWHERE = Place(0, (0, 0, 0, 0))
+
+
+def place(array: np.ndarray | None) -> Place:
+    """Where an addressable array of at most four axes lies; nowhere, if there is none."""
     if array is None:
-        return Place(0, (0,) * ndim)
+        return NOWHERE
     size = array.itemsize
-    return Place(array.ctypes.data, tuple([s // size for s in array.strides]))
+    a, b, c, d = [s // size for s in array.strides] + [0] * (4 - array.ndim)
+    return Place(array.ctypes.data, (a, b, c, d))
 
 
 def _overlaps_itself(array: np.ndarray) -> bool:
+    if array.size == 0:
+        return False
     reach = array.itemsize
     for stride, size in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
         if stride < reach:

@@ -21,8 +21,8 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def integer(name: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`; a bool or a float is none."""
+def integer(name: str, value: Any, least: int, limit: int = 2**31) -> int:
+    """A whole number of at least `least` and below `limit`; a bool or a float is none."""
     if isinstance(value, bool):
         raise TypeError(f"`{name}` is {describe(value)}, expected an int of at least {least}")
     try:
@@ -31,8 +31,8 @@ def integer(name: str, value: Any, least: int) -> int:
         raise TypeError(f"`{name}` is {describe(value)}, expected an int of at least {least}") from None
     if number < least:
         raise ValueError(f"`{name}` is {number}, expected at least {least}")
-    if number >= 2**31:
-        raise ValueError(f"`{name}` is {number}, expected less than 2**31")
+    if number >= limit:
+        raise ValueError(f"`{name}` is {number}, expected less than {limit}")
     return number
 
 
@@ -83,5 +83,5 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
         if name not in known:
             raise ValueError(f"`wrt` holds {name!r}, expected names among {', '.join(known)}")
         if name not in present:
-            raise ValueError(f"`wrt` holds {name!r}, but no {name} was given; expected names among {', '.join(present)}")
+            raise ValueError(f"`wrt` holds {name!r}, which was not given; expected names among {', '.join(present)}")
     return frozenset(names)

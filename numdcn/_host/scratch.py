@@ -39,12 +39,9 @@ def set_scratch_limit(nbytes: int) -> None:
     Raises `TypeError` or `ValueError` unless `nbytes` is a whole number of at least 0.
     """
     global _limit
-    if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-        integer("nbytes", nbytes, 0)
-    if nbytes < 0:
-        raise ValueError(f"`nbytes` is {nbytes}, expected at least 0")
+    limit = integer("nbytes", nbytes, 0, 2**63)
     with _lock:
-        _limit = int(nbytes)
+        _limit = limit
         _trim()
 
 

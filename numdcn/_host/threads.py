@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.checks import integer
+from numdcn._kernels.parameters_cpu import parameters
 
 _MOST = 1024
 
@@ -157,6 +158,13 @@ def run(work: Callable[[int, int], None], threads: int) -> None:
         raise call.error
 
 
+def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, threads: int) -> None:
+    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements."""
+    array = parameters(values)
+    address = array.ctypes.data
+    run(lambda counter, slot: kernel(one, address, counter, slot), threads)
+
+
 def _close(call: _Call) -> None:
     """Close the call, even if interrupted meanwhile; then let the interruption go on."""
     interruption: BaseException | None = None
@@ -188,6 +196,3 @@ def plan_threads(tasks: int, work: float) -> int:
 _WORTH = 2e6  # work that pays for waking one more thread
 
 
-def settings() -> dict[str, Any]:
-    """What `python -m numdcn` prints about threads."""
-    return {"threads": _threads, "CPUs for this process": available_cpus()}

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays import addressable, check_array
+from numdcn._host.arrays import addressable, check_array, place
 from numdcn._host.checks import integer
-from numdcn._host.threads import plan_threads, run
+from numdcn._host.threads import launch, plan_threads
+from numdcn._kernels.weights_cpu import Packing, PackWeights, pack_weights, packing
 
 
 class PreparedWeights:
@@ -17,44 +18,59 @@ class PreparedWeights:
     It has the `shape` and `dtype` of the weights, and `groups`. It pickles as the plain weights.
     """
 
-    __slots__ = ("_storage", "array", "groups", "packed")
+    __slots__ = ("_array", "_groups", "_packed", "_storage")
 
     def __init__(self, array: np.ndarray, groups: int) -> None:
-        self.array = np.array(array, order="C")
-        self.array.flags.writeable = False
-        self.groups = groups
-        self._storage, self.packed = _pack(self.array, groups)  # the memory, and the aligned address in it
+        self._array = np.array(array, order="C")
+        self._array.flags.writeable = False
+        self._groups = groups
+        self._storage, self._packed = _pack(self._array, groups)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The weights as they were, read-only."""
+        return self._array
+
+    @property
+    def groups(self) -> int:
+        """The number of convolution groups."""
+        return self._groups
+
+    @property
+    def packed(self) -> int:
+        """The address of the packed weights."""
+        return self._packed
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C_out, C/groups, kh, kw)."""
-        return self.array.shape
+        return self._array.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return self.array.dtype
-
-    @property
-    def ndim(self) -> int:
-        """4."""
-        return self.array.ndim
+        return self._array.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedWeights, (self.array, self.groups)
+        return PreparedWeights, (self._array, self._groups)
 
     def __repr__(self) -> str:
         return f"PreparedWeights(shape={self.shape}, dtype={self.dtype}, groups={self.groups})"
 
 
 def _pack(array: np.ndarray, groups: int) -> tuple[np.ndarray, int]:
-    from numdcn._kernels.weights_cpu import pack, packing
-
+    """Memory with the packed weights in it, and their address."""
     how = packing(array.shape, groups, array.dtype)
-    storage = np.empty(how.size * array.itemsize + 64, np.uint8)
+    storage = np.empty((how.size + 16) * array.itemsize + 64, np.uint8)  # vectors may run over
     address = -(-storage.ctypes.data // 64) * 64
-    run(lambda counter, slot: pack(array, how, address, counter), plan_threads(how.groups * how.panels, how.size))
+    pack(array, how, address, plan_threads(how.groups * how.panels, how.size))
     return storage, address
+
+
+def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
+    """Pack an addressable array into memory at `address`."""
+    values = PackWeights(how, w.shape[3], *place(w), address)
+    launch(pack_weights, w.dtype.type(1), values, min(threads, how.groups * how.panels))
 
 
 def prepare_weights(w: np.ndarray, *, groups: int = 1) -> PreparedWeights:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -30,7 +30,7 @@ def helper(function: Callable[..., Any]) -> Any:
 
 def block(function: Callable[..., Any]) -> Any:
     """A part of a kernel, compiled by itself (which halves compile time) and called a few times a tile."""
-    return numba.njit(**_OPTIONS)(function)
+    return numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
 
 
 @functools.cache

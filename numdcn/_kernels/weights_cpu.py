@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from numdcn._kernels.gemm_cpu import panel_width
 from numdcn._kernels.jit_cpu import kernel
+from numdcn._kernels.parameters_cpu import unpack
 from numdcn._kernels.simd_cpu import at, load_scalar, next_task, pointer, store
 
 
@@ -30,11 +31,27 @@ class Packing(NamedTuple):
         return self.groups * self.panels * self.taps * self.channels * self.panel
 
 
-class Blocks(NamedTuple):
-    """Blocks of input channels, for a kernel."""
+class PackWeights(NamedTuple):
+    """Parameters of `pack_weights`."""
 
-    address: int  # of the first channel of each block, and of the end, as int64
-    count: int
+    how: Packing
+    kernel_width: int
+    w: int  # addresses
+    strides: tuple[int, int, int, int]
+    packed: int
+
+
+class PackBlocks(NamedTuple):
+    """Parameters of `pack_blocks`."""
+
+    how: Packing
+    kernel_width: int
+    w: int  # addresses
+    strides: tuple[int, int, int, int]
+    packed: int
+    bounds: int  # of the first channel of each block, and of the end, as int64
+    blocks: int
+    block: int
     depthwise: int
 
 
@@ -53,57 +70,48 @@ def packing(shape: tuple[int, ...], groups: int, dtype: np.dtype) -> Packing:
 
 
 @kernel
-def pack_weights(one, how, kernel_size, w, strides, packed, counter):  # type: ignore[no-untyped-def]
+def pack_weights(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """packed[group, panel, tap * channels + channel, output] from w (outputs, channels, kh, kw). A task is a panel."""
-    source, target = pointer(w, one), pointer(packed, one)
+    a = unpack(params, PackWeights)
+    how, strides = a.how, a.strides
+    source, target = pointer(a.w, one), pointer(a.packed, one)
     rows = how.taps * how.channels
     while True:
         task = next_task(counter)
         if task >= how.groups * how.panels:
             return
         group, first = task // how.panels, task % how.panels * how.panel
+        outputs = min(how.panel, how.outputs - first)
         for c in range(how.channels):
             for tap in range(how.taps):
-                spot = tap // kernel_size[1] * strides[2] + tap % kernel_size[1] * strides[3]
+                spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
                 row = at(target, (task * rows + tap * how.channels + c) * how.panel)
                 column = at(source, (group * how.outputs + first) * strides[0] + c * strides[1] + spot)
-                outputs = min(how.panel, how.outputs - first)
-                for o in range(outputs):
-                    store(row, o, load_scalar(column, o * strides[0]))
-                for o in range(outputs, how.panel):
-                    store(row, o, one - one)
+                for o in range(how.panel):
+                    store(row, o, load_scalar(column, o * strides[0]) if o < outputs else one - one)
 
 
 @kernel
-def pack_blocks(one, how, bounds, block, kernel_size, w, strides, packed, counter):  # type: ignore[no-untyped-def]
+def pack_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """packed[b, tap, output, channel of block b] from w, with rows of `block`, zero past the block. A task is a block.
 
-    bounds: address of the first channel of each block, and of the end. A depthwise w makes packed[b, tap, channel].
+    A depthwise w makes packed[b, tap, channel].
     """
-    source, target, limits = pointer(w, one), pointer(packed, one), pointer(bounds.address, np.int64(0))
-    depthwise = bounds.depthwise
-    outputs = 1 if depthwise else how.outputs
+    a = unpack(params, PackBlocks)
+    how, strides = a.how, a.strides
+    source, target, limits = pointer(a.w, one), pointer(a.packed, one), pointer(a.bounds, np.int64(0))
+    outputs = 1 if a.depthwise else how.outputs
     while True:
         task = next_task(counter)
-        if task >= bounds.count:
+        if task >= a.blocks:
             return
         first, count = load_scalar(limits, task), load_scalar(limits, task + 1) - load_scalar(limits, task)
+        output = first if a.depthwise else first // how.channels * how.outputs
+        channel, stride = (0, strides[0]) if a.depthwise else (first % how.channels, strides[1])
         for o in range(outputs):
             for tap in range(how.taps):
-                row = at(target, ((task * how.taps + tap) * outputs + o) * block)
-                spot = tap // kernel_size[1] * strides[2] + tap % kernel_size[1] * strides[3]
-                if depthwise:
-                    column, stride = at(source, first * strides[0] + spot), strides[0]
-                else:
-                    output = first // how.channels * how.outputs + o
-                    column, stride = at(source, output * strides[0] + first % how.channels * strides[1] + spot), strides[1]
-                for c in range(count):
-                    store(row, c, load_scalar(column, c * stride))
-                for c in range(count, block):
-                    store(row, c, one - one)
-
-
-def pack(w: np.ndarray, how: Packing, address: int, counter: int) -> None:
-    """Run `pack_weights` on an addressable array."""
-    strides: Any = tuple(s // w.itemsize for s in w.strides)
-    pack_weights(w.dtype.type(1), how, w.shape[2:], w.ctypes.data, strides, address, counter)
+                row = at(target, ((task * how.taps + tap) * outputs + o) * a.block)
+                spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
+                column = at(source, (output + o) * strides[0] + channel * strides[1] + spot)
+                for c in range(a.block):
+                    store(row, c, load_scalar(column, c * stride) if c < count else one - one)

@@ -29,7 +29,41 @@ def deform_conv_forward(
     dilation: IntPerAxis = 1,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """TODO"""
+    """Deformable convolution: each tap of the kernel looks where its offset points.
+
+    With k = ky*kw + kx the number of a tap, g the offset group of channel c, and S bilinear interpolation::
+
+        y[n,o,i,j] = bias[o] + sum over c, k of  w[o,c,ky,kx] * mask[n, g*kh*kw + k, i, j] * S(x[n,c]; py, px)
+        py = i*stride_y - padding_y + ky*dilation_y + offsets[n, (g*kh*kw + k)*2,     i, j]
+        px = j*stride_x - padding_x + kx*dilation_x + offsets[n, (g*kh*kw + k)*2 + 1, i, j]
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides.
+        offsets: displacements in pixels of x, (N, 2*offset_groups*kh*kw, Ho, Wo): for each tap y, then x.
+        w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them.
+        bias: (C_out,), or None.
+        mask: modulation (N, offset_groups*kh*kw, Ho, Wo), or None for ones (DCNv1).
+        stride, dilation: in pixels; an int, or one for each axis (y, x).
+        padding: zeros around x; an int, one for each axis, or a (before, after) pair for each axis.
+        out: an array to fill, (N, C_out, Ho, Wo), sharing memory with no input.
+
+    `groups` and `offset_groups` are read off the shapes: C over the second axis of w, and the channels of offsets over
+    2*kh*kw. Channels are dealt to both in contiguous blocks; neither has to divide the other.
+
+    Outside the image x is zero: S falls to 0 within one pixel of the border, and is exactly 0 beyond, for huge and
+    infinite offsets too. A NaN offset makes y NaN at its pixel. No pixel counts that a tap does not use.
+
+    Returns:
+        y, (N, C_out, Ho, Wo), with Ho = (H + padding before and after - dilation_y*(kh-1) - 1) // stride_y + 1. The
+        same bits for any number of threads.
+
+    Raises:
+        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a stride, dilation or
+            padding that is no int.
+        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory.
+
+    Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
+    """
     arrays = {"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask}
     p = problem(arrays, stride, padding, dilation)
     y = _room("out", out, p.out_shape, x.dtype, arrays)
@@ -41,7 +75,7 @@ def deform_conv_forward(
 
 
 class DeformConvGradients(NamedTuple):
-    """Gradients of `deform_conv_forward`'s arguments; None where not asked for, or where there is no such input."""
+    """Gradients by the names of `deform_conv_forward`'s arguments; None where not asked for or without such an input."""
 
     x: np.ndarray | None = None
     offsets: np.ndarray | None = None
@@ -64,7 +98,31 @@ def deform_conv_backward(
     wrt: str | Iterable[str] | None = None,
     out: DeformConvGradients | None = None,
 ) -> DeformConvGradients:
-    """TODO"""
+    """Gradients of `deform_conv_forward`, given the gradient of its result.
+
+    Args:
+        grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
+        x, offsets, w, bias, mask, stride, padding, dilation: as given to `deform_conv_forward`.
+        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        out: a `DeformConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
+            what is wanted but None there is allocated.
+
+    With A[c,k] = sum over o of w[o,c,k] * grad_y[o], at each output pixel: the gradient of x receives A*mask in the
+    weights of the four corners, that of an offset is mask * sum of A * (slope of S), that of the mask is the sum of
+    A * S, that of w is the sum over pixels and images of grad_y * mask * S, that of the bias the sum of grad_y.
+
+    At an integer coordinate the slope is the one to its right, also at -1 exactly. Outside the image all gradients are
+    0. A NaN offset makes NaN of the gradients of both its coordinates, of its mask and of the weights of its tap, and
+    adds nothing to that of x.
+
+    Returns:
+        A `DeformConvGradients`. The same bits for any number of threads and whatever else is asked for.
+
+    Raises:
+        TypeError, ValueError: as `deform_conv_forward`; a name in `wrt` that is unknown, or was not given.
+
+    Sources: as `deform_conv_forward`.
+    """
     arrays = {"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask}
     p = problem(arrays, stride, padding, dilation)
     check_grad_y(grad_y, p, x.dtype)
@@ -84,7 +142,8 @@ def _gradients(out: Any, wanted: frozenset[str], arrays: dict[str, Any], grad_y:
         out = DeformConvGradients()
     elif not isinstance(out, DeformConvGradients):
         raise TypeError(f"`out` is {describe(out)}, expected a DeformConvGradients")
-    inputs, grads = {"grad_y": grad_y, **arrays}, {}
+    inputs: dict[str, Any] = {"grad_y": grad_y, **arrays}
+    grads: dict[str, np.ndarray] = {}
     for name, given in zip(NAMES, (getattr(out, name) for name in NAMES), strict=True):
         if name in wanted:
             grads[name] = _room(f"out.{name}", given, arrays[name].shape, grad_y.dtype, inputs)

@@ -47,21 +47,18 @@ def read_tap(one, p, a, n, channel, tile, runs):  # type: ignore[no-untyped-def]
 
 @block
 def multiply_depthwise(columns, pixels, pitch, weights, taps, depth, weights_pitch, sums, sums_pitch, first):  # type: ignore[no-untyped-def]
-    """sums[p, c] = or += sum over the taps of columns[p, tap * depth + c] * weights[tap, c]."""
+    """sums[p, c] = or += sum over the taps of columns[p, tap * depth + c] * weights[tap, c].
+
+    The last vectors may run over `depth`: into the sums of channels that come later, or are none.
+    """
     step = width(load_scalar(sums, 0))
     for p in range(pixels):
         row, total = at(columns, p * pitch), at(sums, p * sums_pitch)
-        for c in range(0, depth // step * step, step):
+        for c in range(0, depth, step):
             value = load(row, c) * load(weights, c) if first else fma(load(row, c), load(weights, c), load(total, c))
             for tap in range(1, taps):
                 value = fma(load(row, tap * depth + c), load(weights, tap * weights_pitch + c), value)
             store(total, c, value)
-        for c in range(depth // step * step, depth):
-            x, w = load_scalar(row, c), load_scalar(weights, c)
-            scalar = x * w if first else fma(x, w, load_scalar(total, c))
-            for tap in range(1, taps):
-                scalar = fma(load_scalar(row, tap * depth + c), load_scalar(weights, tap * weights_pitch + c), scalar)
-            store(total, c, scalar)
 
 
 @block

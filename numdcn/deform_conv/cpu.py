@@ -16,14 +16,15 @@ import numpy as np
 
 from numdcn._host.arrays import Place, place
 from numdcn._host.scratch import scratch
-from numdcn._host.threads import plan_threads, run
-from numdcn._host.weights import PreparedWeights
+from numdcn._host.threads import launch, plan_threads
+from numdcn._host.weights import PreparedWeights, pack
 from numdcn._kernels.gemm_cpu import ROWS
 from numdcn._kernels.jit_cpu import helper, kernel
 from numdcn._kernels.layout_cpu import BLOCK, clear_rim, fill, from_channels_last, to_channels_last
+from numdcn._kernels.parameters_cpu import unpack
 from numdcn._kernels.sample_cpu import PADDING, TileGradients, place_tile, plan_tap, sample_tap, sample_tap_backward, tile_at, write_plane
 from numdcn._kernels.simd_cpu import at, full, load, load_scalar, next_task, pointer, store, width
-from numdcn._kernels.weights_cpu import Blocks, pack, pack_blocks, packing
+from numdcn._kernels.weights_cpu import PackBlocks, pack_blocks, packing
 from numdcn.deform_conv.columns_cpu import (
     chunk_at,
     columns_gradient,
@@ -34,7 +35,7 @@ from numdcn.deform_conv.columns_cpu import (
     weights_gradient,
     write_tile,
 )
-from numdcn.deform_conv.cut import backward_cut, forward_cut
+from numdcn.deform_conv.cut import BackwardCut, ForwardCut, backward_cut, forward_cut
 from numdcn.deform_conv.problem import Problem
 
 
@@ -51,10 +52,30 @@ class ForwardArrays(NamedTuple):
     slots: int  # scratch of the threads
 
 
+class ForwardCall(NamedTuple):
+    """Parameters of `forward_tiles`."""
+
+    p: Problem
+    cut: ForwardCut
+    a: ForwardArrays
+
+
+class ImagesCall(NamedTuple):
+    """Parameters of `pack_images` and `unpack_images`."""
+
+    p: Problem
+    image_size: int
+    plain: Place
+    images: int
+    slots: int
+    slot_bytes: int
+
+
 @kernel
-def pack_images(one, p, image_size, x, images, slots, slot_bytes, counter, slot):  # type: ignore[no-untyped-def]
+def pack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """Copy x to rimmed channels-last images. A task is a block of pixels of an image."""
-    buffer = pointer(slots + slot * slot_bytes, one)
+    a = unpack(params, ImagesCall)
+    p, x, buffer = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one)
     pixels = p.in_size[0] * p.in_size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -63,15 +84,17 @@ def pack_images(one, p, image_size, x, images, slots, slot_bytes, counter, slot)
             return
         n, first = task // blocks, task % blocks * BLOCK
         last = min(first + BLOCK, pixels)
-        image = at(pointer(images, one), n * image_size)
+        image = at(pointer(a.images, one), n * a.image_size)
         clear_rim(image, first, last, p.in_size, p.in_channels, one - one)
         source = at(pointer(x.address, one), n * x.strides[0])
         to_channels_last(source, x.strides[1:], first, last, p.in_size, p.in_channels, image, buffer)
 
 
 @kernel
-def forward_tiles(one, p, cut, per_block, a, counter, slot):  # type: ignore[no-untyped-def]
+def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs."""
+    call = unpack(params, ForwardCall)
+    p, cut, a, per_block = call.p, call.cut, call.a, call.cut.per_block
     base = a.slots + slot * cut.slot_bytes
     tile = tile_at(base, cut.tile_pixels, one)
     columns = pointer(base + cut.tile_bytes, one)
@@ -113,24 +136,26 @@ def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
     tasks, blocks = p.batch * cut.tiles * cut.parts, p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * cut.weights.size)
     prepared = isinstance(w, PreparedWeights)
-    weights_bytes = 0 if prepared else cut.weights.size * dtype.itemsize
+    weights_bytes = 0 if prepared else (cut.weights.size + 16) * dtype.itemsize  # vectors may run over
     with scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
         images, weights, slots = memory
         x_place = place(x)
-        run(
-            lambda counter, slot: pack_images(one, p, cut.image_size, x_place, images, slots, cut.slot_bytes, counter, slot),
-            min(threads, blocks),
-        )
+        launch(pack_images, one, ImagesCall(p, cut.image_size, x_place, images, slots, cut.slot_bytes), min(threads, blocks))
         if prepared:
             weights = w.packed
         else:
-            panels = cut.weights.groups * cut.weights.panels
-            run(lambda counter, slot: pack(w, cut.weights, weights, counter), min(threads, panels))
+            pack(w, cut.weights, weights, threads)
         a = ForwardArrays(
-            x_place, place(arrays["offsets"]), place(arrays["mask"]), place(arrays["bias"], 1), place(y), images, weights, slots
+            x_place, place(arrays["offsets"]), place(arrays["mask"]), place(arrays["bias"]), place(y), images, weights, slots
         )
-        per_block = cut.chunks.per_block
-        run(lambda counter, slot: forward_tiles(one, p, cut, per_block, a, counter, slot), threads)
+        launch(forward_tiles, one, ForwardCall(p, cut, a), threads)
+
+
+class Parts(NamedTuple):
+    """Where the partial sums of a gradient lie: strides of parts, images, channels, rows, columns."""
+
+    address: int
+    strides: tuple[int, int, int, int, int]
 
 
 class BackwardArrays(NamedTuple):
@@ -140,8 +165,8 @@ class BackwardArrays(NamedTuple):
     offsets: Place
     mask: Place
     grad_x: Place
-    grad_offsets: Place  # with an axis before the batch: partial sums
-    grad_mask: Place  # likewise
+    grad_offsets: Parts
+    grad_mask: Parts
     grad_w: Place
     images: int  # addresses: rimmed images,
     grad_images: int  # their gradients,
@@ -150,6 +175,24 @@ class BackwardArrays(NamedTuple):
     bounds: int  # first channels of the blocks,
     firsts: int  # first and last blocks of the offset groups,
     slots: int  # scratch of the threads
+
+
+class BackwardCall(NamedTuple):
+    """Parameters of the kernels of the backward."""
+
+    p: Problem
+    cut: BackwardCut
+    a: BackwardArrays
+
+
+class SumCall(NamedTuple):
+    """Parameters of `sum_parts`."""
+
+    p: Problem
+    firsts: int
+    channels: int  # of an offset group
+    partial: Parts
+    target: Place
 
 
 @helper
@@ -185,8 +228,10 @@ def sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixel
 
 
 @kernel
-def backward_blocks(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """The gradients, block by block. A task is a block of channels for a band of images."""
+    call = unpack(params, BackwardCall)
+    p, cut, a = call.p, call.cut, call.a
     base = a.slots + slot * cut.slot_bytes
     tile = tile_at(base, cut.tile_pixels, one)
     line = cut.tile_pixels + PADDING
@@ -224,9 +269,10 @@ def backward_blocks(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-d
 
 
 @kernel
-def unpack_images(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+def unpack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """Copy the gradients of the rimmed images to grad_x. A task is a block of pixels of an image."""
-    buffer = pointer(a.slots + slot * cut.slot_bytes, one)
+    a = unpack(params, ImagesCall)
+    p, grad_x, buffer = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one)
     pixels = p.in_size[0] * p.in_size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -234,17 +280,17 @@ def unpack_images(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def
         if task >= p.batch * blocks:
             return
         n, first = task // blocks, task % blocks * BLOCK
-        image = at(pointer(a.grad_images, one), n * cut.image_size)
-        target = at(pointer(a.grad_x.address, one), n * a.grad_x.strides[0])
-        from_channels_last(
-            image, first, min(first + BLOCK, pixels), p.in_size, p.in_channels, target, a.grad_x.strides[1:], buffer
-        )
+        image = at(pointer(a.images, one), n * a.image_size)
+        target, last = at(pointer(grad_x.address, one), n * grad_x.strides[0]), min(first + BLOCK, pixels)
+        from_channels_last(image, first, last, p.in_size, p.in_channels, target, grad_x.strides[1:], buffer)
 
 
 @kernel
-def sum_parts(one, p, firsts, channels, partial, target, counter):  # type: ignore[no-untyped-def]
-    """target (n, channel, h, w) = the sum of its parts. A task is a plane; `channels` are those of an offset group."""
-    source, blocks = pointer(partial.address, one), pointer(firsts, np.int64(0))
+def sum_parts(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """target (n, channel, h, w) = the sum of its parts. A task is a plane."""
+    a = unpack(params, SumCall)
+    p, channels, partial, target = a.p, a.channels, a.partial, a.target
+    source, blocks = pointer(partial.address, one), pointer(a.firsts, np.int64(0))
     while True:
         task = next_task(counter)
         if task >= p.batch * channels * p.offset_groups:
@@ -263,8 +309,10 @@ def sum_parts(one, p, firsts, channels, partial, target, counter):  # type: igno
 
 
 @kernel
-def finish_weights(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-def]
+def finish_weights(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """grad_w = the sums of the image bands. A task is a block of channels."""
+    call = unpack(params, BackwardCall)
+    p, cut, a = call.p, call.cut, call.a
     buffer = pointer(a.slots + slot * cut.slot_bytes, one)
     bounds, per_group, step = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, width(one)
     strides = a.grad_w.strides
@@ -293,15 +341,22 @@ def finish_weights(one, p, cut, a, counter, slot):  # type: ignore[no-untyped-de
                         store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))
 
 
+class ClearCall(NamedTuple):
+    """Parameters of `clear`."""
+
+    address: int
+    size: int
+
+
 @kernel
-def clear(one, address, size, counter):  # type: ignore[no-untyped-def]
-    """Zero `size` elements. A task is a stretch of them."""
-    stretch = 1 << 16
+def clear(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """Zero elements. A task is a stretch of them."""
+    a, stretch = unpack(params, ClearCall), 1 << 16
     while True:
         task = next_task(counter)
-        if task * stretch >= size:
+        if task >= (a.size + stretch - 1) // stretch:
             return
-        fill(pointer(address, one), task * stretch, min(stretch, size - task * stretch), one - one)
+        fill(pointer(a.address, one), task * stretch, min(stretch, a.size - task * stretch), one - one)
 
 
 def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
@@ -326,7 +381,7 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
     sizes = (
         images_size,
         images_size if "x" in grads else 0,
-        cut.blocks * cut.weights_size if through else 0,
+        cut.blocks * cut.weights_size + 64 if through else 0,
         tasks * cut.sums_size + 64 if "w" in grads else 0,
         2 * cut.parts * plane if "offsets" in grads else 0,
         cut.parts * plane if "mask" in grads else 0,
@@ -339,47 +394,36 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
             place(grads.get("w")), images, grad_images if "x" in grads else 0, weights if through else 0,
             sums if "w" in grads else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
         )  # fmt: skip
-        x_place = place(x)
         blocks = p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
-        run(
-            lambda counter, slot: pack_images(one, p, cut.image_size, x_place, images, slots, cut.slot_bytes, counter, slot),
-            min(threads, blocks),
-        )
-        if "x" in grads:
-            run(lambda counter, slot: clear(one, grad_images, images_size, counter), threads)
+        image_call = ImagesCall(p, cut.image_size, place(x), images, slots, cut.slot_bytes)
+        launch(pack_images, one, image_call, min(threads, blocks))
+        if a.grad_images:
+            launch(clear, one, ClearCall(grad_images, images_size), threads)
         if through:
             plain = w.array if isinstance(w, PreparedWeights) else w
             how = packing(plain.shape, p.groups, dtype)
-            limits = Blocks(bounds.ctypes.data, cut.blocks, cut.depthwise)
-            w_place = place(plain)
-            run(
-                lambda counter, slot: pack_blocks(
-                    one, how, limits, cut.block, p.kernel, w_place.address, w_place.strides, weights, counter
-                ),
-                min(threads, cut.blocks),
+            packing_call = PackBlocks(
+                how, p.kernel[1], *place(plain), weights, a.bounds, cut.blocks, cut.block, cut.depthwise
             )
-        run(lambda counter, slot: backward_blocks(one, p, cut, a, counter, slot), min(threads, tasks))
-        if "x" in grads:
-            run(lambda counter, slot: unpack_images(one, p, cut, a, counter, slot), min(threads, blocks))
-        if "w" in grads:
-            run(lambda counter, slot: finish_weights(one, p, cut, a, counter, slot), min(threads, cut.blocks))
-        if plane:
-            for name, source, channels in (("offsets", a.grad_offsets, 2 * p.taps), ("mask", a.grad_mask, p.taps)):
-                if name in grads:
-                    target = place(grads[name])
-                    run(
-                        lambda counter, slot: sum_parts(one, p, firsts.ctypes.data, channels, source, target, counter),
-                        threads,
-                    )
+            launch(pack_blocks, one, packing_call, min(threads, cut.blocks))
+        call = BackwardCall(p, cut, a)
+        launch(backward_blocks, one, call, min(threads, tasks))
+        if a.grad_images:
+            launch(unpack_images, one, image_call._replace(plain=a.grad_x, images=grad_images), min(threads, blocks))
+        if a.sums:
+            launch(finish_weights, one, call, min(threads, cut.blocks))
+        for name, partial, channels in (("offsets", a.grad_offsets, 2 * p.taps), ("mask", a.grad_mask, p.taps)):
+            if plane and name in grads:
+                launch(sum_parts, one, SumCall(p, a.firsts, channels, partial, place(grads[name])), threads)
 
 
-def _parts(grad: np.ndarray | None, address: int, plane: int) -> Place:
+def _parts(grad: np.ndarray | None, address: int, plane: int) -> Parts:
     """Where the parts of a gradient of offsets or mask lie: in the gradient itself, if there is one part."""
     if grad is None:
-        return Place(0, (0,) * 5)
+        return Parts(0, (0, 0, 0, 0, 0))
     if not plane:
         whole = place(grad)
-        return Place(whole.address, (0, *whole.strides))
+        return Parts(whole.address, (0, *whole.strides))
     _, channels, height, width_ = grad.shape
     image = channels * height * width_
-    return Place(address, (grad.shape[0] * image, image, height * width_, width_, 1))
+    return Parts(address, (grad.shape[0] * image, image, height * width_, width_, 1))

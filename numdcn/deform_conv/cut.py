@@ -39,11 +39,6 @@ class Chunks(NamedTuple):
     tap_step: int
     pitch: int  # elements of a row of columns
 
-    @property
-    def per_block(self) -> int:
-        """Chunks of a block of groups, which is computed by itself."""
-        return -(-self.channels // self.channel_step) * -(-self.taps // self.tap_step)
-
 
 class ForwardCut(NamedTuple):
     """The forward's tiles, chunks and scratch."""
@@ -57,6 +52,7 @@ class ForwardCut(NamedTuple):
     depthwise: int
     rows: int  # of a tile's columns and sums, padding included
     sums_pitch: int  # elements of a row of sums
+    per_block: int  # chunks of a block of groups, which is computed by itself
     parts: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
     panel_step: int  # panels of a task
     image_size: int  # elements of a rimmed image
@@ -100,6 +96,7 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     weights = packing(shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     tiles, parts = tiling(p.out_size, TILE_PIXELS, _band(p)), -(-chunks.groups // chunks.group_step)
+    per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
     panel_step = weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_CUTTING:
         while p.batch * tiles.tiles * parts < TASKS and tiles.tile_pixels > ROWS:
@@ -112,7 +109,7 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
     plan = -(-tile_bytes(tiles.tile_pixels, dtype.itemsize) // 64) * 64
     return ForwardCut(
-        *tiles, chunks, weights, int(depthwise), rows, pitch, parts, panel_step, image_size(p),
+        *tiles, chunks, weights, int(depthwise), rows, pitch, per_block, parts, panel_step, image_size(p),
         _page(plan + elements * dtype.itemsize + 128), plan,
     )  # fmt: skip
 

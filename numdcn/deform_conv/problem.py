@@ -19,7 +19,7 @@ class Argument(NamedTuple):
 
     name: str
     axes: str
-    ndim: int
+    ndim: int | None  # None: known only from the other arguments
     optional: bool
     differentiable: bool
     saved: bool  # whether the backward needs it
@@ -29,8 +29,8 @@ ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4, False, True, True),
     Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, False, True, True),
     Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
-    Argument("bias", "(C_out,)", 1, True, True, False),
-    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", 4, True, True, True),
+    Argument("bias", "(C_out,)", None, True, True, False),
+    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, True, True),
 )
 NAMES = tuple(a.name for a in ARGUMENTS)
 
@@ -92,7 +92,7 @@ def problem(
 
 def check_grad_y(grad_y: Any, made: Problem, dtype: np.dtype) -> None:
     """Raise unless `grad_y` is shaped like y, with the dtype of the other arguments."""
-    check_array("grad_y", grad_y, 4, "(N, C_out, Ho, Wo)")
+    check_array("grad_y", grad_y, None, "(N, C_out, Ho, Wo)")
     if grad_y.dtype != dtype:
         raise TypeError(f"`grad_y` has dtype {grad_y.dtype} but `x` has {dtype}; expected one dtype for all")
     if grad_y.shape != made.out_shape:

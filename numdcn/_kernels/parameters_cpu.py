@@ -1,0 +1,68 @@
+"""Parameters of kernels: a nested NamedTuple of ints crosses as one int64 array.
+
+Unboxing tuples field by field would be the largest part of a kernel's machine code, and of its compile time.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+I64 = ir.IntType(64)
+
+
+def flatten(value: Any) -> list[int]:
+    """The ints of a nested tuple, in order."""
+    flat: list[int] = []
+    for item in value:
+        if isinstance(item, tuple):
+            flat += flatten(item)
+        else:
+            flat.append(item)
+    return flat
+
+
+def parameters(value: Any) -> np.ndarray:
+    """The int64 array that `unpack` reads."""
+    return np.array(flatten(value), np.int64)
+
+
+@functools.cache
+def _numba_type(kind: Any) -> Any:
+    """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of such."""
+    if kind is int:
+        return types.int64
+    if hasattr(kind, "_fields"):
+        hints = typing.get_type_hints(kind)
+        return types.BaseTuple.from_types([_numba_type(hints[name]) for name in kind._fields], kind)
+    return types.UniTuple(types.int64, len(typing.get_args(kind)))
+
+
+def _build(context: Any, builder: Any, pointer: Any, kind: Any, position: int) -> tuple[Any, int]:
+    """IR: a value of `kind` from the int64s at `position` on; returns it and the position after it."""
+    if kind == types.int64:
+        return builder.load(builder.gep(pointer, [ir.Constant(I64, position)])), position + 1
+    parts = []
+    for part in kind:
+        value, position = _build(context, builder, pointer, part, position)
+        parts.append(value)
+    return context.make_tuple(builder, kind, parts), position
+
+
+@intrinsic
+def unpack(typingctx, address, cls):  # type: ignore[no-untyped-def]
+    """The NamedTuple `cls` whose ints, flattened, lie at `address`."""
+    if not isinstance(cls, types.NamedTupleClass):
+        return None
+    result = _numba_type(cls.instance_class)
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return _build(context, builder, builder.inttoptr(args[0], I64.as_pointer()), result, 0)[0]
+
+    return result(address, cls), codegen
