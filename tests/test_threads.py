@@ -7,6 +7,7 @@ Determinism is tested in this process; forks, signals, interrupts and interprete
 import itertools
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ import pytest
 from checks import NAMES, Case, assert_same_bits, assert_same_gradients, cpu, make, run_python
 
 import numdcn
+import numdcn._host.threads as pool
 
 PROBLEMS = {
     "plain": Case(2, 33, 40, (33, 31), padding=1, bias=True),
@@ -50,10 +52,10 @@ def assert_same(got, want):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
     """They are large enough for seven threads, forward and backward; otherwise the tests below would show nothing."""
-    from numdcn.deform_conv import cpu as kernels
-
-    asked, run = [], kernels.run
-    monkeypatch.setattr(kernels, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+    run, asked = pool.run, []
+    for module in [module for name, module in sys.modules.items() if name.startswith("numdcn.")]:
+        if getattr(module, "run", None) is run:
+            monkeypatch.setattr(module, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
     numdcn.set_num_threads(7)
     problem = make(PROBLEMS[name], np.float32)
     for direction in ("forward", "backward"):
@@ -141,8 +143,8 @@ def test_many_python_threads_at_once():
 def test_the_number_of_threads_changes_while_calls_run():
     problem = make(PROBLEMS["masked"], np.float32)
     want = both(problem)
-    with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(both, problem) for _ in range(12)]
+    with ThreadPoolExecutor(3) as executor:
+        calls = [executor.submit(both, problem) for _ in range(12)]
         for threads in (1, 5, 2, 7, 3, 1, 4) * 3:
             numdcn.set_num_threads(threads)
         for call in calls:
@@ -161,8 +163,8 @@ def test_calls_from_the_workers_of_a_pool():
         with ThreadPoolExecutor(2) as inner:
             return list(inner.map(nested, [depth - 1] * 2))[1]
 
-    with ThreadPoolExecutor(6) as pool:
-        for result in pool.map(nested, [0, 1, 2, 0, 1, 2]):
+    with ThreadPoolExecutor(6) as executor:
+        for result in executor.map(nested, [0, 1, 2, 0, 1, 2]):
             assert_same(result, want)
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import accumulate
 
 import numpy as np
 
@@ -62,24 +61,34 @@ def _trim() -> None:
 
 
 def _take(nbytes: int) -> np.ndarray:
-    """A kept buffer that is large enough and not wastefully so, or a fresh one."""
+    """The smallest kept buffer that is large enough and not wastefully so, or a fresh one."""
     with _lock:
-        fitting = [i for i, b in enumerate(_kept) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
-        if fitting:
-            return _kept.pop(min(fitting, key=lambda i: _kept[i].nbytes))
+        best = -1
+        for i, buffer in enumerate(_kept):
+            if nbytes <= buffer.nbytes <= 2 * nbytes + 2**20 and (best < 0 or buffer.nbytes < _kept[best].nbytes):
+                best = i
+        if best >= 0:
+            return _kept.pop(best)
     return np.empty(nbytes, np.uint8)
 
 
-@contextmanager
-def scratch(*sizes: int) -> Iterator[list[int]]:
-    """Addresses of cache-line-aligned buffers of the given numbers of bytes, for the time of a `with` block."""
-    buffers = [_take(size + _ALIGNMENT) for size in sizes]
-    try:
-        yield [-(-b.ctypes.data // _ALIGNMENT) * _ALIGNMENT for b in buffers]
-    finally:
+class Scratch:
+    """Buffers of given numbers of bytes, aligned to cache lines, for the time of a `with` block; it gives addresses."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+
+    def __enter__(self) -> list[int]:
+        self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
+        ends = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        return list(ends)[:-1]
+
+    def __exit__(self, *error: object) -> None:
+        buffer = self.__dict__.pop("buffer")
         with _lock:
-            _kept.extend(b for b in buffers if b.nbytes <= _limit)
-            _trim()
+            if buffer.nbytes <= _limit:
+                _kept.append(buffer)
+                _trim()
 
 
 def _after_fork() -> None:

@@ -161,7 +161,7 @@ def run(work: Callable[[int, int], None], threads: int) -> None:
 def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, threads: int) -> None:
     """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements."""
     array = parameters(values)
-    address = array.ctypes.data
+    address = array.buffer_info()[0]
     run(lambda counter, slot: kernel(one, address, counter, slot), threads)
 
 

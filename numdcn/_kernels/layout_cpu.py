@@ -15,9 +15,9 @@ BLOCK = 1024  # pixels that one task copies
 
 
 @helper
-def rimmed_pixels(height, width_):  # type: ignore[no-untyped-def]
-    """Pixels of a rimmed image."""
-    return (height + 2) * (width_ + 1) + 2
+def rimmed_pixels(size):  # type: ignore[no-untyped-def]
+    """Pixels of a rimmed image of (height, width)."""
+    return (size[0] + 2) * (size[1] + 1) + 2
 
 
 @helper

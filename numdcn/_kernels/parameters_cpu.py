@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import typing
+from array import array
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -28,9 +28,9 @@ def flatten(value: Any) -> list[int]:
     return flat
 
 
-def parameters(value: Any) -> np.ndarray:
-    """The int64 array that `unpack` reads."""
-    return np.array(flatten(value), np.int64)
+def parameters(value: Any) -> array:  # type: ignore[type-arg]
+    """The array of int64 that `unpack` reads."""
+    return array("q", flatten(value))
 
 
 @functools.cache

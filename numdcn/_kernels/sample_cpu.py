@@ -28,7 +28,14 @@ from numdcn._kernels.simd_cpu import (
     width,
 )
 
-PADDING = 32  # elements behind each row of a tile's buffers: vectors may run over
+MOST_PIXELS = 112  # of a tile
+ROW = MOST_PIXELS + 32  # elements of a row of a tile's buffers: vectors may run over
+
+# Rows of a tile's numbers, one for each pixel: the position of tap (0, 0) at offset 0; the tap's offset; its mask; the
+# fractions and weights of its cell; the gradients of its offset and mask. All lie at constant distances from one pointer.
+(
+    BASE_Y, BASE_X, OFFSET_Y, OFFSET_X, SCALE, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, GRAD_Y, GRAD_X, GRAD_SCALE, ROWS_END,
+) = range(0, 15 * ROW, ROW)  # fmt: skip
 
 
 class Tiling(NamedTuple):
@@ -41,46 +48,34 @@ class Tiling(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """The buffers of a tile, as pointers: everything but `runs` and `index` has an entry for each pixel."""
+    """The buffers of a tile, as pointers."""
 
-    runs: Any  # (pixels, 4): first pixel in the tile, image row, image column, pixels: a stretch of an image row
-    index: Any  # element of the rimmed image where the cell begins
-    base_y: Any  # position of tap (0, 0) at offset 0
-    base_x: Any
-    offset_y: Any
-    offset_x: Any
-    scale: Any  # mask
-    fraction_y: Any
-    fraction_x: Any
-    w00: Any
-    w01: Any
-    w10: Any
-    w11: Any
+    runs: Any  # (runs, 4): first pixel in the tile, image row, image column, pixels: a stretch of an image row
+    index: Any  # of each pixel: the element of the rimmed image where the tap's cell begins
+    rows: Any  # see above
 
 
 def tiling(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
     """Cut an output image into tiles of at most `pixels` pixels, at most `band` rows high."""
+    pixels = min(pixels, MOST_PIXELS)
     band = min(max(b for b in range(1, band + 1) if pixels % b == 0), out_size[0])
     tile_columns = pixels // band
     columns = -(-out_size[0] // band) * out_size[1]
     return Tiling(band, tile_columns, pixels, -(-columns // tile_columns))
 
 
-def tile_bytes(pixels: int, itemsize: int) -> int:
-    """Scratch of a `Tile`."""
-    return 5 * (pixels + PADDING) * 8 + 11 * (pixels + PADDING) * itemsize
+def tile_bytes(itemsize: int) -> int:
+    """Scratch of a `Tile`, in whole cache lines."""
+    return 5 * ROW * 8 + ROWS_END * itemsize
 
 
 @helper
-def tile_at(address, pixels, one):  # type: ignore[no-untyped-def]
-    """The `Tile` whose buffers begin at `address`."""
-    row = pixels + PADDING
-    integers = pointer(address, np.int64(0))
-    p = pointer(address + 5 * row * 8, one)
-    return Tile(
-        integers, at(integers, 4 * row), p, at(p, row), at(p, 2 * row), at(p, 3 * row), at(p, 4 * row), at(p, 5 * row),
-        at(p, 6 * row), at(p, 7 * row), at(p, 8 * row), at(p, 9 * row), at(p, 10 * row),
-    )  # fmt: skip
+def tile_at(address, one):  # type: ignore[no-untyped-def]
+    """The `Tile` whose buffers begin at `address`, with masks of 1."""
+    integers, rows = pointer(address, np.int64(0)), pointer(address + 5 * ROW * 8, one)
+    for i in range(SCALE, SCALE + ROW):
+        store(rows, i, one)
+    return Tile(integers, at(integers, 4 * ROW), rows)
 
 
 @block
@@ -99,8 +94,8 @@ def place_tile(tile, cut, number, out_size, stride, before):  # type: ignore[no-
             store(tile.runs, 4 * runs + 2, x)
             store(tile.runs, 4 * runs + 3, count)
             for i in range(count):
-                store(tile.base_y, pixels + i, y * stride[0] - before[0])
-                store(tile.base_x, pixels + i, (x + i) * stride[1] - before[1])
+                store(tile.rows, BASE_Y + pixels + i, y * stride[0] - before[0])
+                store(tile.rows, BASE_X + pixels + i, (x + i) * stride[1] - before[1])
             runs += 1
             pixels += count
         column += count
@@ -148,22 +143,22 @@ def plan_tap(tile, pixels, tap, size, channels):  # type: ignore[no-untyped-def]
 
     Runs over the tile's end up to a full register: what lies there is never used.
     """
-    one = load_scalar(tile.base_y, 0)
+    one = load_scalar(tile.rows, BASE_Y)
     lane = full(one)
     tap_y, tap_x = like(tap[0], lane), like(tap[1], lane)
     height, width_ = like(size[0], lane), like(size[1], lane)
     for p in range(0, pixels, width(one)):
-        y = (load(tile.base_y, p) + tap_y) + load(tile.offset_y, p)
-        x = (load(tile.base_x, p) + tap_x) + load(tile.offset_x, p)
+        y = (load(tile.rows, BASE_Y + p) + tap_y) + load(tile.rows, OFFSET_Y + p)
+        x = (load(tile.rows, BASE_X + p) + tap_x) + load(tile.rows, OFFSET_X + p)
         row, column, fraction_y, fraction_x = cell(y, x, height, width_)
         store(tile.index, p, (row * like(size[1] + 1, row) + column) * like(channels, row))
         w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
-        store(tile.fraction_y, p, fraction_y)
-        store(tile.fraction_x, p, fraction_x)
-        store(tile.w00, p, w00)
-        store(tile.w01, p, w01)
-        store(tile.w10, p, w10)
-        store(tile.w11, p, w11)
+        store(tile.rows, FRACTION_Y + p, fraction_y)
+        store(tile.rows, FRACTION_X + p, fraction_x)
+        store(tile.rows, W00 + p, w00)
+        store(tile.rows, W01 + p, w01)
+        store(tile.rows, W10 + p, w10)
+        store(tile.rows, W11 + p, w11)
 
 
 @helper
@@ -181,10 +176,10 @@ def corners(image, index, channels, below, kind):  # type: ignore[no-untyped-def
 def weights_of(tile, p, kind):  # type: ignore[no-untyped-def]
     """The corner weights of pixel p of a tile, in every lane."""
     return (
-        like(load_scalar(tile.w00, p), kind),
-        like(load_scalar(tile.w01, p), kind),
-        like(load_scalar(tile.w10, p), kind),
-        like(load_scalar(tile.w11, p), kind),
+        like(load_scalar(tile.rows, W00 + p), kind),
+        like(load_scalar(tile.rows, W01 + p), kind),
+        like(load_scalar(tile.rows, W10 + p), kind),
+        like(load_scalar(tile.rows, W11 + p), kind),
     )
 
 
@@ -192,7 +187,7 @@ def weights_of(tile, p, kind):  # type: ignore[no-untyped-def]
 def _sample_vectors(vectors, kind, lanes, image, tile, pixels, channels, below, columns, pitch):  # type: ignore[no-untyped-def]
     for p in range(pixels):
         index = load_scalar(tile.index, p)
-        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.scale, p), kind)
+        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.rows, SCALE + p), kind)
         for v in range(vectors):
             sample = value(weights, corners(image, index + v * lanes, channels, below, kind))
             store(columns, p * pitch + v * lanes, scale * sample)
@@ -201,7 +196,7 @@ def _sample_vectors(vectors, kind, lanes, image, tile, pixels, channels, below, 
 @block
 def sample_tap(image, tile, pixels, count, channels, below, columns, pitch):  # type: ignore[no-untyped-def]
     """columns[p * pitch + c] = scale * sample of channel c of `image` at pixel p, for c < count, as planned."""
-    one = load_scalar(tile.base_y, 0)
+    one = load_scalar(tile.rows, BASE_Y)
     step, c = width(one), 0
     while c < count:
         source, target, rest = at(image, c), at(columns, c), count - c
@@ -231,12 +226,12 @@ def _add_at(image, index, channels, below, weights, gradient):  # type: ignore[n
 
 
 @helper
-def _backward_vectors(vectors, kind, lanes, image, grad_image, wanted, tile, pixels, channels, below, columns, pitch, grads, add):  # type: ignore[no-untyped-def]
+def _backward_vectors(vectors, kind, lanes, image, grad_image, wanted, tile, pixels, channels, below, columns, pitch, add):  # type: ignore[no-untyped-def]
     one = like(1.0, kind)
     for p in range(pixels):
         index = load_scalar(tile.index, p)
-        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.scale, p), kind)
-        fraction_y, fraction_x = like(load_scalar(tile.fraction_y, p), kind), like(load_scalar(tile.fraction_x, p), kind)
+        weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.rows, SCALE + p), kind)
+        fraction_y, fraction_x = like(load_scalar(tile.rows, FRACTION_Y + p), kind), like(load_scalar(tile.rows, FRACTION_X + p), kind)
         fractions = (fraction_y, fraction_x, one - fraction_y, one - fraction_x)
         by_y, by_x, by_scale = one - one, one - one, one - one
         for v in range(vectors):
@@ -249,45 +244,37 @@ def _backward_vectors(vectors, kind, lanes, image, grad_image, wanted, tile, pix
                 _add_at(grad_image, index + v * lanes, channels, below, weights, gradient * scale)
             store(columns, p * pitch + v * lanes, scale * sample)
         sum_y, sum_x, sum_scale = sum3(by_y, by_x, by_scale)
-        scale_p = load_scalar(tile.scale, p)
+        scale_p = load_scalar(tile.rows, SCALE + p)
         if add:
-            store(grads.offset_y, p, fma(scale_p, sum_y, load_scalar(grads.offset_y, p)))
-            store(grads.offset_x, p, fma(scale_p, sum_x, load_scalar(grads.offset_x, p)))
-            store(grads.scale, p, load_scalar(grads.scale, p) + sum_scale)
+            store(tile.rows, GRAD_Y + p, fma(scale_p, sum_y, load_scalar(tile.rows, GRAD_Y + p)))
+            store(tile.rows, GRAD_X + p, fma(scale_p, sum_x, load_scalar(tile.rows, GRAD_X + p)))
+            store(tile.rows, GRAD_SCALE + p, load_scalar(tile.rows, GRAD_SCALE + p) + sum_scale)
         else:
-            store(grads.offset_y, p, scale_p * sum_y)
-            store(grads.offset_x, p, scale_p * sum_x)
-            store(grads.scale, p, sum_scale)
-
-
-class TileGradients(NamedTuple):
-    """Gradients of a tap's offsets and mask, for the pixels of a tile, as pointers."""
-
-    offset_y: Any
-    offset_x: Any
-    scale: Any
+            store(tile.rows, GRAD_Y + p, scale_p * sum_y)
+            store(tile.rows, GRAD_X + p, scale_p * sum_x)
+            store(tile.rows, GRAD_SCALE + p, sum_scale)
 
 
 @block
-def sample_tap_backward(image, grad_image, wanted, tile, pixels, count, channels, below, columns, pitch, grads):  # type: ignore[no-untyped-def]
+def sample_tap_backward(image, grad_image, wanted, tile, pixels, count, channels, below, columns, pitch):  # type: ignore[no-untyped-def]
     """The backward of `sample_tap`. `columns` holds the gradient of the columns and receives the columns themselves.
 
-    Adds to `grad_image` if `wanted`; fills `grads`.
+    Adds to `grad_image` if `wanted`; fills the tile's gradients.
     """
-    one = load_scalar(tile.base_y, 0)
+    one = load_scalar(tile.rows, BASE_Y)
     step, c = width(one), 0
     while c < count:
         x, g, target, rest, add = at(image, c), at(grad_image, c), at(columns, c), count - c, c > 0
         if rest >= step:
             vectors = min(rest // step, 4)
-            _backward_vectors(vectors, full(one), step, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            _backward_vectors(vectors, full(one), step, x, g, wanted, tile, pixels, channels, below, target, pitch, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _backward_vectors(1, part(one, 8), 8, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            _backward_vectors(1, part(one, 8), 8, x, g, wanted, tile, pixels, channels, below, target, pitch, add)
             c += 8
         elif step > 4 and rest >= 4:
-            _backward_vectors(1, part(one, 4), 4, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            _backward_vectors(1, part(one, 4), 4, x, g, wanted, tile, pixels, channels, below, target, pitch, add)
             c += 4
         else:
-            _backward_vectors(1, one, 1, x, g, wanted, tile, pixels, channels, below, target, pitch, grads, add)
+            _backward_vectors(1, one, 1, x, g, wanted, tile, pixels, channels, below, target, pitch, add)
             c += 1

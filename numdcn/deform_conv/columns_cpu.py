@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numdcn._kernels.gemm_cpu import ROWS, multiply_block, multiply_packed, multiply_rows
 from numdcn._kernels.jit_cpu import block, helper
-from numdcn._kernels.sample_cpu import plan_tap, read_plane, sample_tap, write_plane
+from numdcn._kernels.sample_cpu import OFFSET_X, OFFSET_Y, SCALE, plan_tap, read_plane, sample_tap, write_plane
 from numdcn._kernels.simd_cpu import at, fma, full, load, load_scalar, pointer, store, transpose, width
 
 
@@ -20,7 +20,7 @@ def sample_chunk(one, p, a, n, tile, runs, pixels, image, chunk, chunks, columns
     for tap in range(tap_first, tap_end):
         shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
         for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
-            read_tap(one, p, a, n, g * p.taps + tap, tile, runs)
+            read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile, runs)
             plan_tap(tile, pixels, shift, p.in_size, p.in_channels)
             c, c_end = max(first, g * per_offset_group), min(end, (g + 1) * per_offset_group)
             while c < c_end:  # stretches of one convolution group
@@ -33,16 +33,16 @@ def sample_chunk(one, p, a, n, tile, runs, pixels, image, chunk, chunks, columns
 
 
 @block
-def read_tap(one, p, a, n, channel, tile, runs):  # type: ignore[no-untyped-def]
+def read_tap(one, p, offsets, mask, n, channel, tile, runs):  # type: ignore[no-untyped-def]
     """Read the offsets, and the mask if there is one, of a tap of an offset group, for the pixels of a tile."""
-    strides = a.offsets.strides
-    plane = at(pointer(a.offsets.address, one), n * strides[0] + 2 * channel * strides[1])
-    read_plane(plane, strides[2:], 2 * strides[1], tile, runs, tile.offset_y)
-    read_plane(at(plane, strides[1]), strides[2:], 2 * strides[1], tile, runs, tile.offset_x)
+    strides = offsets.strides
+    plane = at(pointer(offsets.address, one), n * strides[0] + 2 * channel * strides[1])
+    read_plane(plane, strides[2:], 2 * strides[1], tile, runs, at(tile.rows, OFFSET_Y))
+    read_plane(at(plane, strides[1]), strides[2:], 2 * strides[1], tile, runs, at(tile.rows, OFFSET_X))
     if p.masked:
-        strides = a.mask.strides
-        plane = at(pointer(a.mask.address, one), n * strides[0] + channel * strides[1])
-        read_plane(plane, strides[2:], strides[1], tile, runs, tile.scale)
+        strides = mask.strides
+        plane = at(pointer(mask.address, one), n * strides[0] + channel * strides[1])
+        read_plane(plane, strides[2:], strides[1], tile, runs, at(tile.rows, SCALE))
 
 
 @block

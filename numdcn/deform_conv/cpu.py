@@ -15,15 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._host.arrays import Place, place
-from numdcn._host.scratch import scratch
+from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._host.weights import PreparedWeights, pack
 from numdcn._kernels.gemm_cpu import ROWS
 from numdcn._kernels.jit_cpu import helper, kernel
-from numdcn._kernels.layout_cpu import BLOCK, clear_rim, fill, from_channels_last, to_channels_last
+from numdcn._kernels.layout_cpu import BLOCK, clear_rim, fill, from_channels_last, rimmed_pixels, to_channels_last
 from numdcn._kernels.parameters_cpu import unpack
-from numdcn._kernels.sample_cpu import PADDING, TileGradients, place_tile, plan_tap, sample_tap, sample_tap_backward, tile_at, write_plane
-from numdcn._kernels.simd_cpu import at, full, load, load_scalar, next_task, pointer, store, width
+from numdcn._kernels.sample_cpu import (
+    GRAD_SCALE,
+    GRAD_X,
+    GRAD_Y,
+    ROW,
+    place_tile,
+    plan_tap,
+    sample_tap,
+    sample_tap_backward,
+    tile_at,
+    write_plane,
+)
+from numdcn._kernels.simd_cpu import at, full, load, load_like, load_scalar, next_task, pointer, store, width
 from numdcn._kernels.weights_cpu import PackBlocks, pack_blocks, packing
 from numdcn.deform_conv.columns_cpu import (
     chunk_at,
@@ -61,12 +72,18 @@ class ForwardCall(NamedTuple):
 
 
 class ImagesCall(NamedTuple):
-    """Parameters of `pack_images` and `unpack_images`."""
+    """Parameters of `pack_images` and `unpack_images`.
+
+    An image is stored block of channels by block of channels, each with a rim: the backward's tasks then read
+    neighbouring memory, which spreads over all sets of the caches. The forward has one block.
+    """
 
     p: Problem
     image_size: int
     plain: Place
     images: int
+    bounds: int  # address of the first channels of the blocks, and the end
+    blocks: int
     slots: int
     slot_bytes: int
 
@@ -75,7 +92,7 @@ class ImagesCall(NamedTuple):
 def pack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """Copy x to rimmed channels-last images. A task is a block of pixels of an image."""
     a = unpack(params, ImagesCall)
-    p, x, buffer = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one)
+    p, x, buffer, bounds = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = p.in_size[0] * p.in_size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -84,10 +101,12 @@ def pack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
             return
         n, first = task // blocks, task % blocks * BLOCK
         last = min(first + BLOCK, pixels)
-        image = at(pointer(a.images, one), n * a.image_size)
-        clear_rim(image, first, last, p.in_size, p.in_channels, one - one)
-        source = at(pointer(x.address, one), n * x.strides[0])
-        to_channels_last(source, x.strides[1:], first, last, p.in_size, p.in_channels, image, buffer)
+        for block_ in range(a.blocks):
+            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
+            image = at(pointer(a.images, one), n * a.image_size + channel * rimmed_pixels(p.in_size))
+            clear_rim(image, first, last, p.in_size, channel_end - channel, one - one)
+            source = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
+            to_channels_last(source, x.strides[1:], first, last, p.in_size, channel_end - channel, image, buffer)
 
 
 @kernel
@@ -96,12 +115,10 @@ def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
     call = unpack(params, ForwardCall)
     p, cut, a, per_block = call.p, call.cut, call.a, call.cut.per_block
     base = a.slots + slot * cut.slot_bytes
-    tile = tile_at(base, cut.tile_pixels, one)
+    tile = tile_at(base, one)
     columns = pointer(base + cut.tile_bytes, one)
     sums = at(columns, cut.rows * cut.chunks.pitch)
     buffer = at(sums, cut.chunks.group_step * cut.rows * cut.sums_pitch)
-    for i in range(cut.tile_pixels + PADDING):
-        store(tile.scale, i, one)
     while True:
         task = next_task(counter)
         if task >= p.batch * cut.tiles * cut.parts:
@@ -137,10 +154,11 @@ def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * cut.weights.size)
     prepared = isinstance(w, PreparedWeights)
     weights_bytes = 0 if prepared else (cut.weights.size + 16) * dtype.itemsize  # vectors may run over
-    with scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
+    with Scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
         images, weights, slots = memory
-        x_place = place(x)
-        launch(pack_images, one, ImagesCall(p, cut.image_size, x_place, images, slots, cut.slot_bytes), min(threads, blocks))
+        x_place, bounds = place(x), np.array((0, p.in_channels), np.int64)
+        image_call = ImagesCall(p, cut.image_size, x_place, images, bounds.ctypes.data, 1, slots, cut.slot_bytes)
+        launch(pack_images, one, image_call, min(threads, blocks))
         if prepared:
             weights = w.packed
         else:
@@ -196,35 +214,35 @@ class SumCall(NamedTuple):
 
 
 @helper
-def sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns, grads):  # type: ignore[no-untyped-def]
+def sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns):  # type: ignore[no-untyped-def]
     """Turn the gradient of a tap's columns, for the channels of a block, into the columns; add to the other gradients."""
     shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-    per_offset_group, below = p.in_channels // p.offset_groups, (p.in_size[1] + 1) * p.in_channels
-    image = at(pointer(a.images, one), n * cut.image_size)
-    grad_image = at(pointer(a.grad_images, one), n * cut.image_size)
+    per_offset_group, below = p.in_channels // p.offset_groups, (p.in_size[1] + 1) * count
+    start = n * cut.image_size + first * rimmed_pixels(p.in_size)
+    image, grad_image = at(pointer(a.images, one), start), at(pointer(a.grad_images, one), start)
     firsts = pointer(a.firsts, np.int64(0))
     for g in range(first // per_offset_group, (first + count - 1) // per_offset_group + 1):
         channel, part = g * p.taps + tap, number - load_scalar(firsts, 2 * g)
-        read_tap(one, p, a, n, channel, tile, runs)
-        plan_tap(tile, pixels, shift, p.in_size, p.in_channels)
-        c, c_end = max(first, g * per_offset_group), min(first + count, (g + 1) * per_offset_group)
-        target = at(columns, c - first)
+        read_tap(one, p, a.offsets, a.mask, n, channel, tile, runs)
+        plan_tap(tile, pixels, shift, p.in_size, count)
+        c = max(first, g * per_offset_group) - first
+        c_end = min(first + count, (g + 1) * per_offset_group) - first
+        target = at(columns, c)
         if not a.weights:
-            sample_tap(at(image, c), tile, pixels, c_end - c, p.in_channels, below, target, cut.block)
+            sample_tap(at(image, c), tile, pixels, c_end - c, count, below, target, cut.block)
             continue
         sample_tap_backward(
-            at(image, c), at(grad_image, c), a.grad_images != 0, tile, pixels, c_end - c, p.in_channels, below,
-            target, cut.block, grads,
+            at(image, c), at(grad_image, c), a.grad_images != 0, tile, pixels, c_end - c, count, below, target, cut.block,
         )  # fmt: skip
         if a.grad_offsets.address:
             strides = a.grad_offsets.strides
             plane = at(pointer(a.grad_offsets.address, one), part * strides[0] + n * strides[1] + 2 * channel * strides[2])
-            write_plane(plane, strides[3:], tile, runs, grads.offset_y)
-            write_plane(at(plane, strides[2]), strides[3:], tile, runs, grads.offset_x)
+            write_plane(plane, strides[3:], tile, runs, at(tile.rows, GRAD_Y))
+            write_plane(at(plane, strides[2]), strides[3:], tile, runs, at(tile.rows, GRAD_X))
         if a.grad_mask.address:
             strides = a.grad_mask.strides
             plane = at(pointer(a.grad_mask.address, one), part * strides[0] + n * strides[1] + channel * strides[2])
-            write_plane(plane, strides[3:], tile, runs, grads.scale)
+            write_plane(plane, strides[3:], tile, runs, at(tile.rows, GRAD_SCALE))
 
 
 @kernel
@@ -233,17 +251,13 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
     call = unpack(params, BackwardCall)
     p, cut, a = call.p, call.cut, call.a
     base = a.slots + slot * cut.slot_bytes
-    tile = tile_at(base, cut.tile_pixels, one)
-    line = cut.tile_pixels + PADDING
+    tile = tile_at(base, one)
     lines = pointer(base + cut.tile_bytes, one)
-    grads = TileGradients(at(lines, 16 * line), at(lines, 17 * line), at(lines, 18 * line))
-    buffer = at(lines, 19 * line)
+    buffer = at(lines, 16 * ROW)
     packed = at(buffer, 256)
     panels = at(packed, cut.rows // ROWS * cut.packed_pitch)
     columns = at(panels, cut.panels * cut.rows * cut.panel)
     bounds, per_group = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups
-    for i in range(line):
-        store(tile.scale, i, one)
     while True:
         task = next_task(counter)
         if task >= cut.blocks * cut.image_bands:
@@ -262,7 +276,7 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
                     if a.weights:
                         w = at(weights, tap * (cut.weights_size // p.taps))
                         columns_gradient(one, cut, w, packed, panels, pixels, count, columns)
-                    sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns, grads)
+                    sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns)
                     if a.sums:
                         total = at(sums, tap * (cut.sums_size // p.taps))
                         weights_gradient(one, cut, panels, pixels, count, columns, total)
@@ -272,7 +286,8 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
 def unpack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """Copy the gradients of the rimmed images to grad_x. A task is a block of pixels of an image."""
     a = unpack(params, ImagesCall)
-    p, grad_x, buffer = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one)
+    p, grad_x, bounds = a.p, a.plain, pointer(a.bounds, np.int64(0))
+    buffer = pointer(a.slots + slot * a.slot_bytes, one)
     pixels = p.in_size[0] * p.in_size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -280,9 +295,21 @@ def unpack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
         if task >= p.batch * blocks:
             return
         n, first = task // blocks, task % blocks * BLOCK
-        image = at(pointer(a.images, one), n * a.image_size)
-        target, last = at(pointer(grad_x.address, one), n * grad_x.strides[0]), min(first + BLOCK, pixels)
-        from_channels_last(image, first, last, p.in_size, p.in_channels, target, grad_x.strides[1:], buffer)
+        last = min(first + BLOCK, pixels)
+        for block_ in range(a.blocks):
+            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
+            image = at(pointer(a.images, one), n * a.image_size + channel * rimmed_pixels(p.in_size))
+            target = at(pointer(grad_x.address, one), n * grad_x.strides[0] + channel * grad_x.strides[1])
+            from_channels_last(image, first, last, p.in_size, channel_end - channel, target, grad_x.strides[1:], buffer)
+
+
+@helper
+def sum_of_parts(first, parts, pitch, kind):  # type: ignore[no-untyped-def]
+    """The sum of `parts` vectors of a kind, `pitch` apart."""
+    total = load_like(first, 0, kind)
+    for part in range(1, parts):
+        total = total + load_like(first, part * pitch, kind)
+    return total
 
 
 @kernel
@@ -290,7 +317,7 @@ def sum_parts(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """target (n, channel, h, w) = the sum of its parts. A task is a plane."""
     a = unpack(params, SumCall)
     p, channels, partial, target = a.p, a.channels, a.partial, a.target
-    source, blocks = pointer(partial.address, one), pointer(a.firsts, np.int64(0))
+    source, blocks, step = pointer(partial.address, one), pointer(a.firsts, np.int64(0)), width(one)
     while True:
         task = next_task(counter)
         if task >= p.batch * channels * p.offset_groups:
@@ -300,12 +327,13 @@ def sum_parts(one, params, counter, slot):  # type: ignore[no-untyped-def]
         plane = at(source, n * partial.strides[1] + channel * partial.strides[2])
         out = at(pointer(target.address, one), n * target.strides[0] + channel * target.strides[1])
         for y in range(p.out_size[0]):
-            for x in range(p.out_size[1]):
-                spot = y * p.out_size[1] + x
-                total = load_scalar(plane, spot)
-                for part in range(1, parts):
-                    total += load_scalar(plane, part * partial.strides[0] + spot)
-                store(out, y * target.strides[2] + x * target.strides[3], total)
+            row, x = at(out, y * target.strides[2]), 0
+            while target.strides[3] == 1 and x + step <= p.out_size[1]:
+                store(row, x, sum_of_parts(at(plane, y * p.out_size[1] + x), parts, partial.strides[0], full(one)))
+                x += step
+            for i in range(x, p.out_size[1]):
+                total = sum_of_parts(at(plane, y * p.out_size[1] + i), parts, partial.strides[0], one)
+                store(row, i * target.strides[3], total)
 
 
 @kernel
@@ -386,7 +414,7 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
         2 * cut.parts * plane if "offsets" in grads else 0,
         cut.parts * plane if "mask" in grads else 0,
     )
-    with scratch(*(n * size for n in sizes), threads * cut.slot_bytes) as memory:
+    with Scratch(*(n * size for n in sizes), threads * cut.slot_bytes) as memory:
         images, grad_images, weights, sums, offset_parts, mask_parts, slots = memory
         a = BackwardArrays(
             place(grad_y), place(arrays["offsets"]), place(arrays["mask"]), place(grads.get("x")),
@@ -395,7 +423,7 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
             sums if "w" in grads else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
         )  # fmt: skip
         blocks = p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
-        image_call = ImagesCall(p, cut.image_size, place(x), images, slots, cut.slot_bytes)
+        image_call = ImagesCall(p, cut.image_size, place(x), images, a.bounds, cut.blocks, slots, cut.slot_bytes)
         launch(pack_images, one, image_call, min(threads, blocks))
         if a.grad_images:
             launch(clear, one, ClearCall(grad_images, images_size), threads)

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._kernels.gemm_cpu import ROWS, block_size, chunk_size, column_pitch
-from numdcn._kernels.jit_cpu import lanes
-from numdcn._kernels.sample_cpu import PADDING, Tiling, tile_bytes, tiling
+from numdcn._kernels.layout_cpu import rimmed_pixels
+from numdcn._kernels.sample_cpu import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling
 from numdcn._kernels.weights_cpu import Packing, is_depthwise, packing
 from numdcn.deform_conv.problem import Problem
 
 TASKS = 64  # wanted at least,
 WORTH_CUTTING = 64 * 2**20  # if there are so many multiply-adds
-TILE_PIXELS = 112 // ROWS * ROWS
+TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
@@ -84,8 +84,7 @@ def _band(p: Problem) -> int:
 
 def image_size(p: Problem) -> int:
     """Elements of a rimmed channels-last image, rounded up to cache lines."""
-    height, width = p.in_size
-    return -(-((height + 2) * (width + 1) + 2) * p.in_channels // 16) * 16
+    return -(-rimmed_pixels.py_func(p.in_size) * p.in_channels // 16) * 16
 
 
 @functools.lru_cache(256)
@@ -105,9 +104,9 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
             panel_step = max(1, weights.panels // -(-TASKS // max(1, p.batch * tiles.tiles)))
             parts = -(-weights.panels // panel_step)
     rows, pitch = -(-tiles.tile_pixels // ROWS) * ROWS + ROWS, weights.panel * weights.panels + 16
-    turned = 16 * (16 + tiles.tile_pixels + PADDING)
+    turned = 16 * (16 + ROW)
     elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
-    plan = -(-tile_bytes(tiles.tile_pixels, dtype.itemsize) // 64) * 64
+    plan = tile_bytes(dtype.itemsize)
     return ForwardCut(
         *tiles, chunks, weights, int(depthwise), rows, pitch, per_block, parts, panel_step, image_size(p),
         _page(plan + elements * dtype.itemsize + 128), plan,
@@ -175,7 +174,8 @@ def backward_cut(p: Problem, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, 
     """The backward's cut, the bounds of its blocks, and the first and last blocks of the offset groups."""
     size = dtype.itemsize
     shape = (p.out_channels, p.in_channels // p.groups, *p.kernel)
-    depthwise, weights, block = is_depthwise(p.groups, shape), packing(shape, p.groups, dtype), block_size(size)
+    depthwise, weights = is_depthwise(p.groups, shape), packing(shape, p.groups, dtype)
+    block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
     firsts = first_blocks(p, bounds)
     parts = max(last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True))
@@ -187,9 +187,8 @@ def backward_cut(p: Problem, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, 
     bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
     band_images = -(-p.batch // bands)
     pitch = ROWS * outputs + 16
-    line = tiles.tile_pixels + PADDING
-    elements = (16 + 3) * line + 256 + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
-    plan = -(-tile_bytes(tiles.tile_pixels, size) // 64) * 64
+    elements = 16 * ROW + 256 + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
+    plan = tile_bytes(size)
     cut = BackwardCut(
         *tiles, int(depthwise), outputs, panel, panels, block, blocks, -(-p.batch // max(1, band_images)), band_images,
         parts, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
