@@ -73,9 +73,7 @@ def report() -> list[tuple[str, str]]:
         ("cache folder", cache_folder()),
         ("GPU", gpu()),
     ]
-    set_here = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("NUMDCN_", "NUMBA_"))}
-    rows += [(key, value) for key, value in set_here.items()]
-    return rows
+    return rows + [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(("NUMDCN_", "NUMBA_"))]
 
 
 def main() -> int:

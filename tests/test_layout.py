@@ -173,7 +173,7 @@ def test_numba_is_configured_in_one_place():
     """Compiler flags and decorators live in _kernels/jit_*.py; nothing sets numba.config."""
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        assert "nnan" not in text and "ninf" not in text or path.stem.startswith("jit_"), name_of(path)
+        assert ("nnan" not in text and "ninf" not in text) or path.stem.startswith("jit_"), name_of(path)
         if not path.stem.startswith("jit_"):
             assert "fastmath=" not in text and "error_model=" not in text, name_of(path)
         for node in ast.walk(tree(path)):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from numdcn._host.checks import describe
+from numdcn._kernels.parameters_cpu import Place
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-class Place(NamedTuple):
-    """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
-
-    address: int
-    strides: tuple[int, int, int, int]  # zeros where there are fewer axes
-
-
 
 
 def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
@@ -28,7 +20,9 @@ def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
         hint = ""
         if value.dtype.newbyteorder("=") in FLOATS:
             hint = " in the machine's byte order"
-        raise TypeError(f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}")
+        raise TypeError(
+            f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}"
+        )
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
 
@@ -68,7 +62,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=100_000))
+        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -84,7 +78,9 @@ def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inpu
     if not out.flags.writeable:
         raise ValueError(f"`{name}` is read-only, expected an array that can be written to")
     if _overlaps_itself(out):
-        raise ValueError(f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each")
+        raise ValueError(
+            f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each"
+        )
     for other, array in inputs.items():
         if _overlap(out, array):
             raise ValueError(f"`{name}` overlaps `{other}` in memory, expected an array of its own")

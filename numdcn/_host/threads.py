@@ -193,6 +193,4 @@ def plan_threads(tasks: int, work: float) -> int:
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 
-_WORTH = 2e6  # work that pays for waking one more thread
-
-
+_WORTH = 4e6  # multiply-adds that pay for waking one more thread

@@ -8,13 +8,20 @@ from __future__ import annotations
 import functools
 import typing
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 I64 = ir.IntType(64)
+
+
+class Place(NamedTuple):
+    """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
+
+    address: int
+    strides: tuple[int, int, int, int]  # zeros where there are fewer axes
 
 
 def flatten(value: Any) -> list[int]:
@@ -40,8 +47,9 @@ def _numba_type(kind: Any) -> Any:
         return types.int64
     if hasattr(kind, "_fields"):
         hints = typing.get_type_hints(kind)
-        return types.BaseTuple.from_types([_numba_type(hints[name]) for name in kind._fields], kind)
-    return types.UniTuple(types.int64, len(typing.get_args(kind)))
+        fields = [_numba_type(hints[name]) for name in kind._fields]
+        return types.BaseTuple.from_types(fields, kind)  # type: ignore[attr-defined]
+    return types.UniTuple(types.int64, len(typing.get_args(kind)))  # type: ignore[attr-defined]
 
 
 def _build(context: Any, builder: Any, pointer: Any, kind: Any, position: int) -> tuple[Any, int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._kernels.bilinear import cell, corner_weights, slopes, value
-from numdcn._kernels.jit_cpu import helper, block
+from numdcn._kernels.jit_cpu import block, helper
 from numdcn._kernels.simd_cpu import (
     at,
     fma,
@@ -226,12 +226,17 @@ def _add_at(image, index, channels, below, weights, gradient):  # type: ignore[n
 
 
 @helper
-def _backward_vectors(vectors, kind, lanes, image, grad_image, wanted, tile, pixels, channels, below, columns, pitch, add):  # type: ignore[no-untyped-def]
+def _backward_vectors(
+    vectors, kind, lanes, image, grad_image, wanted, tile, pixels, channels, below, columns, pitch, add
+):  # type: ignore[no-untyped-def]
     one = like(1.0, kind)
     for p in range(pixels):
         index = load_scalar(tile.index, p)
         weights, scale = weights_of(tile, p, kind), like(load_scalar(tile.rows, SCALE + p), kind)
-        fraction_y, fraction_x = like(load_scalar(tile.rows, FRACTION_Y + p), kind), like(load_scalar(tile.rows, FRACTION_X + p), kind)
+        fraction_y, fraction_x = (
+            like(load_scalar(tile.rows, FRACTION_Y + p), kind),
+            like(load_scalar(tile.rows, FRACTION_X + p), kind),
+        )
         fractions = (fraction_y, fraction_x, one - fraction_y, one - fraction_x)
         by_y, by_x, by_scale = one - one, one - one, one - one
         for v in range(vectors):

@@ -50,7 +50,9 @@ def splat_value(builder: Any, scalar: Any, count: int) -> Any:
     """IR: a vector with `scalar` in every lane."""
     vector = ir.VectorType(scalar.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, count), None))
+    return builder.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, count), None)
+    )
 
 
 def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
@@ -139,7 +141,9 @@ _register(operator.ne, _Comparison, lambda b, x, y: b.fcmp_unordered("!=", x, y)
 def like(typingctx, scalar, vec):  # type: ignore[no-untyped-def]
     """`scalar`, converted to the element type of `vec`, in every lane (or as it is, where `vec` is a scalar)."""
     if not isinstance(vec, Vec):
-        return vec(scalar, vec), lambda context, builder, sig, args: context.cast(builder, args[0], sig.args[0], sig.return_type)
+        return vec(scalar, vec), lambda context, builder, sig, args: context.cast(
+            builder, args[0], sig.args[0], sig.return_type
+        )
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         value = context.cast(builder, args[0], sig.args[0], vec.element)

@@ -150,7 +150,9 @@ def _gradients(out: Any, wanted: frozenset[str], arrays: dict[str, Any], grad_y:
             if given is not None:
                 inputs[f"out.{name}"] = given
         elif given is not None:
-            raise ValueError(f"`out.{name}` is {describe(given)}, expected None: the gradient of {name} is not asked for")
+            raise ValueError(
+                f"`out.{name}` is {describe(given)}, expected None: the gradient of {name} is not asked for"
+            )
     return grads
 
 

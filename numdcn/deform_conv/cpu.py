@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays import Place, place
+from numdcn._host.arrays import place
 from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._host.weights import PreparedWeights, pack
 from numdcn._kernels.gemm_cpu import ROWS
+from numdcn._kernels.images_cpu import ClearCall, ImagesCall, clear, pack_images, unpack_images
 from numdcn._kernels.jit_cpu import helper, kernel
-from numdcn._kernels.layout_cpu import BLOCK, clear_rim, fill, from_channels_last, rimmed_pixels, to_channels_last
-from numdcn._kernels.parameters_cpu import unpack
+from numdcn._kernels.layout_cpu import BLOCK, fill, rimmed_pixels
+from numdcn._kernels.parameters_cpu import Place, unpack
 from numdcn._kernels.sample_cpu import (
     GRAD_SCALE,
     GRAD_X,
@@ -69,44 +70,6 @@ class ForwardCall(NamedTuple):
     p: Problem
     cut: ForwardCut
     a: ForwardArrays
-
-
-class ImagesCall(NamedTuple):
-    """Parameters of `pack_images` and `unpack_images`.
-
-    An image is stored block of channels by block of channels, each with a rim: the backward's tasks then read
-    neighbouring memory, which spreads over all sets of the caches. The forward has one block.
-    """
-
-    p: Problem
-    image_size: int
-    plain: Place
-    images: int
-    bounds: int  # address of the first channels of the blocks, and the end
-    blocks: int
-    slots: int
-    slot_bytes: int
-
-
-@kernel
-def pack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
-    """Copy x to rimmed channels-last images. A task is a block of pixels of an image."""
-    a = unpack(params, ImagesCall)
-    p, x, buffer, bounds = a.p, a.plain, pointer(a.slots + slot * a.slot_bytes, one), pointer(a.bounds, np.int64(0))
-    pixels = p.in_size[0] * p.in_size[1]
-    blocks = (pixels + BLOCK - 1) // BLOCK
-    while True:
-        task = next_task(counter)
-        if task >= p.batch * blocks:
-            return
-        n, first = task // blocks, task % blocks * BLOCK
-        last = min(first + BLOCK, pixels)
-        for block_ in range(a.blocks):
-            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
-            image = at(pointer(a.images, one), n * a.image_size + channel * rimmed_pixels(p.in_size))
-            clear_rim(image, first, last, p.in_size, channel_end - channel, one - one)
-            source = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
-            to_channels_last(source, x.strides[1:], first, last, p.in_size, channel_end - channel, image, buffer)
 
 
 @kernel
@@ -157,14 +120,23 @@ def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
     with Scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
         images, weights, slots = memory
         x_place, bounds = place(x), np.array((0, p.in_channels), np.int64)
-        image_call = ImagesCall(p, cut.image_size, x_place, images, bounds.ctypes.data, 1, slots, cut.slot_bytes)
+        image_call = ImagesCall(
+            p.batch, p.in_size, cut.image_size, x_place, images, bounds.ctypes.data, 1, slots, cut.slot_bytes
+        )
         launch(pack_images, one, image_call, min(threads, blocks))
         if prepared:
             weights = w.packed
         else:
             pack(w, cut.weights, weights, threads)
         a = ForwardArrays(
-            x_place, place(arrays["offsets"]), place(arrays["mask"]), place(arrays["bias"]), place(y), images, weights, slots
+            x_place,
+            place(arrays["offsets"]),
+            place(arrays["mask"]),
+            place(arrays["bias"]),
+            place(y),
+            images,
+            weights,
+            slots,
         )
         launch(forward_tiles, one, ForwardCall(p, cut, a), threads)
 
@@ -236,7 +208,9 @@ def sample_block(one, p, cut, a, n, number, first, count, tap, tile, runs, pixel
         )  # fmt: skip
         if a.grad_offsets.address:
             strides = a.grad_offsets.strides
-            plane = at(pointer(a.grad_offsets.address, one), part * strides[0] + n * strides[1] + 2 * channel * strides[2])
+            plane = at(
+                pointer(a.grad_offsets.address, one), part * strides[0] + n * strides[1] + 2 * channel * strides[2]
+            )
             write_plane(plane, strides[3:], tile, runs, at(tile.rows, GRAD_Y))
             write_plane(at(plane, strides[2]), strides[3:], tile, runs, at(tile.rows, GRAD_X))
         if a.grad_mask.address:
@@ -265,7 +239,10 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
         number, image_band = task % cut.blocks, task // cut.blocks
         first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
         output, outputs = (first, count) if cut.depthwise else (first // per_group * cut.outputs, cut.outputs)
-        weights, sums = at(pointer(a.weights, one), number * cut.weights_size), at(pointer(a.sums, one), task * cut.sums_size)
+        weights, sums = (
+            at(pointer(a.weights, one), number * cut.weights_size),
+            at(pointer(a.sums, one), task * cut.sums_size),
+        )
         if a.sums:
             fill(sums, 0, cut.sums_size, one - one)
         for n in range(image_band * cut.band_images, min((image_band + 1) * cut.band_images, p.batch)):
@@ -280,27 +257,6 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
                     if a.sums:
                         total = at(sums, tap * (cut.sums_size // p.taps))
                         weights_gradient(one, cut, panels, pixels, count, columns, total)
-
-
-@kernel
-def unpack_images(one, params, counter, slot):  # type: ignore[no-untyped-def]
-    """Copy the gradients of the rimmed images to grad_x. A task is a block of pixels of an image."""
-    a = unpack(params, ImagesCall)
-    p, grad_x, bounds = a.p, a.plain, pointer(a.bounds, np.int64(0))
-    buffer = pointer(a.slots + slot * a.slot_bytes, one)
-    pixels = p.in_size[0] * p.in_size[1]
-    blocks = (pixels + BLOCK - 1) // BLOCK
-    while True:
-        task = next_task(counter)
-        if task >= p.batch * blocks:
-            return
-        n, first = task // blocks, task % blocks * BLOCK
-        last = min(first + BLOCK, pixels)
-        for block_ in range(a.blocks):
-            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
-            image = at(pointer(a.images, one), n * a.image_size + channel * rimmed_pixels(p.in_size))
-            target = at(pointer(grad_x.address, one), n * grad_x.strides[0] + channel * grad_x.strides[1])
-            from_channels_last(image, first, last, p.in_size, channel_end - channel, target, grad_x.strides[1:], buffer)
 
 
 @helper
@@ -369,24 +325,6 @@ def finish_weights(one, params, counter, slot):  # type: ignore[no-untyped-def]
                         store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))
 
 
-class ClearCall(NamedTuple):
-    """Parameters of `clear`."""
-
-    address: int
-    size: int
-
-
-@kernel
-def clear(one, params, counter, slot):  # type: ignore[no-untyped-def]
-    """Zero elements. A task is a stretch of them."""
-    a, stretch = unpack(params, ClearCall), 1 << 16
-    while True:
-        task = next_task(counter)
-        if task >= (a.size + stretch - 1) // stretch:
-            return
-        fill(pointer(a.address, one), task * stretch, min(stretch, a.size - task * stretch), one - one)
-
-
 def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     if "bias" in grads:
@@ -423,7 +361,9 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
             sums if "w" in grads else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
         )  # fmt: skip
         blocks = p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
-        image_call = ImagesCall(p, cut.image_size, place(x), images, a.bounds, cut.blocks, slots, cut.slot_bytes)
+        image_call = ImagesCall(
+            p.batch, p.in_size, cut.image_size, place(x), images, a.bounds, cut.blocks, slots, cut.slot_bytes
+        )
         launch(pack_images, one, image_call, min(threads, blocks))
         if a.grad_images:
             launch(clear, one, ClearCall(grad_images, images_size), threads)

@@ -64,9 +64,7 @@ class Problem(NamedTuple):
         return f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}"
 
 
-def problem(
-    arrays: dict[str, Any], stride: Any, padding: Any, dilation: Any
-) -> Problem:
+def problem(arrays: dict[str, Any], stride: Any, padding: Any, dilation: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
     for argument in ARGUMENTS:
         value = arrays[argument.name]
@@ -173,6 +171,6 @@ def _check_shapes(made: Problem, offsets: Any, bias: Any, mask: Any) -> None:
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
             layout = next(a.axes for a in ARGUMENTS if a.name == name)
-            raise ValueError(f"`{name}` has shape {array.shape}, expected {shape} = {layout} with {made.describe_shapes()}")
-
-
+            raise ValueError(
+                f"`{name}` has shape {array.shape}, expected {shape} = {layout} with {made.describe_shapes()}"
+            )
