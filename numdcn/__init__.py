@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DeformConvGradients",
     "PreparedWeights",
+    "__version__",
     "deform_conv_backward",
     "deform_conv_forward",
     "get_num_threads",

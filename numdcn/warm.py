@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.arrays import FLOATS
 from numdcn._host.checks import describe
 from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
 
@@ -17,8 +18,11 @@ def warmup(dtype: Any = np.float32, backward: bool = True) -> None:
 
     Raises `TypeError` for another dtype.
     """
-    kind = np.dtype(dtype)
-    if kind not in (np.dtype(np.float32), np.dtype(np.float64)):
+    try:
+        kind = np.dtype(dtype)
+    except (TypeError, ValueError):
+        kind = None
+    if kind not in FLOATS:
         raise TypeError(f"`dtype` is {describe(dtype)}, expected float32 or float64")
     # one channel more than an offset group's block holds, so that partial sums are needed too
     x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)

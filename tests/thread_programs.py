@@ -168,6 +168,7 @@ def _at_line(number, action, function):
         if event == "line":
             count += 1
             if count == number:
+                print(f"line {number}: {os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}", flush=True)
                 action()
         return on_line
 
@@ -236,7 +237,6 @@ def signal_at_every_line(direction):
 
     while going:
         number += 1
-        print("line", number, flush=True)
         going = _at_line(number, lambda: signal.raise_signal(signal.SIGUSR1), run)
     assert calls > 60, f"only {calls} lines"
 

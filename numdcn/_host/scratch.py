@@ -5,7 +5,6 @@ memory costs about half a millisecond a megabyte.
 from __future__ import annotations
 
 import os
-import threading
 from itertools import accumulate
 
 import numpy as np
@@ -26,8 +25,8 @@ def _limit_from_environment() -> int:
 
 
 _limit = _limit_from_environment()
-_kept: list[np.ndarray] = []  # free buffers, the most recently used last
-_lock = threading.Lock()
+_kept: dict[int, np.ndarray] = {}  # free buffers by id, the most recently used last
+# No lock: a signal handler may call the library while this thread is in here. Each step on the dict is atomic.
 
 
 def set_scratch_limit(nbytes: int) -> None:
@@ -39,9 +38,8 @@ def set_scratch_limit(nbytes: int) -> None:
     """
     global _limit
     limit = integer("nbytes", nbytes, 0, 2**63)
-    with _lock:
-        _limit = limit
-        _trim()
+    _limit = limit
+    _trim()
 
 
 def get_scratch_limit() -> int:
@@ -51,25 +49,21 @@ def get_scratch_limit() -> int:
 
 def kept_bytes() -> int:
     """The number of bytes that are kept now."""
-    with _lock:
-        return sum(b.nbytes for b in _kept)
+    return sum(b.nbytes for b in list(_kept.values()))
 
 
 def _trim() -> None:
-    while sum(b.nbytes for b in _kept) > _limit:
-        _kept.pop(0)
+    for key in list(_kept):
+        if kept_bytes() <= _limit:
+            return
+        _kept.pop(key, None)
 
 
 def _take(nbytes: int) -> np.ndarray:
     """The smallest kept buffer that is large enough and not wastefully so, or a fresh one."""
-    with _lock:
-        best = -1
-        for i, buffer in enumerate(_kept):
-            if nbytes <= buffer.nbytes <= 2 * nbytes + 2**20 and (best < 0 or buffer.nbytes < _kept[best].nbytes):
-                best = i
-        if best >= 0:
-            return _kept.pop(best)
-    return np.empty(nbytes, np.uint8)
+    fitting = [(b.nbytes, key) for key, b in list(_kept.items()) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
+    kept = _kept.pop(min(fitting)[1], None) if fitting else None
+    return np.empty(nbytes, np.uint8) if kept is None else kept
 
 
 class Scratch:
@@ -85,16 +79,6 @@ class Scratch:
 
     def __exit__(self, *error: object) -> None:
         buffer = self.__dict__.pop("buffer")
-        with _lock:
-            if buffer.nbytes <= _limit:
-                _kept.append(buffer)
-                _trim()
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        if buffer.nbytes <= _limit:
+            _kept[id(buffer)] = buffer
+            _trim()

@@ -60,7 +60,7 @@ def _threads_from_environment() -> int:
 
 
 _threads = _threads_from_environment()
-_lock = threading.Lock()
+_lock = threading.RLock()
 _executor: ThreadPoolExecutor | None = None
 _executor_size = 0
 _here = threading.local()
@@ -145,6 +145,7 @@ def run(work: Callable[[int, int], None], threads: int) -> None:
         return
     call = _Call(work)
     try:
+        _here.busy = True  # a signal handler that calls the library now must not wait for what this thread holds
         try:
             executor = _helpers(threads - 1)
             for _ in range(threads - 1):
@@ -154,6 +155,7 @@ def run(work: Callable[[int, int], None], threads: int) -> None:
         work(call.counter.ctypes.data, 0)
     finally:
         _close(call)
+        _here.busy = False
     if call.error is not None:
         raise call.error
 
@@ -181,7 +183,7 @@ def _close(call: _Call) -> None:
 def _after_fork() -> None:
     """The child has none of the parent's threads."""
     global _executor, _executor_size, _lock, _here
-    _executor, _executor_size, _lock, _here = None, 0, threading.Lock(), threading.local()
+    _executor, _executor_size, _lock, _here = None, 0, threading.RLock(), threading.local()
 
 
 if hasattr(os, "register_at_fork"):
