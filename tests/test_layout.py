@@ -37,7 +37,7 @@ def imports(path):
 
 
 def layer(module):
-    """(layer, operator) of a module of numdcn: the lower number may not import the higher."""
+    """(layer, operator) of a module of numdcn; "part" is a module that an operator's kernels are split into."""
     parts = module.split(".")[1:]
     if not parts:
         return None
@@ -48,20 +48,22 @@ def layer(module):
     if parts[0] == "adapters":
         return "adapters", None
     if parts[0] in OPERATORS:
-        part = parts[1] if len(parts) > 1 and parts[1] in ("problem", "cpu", "cuda") else "door"
-        return part, parts[0]
+        if len(parts) == 1 or not (PACKAGE / parts[0] / f"{parts[1]}.py").exists():
+            return "door", parts[0]
+        return parts[1] if parts[1] in ("problem", "cpu", "cuda") else "part", parts[0]
     return "top", None
 
 
 MAY_IMPORT = {
     "kernels": {"kernels"},
-    "host": {"host"},
+    "host": {"host", "kernels"},
     "problem": {"host", "problem"},
-    "cpu": {"kernels", "host", "problem"},
-    "cuda": {"kernels", "host", "problem"},
-    "door": {"kernels", "host", "problem", "cpu", "cuda", "door"},
+    "part": {"kernels", "host", "problem", "part"},
+    "cpu": {"kernels", "host", "problem", "part"},
+    "cuda": {"kernels", "host", "problem", "part"},
+    "door": {"host", "problem", "cpu", "cuda", "door"},
     "adapters": {"adapters", "door", "host", "top"},
-    "top": {"top", "door", "host", "kernels", "problem", "cpu", "cuda"},
+    "top": {"top", "door", "host", "kernels", "problem", "cpu", "cuda", "part"},
 }
 
 

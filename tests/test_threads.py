@@ -51,7 +51,7 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
-    """They are large enough for seven threads, forward and backward; otherwise the tests below would show nothing."""
+    """They are large enough for several threads, forward and backward; otherwise the tests below would show nothing."""
     run, asked = pool.run, []
     for module in [module for name, module in sys.modules.items() if name.startswith("numdcn.")]:
         if getattr(module, "run", None) is run:
@@ -61,7 +61,7 @@ def test_the_problems_here_are_shared_out(name, monkeypatch):
     for direction in ("forward", "backward"):
         asked.clear()
         getattr(problem, direction)(cpu())
-        assert max(asked) == 7, direction
+        assert max(asked) >= 2, f"{direction}: {asked}"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -241,6 +241,12 @@ def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(directi
 def test_an_interrupt_at_any_line(direction):
     """The same, at every line of the library that a call runs through, one after the other."""
     run_program("interrupt_at_every_line", direction)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "TimeoutError"])
+def test_an_exception_waits_for_the_helpers(kind):
+    run_program("exception_while_waiting", kind)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no user signals")

@@ -4,6 +4,8 @@ They run in processes of their own because a defect in a fork, a signal handler 
 """
 
 import atexit
+import collections
+import linecache
 import multiprocessing
 import os
 import signal
@@ -16,6 +18,7 @@ from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
 
 CASE = Case(2, 36, 34, (34, 35), padding=1, groups=2, offset_groups=4, mask=True, bias=True)  # work for three threads
 LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
+SLOW_TASKS = Case(1, 256, 256, (12, 13), padding=1)  # a helper is often still at its last one when the caller is done
 
 
 def both(problem):
@@ -160,16 +163,22 @@ def interrupt(direction):
 def _at_line(number, action, function):
     """Runs function() and, just before line `number` of the lines of numdcn that this thread runs, action().
 
-    Says whether there was such a line."""
-    count = 0
+    Says whether there was such a line. A line counts when it is run for the first and for the second time. The lines of
+    `with` do not count: Python reports one also between the end of the block and the exit of its manager, where the
+    interpreter itself never lets a signal in.
+    """
+    count, seen = 0, collections.Counter()
 
     def on_line(frame, event, _):
         nonlocal count
-        if event == "line":
-            count += 1
-            if count == number:
-                print(f"line {number}: {os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}", flush=True)
-                action()
+        place = frame.f_code.co_filename, frame.f_lineno
+        if event != "line" or linecache.getline(*place).lstrip().startswith("with "):
+            return on_line
+        seen[place] += 1
+        count += seen[place] <= 2
+        if count == number and seen[place] <= 2:
+            print(f"line {number}: {os.path.basename(place[0])}:{place[1]}", flush=True)
+            action()
         return on_line
 
     def on_call(frame, *_):
@@ -184,34 +193,62 @@ def _at_line(number, action, function):
 
 
 def interrupt_at_every_line(direction):
-    """KeyboardInterrupt before each line of the library, as Ctrl-C may cause it."""
-    problem = make(CASE, np.float32)
+    """An exception before each line of the library, as Ctrl-C and signal handlers that raise may cause it."""
+    problem = make(SLOW_TASKS, np.float32)
     want = both(problem)
     interrupted = number = 0
     going = True
 
     def action():
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if interrupted % 2 else TimeoutError
 
     while going:
         number += 1
-        out = np.full_like(want[0], np.nan) if direction == "forward" else type(want[1])(*map(_nan_like, want[1]))
-        arrays = [out] if direction == "forward" else list(out)
-        try:
-            going = _at_line(number, action, lambda out=out: getattr(problem, direction)(cpu(), out=out))
-        except KeyboardInterrupt:
-            interrupted += 1
-            kept = [array.copy() for array in arrays]
-            time.sleep(0.01)
-            for array, copy in zip(arrays, kept, strict=True):
-                assert_same_bits(array, copy, f"out after an interrupt at line {number}")
-        if number % 10 == 0:
+        for _ in range(2):  # one of each kind
+            out = np.full_like(want[0], np.nan) if direction == "forward" else type(want[1])(*map(_nan_like, want[1]))
+            arrays = [array for array in ([out] if direction == "forward" else out) if array is not None]
+            try:
+                going = _at_line(number, action, lambda out=out: getattr(problem, direction)(cpu(), out=out))
+            except (KeyboardInterrupt, TimeoutError):
+                interrupted += 1
+                kept = [array.copy() for array in arrays]
+                time.sleep(0.004)
+                for array, copy in zip(arrays, kept, strict=True):
+                    assert_same_bits(array, copy, f"out after an interrupt at line {number}")
+        if number % 20 == 0:
             same(both(problem), want)
-    assert interrupted > 30, f"only {interrupted} lines"
+    assert interrupted > 60, f"only {interrupted} lines"
 
 
 def _nan_like(array):
-    return np.full_like(array, np.nan)
+    return None if array is None else np.full_like(array, np.nan)
+
+
+def exception_while_waiting(kind):
+    """A signal handler raises while the caller waits for a helper: only when the helper is done does the call raise."""
+    from numdcn._host.threads import run
+
+    entered, left = threading.Event(), []
+
+    def work(counter, slot):
+        if slot == 0:
+            assert entered.wait(20), "no helper came"
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            entered.set()
+            time.sleep(0.5)
+            left.append(slot)
+
+    def handler(*_):
+        raise {"KeyboardInterrupt": KeyboardInterrupt, "TimeoutError": TimeoutError}[kind]
+
+    signal.signal(signal.SIGALRM, handler)
+    try:
+        run(work, 2)
+    except (KeyboardInterrupt, TimeoutError):
+        assert left, "the call raised while a helper was at work"
+    else:
+        raise AssertionError("the exception was lost")
 
 
 def signal_at_every_line(direction):
@@ -226,7 +263,7 @@ def signal_at_every_line(direction):
         calls += same(both(inner), want_inner)
 
     signal.signal(signal.SIGUSR1, handler)
-    signal.alarm(60)
+    signal.alarm(40)
 
     def run():
         got = getattr(problem, direction)(cpu())
@@ -281,7 +318,7 @@ def at_exit(order):
 PROGRAMS = {
     f.__name__: f
     for f in (fork, fork_of_a_fork, fork_while_calls_run, multiprocessing_fork, multiprocessing_spawn)
-    + (signal_handler, signal_at_every_line, interrupt, interrupt_at_every_line, at_exit)
+    + (signal_handler, signal_at_every_line, interrupt, interrupt_at_every_line, exception_while_waiting, at_exit)
 }
 
 if __name__ == "__main__":

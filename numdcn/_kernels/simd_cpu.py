@@ -313,19 +313,21 @@ def transpose(typingctx, source, stride, target):  # type: ignore[no-untyped-def
 
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
     """IR: a tuple of the sums of the lanes of the first `wanted` of 2 or 4 vectors, added in a fixed order."""
-    values, count = vectors, vectors[0].type.count
-    while len(values) > 1:  # two vectors become one that holds their half-sums side by side
+    values, count, parts = vectors, vectors[0].type.count, vectors[0].type.count
+    while len(values) > 1 and parts > 1:  # two vectors become one that holds their half-sums side by side
         even = [2 * j for j in range(count // 2)] + [count + 2 * j for j in range(count // 2)]
         odd = [i + 1 for i in even]
         pairs = zip(values[::2], values[1::2], strict=True)
         values = [builder.fadd(shuffle(builder, a, b, even), shuffle(builder, a, b, odd)) for a, b in pairs]
-    folded, parts = values[0], count // len(vectors)
-    while parts > 1:
+        parts //= 2
+    while parts > 1:  # all are in one vector, each in `parts` lanes
         even = [s * parts + 2 * j for s in range(len(vectors)) for j in range(parts // 2)]
         odd = [i + 1 for i in even]
-        folded = builder.fadd(shuffle(builder, folded, folded, even), shuffle(builder, folded, folded, odd))
+        values = [builder.fadd(shuffle(builder, values[0], values[0], even), shuffle(builder, values[0], values[0], odd))]
         parts //= 2
-    return cgutils.pack_array(builder, [builder.extract_element(folded, ir.Constant(I32, i)) for i in range(wanted)])
+    each = len(vectors) // len(values)
+    sums = [builder.extract_element(values[i // each], ir.Constant(I32, i % each)) for i in range(wanted)]
+    return cgutils.pack_array(builder, sums)
 
 
 @intrinsic
