@@ -160,7 +160,7 @@ def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
 
 
 # More than 2^31 elements: one array of 8.6 GB each, or its channels-last copy. Pages of a huge input that are never
-# written stay the system's zero page and take no memory. Peaks measured: the image 8.6 GB (its copy), the output 8.4 GB,
+# written stay the zero page of the system, at no cost. Peaks measured: the image 8.6 GB (its copy), the output 8.4 GB,
 # the offsets 0.5 GB. The image gradient needs three such arrays, 26 GB.
 
 

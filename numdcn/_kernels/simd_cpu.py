@@ -323,7 +323,9 @@ def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
     while parts > 1:  # all are in one vector, each in `parts` lanes
         even = [s * parts + 2 * j for s in range(len(vectors)) for j in range(parts // 2)]
         odd = [i + 1 for i in even]
-        values = [builder.fadd(shuffle(builder, values[0], values[0], even), shuffle(builder, values[0], values[0], odd))]
+        values = [
+            builder.fadd(shuffle(builder, values[0], values[0], even), shuffle(builder, values[0], values[0], odd))
+        ]
         parts //= 2
     each = len(vectors) // len(values)
     sums = [builder.extract_element(values[i // each], ir.Constant(I32, i % each)) for i in range(wanted)]

@@ -25,6 +25,7 @@ from numdcn.deform_conv.problem import Problem
 TASKS = 64  # wanted at least,
 WORTH_CUTTING = 64 * 2**20  # if there are so many multiply-adds
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
+SLOT_BYTES = 16 * 2**20  # of a thread's scratch for sums, or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
@@ -87,6 +88,19 @@ def image_size(p: Problem) -> int:
     return -(-rimmed_pixels.py_func(p.in_size) * p.in_channels // 16) * 16
 
 
+def _rows(tiles: Tiling) -> int:
+    """Rows of a tile's columns and sums: whole register tiles, and one more that vectors may run into."""
+    return -(-tiles.tile_pixels // ROWS) * ROWS + ROWS
+
+
+def _affordable(pixel_bytes: int) -> int:
+    """Pixels of a tile, fewer than usual where each needs so much scratch that it would be large."""
+    pixels = TILE_PIXELS
+    while pixels > ROWS and pixels * pixel_bytes > SLOT_BYTES:
+        pixels = max(pixels // 2 // ROWS * ROWS, ROWS)
+    return pixels
+
+
 @functools.lru_cache(256)
 def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     """The forward's cut."""
@@ -94,16 +108,21 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     depthwise = is_depthwise(p.groups, shape)
     weights = packing(shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
-    tiles, parts = tiling(p.out_size, TILE_PIXELS, _band(p)), -(-chunks.groups // chunks.group_step)
     per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
-    panel_step = weights.panels
+    tiles, panel_step = (
+        tiling(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p)),
+        weights.panels,
+    )
+    row_bytes = (_rows(tiles) * weights.panel * weights.panels + 1) * dtype.itemsize
+    chunks = chunks._replace(group_step=max(1, min(chunks.group_step, SLOT_BYTES // row_bytes)))
+    parts = -(-chunks.groups // chunks.group_step)
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_CUTTING:
         while p.batch * tiles.tiles * parts < TASKS and tiles.tile_pixels > ROWS:
             tiles = tiling(p.out_size, max(tiles.tile_pixels // 2 // ROWS * ROWS, ROWS), _band(p))
         if weights.groups == 1 and p.batch * tiles.tiles * parts < TASKS:
             panel_step = max(1, weights.panels // -(-TASKS // max(1, p.batch * tiles.tiles)))
             parts = -(-weights.panels // panel_step)
-    rows, pitch = -(-tiles.tile_pixels // ROWS) * ROWS + ROWS, weights.panel * weights.panels + 16
+    rows, pitch = _rows(tiles), weights.panel * panel_step + 16
     turned = 16 * (16 + ROW)
     elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
     plan = tile_bytes(dtype.itemsize)
@@ -179,9 +198,9 @@ def backward_cut(p: Problem, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, 
     bounds = block_bounds(p, depthwise, block)
     firsts = first_blocks(p, bounds)
     parts = max(last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True))
-    tiles = tiling(p.out_size, TILE_PIXELS, _band(p))
-    blocks, rows = len(bounds) - 1, -(-TILE_PIXELS // ROWS) * ROWS + ROWS
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
+    tiles = tiling(p.out_size, _affordable(2 * panel * panels * size), _band(p))
+    blocks, rows = len(bounds) - 1, _rows(tiles)
     sums_pitch = block if depthwise else panel * panels
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
     bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
