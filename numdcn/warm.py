@@ -22,7 +22,7 @@ def warmup(dtype: Any = np.float32, backward: bool = True) -> None:
         kind = np.dtype(dtype)
     except (TypeError, ValueError):
         kind = None
-    if kind not in FLOATS:
+    if kind is None or kind not in FLOATS:
         raise TypeError(f"`dtype` is {describe(dtype)}, expected float32 or float64")
     # one channel more than an offset group's block holds, so that partial sums are needed too
     x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)

@@ -145,19 +145,27 @@ def run(work: Callable[[int, int], None], threads: int) -> None:
         return
     call = _Call(work)
     try:
-        _here.busy = True  # a signal handler that calls the library now must not wait for what this thread holds
         try:
-            executor = _helpers(threads - 1)
-            for _ in range(threads - 1):
-                executor.submit(call.help)
-        except RuntimeError:
-            pass  # the interpreter is shutting down, or no thread could be started: this thread does it all
-        work(call.counter.ctypes.data, 0)
+            _share_out(call, threads)
+        finally:
+            _close(call)
     finally:
-        _close(call)
+        _close(call)  # again, should an interruption have come at the door of the first
         _here.busy = False
     if call.error is not None:
         raise call.error
+
+
+def _share_out(call: _Call, threads: int) -> None:
+    """Ask for helpers, and work."""
+    _here.busy = True  # a signal handler that calls the library now must not wait for what this thread holds
+    try:
+        executor = _helpers(threads - 1)
+        for _ in range(threads - 1):
+            executor.submit(call.help)
+    except RuntimeError:
+        pass  # the interpreter is shutting down, or no thread could be started: this thread does it all
+    call.work(call.counter.ctypes.data, 0)
 
 
 def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, threads: int) -> None:
@@ -168,13 +176,13 @@ def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, 
 
 
 def _close(call: _Call) -> None:
-    """Close the call, even if interrupted meanwhile; then let the interruption go on."""
+    """Close the call, even if a signal handler raises meanwhile; then let that exception go on."""
     interruption: BaseException | None = None
     while True:
         try:
             call.close()
             break
-        except KeyboardInterrupt as error:
+        except BaseException as error:
             interruption = error
     if interruption is not None:
         raise interruption

@@ -18,7 +18,7 @@ import numpy as np
 
 from numdcn._kernels.gemm_cpu import ROWS, block_size, chunk_size, column_pitch
 from numdcn._kernels.layout_cpu import rimmed_pixels
-from numdcn._kernels.sample_cpu import MOST_PIXELS, ROW, tile_bytes, tiling
+from numdcn._kernels.sample_cpu import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling
 from numdcn._kernels.weights_cpu import Packing, is_depthwise, packing
 from numdcn.deform_conv.problem import Problem
 
