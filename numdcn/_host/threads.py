@@ -64,6 +64,8 @@ _lock = threading.RLock()
 _executor: ThreadPoolExecutor | None = None
 _executor_size = 0
 _here = threading.local()
+_ready: set[Any] = set()  # kernels that have been called, and with which type
+_NO_MORE = np.int64(2**62)  # a counter that hands out no task
 
 
 def set_num_threads(n: int) -> None:
@@ -127,7 +129,7 @@ class _Call:
 
     def close(self) -> None:
         """Let nobody in any more, hand out no more tasks, wait for those inside."""
-        self.counter[0] = np.iinfo(np.int64).max // 2
+        self.counter[0] = _NO_MORE
         with self.changed:
             self.closed = True
             while self.inside:
@@ -172,6 +174,11 @@ def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, 
     """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements."""
     array = parameters(values)
     address = array.buffer_info()[0]
+    key = (kernel, type(one))
+    if key not in _ready:  # compile or load it here: several threads would get in each other's way
+        counter = np.full(1, _NO_MORE)
+        kernel(one, address, counter.ctypes.data, 0)
+        _ready.add(key)
     run(lambda counter, slot: kernel(one, address, counter, slot), threads)
 
 

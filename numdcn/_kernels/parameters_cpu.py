@@ -28,11 +28,19 @@ def flatten(value: Any) -> list[int]:
     """The ints of a nested tuple, in order."""
     flat: list[int] = []
     for item in value:
-        if isinstance(item, tuple):
-            flat += flatten(item)
+        if type(item) is int:
+            flat.append(item)
+        elif isinstance(item, tuple):
+            flat += _flatten_large(item) if len(item) > 10 else flatten(item)
         else:
             flat.append(item)
     return flat
+
+
+@functools.lru_cache(256)
+def _flatten_large(value: Any) -> list[int]:
+    """The same, remembered: problems and cuts come again."""
+    return flatten(value)
 
 
 def parameters(value: Any) -> array:  # type: ignore[type-arg]

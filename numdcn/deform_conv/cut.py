@@ -22,9 +22,11 @@ from numdcn._kernels.sample_cpu import MOST_PIXELS, ROW, Tiling, tile_bytes, til
 from numdcn._kernels.weights_cpu import Packing, is_depthwise, packing
 from numdcn.deform_conv.problem import Problem
 
-TASKS = 64  # wanted at least,
+TASKS = 64  # wanted,
+NEARLY = 54  # and so few are not worth repeated sampling or smaller tiles,
 WORTH_CUTTING = 64 * 2**20  # if there are so many multiply-adds
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
+SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
 SLOT_BYTES = 16 * 2**20  # of a thread's scratch for sums, or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
@@ -101,6 +103,13 @@ def _affordable(pixel_bytes: int) -> int:
     return pixels
 
 
+def _smaller(p: Problem, tiles: Tiling, parts: int, least: int) -> Tiling:
+    """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
+    while p.batch * tiles.tiles * parts < NEARLY and tiles.tile_pixels > least:
+        tiles = tiling(p.out_size, max(tiles.tile_pixels // 2 // ROWS * ROWS, least), _band(p))
+    return tiles
+
+
 @functools.lru_cache(256)
 def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     """The forward's cut."""
@@ -109,19 +118,16 @@ def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
     weights = packing(shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
-    tiles, panel_step = (
-        tiling(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p)),
-        weights.panels,
-    )
+    tiles = tiling(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
     row_bytes = (_rows(tiles) * weights.panel * weights.panels + 1) * dtype.itemsize
     chunks = chunks._replace(group_step=max(1, min(chunks.group_step, SLOT_BYTES // row_bytes)))
-    parts = -(-chunks.groups // chunks.group_step)
+    parts, panel_step = -(-chunks.groups // chunks.group_step), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_CUTTING:
-        while p.batch * tiles.tiles * parts < TASKS and tiles.tile_pixels > ROWS:
-            tiles = tiling(p.out_size, max(tiles.tile_pixels // 2 // ROWS * ROWS, ROWS), _band(p))
-        if weights.groups == 1 and p.batch * tiles.tiles * parts < TASKS:
-            panel_step = max(1, weights.panels // -(-TASKS // max(1, p.batch * tiles.tiles)))
+        tiles = _smaller(p, tiles, parts, SMALL_TILE)
+        if weights.groups == 1 and p.batch * tiles.tiles < NEARLY:
+            panel_step = max(1, weights.panels // -(-TASKS // (p.batch * tiles.tiles)))
             parts = -(-weights.panels // panel_step)
+        tiles = _smaller(p, tiles, parts, ROWS)
     rows, pitch = _rows(tiles), weights.panel * panel_step + 16
     turned = 16 * (16 + ROW)
     elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
