@@ -15,6 +15,7 @@ import pytest
 from checks import run_python
 
 import numdcn
+from numdcn._host.scratch import kept_bytes
 
 MB = 2**20
 SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
@@ -129,6 +130,20 @@ def test_scratch_limit_errors(scratch_limit, value, error):
         numdcn.set_scratch_limit(value)
     assert str(value) in str(raised.value)
     assert numdcn.get_scratch_limit() == scratch_limit
+
+
+def test_buffers_of_many_sizes_are_kept_up_to_the_limit_and_no_further(scratch_limit):
+    limit = 4 * MB
+    numdcn.set_scratch_limit(limit)
+    most = 0
+    for side in (40, 60, 80, 100, 120, 140):  # each takes less than the limit, all together more, none serves another
+        x, offsets = np.ones((1, 16, side, side), np.float32), np.zeros((1, 2, side, side), np.float32)
+        numdcn.deform_conv_forward(x, offsets, np.ones((1, 16, 1, 1), np.float32))
+        assert kept_bytes() <= limit
+        most = max(most, kept_bytes())
+    assert most > limit / 4, "nothing was kept"
+    numdcn.set_scratch_limit(0)
+    assert kept_bytes() == 0
 
 
 SAY_LIMIT = "import numdcn; print('limit', numdcn.get_scratch_limit())"
