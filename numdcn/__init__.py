@@ -3,15 +3,19 @@
 from numdcn._host.scratch import get_scratch_limit, set_scratch_limit
 from numdcn._host.threads import get_num_threads, set_num_threads
 from numdcn._host.weights import PreparedWeights, prepare_weights
+from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
 from numdcn.warm import warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConvGradients",
     "DeformConvGradients",
     "PreparedWeights",
     "__version__",
+    "conv_backward",
+    "conv_forward",
     "deform_conv_backward",
     "deform_conv_forward",
     "get_num_threads",

@@ -5,11 +5,18 @@ Every message names the argument, what came and what was expected.
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 AXES = ("y", "x")
+
+IntPerAxis = int | tuple[int, int]
+Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 
 def describe(value: Any) -> str:
@@ -85,3 +92,20 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
         if name not in present:
             raise ValueError(f"`wrt` holds {name!r}, which was not given; expected names among {', '.join(present)}")
     return frozenset(names)
+
+
+def number(name: str, value: Any, positive: bool = False) -> float:
+    """A finite real number, above 0 if `positive`; a bool or a string is none."""
+    wanted = "a finite number above 0" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` is {describe(value)}, expected True or False")
+    return bool(value)

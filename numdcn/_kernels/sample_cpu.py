@@ -71,10 +71,12 @@ def tile_bytes(itemsize: int) -> int:
 
 @helper
 def tile_at(address, one):  # type: ignore[no-untyped-def]
-    """The `Tile` whose buffers begin at `address`, with masks of 1."""
+    """The `Tile` whose buffers begin at `address`, with offsets of 0 and masks of 1."""
     integers, rows = pointer(address, np.int64(0)), pointer(address + 5 * ROW * 8, one)
-    for i in range(SCALE, SCALE + ROW):
-        store(rows, i, one)
+    for i in range(ROW):
+        store(rows, OFFSET_Y + i, one - one)
+        store(rows, OFFSET_X + i, one - one)
+        store(rows, SCALE + i, one)
     return Tile(integers, at(integers, 4 * ROW), rows)
 
 
@@ -213,6 +215,56 @@ def sample_tap(image, tile, pixels, count, channels, below, columns, pitch):  # 
         else:
             _sample_vectors(1, one, 1, source, tile, pixels, channels, below, target, pitch)
             c += 1
+
+
+@helper
+def _copy_vectors(kind, lanes, count, image, tile, pixels, columns, pitch):  # type: ignore[no-untyped-def]
+    for p in range(pixels):
+        index = load_scalar(tile.index, p)
+        for c in range(0, count, lanes):
+            store(columns, p * pitch + c, load_like(image, index + c, kind))
+
+
+@block
+def copy_tap(image, tile, pixels, count, columns, pitch):  # type: ignore[no-untyped-def]
+    """columns[p * pitch + c] = channel c of `image` at pixel p, for c < count: `sample_tap` with nothing to interpolate."""
+    one = load_scalar(tile.rows, BASE_Y)
+    step = width(one)
+    whole = count // step * step
+    quarters = (count - whole) // 4 * 4
+    _copy_vectors(full(one), step, whole, image, tile, pixels, columns, pitch)
+    _copy_vectors(part(one, 4), 4, quarters, at(image, whole), tile, pixels, at(columns, whole), pitch)
+    rest = whole + quarters
+    _copy_vectors(one, 1, count - rest, at(image, rest), tile, pixels, at(columns, rest), pitch)
+
+
+@helper
+def _exchange_vectors(kind, lanes, count, image, grad_image, wanted, tile, pixels, columns, pitch):  # type: ignore[no-untyped-def]
+    for p in range(pixels):
+        index = load_scalar(tile.index, p)
+        for c in range(0, count, lanes):
+            if wanted:
+                gradient = load_like(columns, p * pitch + c, kind)
+                store(grad_image, index + c, load_like(grad_image, index + c, kind) + gradient)
+            store(columns, p * pitch + c, load_like(image, index + c, kind))
+
+
+@block
+def copy_tap_backward(image, grad_image, wanted, tile, pixels, count, columns, pitch):  # type: ignore[no-untyped-def]
+    """The backward of `copy_tap`. `columns` holds the gradient of the columns and receives the columns themselves.
+
+    Adds to `grad_image` if `wanted`.
+    """
+    one = load_scalar(tile.rows, BASE_Y)
+    step = width(one)
+    whole = count // step * step
+    quarters = (count - whole) // 4 * 4
+    rest = whole + quarters
+    _exchange_vectors(full(one), step, whole, image, grad_image, wanted, tile, pixels, columns, pitch)
+    x, g, target = at(image, whole), at(grad_image, whole), at(columns, whole)
+    _exchange_vectors(part(one, 4), 4, quarters, x, g, wanted, tile, pixels, target, pitch)
+    x, g, target = at(image, rest), at(grad_image, rest), at(columns, rest)
+    _exchange_vectors(one, 1, count - rest, x, g, wanted, tile, pixels, target, pitch)
 
 
 @helper

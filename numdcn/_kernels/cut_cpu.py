@@ -1,4 +1,4 @@
-"""How the CPU kernels cut a deformable convolution into tasks and chunks: by shapes alone, never by threads.
+"""How the CPU kernels cut a convolution, deformable or not, into tasks and chunks: by shapes alone, never by threads.
 
 Forward. A task owns a tile of output pixels and a block of convolution groups; where that makes few tasks, tiles get
 smaller, and in the end the outputs of a tile are shared out too (each task then samples for itself). The columns of a
@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.gemm_cpu import ROWS, block_size, chunk_size, column_pitch
 from numdcn._kernels.layout_cpu import rimmed_pixels
 from numdcn._kernels.sample_cpu import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling
 from numdcn._kernels.weights_cpu import Packing, is_depthwise, packing
-from numdcn.deform_conv.problem import Problem
 
 TASKS = 64  # wanted,
 NEARLY = 54  # and so few are not worth repeated sampling or smaller tiles,
@@ -67,7 +67,7 @@ def _page(nbytes: int) -> int:
     return -(-nbytes // 4096) * 4096
 
 
-def _chunks(p: Problem, depthwise: bool, itemsize: int) -> Chunks:
+def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunks:
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
     if channels > most:  # even parts, of whole cache lines
@@ -80,12 +80,12 @@ def _chunks(p: Problem, depthwise: bool, itemsize: int) -> Chunks:
     return Chunks(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
-def _band(p: Problem) -> int:
+def _band(p: Convolution) -> int:
     """Rows of a tile: four, to read little of x, unless reading offsets and masks costs more than reading x."""
     return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
 
 
-def image_size(p: Problem) -> int:
+def image_size(p: Convolution) -> int:
     """Elements of a rimmed channels-last image, rounded up to cache lines."""
     return -(-rimmed_pixels.py_func(p.in_size) * p.in_channels // 16) * 16
 
@@ -99,23 +99,27 @@ def _affordable(pixel_bytes: int) -> int:
     """Pixels of a tile, fewer than usual where each needs so much scratch that it would be large."""
     pixels = TILE_PIXELS
     while pixels > ROWS and pixels * pixel_bytes > SLOT_BYTES:
-        pixels = max(pixels // 2 // ROWS * ROWS, ROWS)
+        pixels = _half(pixels, ROWS)
     return pixels
 
 
-def _smaller(p: Problem, tiles: Tiling, parts: int, least: int) -> Tiling:
+def _half(pixels: int, least: int) -> int:
+    """About half as many pixels, in whole register tiles."""
+    return max(pixels // 2 // ROWS * ROWS, least)
+
+
+def _smaller(p: Convolution, tiles: Tiling, parts: int, least: int) -> Tiling:
     """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
     while p.batch * tiles.tiles * parts < NEARLY and tiles.tile_pixels > least:
-        tiles = tiling(p.out_size, max(tiles.tile_pixels // 2 // ROWS * ROWS, least), _band(p))
+        tiles = tiling(p.out_size, _half(tiles.tile_pixels, least), _band(p))
     return tiles
 
 
 @functools.lru_cache(256)
-def forward_cut(p: Problem, dtype: np.dtype) -> ForwardCut:
+def forward_cut(p: Convolution, dtype: np.dtype) -> ForwardCut:
     """The forward's cut."""
-    shape = (p.out_channels, p.in_channels // p.groups, *p.kernel)
-    depthwise = is_depthwise(p.groups, shape)
-    weights = packing(shape, p.groups, dtype)
+    depthwise = is_depthwise(p.groups, p.weights_shape)
+    weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
     tiles = tiling(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
@@ -164,11 +168,11 @@ class BackwardCut(NamedTuple):
     tile_bytes: int
 
 
-def block_bounds(p: Problem, depthwise: bool, block: int) -> list[int]:
+def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
     """First channels of the blocks, and the end. A block lies in one convolution group, and in one offset group or
     takes whole ones (or what of one lies in its convolution group)."""
     group = p.in_channels if depthwise else p.in_channels // p.groups
-    offset_group = p.in_channels // p.offset_groups
+    offset_group = p.in_channels // max(1, p.offset_groups)
     bounds = [0]
     while bounds[-1] < p.in_channels:
         first = bounds[-1]
@@ -185,9 +189,9 @@ def block_bounds(p: Problem, depthwise: bool, block: int) -> list[int]:
     return bounds
 
 
-def first_blocks(p: Problem, bounds: list[int]) -> list[int]:
+def first_blocks(p: Convolution, bounds: list[int]) -> list[int]:
     """For each offset group the first block that has channels of it, and one past the last."""
-    size, found = p.in_channels // p.offset_groups, []
+    size, found = p.in_channels // max(1, p.offset_groups), []
     for g in range(p.offset_groups):
         found.append(bisect.bisect_right(bounds, g * size) - 1)
         found.append(bisect.bisect_left(bounds, (g + 1) * size))
@@ -195,15 +199,14 @@ def first_blocks(p: Problem, bounds: list[int]) -> list[int]:
 
 
 @functools.lru_cache(256)
-def backward_cut(p: Problem, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, np.ndarray]:
+def backward_cut(p: Convolution, dtype: np.dtype) -> tuple[BackwardCut, np.ndarray, np.ndarray]:
     """The backward's cut, the bounds of its blocks, and the first and last blocks of the offset groups."""
     size = dtype.itemsize
-    shape = (p.out_channels, p.in_channels // p.groups, *p.kernel)
-    depthwise, weights = is_depthwise(p.groups, shape), packing(shape, p.groups, dtype)
+    depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
     block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
     firsts = first_blocks(p, bounds)
-    parts = max(last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True))
+    parts = max((last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
     tiles = tiling(p.out_size, _affordable(2 * panel * panels * size), _band(p))
     blocks, rows = len(bounds) - 1, _rows(tiles)

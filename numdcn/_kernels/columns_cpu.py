@@ -1,11 +1,34 @@
-"""Deformable convolution on the CPU: a tile's columns, made and multiplied, in the forward and in the backward."""
+"""Convolution on the CPU, deformable or not: a tile's columns, made and multiplied, in the forward and the backward."""
 
 from __future__ import annotations
 
 from numdcn._kernels.gemm_cpu import ROWS, multiply_block, multiply_packed, multiply_rows
 from numdcn._kernels.jit_cpu import block, helper
-from numdcn._kernels.sample_cpu import OFFSET_X, OFFSET_Y, SCALE, plan_tap, read_plane, sample_tap, write_plane
+from numdcn._kernels.sample_cpu import (
+    OFFSET_X,
+    OFFSET_Y,
+    SCALE,
+    copy_tap,
+    plan_tap,
+    read_plane,
+    sample_tap,
+    write_plane,
+)
 from numdcn._kernels.simd_cpu import at, fma, full, load, load_scalar, pointer, store, transpose, width
+
+
+@helper
+def copy_chunk(one, p, a, n, tile, runs, pixels, image, chunk, chunks, columns):  # type: ignore[no-untyped-def]
+    """Copy one chunk of a tile's columns: taps that stay where they are. The tile's offsets are 0."""
+    group, group_end, tap_first, tap_end, channel_first, channel_end = chunk
+    depth = channel_end - channel_first
+    for tap in range(tap_first, tap_end):
+        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+        plan_tap(tile, pixels, shift, p.in_size, p.in_channels)
+        for g in range(group, group_end):
+            source = at(image, g * chunks.channels + channel_first)
+            k = ((g - group) * (tap_end - tap_first) + tap - tap_first) * depth
+            copy_tap(source, tile, pixels, depth, at(columns, k), chunks.pitch)
 
 
 @helper
@@ -121,9 +144,9 @@ def multiply_chunk(one, p, cut, weights, chunk, columns, pixels, sums, panel, pa
 
 
 @block
-def pack_gradient(one, grad_y, n, first, outputs, cut, tile, runs, pixels, lines, packed, panels, buffer):  # type: ignore[no-untyped-def]
+def pack_gradient(one, grad_y, n, first, outputs, cut, wanted, tile, runs, pixels, lines, packed, panels, buffer):  # type: ignore[no-untyped-def]
     """Pack grad_y, `outputs` outputs from `first` on, at the pixels of a tile: as A of the columns' gradient (`packed`), and as B
-    of the weights' gradient (`panels`; a row of `block` a pixel in a depthwise convolution)."""
+    of the weights' gradient (`panels`; a row of `block` a pixel in a depthwise convolution); each if `wanted`."""
     step, pitch = width(one), (pixels + 15) // 16 * 16
     strides = grad_y.strides
     for o_first in range(0, outputs, step):
@@ -131,12 +154,14 @@ def pack_gradient(one, grad_y, n, first, outputs, cut, tile, runs, pixels, lines
         for i in range(count):
             plane = at(pointer(grad_y.address, one), n * strides[0] + (first + o_first + i) * strides[1])
             read_plane(plane, strides[2:], strides[1], tile, runs, at(lines, i * pitch))
-            for r in range(0, pixels, ROWS):  # a vector may spill into the next output's place, which is filled later
+            for r in range(
+                0, pixels if wanted[0] else 0, ROWS
+            ):  # a vector may spill into the next output's place, which is filled later
                 target = at(packed, r // ROWS * cut.packed_pitch + (o_first + i) * ROWS)
                 for p in range(0, ROWS, step):
                     store(target, p, load(lines, i * pitch + r + p))
         j, o = o_first // cut.panel, o_first % cut.panel
-        for p in range(0, pixels, step):
+        for p in range(0, pixels if wanted[1] else 0, step):
             transpose(at(lines, p), pitch, buffer)
             for i in range(min(step, pixels - p)):
                 row = at(panels, (j * cut.rows + p + i) * cut.panel + o)

@@ -1,0 +1,98 @@
+"""Convolution: forward and backward. The ordinary one, which predicts the offsets of a deformable one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._host.checks import IntPerAxis, Padding
+from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn._host.weights import PreparedWeights
+from numdcn.conv import cpu
+from numdcn.conv.problem import problem
+
+
+def conv_forward(
+    x: np.ndarray,
+    w: np.ndarray | PreparedWeights,
+    bias: np.ndarray | None = None,
+    *,
+    stride: IntPerAxis = 1,
+    padding: Padding = 0,
+    dilation: IntPerAxis = 1,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Convolution (cross-correlation, as in all deep learning), with zeros around the image::
+
+        y[n,o,i,j] = bias[o] + sum over c, ky, kx of
+                     w[o,c,ky,kx] * x[n, c, i*stride_y - padding_y + ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides.
+        w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them. `groups` is read off the shapes.
+        bias: (C_out,), or None.
+        stride, dilation: in pixels; an int, or one for each axis (y, x).
+        padding: zeros around x; an int, one for each axis, or a (before, after) pair for each axis.
+        out: an array to fill, (N, C_out, Ho, Wo), sharing memory with no input.
+
+    Returns:
+        y, (N, C_out, Ho, Wo), with Ho = (H + padding before and after - dilation_y*(kh-1) - 1) // stride_y + 1. The
+        same bits for any number of threads.
+
+    Raises:
+        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a stride, dilation or
+            padding that is no int.
+        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory.
+
+    Source: `deform_conv_forward` with offsets of 0 (Dai et al., Deformable Convolutional Networks, 2017, equation 1).
+    """
+    arrays = {"x": x, "w": w, "bias": bias}
+    return run_forward(cpu.forward, problem(arrays, stride, padding, dilation), arrays, out)
+
+
+class ConvGradients(NamedTuple):
+    """Gradients by the names of `conv_forward`'s arguments; None where not asked for or without such an input."""
+
+    x: np.ndarray | None = None
+    w: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def conv_backward(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray | PreparedWeights,
+    bias: np.ndarray | None = None,
+    *,
+    stride: IntPerAxis = 1,
+    padding: Padding = 0,
+    dilation: IntPerAxis = 1,
+    wrt: str | Iterable[str] | None = None,
+    out: ConvGradients | None = None,
+) -> ConvGradients:
+    """Gradients of `conv_forward`, given the gradient of its result.
+
+    Args:
+        grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
+        x, w, bias, stride, padding, dilation: as given to `conv_forward`.
+        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        out: a `ConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them; what is
+            wanted but None there is allocated.
+
+    The gradient of a pixel of x is the sum of w * grad_y over all taps that read it, that of w the sum over pixels and
+    images of grad_y * x, that of the bias the sum of grad_y.
+
+    Returns:
+        A `ConvGradients`. The same bits for any number of threads and whatever else is asked for.
+
+    Raises:
+        TypeError, ValueError: as `conv_forward`; a name in `wrt` that is unknown, or was not given.
+
+    Source: as `conv_forward`.
+    """
+    arrays = {"x": x, "w": w, "bias": bias}
+    p = problem(arrays, stride, padding, dilation)
+    check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", x.dtype)
+    return run_backward(cpu.backward, p, grad_y, arrays, ConvGradients, wrt, out)
