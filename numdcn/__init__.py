@@ -5,6 +5,14 @@ from numdcn._host.threads import get_num_threads, set_num_threads
 from numdcn._host.weights import PreparedWeights, prepare_weights
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
+from numdcn.deform_conv_layer import (
+    DeformConvLayerGradients,
+    DeformConvLayerParameters,
+    DeformConvLayerResult,
+    deform_conv_layer_backward,
+    deform_conv_layer_forward,
+    deform_conv_layer_init,
+)
 from numdcn.warm import warmup
 
 __version__ = "0.1.0"
@@ -12,12 +20,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvGradients",
     "DeformConvGradients",
+    "DeformConvLayerGradients",
+    "DeformConvLayerParameters",
+    "DeformConvLayerResult",
     "PreparedWeights",
     "__version__",
     "conv_backward",
     "conv_forward",
     "deform_conv_backward",
     "deform_conv_forward",
+    "deform_conv_layer_backward",
+    "deform_conv_layer_forward",
+    "deform_conv_layer_init",
     "get_num_threads",
     "get_scratch_limit",
     "prepare_weights",

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays import FLOATS
-from numdcn._host.checks import describe
+from numdcn._host.arrays import check_dtype
 from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
 
 
@@ -18,12 +17,7 @@ def warmup(dtype: Any = np.float32, backward: bool = True) -> None:
 
     Raises `TypeError` for another dtype.
     """
-    try:
-        kind = np.dtype(dtype)
-    except (TypeError, ValueError):
-        kind = None
-    if kind is None or kind not in FLOATS:
-        raise TypeError(f"`dtype` is {describe(dtype)}, expected float32 or float64")
+    kind = check_dtype("dtype", dtype)
     # one channel more than an offset group's block holds, so that partial sums are needed too
     x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)
     offsets, mask = np.zeros((1, 2, 3, 3), kind), np.ones((1, 1, 3, 3), kind)

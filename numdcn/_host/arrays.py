@@ -12,6 +12,17 @@ from numdcn._kernels.parameters_cpu import Place
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+def check_dtype(name: str, value: Any) -> np.dtype:
+    """`value` as a dtype, if it is float32 or float64."""
+    try:
+        kind = np.dtype(value)
+    except (TypeError, ValueError):
+        kind = None
+    if kind is None or kind not in FLOATS:
+        raise TypeError(f"`{name}` is {describe(value)}, expected float32 or float64")
+    return kind
+
+
 def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
     """Raise unless `value` is a float32 or float64 array, of `ndim` axes if that is given."""
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):

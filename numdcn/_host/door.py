@@ -107,16 +107,21 @@ def run_backward(
 
 
 def wanted_gradients(
-    kind: Any, wrt: str | Iterable[str] | None, out: Any, arrays: dict[str, Any], grad_y: np.ndarray
+    kind: Any,
+    wrt: str | Iterable[str] | None,
+    out: Any,
+    arrays: dict[str, Any],
+    grad_y: np.ndarray,
+    others: dict[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Arrays for the wanted gradients: those of `out`, checked, or fresh ones."""
+    """Arrays for the wanted gradients: those of `out`, checked, or fresh ones. `others` may not share memory either."""
     names = kind._fields
     wanted = wanted_names(wrt, tuple(n for n in names if arrays[n] is not None), names)
     if out is None:
         out = kind()
     elif not isinstance(out, kind):
         raise TypeError(f"`out` is {describe(out)}, expected a {kind.__name__}")
-    inputs: dict[str, Any] = {"grad_y": grad_y, **arrays}
+    inputs: dict[str, Any] = {"grad_y": grad_y, **arrays, **(others or {})}
     grads: dict[str, np.ndarray] = {}
     for name in names:
         given = getattr(out, name)

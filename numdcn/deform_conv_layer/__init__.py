@@ -1,0 +1,238 @@
+"""The layer of the Deformable Convolutional Networks: a convolution predicts the offsets (and mask) of a deformable one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._host.arrays import check_dtype
+from numdcn._host.checks import IntPerAxis, Padding, flag, integer, per_axis
+from numdcn._host.door import check_grad_y, room, wanted_gradients
+from numdcn._host.weights import PreparedWeights
+from numdcn.conv import ConvGradients, conv_backward, conv_forward
+from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
+from numdcn.deform_conv_layer.problem import Problem, problem
+
+
+class DeformConvLayerResult(NamedTuple):
+    """What `deform_conv_layer_forward` returns: y, and what its backward can reuse."""
+
+    y: np.ndarray
+    offsets: np.ndarray
+    mask: np.ndarray | None  # None unless modulated
+
+
+def deform_conv_layer_forward(
+    x: np.ndarray,
+    w: np.ndarray | PreparedWeights,
+    offset_w: np.ndarray | PreparedWeights,
+    offset_b: np.ndarray | None,
+    bias: np.ndarray | None = None,
+    *,
+    modulated: bool = False,
+    mask_scale: int = 1,
+    stride: IntPerAxis = 1,
+    padding: Padding = 0,
+    dilation: IntPerAxis = 1,
+    out: np.ndarray | None = None,
+) -> DeformConvLayerResult:
+    """Deformable convolution whose offsets, and mask if `modulated`, a convolution of the same geometry predicts::
+
+        z       = conv(x, offset_w, offset_b)
+        offsets = z[:, :2*offset_groups*kh*kw]
+        mask    = mask_scale * sigmoid(z[:, 2*offset_groups*kh*kw:])          (DCNv2, modulated; else no mask: DCNv1)
+        y       = deform_conv(x, offsets, w, bias, mask=mask)
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides.
+        w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them.
+        offset_w: weights of the predicting convolution, (2*offset_groups*kh*kw, C, kh, kw), 3* if modulated.
+        offset_b: its bias, (2*offset_groups*kh*kw,), 3* if modulated, or None.
+        bias: (C_out,), or None.
+        modulated: whether a mask is predicted too.
+        mask_scale: 1 (mmcv: the mask is 0.5 where its logits are 0) or 2 (the authors' code: 1 there).
+        stride, padding, dilation: of both convolutions, as `deform_conv_forward` takes them.
+        out: an array to fill with y, (N, C_out, Ho, Wo), sharing memory with no input.
+
+    `deform_conv_layer_init` makes parameters for a new layer. In training, the learning rate of `offset_w` and
+    `offset_b` is often multiplied: by 0.1 in the DCNv2 paper and in Deformable DETR, by 1 in the DCNv1 code and by
+    default in mmengine (`dcn_offset_lr_mult`).
+
+    Returns:
+        A `DeformConvLayerResult` of y, offsets and mask. Give the last two to `deform_conv_layer_backward`.
+
+    Raises:
+        TypeError, ValueError: as `deform_conv_forward`, with the names of this function's arguments.
+
+    Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
+    """
+    arrays = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
+    p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
+    y = room("out", out, p.out_shape, x.dtype, arrays)
+    geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation}
+    offsets, mask = _predict(p, x, offset_w, offset_b, geometry)
+    deform_conv_forward(x, offsets, w, bias, mask=mask, out=y, **geometry)
+    return DeformConvLayerResult(y, offsets, mask)
+
+
+class DeformConvLayerGradients(NamedTuple):
+    """Gradients by the names of the layer's arguments; None where not asked for or without such an input."""
+
+    x: np.ndarray | None = None
+    w: np.ndarray | None = None
+    offset_w: np.ndarray | None = None
+    offset_b: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def deform_conv_layer_backward(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray | PreparedWeights,
+    offset_w: np.ndarray | PreparedWeights,
+    offset_b: np.ndarray | None,
+    bias: np.ndarray | None = None,
+    *,
+    offsets: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    modulated: bool = False,
+    mask_scale: int = 1,
+    stride: IntPerAxis = 1,
+    padding: Padding = 0,
+    dilation: IntPerAxis = 1,
+    wrt: str | Iterable[str] | None = None,
+    out: DeformConvLayerGradients | None = None,
+) -> DeformConvLayerGradients:
+    """Gradients of `deform_conv_layer_forward`, given the gradient of its y.
+
+    Args:
+        grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
+        x, w, offset_w, offset_b, bias, modulated, mask_scale, stride, padding, dilation: as given to the forward.
+        offsets, mask: what the forward returned; computed again where they are not given.
+        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        out: a `DeformConvLayerGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
+            them; what is wanted but None there is allocated.
+
+    The gradients of offsets and mask are those of `deform_conv_backward`; the mask's, times mask * (1 - mask/mask_scale),
+    is that of its logits; both go through the predicting convolution, to offset_w, offset_b and, added, to x.
+
+    Returns:
+        A `DeformConvLayerGradients`. The same bits for any number of threads and whatever else is asked for.
+
+    Raises:
+        TypeError, ValueError: as `deform_conv_layer_forward`; a name in `wrt` that is unknown, or was not given.
+
+    Sources: as `deform_conv_layer_forward`.
+    """
+    arrays: dict[str, Any] = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
+    given = {"offsets": offsets, "mask": mask}
+    p = problem({**arrays, **given}, modulated, mask_scale, stride, padding, dilation)
+    check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", x.dtype)
+    grads = wanted_gradients(DeformConvLayerGradients, wrt, out, arrays, grad_y, given)
+    if not grads:
+        return DeformConvLayerGradients()
+    geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation}
+    if grads.keys() != {"bias"} and (offsets is None or (p.modulated and mask is None)):
+        again, mask_again = _predict(p, x, offset_w, offset_b, geometry)
+        offsets, mask = again if offsets is None else offsets, mask_again if mask is None else mask
+    elif offsets is None:  # the gradient of the bias depends on none
+        offsets, mask = np.zeros((len(x), p.offset_channels, *p.out_shape[2:]), x.dtype), None
+    inner: list[str] = [name for name in ("x", "w", "bias") if name in grads]
+    predicted: list[str] = [name for name in ("x", "offset_w", "offset_b") if name in grads]
+    inner += [*["offsets"] * bool(predicted), *["mask"] * bool(predicted and p.modulated)]
+    room_for = DeformConvGradients(x=grads.get("x"), w=grads.get("w"), bias=grads.get("bias"))
+    g = deform_conv_backward(grad_y, x, offsets, w, bias, mask=mask, wrt=inner, out=room_for, **geometry)
+    if predicted:
+        _through_prediction(p, g, arrays, mask, predicted, grads, geometry)
+    return DeformConvLayerGradients(**grads)
+
+
+def _predict(p: Problem, x: Any, offset_w: Any, offset_b: Any, geometry: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """The offsets, and the mask if the layer is modulated."""
+    z = conv_forward(x, offset_w, offset_b, **geometry)
+    if not p.modulated:
+        return z, None
+    logits = z[:, p.offset_channels :]
+    with np.errstate(over="ignore"):  # exp may be infinite: the mask is 0 then
+        mask = np.asarray(p.mask_scale, x.dtype) / (1 + np.exp(-logits))
+    return z[:, : p.offset_channels], mask
+
+
+def _through_prediction(
+    p: Problem, g: DeformConvGradients, arrays: Any, mask: Any, names: Iterable[str], grads: Any, geometry: Any
+) -> None:
+    """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
+    grad_z: Any = g.offsets
+    if p.modulated:
+        grad_z = np.concatenate([grad_z, g.mask * mask * (1 - mask / p.mask_scale)], axis=1)
+    inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
+    room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
+    wanted = [inner[name] for name in names]
+    more = conv_backward(
+        grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **geometry
+    )
+    if more.x is not None:
+        grads["x"] += more.x
+
+
+class DeformConvLayerParameters(NamedTuple):
+    """The parameters of a layer, in the order in which its forward takes them."""
+
+    w: np.ndarray
+    offset_w: np.ndarray
+    offset_b: np.ndarray
+    bias: np.ndarray | None
+
+
+def deform_conv_layer_init(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: IntPerAxis,
+    *,
+    groups: int = 1,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    bias: bool = True,
+    dtype: Any = np.float32,
+    seed: int | np.random.Generator | None = None,
+) -> DeformConvLayerParameters:
+    """Parameters of a new layer: no offsets at first, and the usual weights.
+
+    Args:
+        in_channels, out_channels: C and C_out, multiples of groups; in_channels also of offset_groups.
+        kernel_size: an int, or one for each axis (y, x).
+        groups, offset_groups: into how many contiguous blocks the channels are dealt.
+        modulated: whether a mask is predicted too.
+        bias: whether there is one.
+        dtype: float32 or float64.
+        seed: of the random weights: an int, a NumPy generator, or None for another result each time.
+
+    w and bias are uniform in +-1/sqrt(fan_in), fan_in = in_channels/groups * kh * kw (as torchvision's and mmcv's layers);
+    offset_w and offset_b are 0: the layer begins as a plain convolution (times mask_scale/2, if modulated).
+
+    Returns:
+        A `DeformConvLayerParameters`: w, offset_w, offset_b, bias (None without one).
+
+    Raises:
+        TypeError, ValueError: a size that is no int, below 1, or no multiple of its groups; another dtype.
+
+    Sources: He et al., Delving deep into rectifiers (2015), with a = sqrt(5); Dai et al. (2017) for the zeros.
+    """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups, "offset_groups": offset_groups}
+    c, c_out, groups, offset_groups = (integer(name, value, 1) for name, value in sizes.items())
+    kernel = per_axis("kernel_size", kernel_size, 1)
+    for name, size, divisor_name, divisor in (
+        ("in_channels", c, "groups", groups),
+        ("out_channels", c_out, "groups", groups),
+        ("in_channels", c, "offset_groups", offset_groups),
+    ):
+        if size % divisor:
+            raise ValueError(f"`{name}` is {size}, expected a multiple of {divisor_name} = {divisor}")
+    kind, rng = check_dtype("dtype", dtype), np.random.default_rng(seed)
+    bound = (c // groups * kernel[0] * kernel[1]) ** -0.5
+    predicted = (3 if flag("modulated", modulated) else 2) * offset_groups * kernel[0] * kernel[1]
+    w = rng.uniform(-bound, bound, (c_out, c // groups, *kernel)).astype(kind)
+    biases = rng.uniform(-bound, bound, c_out).astype(kind) if flag("bias", bias) else None
+    return DeformConvLayerParameters(w, np.zeros((predicted, c, *kernel), kind), np.zeros(predicted, kind), biases)

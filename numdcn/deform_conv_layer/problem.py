@@ -1,0 +1,74 @@
+"""The deformable layer: its arguments, its sizes, and every error of shape, type or parameter.
+
+Sources: Dai et al. 2017 (DCNv1), Zhu et al. 2019 (DCNv2, modulated).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numdcn._host.checks import describe, flag
+from numdcn._host.convolution import convolution
+from numdcn._host.door import Argument, check_arguments, check_shapes
+
+ARGUMENTS = (
+    Argument("x", "(N, C, H, W)", 4, False, True, True),
+    Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
+    Argument("offset_w", "(2*offset_groups*kh*kw, or 3* if modulated, C, kh, kw)", 4, False, True, True),
+    Argument("offset_b", "(2*offset_groups*kh*kw, or 3* if modulated,)", None, True, True, False),
+    Argument("bias", "(C_out,)", None, True, True, False),
+)
+RESULTS = (
+    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, True, False, False),
+    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, False, False),
+)
+
+
+class Problem(NamedTuple):
+    """The sizes of one layer."""
+
+    out_shape: tuple[int, int, int, int]
+    offset_channels: int  # of what the offset convolution predicts, those that are offsets
+    modulated: bool
+    mask_scale: int  # 1 or 2
+
+
+def problem(
+    arrays: dict[str, Any], modulated: Any, mask_scale: Any, stride: Any, padding: Any, dilation: Any
+) -> Problem:
+    """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent;
+    `offsets` and `mask` too, where a backward may be given them."""
+    check_arguments((*ARGUMENTS, *RESULTS), {"offsets": None, "mask": None, **arrays}, weights=("w", "offset_w"))
+    modulated = flag("modulated", modulated)
+    x, w, offset_w, offset_b, bias = (arrays[a.name] for a in ARGUMENTS)
+    made = convolution(x, w, bias, stride, padding, dilation)
+    if type(mask_scale) is bool or mask_scale not in (1, 2):
+        raise ValueError(f"`mask_scale` is {describe(mask_scale)}, expected 1 or 2")
+    predicted = (3 if modulated else 2) * made.taps
+    channels = offset_w.shape[0]
+    if channels < 1 or channels % predicted:
+        raise ValueError(
+            f"`offset_w` has {channels} outputs (shape {offset_w.shape}), expected a multiple of "
+            f"{3 if modulated else 2}*kh*kw = {predicted}, with modulated={modulated}"
+        )
+    offset_groups = channels // predicted
+    if made.in_channels % offset_groups:
+        raise ValueError(
+            f"`offset_w` has {channels} outputs, so offset_groups = {channels}/{predicted} = {offset_groups}, "
+            f"expected to divide C = {made.in_channels} of `x`"
+        )
+    if getattr(offset_w, "groups", 1) != 1:
+        raise ValueError(f"`offset_w` was prepared for groups={offset_w.groups}, expected groups=1")
+    moved = 2 * offset_groups * made.taps
+    expected = {
+        "offset_w": (offset_w, (channels, made.in_channels, *made.kernel)),
+        "offset_b": (offset_b, (channels,)),
+        "bias": (bias, (made.out_channels,)),
+        "offsets": (arrays.get("offsets"), (made.batch, moved, *made.out_size)),
+        "mask": (arrays.get("mask"), (made.batch, moved // 2, *made.out_size)),
+    }
+    sizes = f"{made.describe_shapes()}, kernel {made.kernel}, offset_groups={offset_groups}"
+    check_shapes(expected, (*ARGUMENTS, *RESULTS), sizes)
+    if arrays.get("mask") is not None and not modulated:
+        raise ValueError("`mask` was given with modulated=False, expected None")
+    return Problem(made.out_shape, moved, modulated, int(mask_scale))
