@@ -3,6 +3,7 @@
 from numdcn._host.scratch import get_scratch_limit, set_scratch_limit
 from numdcn._host.threads import get_num_threads, set_num_threads
 from numdcn._host.weights import PreparedWeights, prepare_weights
+from numdcn.bilinear_sample import BilinearSampleGradients, bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
 from numdcn.deform_conv_layer import (
@@ -18,6 +19,7 @@ from numdcn.warm import warmup
 __version__ = "0.1.0"
 
 __all__ = [
+    "BilinearSampleGradients",
     "ConvGradients",
     "DeformConvGradients",
     "DeformConvLayerGradients",
@@ -25,6 +27,8 @@ __all__ = [
     "DeformConvLayerResult",
     "PreparedWeights",
     "__version__",
+    "bilinear_sample_backward",
+    "bilinear_sample_forward",
     "conv_backward",
     "conv_forward",
     "deform_conv_backward",

@@ -1,0 +1,217 @@
+"""Bilinear sampling on NumPy arrays: forward and backward.
+
+x is copied to channels-last with a rim of zeros; then, tile by tile of points: plan (cells and weights), sample along
+the channels, turn the tile into y. The backward does so for a block of channels, which a task owns: the gradient of the
+samples is added to the image's gradient and yields that of the points, of which each block has a part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._host.arrays import NOWHERE, place
+from numdcn._host.scratch import Scratch
+from numdcn._host.threads import launch, plan_threads
+from numdcn._kernels.columns_cpu import pack_gradient, write_tile
+from numdcn._kernels.images_cpu import ClearCall, ImagesCall, clear, pack_images, unpack_images
+from numdcn._kernels.jit_cpu import helper, kernel
+from numdcn._kernels.layout_cpu import BLOCK, rimmed_pixels
+from numdcn._kernels.parameters_cpu import Place, unpack
+from numdcn._kernels.sample_cpu import (
+    GRAD_X,
+    GRAD_Y,
+    MOST_PIXELS,
+    OFFSET_X,
+    OFFSET_Y,
+    ROW,
+    place_tile,
+    plan_tap,
+    read_plane,
+    sample_tap,
+    sample_tap_backward,
+    tile_at,
+    tile_bytes,
+    tiling,
+    write_plane,
+)
+from numdcn._kernels.simd_cpu import at, next_task, pointer
+from numdcn.bilinear_sample.problem import Problem
+
+CHUNK_BYTES = 1024  # of the channels that are sampled at a time in the forward
+BLOCK_BYTES = 128  # of the channels that a task of the backward owns; half of it where there would be few tasks
+
+
+class Cut(NamedTuple):
+    """How the work is cut up: by shapes alone."""
+
+    band: int
+    tile_columns: int
+    tile_pixels: int
+    tiles: int
+    panel: int  # elements of a point's row of samples
+    rows: int  # of a tile's samples
+    packed_pitch: int
+    blocks: int
+    image_size: int
+    slot_bytes: int
+    tile_bytes: int
+
+
+class Call(NamedTuple):
+    """Parameters of the kernels."""
+
+    batch: int
+    channels: int
+    size: tuple[int, int]
+    points_size: tuple[int, int]  # as an image of one row
+    cut: Cut
+    points: Place
+    bias: Place  # there is none
+    y: Place  # in the backward: its gradient
+    grad_points: Place
+    images: int
+    grad_images: int
+    slots: int
+
+
+def _cut(p: Problem, dtype: np.dtype, panel: int) -> Cut:
+    size = dtype.itemsize
+    tiles = tiling((1, p.points), MOST_PIXELS, 1)
+    rows = tiles.tile_pixels + 32
+    image_size = -(-rimmed_pixels.py_func(p.size) * p.channels // 16) * 16
+    elements = 16 * ROW + 256 + rows * (panel + 16)
+    slot = -(-(tile_bytes(size) + elements * size + 256) // 4096) * 4096
+    return Cut(*tiles, panel, rows, 0, -(-p.channels // panel), image_size, slot, tile_bytes(size))
+
+
+@helper
+def _place_points(one, a, n, number, tile):  # type: ignore[no-untyped-def]
+    """Fill in the points of a tile, from base positions that are 0; returns its numbers of runs and of points."""
+    runs, pixels = place_tile(tile, a.cut, number, a.points_size, (0, 0), (0, 0))
+    strides = a.points.strides
+    points = at(pointer(a.points.address, one), n * strides[0])
+    read_plane(points, (0, strides[1]), 0, tile, runs, at(tile.rows, OFFSET_Y))
+    read_plane(at(points, strides[2]), (0, strides[1]), 0, tile, runs, at(tile.rows, OFFSET_X))
+    return runs, pixels
+
+
+@kernel
+def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """y, tile by tile. A task is a tile of the points of an image."""
+    a = unpack(params, Call)
+    cut = a.cut
+    base = a.slots + slot * cut.slot_bytes
+    tile = tile_at(base, one)
+    samples = pointer(base + cut.tile_bytes, one)
+    buffer, pitch = at(samples, cut.rows * (cut.panel + 16)), cut.panel + 16
+    while True:
+        task = next_task(counter)
+        if task >= a.batch * cut.tiles:
+            return
+        n = task // cut.tiles
+        runs, pixels = _place_points(one, a, n, task % cut.tiles, tile)
+        plan_tap(tile, pixels, (0, 0), a.size, a.channels)
+        image, below = at(pointer(a.images, one), n * cut.image_size), (a.size[1] + 1) * a.channels
+        for c in range(0, a.channels, cut.panel):
+            count = min(cut.panel, a.channels - c)
+            sample_tap(at(image, c), tile, pixels, count, a.channels, below, samples, pitch)
+            write_tile(one, a, n, c, count, tile, runs, pixels, samples, pitch, buffer, False)
+
+
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+    """Fill y. All arrays are addressable and checked."""
+    if y.size == 0:
+        return
+    x, dtype = arrays["x"], y.dtype
+    flat = y.reshape(p.batch, p.channels, 1, p.points)
+    points = arrays["points"].reshape(p.batch, p.points, 2)
+    cut = _cut(p, dtype, min(p.channels, CHUNK_BYTES // dtype.itemsize))
+    threads = plan_threads(p.batch * cut.tiles, 8.0 * y.size)
+    bounds = np.array((0, p.channels), np.int64)
+    with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (images, slots):
+        _copy(pack_images, p, cut, place(x), images, bounds, slots, dtype, threads)
+        call = Call(
+            p.batch, p.channels, p.size, (1, p.points), cut, place(points), NOWHERE, place(flat), NOWHERE, images, 0, slots
+        )  # fmt: skip
+        launch(forward_tiles, dtype.type(1), call, threads)
+    if not np.may_share_memory(flat, y):
+        y[...] = flat.reshape(y.shape)
+
+
+@kernel
+def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """The gradients. A task is a block of channels of an image."""
+    a = unpack(params, Call)
+    cut = a.cut
+    base = a.slots + slot * cut.slot_bytes
+    tile = tile_at(base, one)
+    lines = pointer(base + cut.tile_bytes, one)
+    buffer, samples = at(lines, 16 * ROW), at(lines, 16 * ROW + 256)
+    while True:
+        task = next_task(counter)
+        if task >= a.batch * cut.blocks:
+            return
+        n, block_ = task // cut.blocks, task % cut.blocks
+        first = block_ * cut.panel
+        count = min(cut.panel, a.channels - first)
+        start, below = n * cut.image_size + first * rimmed_pixels(a.size), (a.size[1] + 1) * count
+        image, grad_image = at(pointer(a.images, one), start), at(pointer(a.grad_images, one), start)
+        strides = a.grad_points.strides
+        grad_points = at(pointer(a.grad_points.address, one), block_ * strides[0] + n * strides[1])
+        for number in range(cut.tiles):
+            runs, pixels = _place_points(one, a, n, number, tile)
+            plan_tap(tile, pixels, (0, 0), a.size, count)
+            pack_gradient(
+                one, a.y, n, first, count, cut, (False, True), tile, runs, pixels, lines, samples, samples, buffer
+            )
+            sample_tap_backward(
+                image, grad_image, a.grad_images != 0, tile, pixels, count, count, below, samples, cut.panel
+            )
+            if a.grad_points.address:
+                write_plane(grad_points, (0, 2), tile, runs, at(tile.rows, GRAD_Y))
+                write_plane(at(grad_points, 1), (0, 2), tile, runs, at(tile.rows, GRAD_X))
+
+
+def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+    """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
+    if grad_y.size == 0:
+        for grad in grads.values():
+            grad[...] = 0
+        return
+    x, dtype = arrays["x"], grad_y.dtype
+    wide = BLOCK_BYTES // dtype.itemsize
+    cut = _cut(p, dtype, wide if p.batch * -(-p.channels // wide) >= 8 else wide // 2)
+    tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
+    threads = plan_threads(tasks, 20.0 * grad_y.size)
+    bounds = np.array([*range(0, p.channels, cut.panel), p.channels], np.int64)
+    parts_size = tasks * p.points * 2 if "points" in grads else 0
+    parts = np.empty((cut.blocks, p.batch, p.points, 2), dtype) if parts_size else None
+    flat = grad_y.reshape(p.batch, p.channels, 1, p.points)
+    points = arrays["points"].reshape(p.batch, p.points, 2)
+    with Scratch(images_bytes, images_bytes if "x" in grads else 0, threads * cut.slot_bytes) as memory:
+        images, grad_images, slots = memory
+        _copy(pack_images, p, cut, place(x), images, bounds, slots, dtype, threads)
+        if "x" in grads:
+            launch(clear, dtype.type(1), ClearCall(grad_images, p.batch * cut.image_size), threads)
+        call = Call(
+            p.batch, p.channels, p.size, (1, p.points), cut, place(points), NOWHERE, place(flat), place(parts),
+            images, grad_images if "x" in grads else 0, slots,
+        )  # fmt: skip
+        launch(backward_blocks, dtype.type(1), call, threads)
+        if "x" in grads:
+            _copy(unpack_images, p, cut, place(grads["x"]), grad_images, bounds, slots, dtype, threads)
+    if parts is not None:
+        grads["points"][...] = np.add.reduce(parts, axis=0).reshape(grads["points"].shape)
+
+
+def _copy(
+    kernel: Any, p: Problem, cut: Cut, plain: Place, images: int, bounds: np.ndarray, slots: int, dtype: np.dtype, threads: int
+) -> None:  # fmt: skip
+    """Pack or unpack images, in blocks of channels."""
+    call = ImagesCall(
+        p.batch, p.size, cut.image_size, plain, images, bounds.ctypes.data, len(bounds) - 1, slots, cut.slot_bytes
+    )
+    tasks = p.batch * -(-p.size[0] * p.size[1] // BLOCK)
+    launch(kernel, dtype.type(1), call, min(threads, tasks))

@@ -1,0 +1,40 @@
+"""Bilinear sampling: its arguments, its sizes, and every error of shape or type."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from numdcn._host.door import Argument, check_arguments
+
+ARGUMENTS = (
+    Argument("x", "(N, C, H, W)", 4, False, True, True),
+    Argument("points", "(N, ..., 2)", None, False, True, True),
+)
+
+
+class Problem(NamedTuple):
+    """The sizes of one sampling."""
+
+    batch: int
+    channels: int
+    size: tuple[int, int]  # y first
+    points: int  # of an image
+    out_shape: tuple[int, ...]
+
+
+def problem(arrays: dict[str, Any]) -> Problem:
+    """Measure and check everything once. `arrays` holds the arguments by name."""
+    check_arguments(ARGUMENTS, arrays)
+    x, points = arrays["x"], arrays["points"]
+    if points.ndim < 2 or points.shape[-1] != 2:
+        raise ValueError(f"`points` has shape {points.shape}, expected (N, ..., 2): y and x last")
+    if points.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"`points` has shape {points.shape}, expected ({x.shape[0]}, ..., 2): as many images as `x` with shape {x.shape}"
+        )
+    if min(x.shape[1:]) < 1:
+        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+    between = points.shape[1:-1]
+    batch, channels, *size = x.shape
+    return Problem(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))
