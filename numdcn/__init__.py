@@ -14,6 +14,16 @@ from numdcn.deform_conv_layer import (
     deform_conv_layer_forward,
     deform_conv_layer_init,
 )
+from numdcn.deform_ps_roi_pool import (
+    DeformPSRoIPoolGradients,
+    deform_ps_roi_pool_backward,
+    deform_ps_roi_pool_forward,
+)
+from numdcn.deform_roi_pool import DeformRoIPoolGradients, deform_roi_pool_backward, deform_roi_pool_forward
+from numdcn.ps_roi_align import PSRoIAlignGradients, ps_roi_align_backward, ps_roi_align_forward
+from numdcn.ps_roi_pool import PSRoIPoolGradients, ps_roi_pool_backward, ps_roi_pool_forward
+from numdcn.roi_align import RoIAlignGradients, roi_align_backward, roi_align_forward
+from numdcn.roi_pool import RoIPoolGradients, RoIPoolResult, roi_pool_backward, roi_pool_forward
 from numdcn.warm import warmup
 
 __version__ = "0.1.0"
@@ -25,7 +35,14 @@ __all__ = [
     "DeformConvLayerGradients",
     "DeformConvLayerParameters",
     "DeformConvLayerResult",
+    "DeformPSRoIPoolGradients",
+    "DeformRoIPoolGradients",
+    "PSRoIAlignGradients",
+    "PSRoIPoolGradients",
     "PreparedWeights",
+    "RoIAlignGradients",
+    "RoIPoolGradients",
+    "RoIPoolResult",
     "__version__",
     "bilinear_sample_backward",
     "bilinear_sample_forward",
@@ -36,9 +53,21 @@ __all__ = [
     "deform_conv_layer_backward",
     "deform_conv_layer_forward",
     "deform_conv_layer_init",
+    "deform_ps_roi_pool_backward",
+    "deform_ps_roi_pool_forward",
+    "deform_roi_pool_backward",
+    "deform_roi_pool_forward",
     "get_num_threads",
     "get_scratch_limit",
     "prepare_weights",
+    "ps_roi_align_backward",
+    "ps_roi_align_forward",
+    "ps_roi_pool_backward",
+    "ps_roi_pool_forward",
+    "roi_align_backward",
+    "roi_align_forward",
+    "roi_pool_backward",
+    "roi_pool_forward",
     "set_num_threads",
     "set_scratch_limit",
     "warmup",

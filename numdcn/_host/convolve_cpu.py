@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.arrays import place
+from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._host.weights import PreparedWeights, pack
@@ -22,8 +23,6 @@ from numdcn._kernels.convolve_cpu import (
     sum_parts,
 )
 from numdcn._kernels.cut_cpu import backward_cut, forward_cut
-from numdcn._kernels.images_cpu import ClearCall, ImagesCall, clear, pack_images, unpack_images
-from numdcn._kernels.layout_cpu import BLOCK
 from numdcn._kernels.weights_cpu import PackBlocks, pack_blocks, packing
 
 
@@ -34,23 +33,20 @@ def forward(kernel: Any, p: Convolution, arrays: dict[str, Any], y: np.ndarray) 
     x, w = arrays["x"], arrays["w"]
     dtype = x.dtype
     one, cut = dtype.type(1), forward_cut(p, dtype)
-    tasks, blocks = p.batch * cut.tiles * cut.parts, p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
+    tasks = p.batch * cut.tiles * cut.parts
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * cut.weights.size)
     prepared = isinstance(w, PreparedWeights)
     weights_bytes = 0 if prepared else (cut.weights.size + 16) * dtype.itemsize  # vectors may run over
     with Scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
         images, weights, slots = memory
-        x_place, bounds = place(x), np.array((0, p.in_channels), np.int64)
-        image_call = ImagesCall(
-            p.batch, p.in_size, cut.image_size, x_place, images, bounds.ctypes.data, 1, slots, cut.slot_bytes
-        )
-        launch(pack_images, one, image_call, min(threads, blocks))
+        bounds = np.array((0, p.in_channels), np.int64)
+        RimmedImages(images, cut.image_size, bounds, slots, cut.slot_bytes, threads).pack(x)
         if prepared:
             weights = w.packed
         else:
             pack(w, cut.weights, weights, threads)
         a = ForwardArrays(
-            x_place,
+            place(x),
             place(arrays.get("offsets")),
             place(arrays.get("mask")),
             place(arrays["bias"]),
@@ -99,13 +95,13 @@ def backward(
             place(grads.get("w")), images, grad_images if "x" in grads else 0, weights if through else 0,
             sums if "w" in grads else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
         )  # fmt: skip
-        blocks = p.batch * -(-p.in_size[0] * p.in_size[1] // BLOCK)
-        image_call = ImagesCall(
-            p.batch, p.in_size, cut.image_size, place(x), images, a.bounds, cut.blocks, slots, cut.slot_bytes
+        rimmed, grad_rimmed = (
+            RimmedImages(where, cut.image_size, bounds, slots, cut.slot_bytes, threads)
+            for where in (images, grad_images)
         )
-        launch(pack_images, one, image_call, min(threads, blocks))
+        rimmed.pack(x)
         if a.grad_images:
-            launch(clear, one, ClearCall(grad_images, images_size), threads)
+            grad_rimmed.clear(p.batch, dtype)
         if through:
             plain = w.array if isinstance(w, PreparedWeights) else w
             how = packing(plain.shape, p.groups, dtype)
@@ -116,7 +112,7 @@ def backward(
         call = BackwardCall(p, cut, a)
         launch(kernel, one, call, min(threads, tasks))
         if a.grad_images:
-            launch(unpack_images, one, image_call._replace(plain=a.grad_x, images=grad_images), min(threads, blocks))
+            grad_rimmed.unpack(grads["x"])
         if a.sums:
             launch(finish_weights, one, call, min(threads, cut.blocks))
         for name, partial, channels in (("offsets", a.grad_offsets, 2 * p.taps), ("mask", a.grad_mask, p.taps)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -53,7 +53,7 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, dtype: np.dtype
         raise ValueError(f"`grad_y` has shape {grad_y.shape}, expected {shape} = {axes}")
 
 
-def check_shapes(expected: dict[str, tuple[Any, tuple[int, ...]]], table: tuple[Argument, ...], sizes: str) -> None:
+def check_shapes(expected: Mapping[str, tuple[Any, tuple[int, ...]]], table: tuple[Argument, ...], sizes: str) -> None:
     """Raise unless each array that is there has the shape that is expected of it; `sizes` tells what it is made of."""
     for name, (array, shape) in expected.items():
         if array is not None and array.shape != shape:
@@ -94,12 +94,15 @@ def run_backward(
     kind: type[Gradients],
     wrt: str | Iterable[str] | None,
     out: Any,
+    saved: dict[str, Any] | None = None,
 ) -> Gradients:
-    """The wanted gradients as a `kind`, filled by `backward`. `kind` has a field for each differentiable argument."""
-    grads = wanted_gradients(kind, wrt, out, arrays, grad_y)
+    """The wanted gradients as a `kind`, filled by `backward`. `kind` has a field for each differentiable argument.
+
+    `saved`: what the forward returned for the backward, by name."""
+    grads = wanted_gradients(kind, wrt, out, arrays, grad_y, saved)
     targets = {name: addressable(grad) for name, grad in grads.items()}
     if targets:
-        backward(p, addressable(grad_y), _addressable(arrays), targets)
+        backward(p, addressable(grad_y), _addressable({**arrays, **(saved or {})}), targets)
     for name, target in targets.items():
         if target is not grads[name]:
             grads[name][...] = target

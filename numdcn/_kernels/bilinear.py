@@ -1,6 +1,7 @@
-"""Bilinear interpolation under rule Z (zero extension; operators.md a.1, a.2): cells, corner weights, values, slopes.
+"""Bilinear interpolation: cells, corner weights, values, slopes under rule Z (zero extension), and the taps along one
+axis under the rules of the RoI operators (R and P).
 
-The formulas take scalars and `simd_cpu.Vec` alike. They rely on an image with a rim of zero pixels: every sample that is
+The formulas of rule Z take scalars and `simd_cpu.Vec` alike. They rely on an image with a rim of zero pixels: every sample that is
 active (-1 <= p < N on both axes) then has four corners to read, and every other one is sent to a cell of four zeros.
 """
 
@@ -52,3 +53,35 @@ def slopes(fractions, corners):  # type: ignore[no-untyped-def]
     along_y = fma(fraction_x, x11 - x01, rest_x * (x10 - x00))
     along_x = fma(fraction_y, x11 - x10, rest_y * (x01 - x00))
     return along_y, along_x
+
+
+@helper
+def taps_r(p, size):  # type: ignore[no-untyped-def]
+    """Rule R (RoI align) along an axis: whether a sample at p is active, its lower and upper pixel, the weight of the
+    upper one, and whether it has a slope.
+
+    Active in -1 <= p <= size, with constant values in the outermost pixels, where there is no slope.
+    """
+    zero, one = like(0.0, p), like(1.0, p)
+    if not (p >= zero - one and p <= like(size, p)):
+        return False, 0, 0, zero, False
+    inside = max(p, zero)
+    low = int(inside)
+    if low >= size - 1:
+        return True, size - 1, size - 1, zero, False
+    return True, low, low + 1, inside - like(low, p), p >= zero
+
+
+@helper
+def taps_p(p, size):  # type: ignore[no-untyped-def]
+    """Rule P (deformable position-sensitive RoI pooling) along an axis: as `taps_r`.
+
+    Active in -0.5 <= p <= size - 0.5, with constant values in the outer halves of the outermost pixels.
+    """
+    zero, half, last = like(0.0, p), like(0.5, p), like(size - 1, p)
+    if not (p >= zero - half and p <= last + half):
+        return False, 0, 0, zero, False
+    inside = min(max(p, zero), last)
+    low = int(inside)
+    high = min(low + 1, size - 1)
+    return True, low, high, inside - like(low, p), p >= zero and low < high

@@ -34,6 +34,7 @@ def llvm_type(vec: Vec) -> ir.VectorType:
     scalar = {
         types.float32: ir.FloatType(),
         types.float64: ir.DoubleType(),
+        types.int32: I32,
         types.int64: I64,
         types.boolean: ir.IntType(1),
     }
@@ -150,6 +151,18 @@ def like(typingctx, scalar, vec):  # type: ignore[no-untyped-def]
         return splat_value(builder, value, vec.count)
 
     return vec(scalar, vec), codegen
+
+
+@intrinsic
+def as_int32(typingctx, integer, kind):  # type: ignore[no-untyped-def]
+    """`integer` as int32, in as many lanes as `kind` has."""
+    result = Vec(types.int32, kind.count) if isinstance(kind, Vec) else types.int32
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        value = context.cast(builder, args[0], sig.args[0], types.int32)
+        return splat_value(builder, value, kind.count) if isinstance(kind, Vec) else value
+
+    return result(integer, kind), codegen
 
 
 @intrinsic
@@ -280,6 +293,38 @@ def store(typingctx, p, index, value):  # type: ignore[no-untyped-def]
     return types.void(p, types.intp, value), codegen
 
 
+def _masked(builder: Any, name: str, result: Any, vector: Any, *args: Any) -> Any:
+    """IR: a masked load or store; lanes whose mask is off touch no memory."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.{name}.{suffix(vector)}.p0")
+    return builder.call(function, args)
+
+
+@intrinsic
+def load_masked(typingctx, p, index, mask):  # type: ignore[no-untyped-def]
+    """As many elements from `index` on as the mask has lanes; 0, and no access, where it is off."""
+    vec = Vec(p.dtype, mask.count)
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        vector = llvm_type(vec)
+        source, zero = vector_at(builder, args[0], args[1], vector), ir.Constant(vector, None)
+        return _masked(builder, "load", vector, vector, source, ir.Constant(I32, 4), args[2], zero)
+
+    return vec(p, types.intp, mask), codegen
+
+
+@intrinsic
+def store_masked(typingctx, p, index, value, mask):  # type: ignore[no-untyped-def]
+    """Write the lanes of `value` whose mask is on, from element `index` on."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        target = vector_at(builder, args[0], args[1], args[2].type)
+        _masked(builder, "store", ir.VoidType(), args[2].type, args[2], target, ir.Constant(I32, 4), args[3])
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, value, mask), codegen
+
+
 @intrinsic
 def width(typingctx, one):  # type: ignore[no-untyped-def]
     """Lanes of a full register of the type of `one`: a constant to the compiler."""
@@ -343,6 +388,21 @@ def sum3(typingctx, a, b, c):  # type: ignore[no-untyped-def]
         return _sums(builder, [*args, ir.Constant(args[0].type, None)], 3)
 
     return result(a, b, c), codegen
+
+
+@intrinsic
+def sum1(typingctx, a):  # type: ignore[no-untyped-def]
+    """The sum of the lanes of a, added in a fixed order."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        value, count = args[0], args[0].type.count
+        while count > 1:
+            count //= 2
+            low, high = list(range(count)), list(range(count, 2 * count))
+            value = builder.fadd(shuffle(builder, value, value, low), shuffle(builder, value, value, high))
+        return builder.extract_element(value, ir.Constant(I32, 0))
+
+    return a.element(a), codegen
 
 
 @intrinsic

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._host.arrays import NOWHERE, place
+from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._kernels.columns_cpu import pack_gradient, write_tile
-from numdcn._kernels.images_cpu import ClearCall, ImagesCall, clear, pack_images, unpack_images
 from numdcn._kernels.jit_cpu import helper, kernel
-from numdcn._kernels.layout_cpu import BLOCK, rimmed_pixels
+from numdcn._kernels.layout_cpu import rimmed_pixels
 from numdcn._kernels.parameters_cpu import Place, unpack
+from numdcn._kernels.points_cpu import PointsCut, backward_panel, forward_panel, points_cut
 from numdcn._kernels.sample_cpu import (
     GRAD_X,
     GRAD_Y,
-    MOST_PIXELS,
     OFFSET_X,
     OFFSET_Y,
     ROW,
@@ -32,31 +32,10 @@ from numdcn._kernels.sample_cpu import (
     sample_tap,
     sample_tap_backward,
     tile_at,
-    tile_bytes,
-    tiling,
     write_plane,
 )
 from numdcn._kernels.simd_cpu import at, next_task, pointer
 from numdcn.bilinear_sample.problem import Problem
-
-CHUNK_BYTES = 1024  # of the channels that are sampled at a time in the forward
-BLOCK_BYTES = 128  # of the channels that a task of the backward owns; half of it where there would be few tasks
-
-
-class Cut(NamedTuple):
-    """How the work is cut up: by shapes alone."""
-
-    band: int
-    tile_columns: int
-    tile_pixels: int
-    tiles: int
-    panel: int  # elements of a point's row of samples
-    rows: int  # of a tile's samples
-    packed_pitch: int
-    blocks: int
-    image_size: int
-    slot_bytes: int
-    tile_bytes: int
 
 
 class Call(NamedTuple):
@@ -66,7 +45,7 @@ class Call(NamedTuple):
     channels: int
     size: tuple[int, int]
     points_size: tuple[int, int]  # as an image of one row
-    cut: Cut
+    cut: PointsCut
     points: Place
     bias: Place  # there is none
     y: Place  # in the backward: its gradient
@@ -74,16 +53,6 @@ class Call(NamedTuple):
     images: int
     grad_images: int
     slots: int
-
-
-def _cut(p: Problem, dtype: np.dtype, panel: int) -> Cut:
-    size = dtype.itemsize
-    tiles = tiling((1, p.points), MOST_PIXELS, 1)
-    rows = tiles.tile_pixels + 32
-    image_size = -(-rimmed_pixels.py_func(p.size) * p.channels // 16) * 16
-    elements = 16 * ROW + 256 + rows * (panel + 16)
-    slot = -(-(tile_bytes(size) + elements * size + 256) // 4096) * 4096
-    return Cut(*tiles, panel, rows, 0, -(-p.channels // panel), image_size, slot, tile_bytes(size))
 
 
 @helper
@@ -105,7 +74,7 @@ def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
     base = a.slots + slot * cut.slot_bytes
     tile = tile_at(base, one)
     samples = pointer(base + cut.tile_bytes, one)
-    buffer, pitch = at(samples, cut.rows * (cut.panel + 16)), cut.panel + 16
+    buffer = at(samples, cut.rows * cut.pitch)
     while True:
         task = next_task(counter)
         if task >= a.batch * cut.tiles:
@@ -116,8 +85,8 @@ def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
         image, below = at(pointer(a.images, one), n * cut.image_size), (a.size[1] + 1) * a.channels
         for c in range(0, a.channels, cut.panel):
             count = min(cut.panel, a.channels - c)
-            sample_tap(at(image, c), tile, pixels, count, a.channels, below, samples, pitch)
-            write_tile(one, a, n, c, count, tile, runs, pixels, samples, pitch, buffer, False)
+            sample_tap(at(image, c), tile, pixels, count, a.channels, below, samples, cut.pitch)
+            write_tile(one, a, n, c, count, tile, runs, pixels, samples, cut.pitch, buffer, False)
 
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
@@ -127,11 +96,11 @@ def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
     x, dtype = arrays["x"], y.dtype
     flat = y.reshape(p.batch, p.channels, 1, p.points)
     points = arrays["points"].reshape(p.batch, p.points, 2)
-    cut = _cut(p, dtype, min(p.channels, CHUNK_BYTES // dtype.itemsize))
+    cut = points_cut(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
     threads = plan_threads(p.batch * cut.tiles, 8.0 * y.size)
     bounds = np.array((0, p.channels), np.int64)
     with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (images, slots):
-        _copy(pack_images, p, cut, place(x), images, bounds, slots, dtype, threads)
+        RimmedImages(images, cut.image_size, bounds, slots, cut.slot_bytes, threads).pack(x)
         call = Call(
             p.batch, p.channels, p.size, (1, p.points), cut, place(points), NOWHERE, place(flat), NOWHERE, images, 0, slots
         )  # fmt: skip
@@ -181,8 +150,8 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
             grad[...] = 0
         return
     x, dtype = arrays["x"], grad_y.dtype
-    wide = BLOCK_BYTES // dtype.itemsize
-    cut = _cut(p, dtype, wide if p.batch * -(-p.channels // wide) >= 8 else wide // 2)
+    panel = backward_panel(p.batch, p.channels, dtype)
+    cut = points_cut(p.points, p.channels, p.size, panel, dtype.itemsize, 0)
     tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
     threads = plan_threads(tasks, 20.0 * grad_y.size)
     bounds = np.array([*range(0, p.channels, cut.panel), p.channels], np.int64)
@@ -191,27 +160,20 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
     flat = grad_y.reshape(p.batch, p.channels, 1, p.points)
     points = arrays["points"].reshape(p.batch, p.points, 2)
     with Scratch(images_bytes, images_bytes if "x" in grads else 0, threads * cut.slot_bytes) as memory:
-        images, grad_images, slots = memory
-        _copy(pack_images, p, cut, place(x), images, bounds, slots, dtype, threads)
+        address, grad_address, slots = memory
+        images, grad_images = (
+            RimmedImages(where, cut.image_size, bounds, slots, cut.slot_bytes, threads)
+            for where in (address, grad_address)
+        )
+        images.pack(x)
         if "x" in grads:
-            launch(clear, dtype.type(1), ClearCall(grad_images, p.batch * cut.image_size), threads)
+            grad_images.clear(p.batch, dtype)
         call = Call(
             p.batch, p.channels, p.size, (1, p.points), cut, place(points), NOWHERE, place(flat), place(parts),
-            images, grad_images if "x" in grads else 0, slots,
+            address, grad_address if "x" in grads else 0, slots,
         )  # fmt: skip
         launch(backward_blocks, dtype.type(1), call, threads)
         if "x" in grads:
-            _copy(unpack_images, p, cut, place(grads["x"]), grad_images, bounds, slots, dtype, threads)
+            grad_images.unpack(grads["x"])
     if parts is not None:
         grads["points"][...] = np.add.reduce(parts, axis=0).reshape(grads["points"].shape)
-
-
-def _copy(
-    kernel: Any, p: Problem, cut: Cut, plain: Place, images: int, bounds: np.ndarray, slots: int, dtype: np.dtype, threads: int
-) -> None:  # fmt: skip
-    """Pack or unpack images, in blocks of channels."""
-    call = ImagesCall(
-        p.batch, p.size, cut.image_size, plain, images, bounds.ctypes.data, len(bounds) - 1, slots, cut.slot_bytes
-    )
-    tasks = p.batch * -(-p.size[0] * p.size[1] // BLOCK)
-    launch(kernel, dtype.type(1), call, min(threads, tasks))

@@ -1,0 +1,219 @@
+"""RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._kernels.bins_cpu import Grid, lists_at, plan_bin
+from numdcn._kernels.columns_cpu import pack_gradient, write_tile
+from numdcn._kernels.jit_cpu import block, helper, kernel
+from numdcn._kernels.layout_cpu import fill, rimmed_pixels
+from numdcn._kernels.parameters_cpu import Place, unpack
+from numdcn._kernels.points_cpu import PointsCut
+from numdcn._kernels.sample_cpu import ROW, place_tile, tile_at
+from numdcn._kernels.simd_cpu import (
+    at,
+    fma,
+    full,
+    like,
+    load_like,
+    load_scalar,
+    next_task,
+    part,
+    pointer,
+    store,
+    sum3,
+    width,
+)
+
+
+class PoolCall(NamedTuple):
+    """Parameters of `pool_forward` and `pool_backward`."""
+
+    batch: int
+    channels: int
+    grid: Grid
+    cut: PointsCut
+    mask: Place  # (R, 1, Ph, Pw)
+    bias: Place  # there is none
+    y: Place  # (R, C, 1, Ph*Pw); in the backward: its gradient
+    images: int  # addresses: rimmed images,
+    grad_images: int  # their gradients; 0: not wanted,
+    sums: int  # in the backward: (blocks, R, Ph*Pw, 3): of grad_y times sample, slope along y, along x; 0: not wanted,
+    slots: int  # scratch of the threads
+
+
+@helper
+def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
+    """target = scale * the bin, for four vectors of channels."""
+    zero = kind - kind
+    a, b, c, d = zero, zero, zero, zero
+    for i in range(y.length):
+        line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+        for j in range(x.length):
+            pixel = load_scalar(x.index, j) * channels
+            w = like(weight * load_scalar(x.weight, j), kind)
+            a = fma(w, load_like(line, pixel, kind), a)
+            b = fma(w, load_like(line, pixel + lanes, kind), b)
+            c = fma(w, load_like(line, pixel + 2 * lanes, kind), c)
+            d = fma(w, load_like(line, pixel + 3 * lanes, kind), d)
+    s = like(scale, kind)
+    store(target, 0, a * s)
+    store(target, lanes, b * s)
+    store(target, 2 * lanes, c * s)
+    store(target, 3 * lanes, d * s)
+
+
+@helper
+def _pool_one(kind, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
+    """target = scale * the bin, for one vector of channels."""
+    total = kind - kind
+    for i in range(y.length):
+        line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+        for j in range(x.length):
+            w = like(weight * load_scalar(x.weight, j), kind)
+            total = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), total)
+    store(target, 0, total * like(scale, kind))
+
+
+@block
+def pool_bin(image, y, x, row, channels, count, scale, target):  # type: ignore[no-untyped-def]
+    """target[c] = scale * sum over rows and columns of weight * weight * image[c], for c < count.
+
+    `row`: elements from a row of the image to the next; `channels`: from a pixel to the next.
+    """
+    one, c = scale - scale + like(1.0, scale), 0
+    step = width(one)
+    while c < count:
+        source, spot, rest = at(image, c), at(target, c), count - c
+        if rest >= 4 * step:
+            _pool_four(full(one), step, source, y, x, row, channels, scale, spot)
+            c += 4 * step
+        elif rest >= step:
+            _pool_one(full(one), source, y, x, row, channels, scale, spot)
+            c += step
+        elif step > 4 and rest >= 4:
+            _pool_one(part(one, 4), source, y, x, row, channels, scale, spot)
+            c += 4
+        else:
+            _pool_one(one, source, y, x, row, channels, scale, spot)
+            c += 1
+
+
+@kernel
+def pool_forward(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """y, box by box. A task is a tile of the bins of a box."""
+    a = unpack(params, PoolCall)
+    cut, grid = a.cut, a.grid
+    base = a.slots + slot * cut.slot_bytes
+    tile, samples = tile_at(base, one), pointer(base + cut.tile_bytes, one)
+    buffer = at(samples, cut.rows * cut.pitch)
+    ys, xs = lists_at(base + cut.tile_bytes + cut.samples_bytes, grid, one)
+    row, images = (grid.size[1] + 1) * a.channels, pointer(grid.images, np.int64(0))
+    bins = (1, grid.bins[0] * grid.bins[1])
+    while True:
+        task = next_task(counter)
+        if task >= grid.rois * cut.tiles:
+            return
+        r = task // cut.tiles
+        runs, pixels = place_tile(tile, cut, task % cut.tiles, bins, (0, 0), (0, 0))
+        first = task % cut.tiles * cut.tile_columns
+        image = at(pointer(a.images, one), load_scalar(images, r) * cut.image_size + row + a.channels)
+        for c in range(0, a.channels, cut.panel):
+            count = min(cut.panel, a.channels - c)
+            for p in range(pixels):
+                y, x, mask, divisor, nowhere = plan_bin(one, grid, a.mask, r, first + p, first, 0, ys, xs)
+                target = at(samples, p * cut.pitch)
+                if nowhere:
+                    fill(target, 0, count, (one - one) / (one - one))
+                else:
+                    pool_bin(at(image, c), y, x, row, a.channels, count, mask / divisor, target)
+            write_tile(one, a, r, c, count, tile, runs, pixels, samples, cut.pitch, buffer, False)
+
+
+@helper
+def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, gradient, scale):  # type: ignore[no-untyped-def]
+    """Add scale * gradient to the image's gradient in the weights of a bin; returns the sums over the bin's pixels of
+    gradient times the pixel in the weights of the value, of the slope along y, and along x; `wanted`: which of both."""
+    zero = gradient - gradient
+    by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, kind)
+    for i in range(y.length):
+        start, weight_y, slope_y = load_scalar(y.index, i) * row, load_scalar(y.weight, i), load_scalar(y.slope, i)
+        for j in range(x.length):
+            spot, weight_x = start + load_scalar(x.index, j) * channels, load_scalar(x.weight, j)
+            w = weight_y * weight_x
+            if wanted[0]:
+                store(grad_image, spot, fma(like(w, kind), scaled, load_like(grad_image, spot, kind)))
+            if wanted[1]:
+                product = gradient * load_like(image, spot, kind)
+                by_value = fma(like(w, kind), product, by_value)
+                by_y = fma(like(slope_y * weight_x, kind), product, by_y)
+                by_x = fma(like(weight_y * load_scalar(x.slope, j), kind), product, by_x)
+    return sum3(by_value, by_y, by_x)
+
+
+@block
+def pool_bin_backward(image, grad_image, wanted, y, x, row, channels, count, gradient, scale, sums):  # type: ignore[no-untyped-def]
+    """The backward of `pool_bin`: adds to `grad_image`, and to `sums` (three numbers), each if `wanted`."""
+    one, c = scale - scale + like(1.0, scale), 0
+    step = width(one)
+    while c < count:
+        x_c, g_c, rest = at(image, c), at(grad_image, c), count - c
+        if rest >= step:
+            g = load_like(gradient, c, full(one))
+            value, by_y, by_x = _pool_vector_backward(full(one), x_c, g_c, wanted, y, x, row, channels, g, scale)
+            c += step
+        elif step > 4 and rest >= 4:
+            g = load_like(gradient, c, part(one, 4))
+            value, by_y, by_x = _pool_vector_backward(part(one, 4), x_c, g_c, wanted, y, x, row, channels, g, scale)
+            c += 4
+        else:
+            g = load_scalar(gradient, c)
+            value, by_y, by_x = _pool_vector_backward(one, x_c, g_c, wanted, y, x, row, channels, g, scale)
+            c += 1
+        if wanted[1]:
+            store(sums, 0, load_scalar(sums, 0) + value)
+            store(sums, 1, load_scalar(sums, 1) + by_y)
+            store(sums, 2, load_scalar(sums, 2) + by_x)
+
+
+@kernel
+def pool_backward(one, params, counter, slot):  # type: ignore[no-untyped-def]
+    """The gradients. A task is a block of channels of an image, with all boxes on it."""
+    a = unpack(params, PoolCall)
+    cut, grid = a.cut, a.grid
+    base = a.slots + slot * cut.slot_bytes
+    tile, lines = tile_at(base, one), pointer(base + cut.tile_bytes, one)
+    buffer, gradients = at(lines, 16 * ROW), at(lines, 16 * ROW + 256)
+    ys, xs = lists_at(base + cut.tile_bytes + cut.samples_bytes, grid, one)
+    images, many = pointer(grid.images, np.int64(0)), grid.bins[0] * grid.bins[1]
+    nan, wanted = (one - one) / (one - one), (a.grad_images != 0, a.sums != 0)
+    while True:
+        task = next_task(counter)
+        if task >= a.batch * cut.blocks:
+            return
+        n, number = task // cut.blocks, task % cut.blocks
+        channel = number * cut.panel
+        count = min(cut.panel, a.channels - channel)
+        row = (grid.size[1] + 1) * count
+        start = n * cut.image_size + channel * rimmed_pixels(grid.size) + row + count
+        image, grad_image = at(pointer(a.images, one), start), at(pointer(a.grad_images, one), start)
+        for r in range(grid.rois):
+            for number_ in range(cut.tiles if load_scalar(images, r) == n else 0):
+                runs, pixels = place_tile(tile, cut, number_, (1, many), (0, 0), (0, 0))
+                first = number_ * cut.tile_columns
+                pack_gradient(
+                    one, a.y, r, channel, count, cut, (False, True), tile, runs, pixels, lines, gradients, gradients, buffer
+                )  # fmt: skip
+                for p in range(pixels):
+                    y, x, mask, divisor, nowhere = plan_bin(one, grid, a.mask, r, first + p, first, 0, ys, xs)
+                    sums = at(pointer(a.sums, one), ((number * grid.rois + r) * many + first + p) * 3)
+                    if wanted[1]:
+                        fill(sums, 0, 3, nan if nowhere else one - one)
+                    if not nowhere:
+                        g = at(gradients, p * cut.panel)
+                        pool_bin_backward(
+                            image, grad_image, wanted, y, x, row, count, count, g, mask / divisor, sums
+                        )  # fmt: skip

@@ -1,0 +1,117 @@
+"""Deformable position-sensitive RoI pooling: forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._host.checks import IntPerAxis
+from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn.deform_ps_roi_pool import cpu
+from numdcn.deform_ps_roi_pool.problem import problem
+
+
+def deform_ps_roi_pool_forward(
+    x: np.ndarray,
+    rois: np.ndarray,
+    trans: np.ndarray | None = None,
+    *,
+    output_size: IntPerAxis,
+    group_size: int,
+    sample_per_part: int = 4,
+    trans_std: float = 0.1,
+    spatial_scale: float = 1.0,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Position-sensitive RoI pooling whose bins are shifted by learned offsets, of each class its own::
+
+        top  = round(y1)*spatial_scale - 0.5,   h = max((round(y2) + 1)*spatial_scale - 0.5 - top, 0.1)   (x likewise)
+        (pi, pj) = (floor(i*part_h/Ph), floor(j*part_w/Pw)),   k = floor(c*classes/C_out): the class of channel c
+        top_ij  = top  + i*h/Ph + trans[r, 2*k + 1, pi, pj]*trans_std*h
+        left_ij = left + j*w/Pw + trans[r, 2*k,     pi, pj]*trans_std*w
+        channel = (c*group_size + floor(i*group_size/Ph))*group_size + floor(j*group_size/Pw)
+        y[r,c,i,j] = mean over u, v < sample_per_part of  S(x[n, channel];  top_ij  + u*h/Ph/sample_per_part,
+                                                                          left_ij + v*w/Pw/sample_per_part)
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides; C a multiple of group_size**2.
+        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image; whole pixels, both ends
+            counted, halves rounded away from zero.
+        trans: offsets (R, 2*classes, part_h, part_w), for each class x, then y, as fractions of the box's size over
+            trans_std; None for zeros. `classes` divides the channels of y into contiguous blocks.
+        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
+        group_size: cells along an axis, each with channels of its own; 1: all bins read the same channels.
+        sample_per_part: samples of a bin along each axis, the first at its upper left corner.
+        trans_std: how far an offset of 1 shifts a bin, as a fraction of the box's size.
+        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        out: an array to fill, (R, C/group_size**2, Ph, Pw), sharing memory with no input.
+
+    S is bilinear interpolation with the outermost pixels continued for half a pixel beyond their centres; samples farther
+    out, infinitely far too, do not count in the mean. A NaN offset makes its bins NaN. A bin without samples is 0.
+
+    Returns:
+        y, (R, C/group_size**2, Ph, Pw). The same bits for any number of threads.
+
+    Raises:
+        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
+            batch index is none of x or whose corners are not finite.
+
+    Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2, and R-FCN (2016); the samples and names are
+    those of the authors' operator.
+    """
+    arrays = {"x": x, "rois": rois, "trans": trans}
+    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale)
+    return run_forward(cpu.forward, p, arrays, out)
+
+
+class DeformPSRoIPoolGradients(NamedTuple):
+    """Gradients by the names of `deform_ps_roi_pool_forward`'s arguments; None where not asked for or without such an
+    input."""
+
+    x: np.ndarray | None = None
+    trans: np.ndarray | None = None
+
+
+def deform_ps_roi_pool_backward(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    rois: np.ndarray,
+    trans: np.ndarray | None = None,
+    *,
+    output_size: IntPerAxis,
+    group_size: int,
+    sample_per_part: int = 4,
+    trans_std: float = 0.1,
+    spatial_scale: float = 1.0,
+    wrt: str | Iterable[str] | None = None,
+    out: DeformPSRoIPoolGradients | None = None,
+) -> DeformPSRoIPoolGradients:
+    """Gradients of `deform_ps_roi_pool_forward`, given the gradient of its result.
+
+    Args:
+        grad_y: gradient of y, (R, C/group_size**2, Ph, Pw), of the dtype of the other arrays.
+        x, rois, trans, output_size, group_size, sample_per_part, trans_std, spatial_scale: as given to the forward.
+        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        out: a `DeformPSRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
+            them; what is wanted but None there is allocated.
+
+    A pixel receives grad_y in the weights with which the counted samples of a bin read it, over their number; an offset
+    the sum over its bins, channels and samples of that gradient times the slope along its axis, times trans_std and the
+    box's size. Slopes at integer coordinates are those to the right, and 0 where the outermost pixels are continued. A NaN
+    offset has NaN gradients and adds nothing to that of x.
+
+    Returns:
+        A `DeformPSRoIPoolGradients`. The same bits for any number of threads and whatever else is asked for.
+
+    Raises:
+        TypeError, ValueError: as `deform_ps_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.
+
+    Sources: as `deform_ps_roi_pool_forward`.
+    """
+    arrays = {"x": x, "rois": rois, "trans": trans}
+    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale)
+    check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", x.dtype)
+    return run_backward(cpu.backward, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out)

@@ -1,0 +1,100 @@
+"""RoI align: forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._host.checks import IntPerAxis
+from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn.roi_align import cpu
+from numdcn.roi_align.problem import problem
+
+
+def roi_align_forward(
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid::
+
+        top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - (0.5 if aligned else 0)
+        h = bottom - top  (at least 1 unless aligned),  bin_h = h / Ph,  qh = sampling_ratio or ceil(h / Ph)
+        y[r,c,i,j] = mean over u < qh, v < qw of  S(x[n,c];  top  + i*bin_h + (u + 0.5)*bin_h/qh,
+                                                            left + j*bin_w + (v + 0.5)*bin_w/qw)
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides.
+        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
+        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
+        aligned: whether to shift by half a pixel, as the centre of pixel i is at i here; False is the operator's first
+            version, without the shift.
+        out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
+
+    S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
+    0, and count in the mean. A bin without samples is 0.
+
+    Returns:
+        y, (R, C, Ph, Pw). The same bits for any number of threads.
+
+    Raises:
+        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
+            batch index is none of x or whose corners are not finite.
+
+    Source: He et al., Mask R-CNN (2017), section 3; names and rules as torchvision's `roi_align`.
+    """
+    arrays = {"x": x, "rois": rois}
+    return run_forward(cpu.forward, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned), arrays, out)
+
+
+class RoIAlignGradients(NamedTuple):
+    """Gradients by the names of `roi_align_forward`'s arguments."""
+
+    x: np.ndarray | None = None
+
+
+def roi_align_backward(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    wrt: str | Iterable[str] | None = None,
+    out: RoIAlignGradients | None = None,
+) -> RoIAlignGradients:
+    """Gradients of `roi_align_forward`, given the gradient of its result.
+
+    Args:
+        grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
+        x, rois, output_size, spatial_scale, sampling_ratio, aligned: as given to `roi_align_forward`. Of x only the shape
+            matters.
+        wrt: "x" or None, which is the same: there is no other gradient.
+        out: a `RoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
+
+    A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
+
+    Returns:
+        A `RoIAlignGradients`. The same bits for any number of threads.
+
+    Raises:
+        TypeError, ValueError: as `roi_align_forward`; a name in `wrt` that is unknown.
+
+    Source: as `roi_align_forward`.
+    """
+    arrays = {"x": x, "rois": rois}
+    p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned)
+    check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", x.dtype)
+    return run_backward(cpu.backward, p, grad_y, arrays, RoIAlignGradients, wrt, out)

@@ -1,0 +1,133 @@
+"""RoI pooling: forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, overload
+
+import numpy as np
+
+from numdcn._host.checks import IntPerAxis, flag
+from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn.roi_pool import cpu
+from numdcn.roi_pool.problem import check_argmax, problem
+
+
+class RoIPoolResult(NamedTuple):
+    """What `roi_pool_forward` returns with `return_argmax=True`."""
+
+    y: np.ndarray
+    argmax: np.ndarray  # int32
+
+
+@overload
+def roi_pool_forward(
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    *,
+    return_argmax: Literal[False] = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray: ...
+@overload
+def roi_pool_forward(
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    *,
+    return_argmax: Literal[True],
+    out: np.ndarray | None = None,
+) -> RoIPoolResult: ...
+def roi_pool_forward(
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    *,
+    return_argmax: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray | RoIPoolResult:
+    """Pool boxes of any size to Ph x Pw bins, each the largest of its pixels::
+
+        top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
+        h = max(bottom - top + 1, 1),  rows of bin i: from floor(i*h/Ph) + top up to ceil((i + 1)*h/Ph) + top
+        y[r,c,i,j] = max over the rows and columns of the bin that lie in the image, of x[n,c]
+
+    Args:
+        x: images (N, C, H, W), float32 or float64, any strides.
+        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
+        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        return_argmax: whether to return the positions of the maxima too.
+        out: an array to fill with y, (R, C, Ph, Pw), sharing memory with no input.
+
+    Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. The first of equal
+    pixels, row by row, counts as the largest, and a NaN as larger than all. A bin without pixels is 0.
+
+    Returns:
+        y, (R, C, Ph, Pw), or a `RoIPoolResult` of y and argmax, of the same shape, int32: row * W + column of the largest
+        pixel, -1 for a bin without pixels. The same bits for any number of threads.
+
+    Raises:
+        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
+            batch index is none of x or whose corners are not finite.
+
+    Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as torchvision's `roi_pool`.
+    """
+    arrays = {"x": x, "rois": rois}
+    p = problem(arrays, output_size, spatial_scale)
+    if not flag("return_argmax", return_argmax):
+        return run_forward(cpu.forward, p, arrays, out)
+    argmax = np.empty(p.out_shape, np.int32)
+    y = run_forward(lambda p, arrays, y: cpu.forward(p, {**arrays, "argmax": argmax}, y), p, arrays, out)
+    return RoIPoolResult(y, argmax)
+
+
+class RoIPoolGradients(NamedTuple):
+    """Gradients by the names of `roi_pool_forward`'s arguments."""
+
+    x: np.ndarray | None = None
+
+
+def roi_pool_backward(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    rois: np.ndarray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    *,
+    argmax: np.ndarray | None = None,
+    wrt: str | Iterable[str] | None = None,
+    out: RoIPoolGradients | None = None,
+) -> RoIPoolGradients:
+    """Gradients of `roi_pool_forward`, given the gradient of its result.
+
+    Args:
+        grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
+        x, rois, output_size, spatial_scale: as given to `roi_pool_forward`.
+        argmax: what the forward returned with `return_argmax=True`, int32; found again if not given.
+        wrt: "x" or None, which is the same: there is no other gradient.
+        out: a `RoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
+
+    A pixel receives grad_y of each bin whose maximum it is.
+
+    Returns:
+        A `RoIPoolGradients`. The same bits for any number of threads.
+
+    Raises:
+        TypeError, ValueError: as `roi_pool_forward`; a name in `wrt` that is unknown; an argmax of another shape or type, or
+            with a position that is in no image.
+
+    Source: as `roi_pool_forward`.
+    """
+    arrays = {"x": x, "rois": rois}
+    p = problem(arrays, output_size, spatial_scale)
+    check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", x.dtype)
+    given = {}
+    if argmax is not None:
+        check_argmax(argmax, p)
+        given["argmax"] = argmax
+    return run_backward(cpu.backward, p, grad_y, arrays, RoIPoolGradients, wrt, out, given)
