@@ -116,7 +116,7 @@ def _planes_call(
     slot = -(-(lists + columns_bytes(p.size[1])) // 4096) * 4096
     return PlanesCall(
         p.batch, p.channels, group_size, classes, blocks, -(-per_class // blocks), grid, NOWHERE, NOWHERE, NOWHERE, NOWHERE,
-        0, 0, slot, lists,
+        0, 0, slot, lists, dtype.itemsize,
     )  # fmt: skip
 
 
@@ -128,7 +128,8 @@ def pool_planes(
         return
     dtype, source = y.dtype, _adjacent(x)
     call = _planes_call(p, boxes, group_size, shifts, dtype)
-    threads = plan_threads(p.rois, READS * y.size)
+    tasks = group_size[0] * group_size[1] * call.classes * call.blocks
+    threads = plan_threads(tasks, READS * y.size)
     with Scratch(threads * call.slot_bytes) as (slots,):
         launch(planes_forward, dtype.type(1), call._replace(x=place(source), y=place(y), slots=slots), threads)
 

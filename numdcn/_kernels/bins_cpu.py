@@ -202,21 +202,34 @@ def samples_of(one, grid, r, y, x):  # type: ignore[no-untyped-def]
 
 
 @helper
-def plan_bin(one, grid, mask, r, b, first, class_, ys, xs):  # type: ignore[no-untyped-def]
-    """The lists of bin b of box r along both axes, its mask, its divisor, and whether its samples lie nowhere: at NaN.
+def plan_bin(one, grid, mask, r, i, j, class_, ys, xs):  # type: ignore[no-untyped-def]
+    """The lists of bin (i, j) of box r along both axes, its mask, its divisor, and whether its samples lie nowhere: at
+    NaN."""
+    known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys)
+    known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs)
+    return bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs)
 
-    Bins come in rising order from `first` on; where nothing shifts them, rows share lists, and columns do.
-    """
+
+@helper
+def plan_next_bin(one, grid, mask, r, b, first, ys, xs):  # type: ignore[no-untyped-def]
+    """The same of bin number b, where bins come in rising order from `first` on: where nothing shifts them, rows share
+    lists, and columns do."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
     known_y, known_x = True, True
     if shifted or b == first or j == 0:
-        known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys)
+        known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys)
     if shifted or b < first + grid.bins[1]:
-        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs)
+        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs)
+    return bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs)
+
+
+@helper
+def bin_planned(one, grid, mask, r, i, j, known, ys, xs):  # type: ignore[no-untyped-def]
+    """What `plan_bin` returns, once the lists are made."""
     y, x = bin_of(ys, i, grid.pitch), bin_of(xs, j, grid.pitch)
     scale, strides = one, mask.strides
     if mask.address:
         scale = load_scalar(pointer(mask.address, one), r * strides[0] + i * strides[2] + j * strides[3])
     count, has_samples = samples_of(one, grid, r, y, x)
-    return y, x, scale, count, has_samples and not (known_y and known_x)
+    return y, x, scale, count, has_samples and not known

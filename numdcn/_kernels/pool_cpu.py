@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._kernels.bins_cpu import Grid, lists_at, plan_bin
+from numdcn._kernels.bins_cpu import Grid, lists_at, plan_next_bin
 from numdcn._kernels.columns_cpu import pack_gradient, write_tile
 from numdcn._kernels.jit_cpu import block, helper, kernel
 from numdcn._kernels.layout_cpu import fill, rimmed_pixels
@@ -124,7 +124,7 @@ def pool_forward(one, params, counter, slot):  # type: ignore[no-untyped-def]
         for c in range(0, a.channels, cut.panel):
             count = min(cut.panel, a.channels - c)
             for p in range(pixels):
-                y, x, mask, divisor, nowhere = plan_bin(one, grid, a.mask, r, first + p, first, 0, ys, xs)
+                y, x, mask, divisor, nowhere = plan_next_bin(one, grid, a.mask, r, first + p, first, ys, xs)
                 target = at(samples, p * cut.pitch)
                 if nowhere:
                     fill(target, 0, count, (one - one) / (one - one))
@@ -208,7 +208,7 @@ def pool_backward(one, params, counter, slot):  # type: ignore[no-untyped-def]
                     one, a.y, r, channel, count, cut, (False, True), tile, runs, pixels, lines, gradients, gradients, buffer
                 )  # fmt: skip
                 for p in range(pixels):
-                    y, x, mask, divisor, nowhere = plan_bin(one, grid, a.mask, r, first + p, first, 0, ys, xs)
+                    y, x, mask, divisor, nowhere = plan_next_bin(one, grid, a.mask, r, first + p, first, ys, xs)
                     sums = at(pointer(a.sums, one), ((number * grid.rois + r) * many + first + p) * 3)
                     if wanted[1]:
                         fill(sums, 0, 3, nan if nowhere else one - one)

@@ -24,6 +24,7 @@ from numdcn._kernels.simd_cpu import (
     load_scalar,
     next_task,
     pointer,
+    prefetch,
     store,
     store_masked,
     sum1,
@@ -49,6 +50,7 @@ class PlanesCall(NamedTuple):
     slots: int
     slot_bytes: int
     lists_bytes: int
+    itemsize: int
 
 
 class Columns(NamedTuple):
@@ -146,45 +148,73 @@ def plane_at(place, n, channel, group_size, cell, one):  # type: ignore[no-untyp
 
 
 @helper
-def cell_of(a, i, j):  # type: ignore[no-untyped-def]
-    """The cell of the groups that bin (i, j) reads."""
-    return i * a.group_size[0] // a.grid.bins[0] * a.group_size[1] + j * a.group_size[1] // a.grid.bins[1]
+def task_of(a, task):  # type: ignore[no-untyped-def]
+    """The cell of the groups that a task owns, the bins along both axes that read it, its class, its channels, its number
+    among the tasks of the cell."""
+    cells = a.group_size[0] * a.group_size[1]
+    cell, part, per_class = task % cells, task // cells, a.channels // a.classes
+    y, x = cell // a.group_size[1], cell % a.group_size[1]
+    rows = (_first(y, a.grid.bins[0], a.group_size[0]), _first(y + 1, a.grid.bins[0], a.group_size[0]))
+    columns = (_first(x, a.grid.bins[1], a.group_size[1]), _first(x + 1, a.grid.bins[1], a.group_size[1]))
+    class_ = part // a.blocks
+    first = class_ * per_class + part % a.blocks * a.block
+    return cell, rows, columns, class_, (first, min(first + a.block, (class_ + 1) * per_class)), part
+
+
+@helper
+def _first(cell, bins, cells):  # type: ignore[no-untyped-def]
+    """The first bin that reads a cell: the least i with i * cells // bins >= cell."""
+    return (cell * bins + cells - 1) // cells
+
+
+@helper
+def _fetch_planes(one, a, cell, channels):  # type: ignore[no-untyped-def]
+    """Bring a task's planes near in their order, where the boxes will read most of them out of order."""
+    step, height, width_ = 64 // a.itemsize, a.grid.size[0], a.grid.size[1]
+    if a.grid.rois * 64 < a.batch * height * width_:
+        return
+    for n in range(a.batch):
+        for c in range(channels[0], channels[1]):
+            plane = plane_at(a.x, n, c, a.group_size, cell, one)
+            for i in range(height):
+                for j in range(0, width_, step):
+                    prefetch(plane, i * a.x.strides[2] + j)
 
 
 @kernel
 def planes_forward(one, params, counter, slot):  # type: ignore[no-untyped-def]
-    """y. A task is a box."""
+    """y. A task is a cell of the groups and a block of channels of a class: its planes stay in the cache."""
     a = unpack(params, PlanesCall)
-    grid, per_class, strides = a.grid, a.channels // a.classes, a.y.strides
+    grid, strides = a.grid, a.y.strides
     ys, xs = lists_at(a.slots + slot * a.slot_bytes, grid, one)
     buffer = pointer(a.slots + slot * a.slot_bytes + a.lists_bytes, one)
-    row = (grid.size[1] // width(one) + 2) * width(one)
+    row, images = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.images, np.int64(0))
     while True:
-        r = next_task(counter)
-        if r >= grid.rois:
+        task = next_task(counter)
+        if task >= a.group_size[0] * a.group_size[1] * a.classes * a.blocks:
             return
-        n = load_scalar(pointer(grid.images, np.int64(0)), r)
-        for b in range(grid.bins[0] * grid.bins[1]):
-            i, j = b // grid.bins[1], b % grid.bins[1]
-            cell = cell_of(a, i, j)
-            for class_ in range(a.classes):
-                y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, b, 0, class_, ys, xs)
-                columns, scale = columns_of(one, x, row, buffer), one / divisor
-                if nowhere:
-                    scale = (one - one) / (one - one)
-                for c in range(class_ * per_class, (class_ + 1) * per_class):
-                    plane = plane_at(a.x, n, c, a.group_size, cell, one)
-                    value = plane_bin(one, plane, a.x.strides[2], y, columns) * scale
-                    spot = r * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]
-                    store(pointer(a.y.address, one), spot, value)
+        cell, rows, columns, class_, channels, _ = task_of(a, task)
+        _fetch_planes(one, a, cell, channels)
+        for r in range(grid.rois):
+            for i in range(rows[0], rows[1]):
+                for j in range(columns[0], columns[1]):
+                    y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, i, j, class_, ys, xs)
+                    vectors, scale = columns_of(one, x, row, buffer), one / divisor
+                    if nowhere:
+                        scale = (one - one) / (one - one)
+                    for c in range(channels[0], channels[1]):
+                        plane = plane_at(a.x, load_scalar(images, r), c, a.group_size, cell, one)
+                        value = plane_bin(one, plane, a.x.strides[2], y, vectors) * scale
+                        spot = r * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]
+                        store(pointer(a.y.address, one), spot, value)
 
 
 @helper
-def _bin_backward(one, a, r, n, b, cell, class_, first, end, y, columns, scale, sums):  # type: ignore[no-untyped-def]
-    """The gradients of a bin, for channels first to end."""
-    i, j, strides = b // a.grid.bins[1], b % a.grid.bins[1], a.y.strides
+def _bin_backward(one, a, r, n, i, j, cell, channels, y, columns, scale, sums):  # type: ignore[no-untyped-def]
+    """The gradients of a bin, for a task's channels."""
+    strides = a.y.strides
     by_x, by_y = one - one, one - one
-    for c in range(first, end):
+    for c in range(channels[0], channels[1]):
         spot = r * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]
         gradient = load_scalar(pointer(a.y.address, one), spot) * scale
         if a.grad_x.address:
@@ -202,34 +232,30 @@ def _bin_backward(one, a, r, n, b, cell, class_, first, end, y, columns, scale, 
 def planes_backward(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """The gradients. A task is a cell of the groups and a block of channels of a class, of all images."""
     a = unpack(params, PlanesCall)
-    grid, per_class = a.grid, a.channels // a.classes
+    grid = a.grid
     ys, xs = lists_at(a.slots + slot * a.slot_bytes, grid, one)
     buffer = pointer(a.slots + slot * a.slot_bytes + a.lists_bytes, one)
-    row = (grid.size[1] // width(one) + 2) * width(one)
-    cells, many = a.group_size[0] * a.group_size[1], grid.bins[0] * grid.bins[1]
-    nan = (one - one) / (one - one)
+    row, images = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.images, np.int64(0))
     while True:
         task = next_task(counter)
-        if task >= cells * a.classes * a.blocks:
+        if task >= a.group_size[0] * a.group_size[1] * a.classes * a.blocks:
             return
-        cell, part = task % cells, task // cells
-        class_ = part // a.blocks
-        first = class_ * per_class + part % a.blocks * a.block
-        end = min(first + a.block, (class_ + 1) * per_class)
+        cell, rows, columns, class_, channels, part = task_of(a, task)
         for n in range(a.batch if a.grad_x.address else 0):
-            for c in range(first, end):
+            for c in range(channels[0], channels[1]):
                 for i in range(grid.size[0]):
                     plane = plane_at(a.grad_x, n, c, a.group_size, cell, one)
                     fill(plane, i * a.grad_x.strides[2], grid.size[1], one - one)
         for r in range(grid.rois):
-            n = load_scalar(pointer(grid.images, np.int64(0)), r)
-            for b in range(many):
-                if cell_of(a, b // grid.bins[1], b % grid.bins[1]) != cell:
-                    continue
-                y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, b, b, class_, ys, xs)
-                sums = at(pointer(a.sums, one), ((part * grid.rois + r) * many + b) * 2)
-                if nowhere:
-                    fill(sums, 0, 2 if a.sums else 0, nan)
-                    continue
-                columns = columns_of(one, x, row, buffer)
-                _bin_backward(one, a, r, n, b, cell, class_, first, end, y, columns, one / divisor, sums)
+            for i in range(rows[0], rows[1]):
+                for j in range(columns[0], columns[1]):
+                    y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, i, j, class_, ys, xs)
+                    bin_ = ((part * grid.rois + r) * grid.bins[0] + i) * grid.bins[1] + j
+                    sums = at(pointer(a.sums, one), bin_ * 2)
+                    if nowhere:
+                        fill(sums, 0, 2 if a.sums else 0, (one - one) / (one - one))
+                        continue
+                    vectors = columns_of(one, x, row, buffer)
+                    _bin_backward(
+                        one, a, r, load_scalar(images, r), i, j, cell, channels, y, vectors, one / divisor, sums
+                    )  # fmt: skip
