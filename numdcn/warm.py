@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+import numdcn
 from numdcn._host.arrays import check_dtype
-from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
+from numdcn._host.checks import describe
 
 
-def warmup(dtype: Any = np.float32, backward: bool = True) -> None:
-    """Compile (or load from the cache) everything that a first call would, so that later calls are at full speed.
-
-    dtype: float32 or float64, as anything that `numpy.dtype` takes. backward: also what the backward needs.
-
-    Raises `TypeError` for another dtype.
-    """
-    kind = check_dtype("dtype", dtype)
-    # one channel more than an offset group's block holds, so that partial sums are needed too
+def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """For each operator the arguments of a small call that reaches all its kernels."""
+    # one channel more than a block of a convolution's backward holds, so that partial sums are needed too
     x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)
     offsets, mask = np.zeros((1, 2, 3, 3), kind), np.ones((1, 1, 3, 3), kind)
-    y = deform_conv_forward(x, offsets, w, mask=mask)
-    if backward:
-        deform_conv_backward(y, x, offsets, w, mask=mask)
+    rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
+    trans = np.zeros((1, 2, 2, 2), kind)
+    layer = (x, w, np.zeros((3, 40, 1, 1), kind), np.zeros(3, kind))
+    return {
+        "bilinear_sample": ((x, np.ones((1, 1, 2), kind)), {}),
+        "conv": ((x, w), {}),
+        "deform_conv": ((x, offsets, w), {"mask": mask}),
+        "deform_conv_layer": (layer, {"modulated": True}),
+        "deform_ps_roi_pool": ((x, rois, trans), {**size, "group_size": 2}),
+        "deform_roi_pool": ((x, rois, trans, bin_mask), size),
+        "ps_roi_align": ((x, rois), size),
+        "ps_roi_pool": ((x, rois), size),
+        "roi_align": ((x, rois), size),
+        "roi_pool": ((x, rois), size),
+    }
+
+
+def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iterable[str] = "deform_conv") -> None:
+    """Compile (or load from the cache) everything that a first call would, so that later calls are at full speed.
+
+    dtype: float32 or float64, as anything that `numpy.dtype` takes. backward: also what the backward needs. operators:
+    a name or names, such as "conv" or ("roi_align", "deform_conv_layer").
+
+    Raises `TypeError` for another dtype, `ValueError` for a name that is no operator's.
+    """
+    calls = _small_calls(check_dtype("dtype", dtype))
+    for name in (operators,) if isinstance(operators, str) else operators:
+        if name not in calls:
+            raise ValueError(f"`operators` holds {describe(name)}, expected names among {', '.join(calls)}")
+        arguments, keywords = calls[name]
+        result = getattr(numdcn, f"{name}_forward")(*arguments, **keywords)
+        if backward:
+            y = result.y if isinstance(result, tuple) else result
+            getattr(numdcn, f"{name}_backward")(y, *arguments, **keywords)

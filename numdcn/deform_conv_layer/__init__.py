@@ -230,6 +230,8 @@ def deform_conv_layer_init(
     ):
         if size % divisor:
             raise ValueError(f"`{name}` is {size}, expected a multiple of {divisor_name} = {divisor}")
+    if seed is not None and not isinstance(seed, np.random.Generator):
+        seed = integer("seed", seed, 0, 2**128)
     kind, rng = check_dtype("dtype", dtype), np.random.default_rng(seed)
     bound = (c // groups * kernel[0] * kernel[1]) ** -0.5
     predicted = (3 if flag("modulated", modulated) else 2) * offset_groups * kernel[0] * kernel[1]

@@ -40,6 +40,13 @@ READS = 16.0  # operations that a bin takes for each channel, about
 BLOCK = 16  # channels that a task of the backward owns
 
 
+class Written(NamedTuple):
+    """A result for `write_tile`."""
+
+    bias: Place  # there is none
+    y: Place  # (R, C, 1, Ph*Pw); nowhere: not wanted
+
+
 class Call(NamedTuple):
     """Parameters of `max_bins`."""
 
@@ -50,25 +57,11 @@ class Call(NamedTuple):
     cut: PointsCut
     numbers: int  # addresses: the image of each box, as int64,
     ranges: int  # first pixel and end of the bins of each box, along y and then along x, as int64,
-    bias: Place  # there is none
-    y: Place  # (R, C, 1, Ph*Pw)
+    values: Written
+    positions: Written  # as int32
     images: int
     slots: int
     itemsize: int
-
-
-class Found(NamedTuple):
-    """Where `write_tile` writes the positions."""
-
-    bias: Place
-    y: Place
-
-
-class FoundCall(NamedTuple):
-    """Parameters of `max_bins`: a call, and where its positions go, as int32; nowhere: not wanted."""
-
-    call: Call
-    found: Found
 
 
 @helper
@@ -110,8 +103,8 @@ def max_bin(one, image, rows, columns, size, channels, count, values, positions)
 @kernel
 def max_bins(one, params, counter, slot):  # type: ignore[no-untyped-def]
     """y and the positions, box by box. A task is a tile of the bins of a box."""
-    both = unpack(params, FoundCall)
-    a, cut = both.call, both.call.cut
+    a = unpack(params, Call)
+    cut = a.cut
     base = a.slots + slot * cut.slot_bytes
     tile, samples = tile_at(base, one), pointer(base + cut.tile_bytes, one)
     buffer = at(samples, cut.rows * cut.pitch)
@@ -138,10 +131,10 @@ def max_bins(one, params, counter, slot):  # type: ignore[no-untyped-def]
                 max_bin(
                     one, at(image, c), rows, columns, a.size, a.channels, count, at(samples, spot), at(positions, spot)
                 )  # fmt: skip
-            write_tile(one, a, r, c, count, tile, runs, pixels, samples, cut.pitch, buffer, False)
-            if both.found.y.address:
+            write_tile(one, a.values, r, c, count, tile, runs, pixels, samples, cut.pitch, buffer, False)
+            if a.positions.y.address:
                 lines = pointer(base + cut.tile_bytes + cut.rows * cut.pitch * a.itemsize, np.float32(0))
-                write_tile(np.float32(0), both.found, r, c, count, tile, runs, pixels, moved, cut.pitch, lines, False)
+                write_tile(np.float32(0), a.positions, r, c, count, tile, runs, pixels, moved, cut.pitch, lines, False)
 
 
 def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray | None) -> None:
@@ -158,10 +151,10 @@ def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray 
     with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (address, slots):
         RimmedImages(address, cut.image_size, bounds, slots, cut.slot_bytes, threads).pack(x)
         call = Call(
-            p.channels, p.rois, p.size, p.bins, cut, boxes.images.ctypes.data, boxes.geometry.ctypes.data, NOWHERE,
-            place(flat), address, slots, dtype.itemsize,
+            p.channels, p.rois, p.size, p.bins, cut, boxes.images.ctypes.data, boxes.geometry.ctypes.data,
+            Written(NOWHERE, place(flat)), Written(NOWHERE, place(found)), address, slots, dtype.itemsize,
         )  # fmt: skip
-        launch(max_bins, dtype.type(1), FoundCall(call, Found(NOWHERE, place(found))), threads)
+        launch(max_bins, dtype.type(1), call, threads)
     if not np.may_share_memory(flat, y):
         y[...] = flat.reshape(y.shape)
 
