@@ -49,5 +49,5 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
         arguments, keywords = calls[name]
         result = getattr(numdcn, f"{name}_forward")(*arguments, **keywords)
         if backward:
-            y = result.y if isinstance(result, tuple) else result
+            y = getattr(result, "y", result)
             getattr(numdcn, f"{name}_backward")(y, *arguments, **keywords)

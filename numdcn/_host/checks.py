@@ -5,7 +5,6 @@ Every message names the argument, what came and what was expected.
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from collections.abc import Iterable
@@ -94,12 +93,12 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
     return frozenset(names)
 
 
-def number(name: str, value: Any, positive: bool = False) -> float:
-    """A finite real number, above 0 if `positive`; a bool or a string is none."""
-    wanted = "a finite number above 0" if positive else "a finite number"
+def number(name: str, value: Any, dtype: np.dtype, positive: bool = False) -> float:
+    """A real number that is finite in a floating type, and above 0 if `positive`; a bool or a string is none."""
+    wanted = f"a finite number{' above 0' if positive else ''}, in {dtype} too"
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    if not abs(value) <= np.finfo(dtype).max or (positive and value <= 0):
         raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}")
     return float(value)
 

@@ -52,7 +52,7 @@ def check_rois(
     if rois.shape[1] != 5:
         raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
     bins = per_axis("output_size", output_size, 1)
-    scale = number("spatial_scale", spatial_scale, positive=True)
+    scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
     _check_boxes(rois, x.shape[0])
     channels = x.shape[1]
     if group_size is not None:
@@ -103,7 +103,9 @@ def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray,
     dtype = start.dtype
     bins = size / np.array(p.bins, dtype)
     step = bins / np.maximum(samples, 1)
-    columns = (start, bins, step, np.broadcast_to(samples, size.shape), dtype.type(reach) * size)
+    with np.errstate(over="ignore"):
+        far = dtype.type(reach) * size
+    columns = (start, bins, step, np.broadcast_to(samples, size.shape), far)
     return np.ascontiguousarray(np.stack(columns, axis=-1), dtype)
 
 

@@ -166,7 +166,9 @@ def _through_prediction(
     """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
     grad_z: Any = g.offsets
     if p.modulated:
-        grad_z = np.concatenate([grad_z, g.mask * mask * (1 - mask / p.mask_scale)], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            grad_logits = g.mask * mask * (1 - mask / p.mask_scale)
+        grad_z = np.concatenate([grad_z, grad_logits], axis=1)
     inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
     room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
     wanted = [inner[name] for name in names]

@@ -29,8 +29,10 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
         return
     grad, (bins_y, bins_x) = grads["trans"], p.rois.bins
     grad[...] = 0
-    reach = boxes.geometry[:, ::-1, REACH]  # (R, 2), x first
-    for i in range(bins_y):
-        for j in range(bins_x):  # (classes, R, 2) -> (R, 2*classes): several bins may share a part
-            moved = (slopes[:, :, i, j] * reach).transpose(1, 0, 2).reshape(p.rois.rois, -1)
-            grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += moved
+    reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = slopes * reach  # (classes, R, Ph, Pw, 2)
+        for i in range(bins_y):
+            for j in range(bins_x):  # to (R, 2*classes): several bins may share a part
+                part = moved[:, :, i, j].transpose(1, 0, 2).reshape(p.rois.rois, -1)
+                grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += part

@@ -34,7 +34,7 @@ def problem(
     if arrays["trans"] is not None:
         _check_trans(rois, arrays["trans"])
     samples = integer("sample_per_part", sample_per_part, 1)
-    return Problem(rois, (groups, groups), samples, number("trans_std", trans_std))
+    return Problem(rois, (groups, groups), samples, number("trans_std", trans_std, arrays["x"].dtype))
 
 
 def _check_trans(rois: RoIs, trans: Any) -> None:

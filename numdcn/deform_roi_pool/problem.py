@@ -37,4 +37,4 @@ def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampli
         "mask": (arrays["mask"], (rois.rois, 1, *rois.bins)),
     }
     check_shapes(expected, ARGUMENTS, f"R={rois.rois}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
-    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31)), number("gamma", gamma))
+    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31)), number("gamma", gamma, arrays["x"].dtype))
