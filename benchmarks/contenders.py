@@ -1,81 +1,14 @@
-"""The libraries compared: what the worker asks of each, numdcn's own, and the list of all.
-
-A library is imported only by its class's `start`, in the worker process of that contender alone.
-"""
+"""The contenders of deform_conv: numdcn's own, and the list of all."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
-import sys
 from typing import Any
 
 import numpy as np
 
+from benchmarks.contender import Contender
 from benchmarks.deform_conv import Case, Inputs
-
-
-class Unsupported(Exception):
-    """The contender has no such operator, or not with these parameters."""
-
-
-class Contender:
-    """What the worker asks of a library."""
-
-    module = ""  # what must be importable
-    package = ""  # whose version is reported, where not the module's name
-    directions: tuple[str, ...] = ("forward",)
-    dtype = "float32"
-    plain = False  # a plain convolution, without offsets: the floor, not a rival
-
-    def __init__(self, threads: int, spin: bool) -> None:
-        self.threads, self.spin = threads, spin
-        self.start()
-
-    @classmethod
-    def installed(cls) -> bool:
-        try:
-            found = importlib.util.find_spec(cls.module)
-        except (ImportError, ValueError):
-            return False
-        return found is not None and found.origin is not None
-
-    @classmethod
-    def version(cls) -> str:
-        try:
-            return importlib.metadata.version(cls.package or cls.module)
-        except importlib.metadata.PackageNotFoundError:
-            return getattr(sys.modules.get(cls.module), "__version__", "of unknown version")
-
-    def start(self) -> None:
-        """Import the library and set its threads."""
-
-    def load(self, case: Case, w: np.ndarray) -> None:
-        """Make what an application makes once per layer. Raises Unsupported."""
-        raise NotImplementedError
-
-    def convert(self, inputs: Inputs) -> Any:
-        """The inputs in the library's own layout; not timed."""
-        return inputs
-
-    def forward(self, given: Any) -> Any:
-        raise NotImplementedError
-
-    def backward(self, given: Any) -> Any:
-        raise Unsupported
-
-    def result(self, y: Any) -> np.ndarray:
-        """The forward's y as NumPy (n, c_out, out_h, out_w); not timed."""
-        return np.asarray(y)
-
-    def gradients(self, grads: Any) -> dict[str, np.ndarray]:
-        """The backward's gradients as NumPy, by the name of their arrays; not timed."""
-        raise Unsupported
-
-    def y_bytes(self) -> int:
-        """Size of the array that load made for y; 0 if each call allocates its own."""
-        return 0
 
 
 class Numdcn(Contender):
@@ -111,6 +44,7 @@ class NumdcnPrepared(Numdcn):
     """numdcn with weights prepared once and y filled in place, as an inference engine works."""
 
     directions = ("forward",)
+    parts = ("times", "memory")
 
     def load(self, case: Case, w: np.ndarray) -> None:
         super().load(case, w)
@@ -130,6 +64,7 @@ class NumdcnFloat64(Numdcn):
     """numdcn in float64."""
 
     dtype = "float64"
+    parts = ("times",)
 
 
 # name in tables and on the command line -> module of this folder, class
@@ -149,6 +84,6 @@ FLOOR = "conv2d"
 
 
 def contender_class(name: str) -> type[Contender]:
-    """The class of a contender; imports this folder's module only, not the library."""
+    """The class of a contender of deform_conv; imports this folder's module only, not the library."""
     module, attribute = CONTENDERS[name]
     return getattr(importlib.import_module(f"benchmarks.{module}"), attribute)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.operators import Operator
+
+if TYPE_CHECKING:
+    from benchmarks.contender import Contender
 
 
 class Case(NamedTuple):
@@ -295,3 +300,56 @@ def local_errors(samples: Samples, grads: dict[str, np.ndarray], count: int, rng
                 want["offsets"] += [m * (column[c, k] @ slope[:, 0]) for slope in slopes]
                 got["offsets"] += [grads["offsets"][n, 2 * channel + a, i, j] for a in (0, 1)]
     return {name: relative_error(np.array(got[name]), np.array(want[name])) for name in want if want[name]}
+
+
+def tiny(case: Case) -> Case:
+    """A small layer of the same kind."""
+    channels = max(16, case.offset_groups)
+    return case._replace(n=1, c=channels, h=9, w=9, c_out=channels, groups=channels if case.groups > 1 else 1)
+
+
+class DeformConv(Operator):
+    """The operator that the rest of this file tells of; its contenders are listed in contenders.py, which needs this file."""
+
+    def contender_names(self) -> list[str]:
+        from benchmarks.contenders import CONTENDERS
+
+        return list(CONTENDERS)
+
+    def contender(self, name: str) -> type[Contender]:
+        from benchmarks.contenders import contender_class
+
+        return contender_class(name)
+
+    def make_weights(self, case: Case, dtype: str) -> np.ndarray:
+        return make_weights(case, dtype)
+
+    def make_inputs(self, case: Case, seed: int, dtype: str, backward: bool) -> Inputs:
+        return make_inputs(case, seed, dtype, backward)
+
+    def forward_error(self, case: Case, inputs: Inputs, w: Any, y: np.ndarray) -> float:
+        return forward_error(case, inputs, w, y)
+
+    def backward_errors(
+        self, case: Case, inputs: Inputs, w: Any, grads: dict[str, np.ndarray], names: tuple[str, ...]
+    ) -> dict[str, float]:
+        return backward_errors(case, inputs, w, grads, names)
+
+    def plain(self, case: Case, inputs: Inputs) -> tuple[Case, Inputs, tuple[str, ...]]:
+        """A plain convolution is one with offsets of zero."""
+        case = case._replace(mask=False, offset_groups=1)
+        return case, inputs._replace(offsets=np.zeros(case.shapes["offsets"], np.float32), mask=None), ("x", "w")
+
+    def tiny(self, case: Case) -> Case:
+        return tiny(case)
+
+
+OPERATOR = DeformConv(
+    "deform_conv",
+    "offsets N(0, 2)",
+    CASES.values(),
+    {},
+    memory_cases=("S1", "S4", "S5a", "large"),
+    start_cases=("S4", "S7", "S8"),
+    compared=False,  # rounding may move a sample to another cell, whose slope is another
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Contender, Unsupported
+from benchmarks.contender import Contender, Unsupported
 from benchmarks.deform_conv import Case, Inputs
 
 
@@ -23,7 +23,7 @@ class OnnxRuntime(Contender):
 
         self.onnx, self.runtime = onnx, onnxruntime
 
-    def load(self, case: Case, w: np.ndarray) -> None:
+    def load(self, case: Any, w: Any) -> None:
         helper, shapes = self.onnx.helper, case.shapes
         names = ["x", "offsets", "mask"] if case.mask else ["x", "offsets"]
         node = helper.make_node(
@@ -37,11 +37,26 @@ class OnnxRuntime(Contender):
             group=case.groups,
             offset_group=case.offset_groups,
         )
-        inputs = [helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, shapes[name]) for name in names]
-        output = helper.make_tensor_value_info("y", self.onnx.TensorProto.FLOAT, shapes["y"])
-        weights = self.onnx.numpy_helper.from_array(w, "w")
-        graph = helper.make_graph([node], "layer", inputs, [output], [weights])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+        self.build(node, {name: shapes[name] for name in names}, shapes["y"], 19, {"w": w})
+
+    def build(
+        self,
+        node: Any,
+        inputs: dict[str, tuple[int, ...]],
+        y_shape: tuple[int, ...],
+        opset: int,
+        constants: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """The session of one node, whose inputs are float32 arrays, and its y."""
+        helper, number = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            [node],
+            "layer",
+            [helper.make_tensor_value_info(name, number, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info("y", number, y_shape)],
+            [self.onnx.numpy_helper.from_array(a, name) for name, a in (constants or {}).items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -53,16 +68,20 @@ class OnnxRuntime(Contender):
             )
         except self.runtime.capi.onnxruntime_pybind11_state.NotImplemented as error:
             raise Unsupported(str(error)) from error
-        self.y = np.ones(shapes["y"], np.float32)
+        self.y = np.ones(y_shape, np.float32)
         self.y_value = self.runtime.OrtValue.ortvalue_from_numpy(self.y)
 
-    def convert(self, inputs: Inputs) -> Any:
-        binding = self.session.io_binding()
-        for name in ("x", "offsets", "mask"):
-            if getattr(inputs, name) is not None:
-                binding.bind_ortvalue_input(name, self.runtime.OrtValue.ortvalue_from_numpy(getattr(inputs, name)))
+    def arrays(self, inputs: Any) -> dict[str, np.ndarray]:
+        """The graph's inputs by name."""
+        named = {name: getattr(inputs, name) for name in ("x", "offsets", "mask")}
+        return {name: a for name, a in named.items() if a is not None}
+
+    def convert(self, inputs: Any) -> Any:
+        binding, arrays = self.session.io_binding(), self.arrays(inputs)
+        for name, a in arrays.items():
+            binding.bind_ortvalue_input(name, self.runtime.OrtValue.ortvalue_from_numpy(a))
         binding.bind_ortvalue_output("y", self.y_value)
-        return binding, inputs  # the binding looks at the inputs' memory
+        return binding, arrays  # the binding looks at the arrays' memory
 
     def forward(self, given: Any) -> Any:
         self.session.run_with_iobinding(given[0])
@@ -82,12 +101,12 @@ class OpenVino(Contender):
 
     def start(self) -> None:
         import openvino
-        import openvino.opset8
+        import openvino.opset9
 
-        self.openvino, self.ops = openvino, openvino.opset8
+        self.openvino, self.ops = openvino, openvino.opset9
         self.core = openvino.Core()
 
-    def load(self, case: Case, w: np.ndarray) -> None:
+    def load(self, case: Any, w: Any) -> None:
         ops, shapes = self.ops, case.shapes
         names = ["x", "offsets", "mask"] if case.mask else ["x", "offsets"]
         args = {name: ops.parameter(shapes[name], np.float32, name=name) for name in names}
@@ -104,7 +123,11 @@ class OpenVino(Contender):
             deformable_group=case.offset_groups,
             bilinear_interpolation_pad=True,
         )
-        model = self.openvino.Model([node], list(args.values()), "layer")
+        self.build(node, list(args.values()), shapes["y"])
+
+    def build(self, node: Any, parameters: list[Any], y_shape: tuple[int, ...]) -> None:
+        """The request of one node and its y."""
+        model = self.openvino.Model([node], parameters, "layer")
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -113,12 +136,16 @@ class OpenVino(Contender):
             "ENABLE_CPU_PINNING": False,  # the worker pins the process
         }
         self.request = self.core.compile_model(model, "CPU", settings).create_infer_request()
-        self.y = np.ones(shapes["y"], np.float32)
+        self.y = np.ones(y_shape, np.float32)
         self.request.set_output_tensor(0, self.openvino.Tensor(self.y, shared_memory=True))
 
-    def convert(self, inputs: Inputs) -> Any:
-        given = [a for a in (inputs.x, inputs.offsets, inputs.mask) if a is not None]
-        return [self.openvino.Tensor(a, shared_memory=True) for a in given], inputs
+    def arrays(self, inputs: Any) -> list[np.ndarray]:
+        """The node's inputs in the order of its parameters."""
+        return [a for a in (inputs.x, inputs.offsets, inputs.mask) if a is not None]
+
+    def convert(self, inputs: Any) -> Any:
+        arrays = self.arrays(inputs)
+        return [self.openvino.Tensor(a, shared_memory=True) for a in arrays], arrays
 
     def forward(self, given: Any) -> np.ndarray:
         for index, tensor in enumerate(given[0]):

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contenders import Contender
-from benchmarks.deform_conv import Case, Inputs
+from benchmarks.contender import Contender
+from benchmarks.deform_conv import Inputs
 
 
 def present(inputs: Inputs, convert: Callable[[np.ndarray], Any]) -> Any:
@@ -30,11 +30,11 @@ class Paddle(Contender):
         self.paddle = paddle
         paddle.set_device("cpu")
 
-    def load(self, case: Case, w: np.ndarray) -> None:
+    def load(self, case: Any, w: Any) -> None:
         self.case = case
         self.w = self.paddle.to_tensor(w, stop_gradient=False)
 
-    def convert(self, inputs: Inputs) -> Any:
+    def convert(self, inputs: Any) -> Any:
         given = present(inputs, lambda a: self.paddle.to_tensor(a, stop_gradient=False))
         if inputs.grad_y is None:
             return given
@@ -95,6 +95,7 @@ class Torchvision(Torch):
     """torchvision's operators, called without autograd around them."""
 
     module = "torchvision"
+    elsewhere = "NUMDCN_TORCHVISION_PYTHON"
 
     def start(self) -> None:
         super().start()
@@ -104,13 +105,13 @@ class Torchvision(Torch):
             raise ImportError("torchvision has no compiled operators for this torch")
         self.ops = self.torch.ops.torchvision
 
-    def load(self, case: Case, w: np.ndarray) -> None:
+    def load(self, case: Any, w: Any) -> None:
         self.w = self.torch.from_numpy(w)
         self.bias = self.torch.zeros(case.c_out)
         geometry = [size for size in (case.stride, case.padding, case.dilation) for _ in range(2)]
         self.parameters = [*geometry, case.groups, case.offset_groups, case.mask]
 
-    def convert(self, inputs: Inputs) -> Any:
+    def convert(self, inputs: Any) -> Any:
         given = present(inputs, self.torch.from_numpy)
         return given if given.mask is not None else given._replace(mask=self.torch.zeros(len(inputs.x), 1))
 
@@ -133,12 +134,12 @@ class TorchConv2d(Torch):
     def last(self, a: np.ndarray) -> Any:
         return self.torch.from_numpy(a).contiguous(memory_format=self.torch.channels_last)
 
-    def load(self, case: Case, w: np.ndarray) -> None:
+    def load(self, case: Any, w: Any) -> None:
         self.w = self.last(w)
         self.geometry = [[case.stride] * 2, [case.padding] * 2, [case.dilation] * 2]
         self.groups = case.groups
 
-    def convert(self, inputs: Inputs) -> Any:
+    def convert(self, inputs: Any) -> Any:
         return self.last(inputs.x), None if inputs.grad_y is None else self.last(inputs.grad_y)
 
     def forward(self, given: Any) -> Any:

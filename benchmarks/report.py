@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def memory_cell(record: dict[str, Any]) -> str:
 class Report:
     """The results of one run and the tables made of them."""
 
-    def __init__(self, results: dict[str, Any]) -> None:
+    def __init__(self, results: dict[str, Any], names: Iterable[str] = CONTENDERS) -> None:
+        self.names = list(names)  # of the contenders, in the order of the columns
         self.results, self.plan, self.cases = results, results["plan"], results["cases"]
         self.records = {(r["case"], r["direction"], r["threads"], r["contender"]): r for r in results["times"]}
         self.spread = {
@@ -60,7 +62,7 @@ class Report:
     def columns(self, direction: str, threads: int) -> list[str]:
         """The contenders that have a record of this direction, in the order of the list; float64 has its own table."""
         found = {key[3] for key in self.records if key[1:3] == (direction, threads)}
-        return [name for name in CONTENDERS if name in found and name != "numdcn-float64"]
+        return [name for name in self.names if name in found and name != "numdcn-float64"]
 
     def cell(self, key: tuple[str, str, int, str]) -> str:
         if key in self.spread:
@@ -145,7 +147,7 @@ class Report:
     def memory(self) -> list[str]:
         """Extra peak memory of one call."""
         records = self.results["memory"]
-        names = [name for name in CONTENDERS if any(r["contender"] == name for r in records)]
+        names = [name for name in self.names if any(r["contender"] == name for r in records)]
         rows = []
         for case, direction in dict.fromkeys((r["case"], r["direction"]) for r in records):
             found = {r["contender"]: r for r in records if (r["case"], r["direction"]) == (case, direction)}

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from benchmarks.deform_conv import Case, Inputs
+    from benchmarks.contender import Contender
 
 ROOT = Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMDCN_NUM_THREADS")
@@ -42,17 +40,31 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def own_environment() -> dict[str, str]:
+    """The environment without what would lead another Python to this one's packages."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 class Worker:
     """The parent's end: starts the process, asks, reads the answer."""
 
-    def __init__(self, contender: str, threads: int, spin: bool = False, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        operator: str,
+        contender: str,
+        threads: int,
+        spin: bool = False,
+        env: dict[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self.contender, self.threads = contender, threads
         variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if spin else PASSIVE) | (env or {})
+        kept = dict(os.environ) if python == sys.executable else own_environment()
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", contender, str(threads), str(int(spin))],
+            [python, "-m", "benchmarks.worker", operator, contender, str(threads), str(int(spin))],
             cwd=ROOT,
-            env=os.environ | variables,
+            env=kept | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -102,52 +114,57 @@ class Worker:
 class Served:
     """The child's end: holds the contender and answers requests, one method each."""
 
-    def __init__(self, name: str, threads: int, spin: bool) -> None:
-        from benchmarks import contenders, deform_conv
+    def __init__(self, operator: str, name: str, threads: int, spin: bool) -> None:
+        from benchmarks import contender, operators
 
-        self.operator, self.unsupported = deform_conv, contenders.Unsupported
-        self.kind = contenders.contender_class(name)
+        self.operator, self.unsupported = operators.operator(operator), contender.Unsupported
+        self.fingerprint = operators.fingerprint
+        self.kind: type[Contender] = self.operator.contender(name)
         start = time.perf_counter()
         self.contender = self.kind(threads, spin)
         self.import_seconds = time.perf_counter() - start
-        self.case: Case = deform_conv.CASES["S8"]
-        self.weights: np.ndarray
+        self.case: Any = None
+        self.weights: Any = None
 
     def hello(self) -> dict[str, Any]:
         return {"version": self.kind.version(), "import_seconds": self.import_seconds}
 
     def load(self, case: str) -> dict[str, Any]:
         """Makes the layer; answers what is not supported."""
-        self.load_case(self.operator.CASES[case])
+        self.load_case(self.operator.cases[case])
         return {}
 
-    def load_case(self, case: Case) -> None:
+    def load_case(self, case: Any) -> None:
         self.case = case
         self.weights = self.operator.make_weights(case, self.kind.dtype)
         self.contender.load(case, self.weights)
 
-    def inputs(self, seed: int, direction: str) -> Inputs:
+    def inputs(self, seed: int, direction: str) -> Any:
         return self.operator.make_inputs(self.case, seed, self.kind.dtype, direction == "backward")
 
     def verify(self, direction: str) -> dict[str, Any]:
-        """Relative errors of a result against the float64 reference."""
-        import numpy as np
-
+        """Relative errors of a result against the float64 reference; and a few numbers that tell of the whole result."""
         if direction not in self.kind.directions:
             raise self.unsupported(f"no {direction}")
         inputs, case = self.inputs(0, direction), self.case
-        got = self.call(direction)(self.contender.convert(inputs))
-        if self.kind.plain:  # a plain convolution is one with offsets of zero
-            case = case._replace(mask=False, offset_groups=1)
-            inputs = inputs._replace(offsets=np.zeros(case.shapes["offsets"], np.float32), mask=None)
+        got, names = self.call(direction)(self.contender.convert(inputs)), case.differentiable
+        if self.kind.plain:
+            case, inputs, names = self.operator.plain(case, inputs)
         if direction == "forward":
-            errors = {"y": self.operator.forward_error(case, inputs, self.weights, self.contender.result(got))}
+            arrays = {"y": self.contender.result(got)}
+            errors = {"y": self.operator.forward_error(case, inputs, self.weights, arrays["y"])}
         else:
-            names = ("x", "w") if self.kind.plain else case.differentiable
-            grads = self.contender.gradients(got)
-            errors = self.operator.backward_errors(case, inputs, self.weights, grads, names)
+            arrays = self.contender.gradients(got)
+            errors = self.operator.backward_errors(case, inputs, self.weights, arrays, names)
         name, worst = max(errors.items(), key=lambda item: item[1])
-        return {"errors": errors, "worst": f"error {worst:.2g} in {name}", "right": worst <= TOLERANCE[self.kind.dtype]}
+        answer = {"errors": errors, "worst": f"error {worst:.2g} in {name}", "right": worst <= self.tolerance}
+        if self.operator.compared and not self.kind.plain and answer["right"]:
+            answer["whole"] = {name: self.fingerprint(a) for name, a in arrays.items()}
+        return answer
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.kind.dtype]
 
     def call(self, direction: str) -> Callable[[Any], Any]:
         return self.contender.forward if direction == "forward" else self.contender.backward
@@ -180,7 +197,7 @@ class Served:
 
     def first(self, case: str, directions: list[str]) -> dict[str, Any]:
         """Seconds of the first call of each direction, the layer's loading included."""
-        self.case, seconds = self.operator.CASES[case], {}
+        self.case, seconds = self.operator.cases[case], {}
         inputs = self.inputs(0, "backward")
         weights = self.operator.make_weights(self.case, self.kind.dtype)
         for direction in directions:
@@ -197,10 +214,7 @@ class Served:
 
         A warm-up at a tiny shape of the same kind loads code.
         """
-        full = self.operator.CASES[case]
-        channels = max(16, full.offset_groups)
-        groups = channels if full.groups > 1 else 1
-        tiny = full._replace(n=1, c=channels, h=9, w=9, c_out=channels, groups=groups)
+        full, tiny = self.operator.cases[case], self.operator.tiny(self.operator.cases[case])
         self.load_case(tiny)
         self.call(direction)(self.contender.convert(self.inputs(1, direction)))
         unloaded = reset_peak()
@@ -244,13 +258,13 @@ def reset_peak() -> int:
     return status_bytes("VmRSS")
 
 
-def serve(name: str, threads: int, spin: bool) -> None:
+def serve(operator: str, name: str, threads: int, spin: bool) -> None:
     """Answers requests until stdin ends. Libraries that print cannot disturb: stdout is moved first."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, available_cpus()[-threads:])
-    served = Served(name, threads, spin)
+    served = Served(operator, name, threads, spin)
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")
@@ -266,4 +280,4 @@ def serve(name: str, threads: int, spin: bool) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")
+    serve(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "1")

@@ -8,6 +8,8 @@ from numdcn._host.checks import padding_per_axis, per_axis
 from numdcn._host.weights import PreparedWeights
 from numdcn._kernels.convolution import Convolution
 
+Sizes = Convolution
+
 
 def convolution(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any) -> Convolution:
     """Measure and check the arguments that every convolution has; offsets and masks are for the caller to add."""

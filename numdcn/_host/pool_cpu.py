@@ -74,7 +74,7 @@ def pool_gradients(
             grad_x[...] = 0
         return np.zeros((p.rois, *p.bins, 3), dtype) if with_sums else None
     flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts)
-    panel = backward_panel(p.batch, p.channels, dtype)
+    panel = backward_panel(p.channels, dtype)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
     threads = plan_threads(tasks, READS * grad_y.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numdcn._kernels.gemm_cpu import ROWS, multiply_block, multiply_packed, multiply_rows
 from numdcn._kernels.jit_cpu import block, helper
+from numdcn._kernels.lanes_cpu import transpose
 from numdcn._kernels.sample_cpu import (
     OFFSET_X,
     OFFSET_Y,
@@ -14,7 +15,7 @@ from numdcn._kernels.sample_cpu import (
     sample_tap,
     write_plane,
 )
-from numdcn._kernels.simd_cpu import at, fma, full, load, load_scalar, pointer, store, transpose, width
+from numdcn._kernels.simd_cpu import at, fma, full, load, load_scalar, pointer, store, width
 
 
 @helper

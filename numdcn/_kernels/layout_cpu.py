@@ -9,7 +9,8 @@ and the cell that begins at (H, -1) is all zeros.
 from __future__ import annotations
 
 from numdcn._kernels.jit_cpu import helper
-from numdcn._kernels.simd_cpu import at, load, load_scalar, store, transpose, width
+from numdcn._kernels.lanes_cpu import transpose
+from numdcn._kernels.simd_cpu import at, load, load_scalar, store, width
 
 BLOCK = 1024  # pixels that one task copies
 

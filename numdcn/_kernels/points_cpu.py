@@ -46,7 +46,8 @@ def forward_panel(channels: int, dtype: np.dtype) -> int:
     return min(channels, CHUNK_BYTES // dtype.itemsize)
 
 
-def backward_panel(batch: int, channels: int, dtype: np.dtype) -> int:
-    """Channels of a block in a backward, whose tasks are blocks of images."""
+def backward_panel(channels: int, dtype: np.dtype) -> int:
+    """Channels of a block in a backward, whose tasks are blocks of images. The size of the batch has no say: sums over
+    blocks would depend on it."""
     wide = BLOCK_BYTES // dtype.itemsize
-    return wide if batch * -(-channels // wide) >= 8 else wide // 2
+    return wide if channels >= 8 * wide else wide // 2

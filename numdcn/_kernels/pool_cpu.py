@@ -9,24 +9,12 @@ import numpy as np
 from numdcn._kernels.bins_cpu import Grid, lists_at, plan_next_bin
 from numdcn._kernels.columns_cpu import pack_gradient, write_tile
 from numdcn._kernels.jit_cpu import block, helper, kernel
+from numdcn._kernels.lanes_cpu import sum3
 from numdcn._kernels.layout_cpu import fill, rimmed_pixels
 from numdcn._kernels.parameters_cpu import Place, unpack
 from numdcn._kernels.points_cpu import PointsCut
 from numdcn._kernels.sample_cpu import ROW, place_tile, tile_at
-from numdcn._kernels.simd_cpu import (
-    at,
-    fma,
-    full,
-    like,
-    load_like,
-    load_scalar,
-    next_task,
-    part,
-    pointer,
-    store,
-    sum3,
-    width,
-)
+from numdcn._kernels.simd_cpu import at, fma, full, like, load_like, load_scalar, next_task, part, pointer, store, width
 
 
 class PoolCall(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 
 from numdcn._kernels.bins_cpu import Grid, lists_at, plan_bin
 from numdcn._kernels.jit_cpu import block, helper, kernel
+from numdcn._kernels.lanes_cpu import sum1
 from numdcn._kernels.layout_cpu import fill
 from numdcn._kernels.parameters_cpu import Place, unpack
 from numdcn._kernels.simd_cpu import (
@@ -27,7 +28,6 @@ from numdcn._kernels.simd_cpu import (
     prefetch,
     store,
     store_masked,
-    sum1,
     width,
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from numdcn._kernels.bilinear import cell, corner_weights, slopes, value
 from numdcn._kernels.jit_cpu import block, helper
+from numdcn._kernels.lanes_cpu import sum3
 from numdcn._kernels.simd_cpu import (
     at,
     fma,
@@ -24,7 +25,6 @@ from numdcn._kernels.simd_cpu import (
     pointer,
     prefetch,
     store,
-    sum3,
     width,
 )
 

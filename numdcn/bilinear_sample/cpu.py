@@ -152,7 +152,7 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
             grad[...] = 0
         return
     x, dtype = arrays["x"], grad_y.dtype
-    panel = backward_panel(p.batch, p.channels, dtype)
+    panel = backward_panel(p.channels, dtype)
     cut = points_cut(p.points, p.channels, p.size, panel, dtype.itemsize, 0)
     tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
     threads = plan_threads(tasks, 20.0 * grad_y.size)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.convolution import convolution
+from numdcn._host.convolution import Sizes, convolution
 from numdcn._host.door import Argument, check_arguments, check_shapes
-from numdcn._kernels.convolution import Convolution
 
 ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4, False, True, True),
@@ -14,7 +13,7 @@ ARGUMENTS = (
     Argument("bias", "(C_out,)", None, True, True, False),
 )
 
-Problem = Convolution
+Problem = Sizes
 
 
 def problem(arrays: dict[str, Any], stride: Any, padding: Any, dilation: Any) -> Problem:

@@ -155,7 +155,7 @@ def _predict(p: Problem, x: Any, offset_w: Any, offset_b: Any, geometry: Any) ->
     if not p.modulated:
         return z, None
     logits = z[:, p.offset_channels :]
-    with np.errstate(over="ignore"):  # exp may be infinite: the mask is 0 then
+    with np.errstate(over="ignore", under="ignore"):  # exp may be infinite: the mask is 0 then
         mask = np.asarray(p.mask_scale, x.dtype) / (1 + np.exp(-logits))
     return z[:, : p.offset_channels], mask
 
@@ -166,7 +166,7 @@ def _through_prediction(
     """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
     grad_z: Any = g.offsets
     if p.modulated:
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             grad_logits = g.mask * mask * (1 - mask / p.mask_scale)
         grad_z = np.concatenate([grad_z, grad_logits], axis=1)
     inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
