@@ -1,13 +1,17 @@
-"""Every example runs from the repository root without a display, writes its files where it is told, and ends well."""
+"""Every example runs from the repository root without a display, writes its files where it is told, and ends well; so do
+the lines of Python in README.md."""
+
+import re
 
 import pytest
 from checks import ROOT, run_python
 
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+LONG = {"train_digits.py"}  # minutes; test_train_digits.py runs shortened versions
+EXAMPLES = sorted({path.name for path in (ROOT / "examples").glob("*.py") if path.name[0] != "_"} - LONG)
 
 
 def test_there_are_examples():
-    assert "quickstart.py" in EXAMPLES
+    assert {"detect_boxes.py", "quickstart.py"} <= {*EXAMPLES}
 
 
 def files():
@@ -24,3 +28,16 @@ def test_example(name, tmp_path):
     assert any(path.stat().st_size > 1000 for path in tmp_path.rglob("*.png")), "it draws nothing"
     after = files()
     assert after == before, f"it leaves {sorted(after - before)} in the repository"
+
+
+def test_the_readmes_python_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    run_python("\n".join(blocks), timeout=300)
+
+
+def test_the_readme_lists_every_operator():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)` \| yes \|", text, re.MULTILINE))
+    assert listed == {path.parent.name for path in (ROOT / "numdcn").glob("*/problem.py")}
