@@ -7,15 +7,18 @@ eps * (ROUNDINGS + sqrt(length)) * sum|terms|, with sum|terms| computed element 
 absolute values. Where no term contributes the bound is zero and the result must be exactly zero.
 """
 
+import importlib
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from naive import deform_conv as naive
 
 ROUNDINGS = 6
@@ -24,21 +27,22 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Backend(NamedTuple):
-    """Two functions from NumPy arrays to NumPy arrays, with the signatures of deform_conv_forward and _backward."""
+    """Two functions from NumPy arrays to NumPy arrays, with the signatures of an operator's forward and backward."""
 
     name: str
     forward: Callable
     backward: Callable
 
 
-def cpu():
+def cpu(operator="deform_conv"):
     import numdcn
 
-    return Backend("cpu", numdcn.deform_conv_forward, numdcn.deform_conv_backward)
+    return Backend("cpu", getattr(numdcn, f"{operator}_forward"), getattr(numdcn, f"{operator}_backward"))
 
 
-def reference():
-    return Backend("naive", naive.forward, naive.backward)
+def reference(operator="deform_conv"):
+    module = importlib.import_module(f"naive.{operator}")
+    return Backend("naive", module.forward, module.backward)
 
 
 class Case(NamedTuple):
@@ -212,6 +216,35 @@ def assert_same_gradients(a, b, names=NAMES):
 
 def dot(a, b):
     return math.fsum((np.asarray(a, np.float64) * np.asarray(b, np.float64)).ravel())
+
+
+def special_coordinates(size, dtype):
+    """(finite, infinite) coordinates for an axis of this size."""
+    edges = np.array([-1, 0, 1, size - 1, size], dtype)
+    beside = [np.nextafter(edges, dtype(side)) for side in (-np.inf, np.inf)]
+    halves = np.array([-1.5, -0.5, 0.5, size - 1.5, size - 0.5, size + 0.5], dtype)
+    inside = np.arange(size, dtype=dtype)
+    huge = np.array([-0.0, 1e9, -1e9, 2.0**31, -(2.0**31), 2.0**63, 1e30, -1e30], dtype)
+    return np.concatenate([edges, *beside, halves, inside, huge]), np.array([np.inf, -np.inf], dtype)
+
+
+# Tables of wrong calls: (argument, what it becomes, the exception, what came, what was expected), the last two as
+# regular expressions that its message must hold.
+
+
+def rows(table):
+    return [pytest.param(*row, id=f"{row[0]}-{n}") for n, row in enumerate(table)]
+
+
+def said(*shape):
+    """A shape as messages print it, spaces aside."""
+    return re.escape(", ".join(map(str, shape))).replace(r",\ ", r",\s*")
+
+
+def assert_message(error, name, came, expected):
+    message = str(error.value)
+    for what, pattern in (("the argument", rf"\b{name}\b"), ("what came", came), ("what was expected", expected)):
+        assert re.search(pattern, message), f"{what} ({pattern}) is not in: {message}"
 
 
 # Memory layouts: each gives an array equal to its argument.

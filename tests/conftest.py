@@ -2,7 +2,8 @@
 
 A numerical test has one body. It takes `backend` when it compares with the naive reference, and `subject` when it
 compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
-A new backend is a name in BACKENDS and a function that returns a checks.Backend.
+A new backend is a name in BACKENDS and a function from an operator's name to a checks.Backend. The operator is the
+OPERATOR of the test file (see family.py), or else deform_conv.
 """
 
 import os
@@ -21,14 +22,20 @@ import checks  # noqa: E402 - after the path
 BACKENDS = {"cpu": checks.cpu}
 
 
-@pytest.fixture(scope="session", params=list(BACKENDS))
+def operator_of(request):
+    """The name of the operator that a test file is about: its OPERATOR (a family.Operator), else deform_conv."""
+    described = getattr(request.module, "OPERATOR", None)
+    return "deform_conv" if described is None else described.name
+
+
+@pytest.fixture(scope="module", params=list(BACKENDS))
 def backend(request):
-    return BACKENDS[request.param]()
+    return BACKENDS[request.param](operator_of(request))
 
 
-@pytest.fixture(scope="session", params=[*BACKENDS, "naive"])
+@pytest.fixture(scope="module", params=[*BACKENDS, "naive"])
 def subject(request):
-    return {**BACKENDS, "naive": checks.reference}[request.param]()
+    return {**BACKENDS, "naive": checks.reference}[request.param](operator_of(request))
 
 
 def pytest_configure(config):

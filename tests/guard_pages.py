@@ -1,9 +1,12 @@
-"""Runs deformable convolutions on arrays that lie against inaccessible pages: `python -m guard_pages before|after`.
+"""Runs an operator on arrays that lie against inaccessible pages: `python -m guard_pages before|after [operator]`.
 
-A program for test_deform_conv_special.py, run in a process of its own because a stray access kills it. Linux only.
+A program for test_deform_conv_special.py and family.py, run in a process of its own because a stray access kills it.
+Without a name it runs deformable convolutions; with one, the `cases` and the `wild` of the TestFamily of the operator's
+test file. Linux only.
 """
 
 import ctypes
+import importlib
 import mmap
 import sys
 
@@ -46,7 +49,7 @@ def wild(rng, shape):
     return moved
 
 
-def main(end):
+def deform_convs(end):
     backend = cpu()
     for case in CASES:
         for dtype in (np.float32, np.float64):
@@ -55,8 +58,30 @@ def main(end):
             g = problem.backward(backend)
             problem.backward(backend, out=type(g)(*(a if a is None else guarded(a, end) for a in g)))
             print(case, np.dtype(dtype).name, "ran", flush=True)
+
+
+def family(operator, end):
+    described, backend = importlib.import_module(f"test_{operator}").TestFamily, cpu(operator)
+    for name, case in {**described.cases, **described.wild}.items():
+        for dtype in (np.float32, np.float64):
+            plain = case(dtype)
+            if not all(plain[array].size for array in ("grad_y", *plain.given())):
+                continue  # there is no map of no byte
+            problem = plain.map(lambda _, array: guarded(array, end))
+            problem.forward(backend, out=guarded(problem.grad_y, end))
+            g = problem.backward(backend)
+            problem.backward(backend, out=type(g)(*(a if a is None else guarded(a, end) for a in g)))
+            print(name, np.dtype(dtype).name, "ran", flush=True)
+            KEPT.clear()
+
+
+def main(end, operator=None):
+    if operator is None:
+        deform_convs(end)
+    else:
+        family(operator, end)
     print("all cases ran")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

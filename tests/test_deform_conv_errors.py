@@ -4,10 +4,9 @@ The table changes one thing in a call that is right; each row goes through the f
 is written before the error: `out` keeps its content.
 """
 
-import re
-
 import numpy as np
 import pytest
+from checks import assert_message, rows, said
 
 import numdcn
 
@@ -48,11 +47,6 @@ def zeros(*shape, dtype=F32):
 
 def swapped():
     return right()["x"].astype(">f4" if np.little_endian else "<f4")
-
-
-def said(*shape):
-    """A shape as messages print it, spaces aside."""
-    return re.escape(", ".join(map(str, shape))).replace(r",\ ", r",\s*")
 
 
 # argument: what it becomes, the exception, what came, what was expected (regular expressions)
@@ -145,16 +139,6 @@ BACKWARD = [
     ("wrt", ("x", 3), WRONG_TYPE, "3|int", "name|str"),
     ("out", zeros(2, 4, 6, 5), WRONG_TYPE, "ndarray", "DeformConvGradients"),
 ]
-
-
-def rows(table):
-    return [pytest.param(*row, id=f"{row[0]}-{n}") for n, row in enumerate(table)]
-
-
-def assert_message(error, name, came, expected):
-    message = str(error.value)
-    for what, pattern in (("the argument", rf"\b{name}\b"), ("what came", came), ("what was expected", expected)):
-        assert re.search(pattern, message), f"{what} ({pattern}) is not in: {message}"
 
 
 @pytest.mark.parametrize("name, value, error, came, expected", rows(BOTH + FORWARD))

@@ -9,21 +9,11 @@ import math
 
 import numpy as np
 import pytest
-from checks import LAYOUTS, Case, check_against_naive, make, output_size
+from checks import LAYOUTS, Case, check_against_naive, make, output_size, special_coordinates
 from hypothesis import given
 from hypothesis import strategies as st
 
 DTYPES = [np.float32, np.float64]
-
-
-def special_coordinates(size, dtype):
-    """(finite, infinite) coordinates for an axis of this size."""
-    edges = np.array([-1, 0, 1, size - 1, size], dtype)
-    beside = [np.nextafter(edges, dtype(side)) for side in (-np.inf, np.inf)]
-    halves = np.array([-1.5, -0.5, 0.5, size - 1.5, size - 0.5, size + 0.5], dtype)
-    inside = np.arange(size, dtype=dtype)
-    huge = np.array([-0.0, 1e9, -1e9, 2.0**31, -(2.0**31), 2.0**63, 1e30, -1e30], dtype)
-    return np.concatenate([edges, *beside, halves, inside, huge]), np.array([np.inf, -np.inf], dtype)
 
 
 def offsets_to(values, base):

@@ -1,55 +1,77 @@
-"""Ordinary convolution (cross-correlation) written from its formula: the offset-predicting convolution of a pack layer.
+"""Ordinary convolution (cross-correlation) written from its formula: plain NumPy, slow, and independent of numdcn.
 
-One stride, one symmetric padding and one dilation per axis, groups read off the shapes. Everything is float64.
+The image is padded with zeros, and each tap of the kernel sees a strided window of it; the backward adds into the same
+windows. Shapes: x (n, c, h, w), w (c_out, c/groups, kh, kw), bias (c_out). Everything is float64. A padded zero is
+multiplied like any other number.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 
-def forward(x, w, bias=None, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    padded = _pad(x, padding)
-    out = _output_size(padded, w, stride, dilation)
-    y = np.zeros((x.shape[0], w.shape[0], *out))
-    for o, inputs, i, j, rows, cols in _terms(x, w, out, stride, dilation):
-        y[:, o] += np.einsum("c,nchw->nhw", w[o, :, i, j], padded[:, inputs, rows, cols])
+class Gradients(NamedTuple):
+    x: np.ndarray
+    w: np.ndarray
+    bias: np.ndarray | None
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def forward(x, w, bias=None, *, stride=1, padding=0, dilation=1):
+    g = _Geometry(x, w, stride, padding, dilation)
+    w, padded = np.asarray(w, np.float64), g.pad(x)
+    y = np.zeros((len(x), len(w), *g.out))
+    for outputs, inputs, i, j, window in g.terms():
+        y[:, outputs] += np.einsum("oc,nchw->nohw", w[outputs, :, i, j], padded[(slice(None), inputs, *window)])
     return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
 
 
-def backward(grad_y, x, w, *, stride=(1, 1), padding=(0, 0), dilation=(1, 1)):
-    """(g_x, g_w, g_bias)"""
-    x, w, grad_y = (np.asarray(a, np.float64) for a in (x, w, grad_y))
-    padded = _pad(x, padding)
+@np.errstate(invalid="ignore", over="ignore")
+def backward(grad_y, x, w, bias=None, *, stride=1, padding=0, dilation=1):
+    """Gradients of sum(grad_y * forward(...)); on absolute values they are the sums of the magnitudes of all terms."""
+    g = _Geometry(x, w, stride, padding, dilation)
+    grad_y, w, padded = np.asarray(grad_y, np.float64), np.asarray(w, np.float64), g.pad(x)
     g_padded, g_w = np.zeros(padded.shape), np.zeros(w.shape)
-    for o, inputs, i, j, rows, cols in _terms(x, w, grad_y.shape[2:], stride, dilation):
-        g_padded[:, inputs, rows, cols] += grad_y[:, o, None] * w[o, :, i, j, None, None]
-        g_w[o, :, i, j] = np.einsum("nhw,nchw->c", grad_y[:, o], padded[:, inputs, rows, cols])
-    height, width = x.shape[2:]
-    g_x = g_padded[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return g_x, g_w, grad_y.sum(axis=(0, 2, 3))
+    for outputs, inputs, i, j, window in g.terms():
+        seen = (slice(None), inputs, *window)
+        g_padded[seen] += np.einsum("oc,nohw->nchw", w[outputs, :, i, j], grad_y[:, outputs])
+        g_w[outputs, :, i, j] = np.einsum("nohw,nchw->oc", grad_y[:, outputs], padded[seen])
+    return Gradients(g.crop(g_padded), g_w, None if bias is None else grad_y.sum(axis=(0, 2, 3)))
 
 
-def _terms(x, w, out, stride, dilation):
-    """(output channel, its input channels, tap, the rows and columns of the padded image that the tap sees)"""
-    c_out, c, kh, kw = w.shape
-    per_group = c_out // (x.shape[1] // c)
-    for o in range(c_out):
-        first = o // per_group * c
-        for i in range(kh):
-            for j in range(kw):
-                rows, cols = (
-                    slice(start, start + (size - 1) * step + 1, step)
-                    for start, size, step in zip((i * dilation[0], j * dilation[1]), out, stride, strict=True)
-                )
-                yield o, slice(first, first + c), i, j, rows, cols
+class _Geometry:
+    """Sizes read off the arrays, and the loop that both directions share."""
+
+    def __init__(self, x, w, stride, padding, dilation):
+        self.size, self.kernel = x.shape[2:], w.shape[2:]
+        self.c_out, self.c_per_group = w.shape[:2]
+        self.groups = x.shape[1] // self.c_per_group
+        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        self.padding = [_pair(p) for p in _pair(padding)]  # (before, after) of each axis
+        self.out = []
+        for a in (0, 1):
+            room = self.size[a] + sum(self.padding[a]) - (self.dilation[a] * (self.kernel[a] - 1) + 1)
+            self.out.append(room // self.stride[a] + 1)
+
+    def pad(self, x):
+        return np.pad(np.asarray(x, np.float64), [(0, 0), (0, 0), *self.padding])
+
+    def crop(self, padded):
+        (top, _), (left, _) = self.padding
+        return padded[:, :, top : top + self.size[0], left : left + self.size[1]]
+
+    def terms(self):
+        """(output channels, their input channels, the tap's row and column, the window of the image that it sees)"""
+        o, c = self.c_out // self.groups, self.c_per_group
+        for g in range(self.groups):
+            for i in range(self.kernel[0]):
+                for j in range(self.kernel[1]):
+                    window = [
+                        slice(k * d, k * d + (out - 1) * s + 1, s)
+                        for k, d, out, s in zip((i, j), self.dilation, self.out, self.stride, strict=True)
+                    ]
+                    yield slice(g * o, (g + 1) * o), slice(g * c, (g + 1) * c), i, j, window
 
 
-def _pad(x, padding):
-    return np.pad(x, [(0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2])
-
-
-def _output_size(padded, w, stride, dilation):
-    return tuple(
-        (size - (d * (k - 1) + 1)) // s + 1
-        for size, k, s, d in zip(padded.shape[2:], w.shape[2:], stride, dilation, strict=True)
-    )
+def _pair(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

@@ -1,0 +1,218 @@
+"""Wrong calls that are wrong for every operator: each must raise, naming the argument, what came and what was expected.
+
+Joined as family.Family is: a class derived from Errors with `operator` and `usual`. What is particular to an operator
+(its shapes, its parameters) goes into `wrong`, a table of (argument, what it becomes, the exception, what came,
+what was expected); the last two are regular expressions. Its rows go through the forward and the backward.
+"""
+
+import numpy as np
+import pytest
+from checks import assert_message, rows, said
+from family import Joined, blank, main, outputs
+
+
+def swapped(array):
+    return array.astype(array.dtype.newbyteorder("S"))
+
+
+WRONG_KINDS = {  # of an array: what it becomes, the exception, what came, what was expected
+    "list": (lambda a: a.tolist(), TypeError, "list", "array"),
+    "tuple": (lambda a: (1.0, 2.0), TypeError, "tuple", "array"),
+    "number": (lambda a: 3.0, TypeError, "float", "array"),
+    "masked": (lambda a: np.ma.masked_array(a), TypeError, "MaskedArray", "array"),
+    "float16": (lambda a: a.astype(np.float16), TypeError, "float16", "float32"),
+    "int64": (lambda a: a.astype(np.int64), TypeError, "int64", "float32"),
+    "complex64": (lambda a: a.astype(np.complex64), TypeError, "complex64", "float32"),
+    "bool": (lambda a: a.astype(bool), TypeError, "bool", "float32"),
+    "object": (lambda a: a.astype(object), TypeError, "object", "float32"),
+    "byte order": (swapped, TypeError, ">f4|<f4|byte", "float32|native"),
+    "float64 among float32": (lambda a: a.astype(np.float64), TypeError, "float64", "float32"),
+}
+
+
+class Errors(Joined):
+    """The tests of wrong calls."""
+
+    wrong = ()
+
+    def pytest_generate_tests(self, metafunc):
+        super().pytest_generate_tests(metafunc)
+        if "row_value" in metafunc.fixturenames:
+            metafunc.parametrize("row_name, row_value, error, came, wanted", rows(self.wrong))
+
+    def raises(self, problem, backend, error, name, came, wanted, directions=("forward", "backward"), **more):
+        """Both directions raise the right message, and nothing is written before."""
+        right = self.usual(np.float32)
+        for direction in directions:
+            out = blank(getattr(right, direction)(backend), fill=7)
+            with pytest.raises(error) as raised:
+                getattr(problem, direction)(backend, **{"out": out, **more})
+            assert_message(raised, name, came, wanted)
+            for array in outputs(out).values():
+                assert (array == 7).all(), "out was written before the error"
+
+    def test_wrong_arguments(self, backend, row_name, row_value, error, came, wanted):
+        p = self.usual(np.float32)
+        if row_name in self.operator.arrays:
+            p = p._replace(arrays={**p.arrays, row_name: row_value})
+        else:
+            p = p._replace(params={**p.params, row_name: row_value})
+        self.raises(p, backend, error, row_name, came, wanted)
+
+    @pytest.mark.parametrize("kind", WRONG_KINDS)
+    def test_wrong_kinds_of_arrays(self, backend, input_name, kind):
+        p = self.usual(np.float32)
+        change, error, came, wanted = WRONG_KINDS[kind]
+        name, array = input_name, change(p[input_name])
+        p = p._replace(grad_y=array) if name == "grad_y" else p._replace(arrays={**p.arrays, name: array})
+        self.raises(
+            p, backend, error, name, came, wanted, ("backward",) if name == "grad_y" else ("forward", "backward")
+        )
+
+    def test_missing_arrays(self, backend, name):
+        if name not in self.operator.optional:
+            p = self.usual(np.float32)
+            p = p._replace(arrays={**p.arrays, name: None})
+            self.raises(p, backend, TypeError, name, "None", "array")
+
+    def test_wrong_numbers_of_axes(self, backend, input_name):
+        if input_name in self.operator.any_rank:
+            return
+        plain = self.usual(np.float32)
+        directions = ("backward",) if input_name == "grad_y" else ("forward", "backward")
+        for array in (plain[input_name][0], plain[input_name][..., None]):
+            p = plain.having(**{input_name: array})
+            axes = rf"{plain[input_name].ndim} ax|{said(*plain[input_name].shape)}|\([A-Za-z]"
+            self.raises(p, backend, ValueError, input_name, said(*array.shape), axes, directions)
+
+    def test_wrong_shapes_of_the_output_gradient(self, backend):
+        plain = self.usual(np.float32)
+        for a in range(plain.grad_y.ndim):
+            for array in (plain.grad_y.repeat(2, axis=a), plain.grad_y.take(range(plain.grad_y.shape[a] - 1), axis=a)):
+                shapes = said(*array.shape), said(*plain.grad_y.shape)
+                self.raises(plain.having(grad_y=array), backend, ValueError, "grad_y", *shapes, ("backward",))
+
+    # wrt
+
+    @pytest.mark.parametrize(
+        "wrt, error, came",
+        [("weight", ValueError, "weight"), ("grad_y", ValueError, "grad_y"), (("x", "y"), ValueError, "y")]
+        + [(3, TypeError, "3|int"), (("x", 3), TypeError, "3|int"), (1.5, TypeError, r"1\.5|float")],
+    )
+    def test_wrong_wrt(self, backend, wrt, error, came):
+        if self.operator.differentiable[0] != "x":
+            pytest.skip("no gradient of x")
+        self.raises(self.usual(np.float32), backend, error, "wrt", came, "name|str|x", ("backward",), wrt=wrt)
+
+    def test_arrays_without_gradient_in_wrt(self, backend):
+        for name in set(self.operator.arrays) - set(self.operator.differentiable):
+            self.raises(self.usual(np.float32), backend, ValueError, "wrt", name, "x", ("backward",), wrt=name)
+
+    def test_a_gradient_of_something_absent(self, backend):
+        p = self.usual(np.float32)
+        for name in set(self.operator.optional) & set(self.operator.differentiable):
+            for wrt in (name, ("x", name), [name]):
+                with pytest.raises(ValueError, match="wrt") as raised:
+                    p.having(**{name: None}).backward(backend, wrt=wrt)
+                assert_message(raised, "wrt", name, f"no {name} was given|absent|not given|missing")
+
+    # out
+
+    def test_wrong_out_of_the_forward(self, backend):
+        p = self.usual(np.float32)
+        right = p.forward(backend)
+        for array, error, came, wanted in wrong_outs(main(right)):
+            out = array if isinstance(right, np.ndarray) else blank(right)._replace(y=array)
+            with pytest.raises(error) as raised:
+                p.forward(backend, out=out)
+            assert_message(raised, r"out(\.y)?", came, wanted)
+
+    def test_wrong_out_of_the_backward(self, backend, gradient):
+        p = self.usual(np.float32)
+        right = p.backward(backend)
+        with pytest.raises(TypeError) as raised:
+            p.backward(backend, out=getattr(right, gradient))
+        assert_message(raised, "out", "ndarray", type(right).__name__)
+        for array, error, came, wanted in wrong_outs(getattr(right, gradient)):
+            with pytest.raises(error) as raised:
+                p.backward(backend, out=empty(right)._replace(**{gradient: array}))
+            assert_message(raised, rf"out\.{gradient}", came, wanted)
+
+    def test_an_out_for_something_not_wanted(self, backend, gradient):
+        p = self.usual(np.float32)
+        right = p.backward(backend)
+        out = empty(right)._replace(**{gradient: np.full_like(getattr(right, gradient), 7)})
+        others = tuple(name for name in self.operator.differentiable if name != gradient)
+        with pytest.raises(ValueError, match="out") as raised:
+            p.backward(backend, wrt=others, out=out)
+        assert_message(raised, "out", gradient, "wrt|wanted|asked")
+        assert (getattr(out, gradient) == 7).all()
+
+    def test_forward_out_overlapping_an_input(self, backend, name):
+        """Also where one element is shared; interleaved views of one buffer have no byte in common and are fine."""
+        p = self.usual(np.float32)
+        right = p.forward(backend)
+        for out_first in (False, True):
+            array, out = overlapping(p[name], main(right), out_first)
+            moved = p.having(**{name: array})
+            with pytest.raises(ValueError, match="overlap|share") as raised:
+                moved.forward(backend, out=out if isinstance(right, np.ndarray) else blank(right)._replace(y=out))
+            assert_message(raised, "out", name, "overlap|share")
+            assert (array == p[name]).all()
+        buffer = np.zeros(2 * max(p[name].size, main(right).size), np.float32)
+        array, out = (buffer[k::2][: a.size].reshape(a.shape) for k, a in enumerate((p[name], main(right))))
+        array[...] = p[name]
+        p.having(**{name: array}).forward(
+            backend, out=out if isinstance(right, np.ndarray) else blank(right)._replace(y=out)
+        )
+        assert (array == p[name]).all() and (out == main(right)).all()
+
+    def test_backward_out_overlapping_an_input(self, backend, input_name, gradient):
+        p = self.usual(np.float32)
+        right = p.backward(backend)
+        for out_first in (False, True):
+            array, out = overlapping(p[input_name], getattr(right, gradient), out_first)
+            with pytest.raises(ValueError, match="overlap|share") as raised:
+                p.having(**{input_name: array}).backward(backend, out=empty(right)._replace(**{gradient: out}))
+            assert_message(raised, "out", gradient, input_name)
+            assert (array == p[input_name]).all()
+
+    def test_backward_outs_overlapping_each_other(self, backend, gradient):
+        p = self.usual(np.float32)
+        right = p.backward(backend)
+        for other in self.operator.differentiable:
+            if other != gradient:
+                a, b = overlapping(getattr(right, gradient), getattr(right, other), False)
+                with pytest.raises(ValueError, match="overlap|share") as raised:
+                    p.backward(backend, out=empty(right)._replace(**{gradient: a, other: b}))
+                assert_message(raised, "out", gradient, other)
+
+
+def empty(g):
+    return type(g)(*(None for _ in g))
+
+
+def wrong_outs(right):
+    """(an array that cannot take the place of `right`, the exception, what came, what was expected)"""
+    shape = right.shape
+    for a in range(right.ndim):
+        longer = right.repeat(2, axis=a)
+        yield longer, ValueError, said(*longer.shape), said(*shape)
+    yield right[..., 0], ValueError, said(*shape[:-1]), said(*shape)
+    yield right.astype(np.float64), TypeError, "float64", "float32"
+    yield [1.0], TypeError, "list", "array"
+    yield np.broadcast_to(np.float32(0), shape), ValueError, "read-only|readonly|not writ", "writ"
+    one_place = np.lib.stride_tricks.as_strided(np.zeros(right.size, np.float32), shape, (0,) + right.strides[1:])
+    yield one_place, ValueError, "share|overlap", "place|own"
+
+
+def overlapping(array, out, out_first):
+    """A copy of `array` and room for `out` in one buffer, with one element in common."""
+    buffer = np.zeros(array.size + out.size - 1, np.float32)
+    if out_first:
+        room, copy = buffer[: out.size], buffer[out.size - 1 :]
+    else:
+        copy, room = buffer[: array.size], buffer[array.size - 1 :]
+    copy = copy.reshape(array.shape)
+    copy[...] = array
+    return copy, room.reshape(out.shape)

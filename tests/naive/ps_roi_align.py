@@ -1,0 +1,49 @@
+"""Position-sensitive RoI align written from section c.4 of the specification: plain NumPy, slow, independent of numdcn.
+
+Channel (c*P_h + i)*P_w + j of x serves bin (i, j) of channel c of y. An empty grid gives 0.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import roi as _roi
+
+
+class Gradients(NamedTuple):
+    x: np.ndarray
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def forward(x, rois, output_size, spatial_scale=1.0, sampling_ratio=-1):
+    pooled = _roi.pair(output_size)
+    maps = x.reshape(len(x), x.shape[1] // (pooled[0] * pooled[1]), *pooled, *x.shape[2:])
+    y = np.zeros((len(rois), maps.shape[1], *pooled))
+    for r, i, j, n, rows, cols, count in _bins(x, rois, pooled, spatial_scale, sampling_ratio):
+        y[r, :, i, j] = _roi.total(maps[n, :, i, j].astype(np.float64), rows, cols) / count
+    return y
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def backward(grad_y, x, rois, output_size, spatial_scale=1.0, sampling_ratio=-1):
+    pooled = _roi.pair(output_size)
+    g_maps = np.zeros((len(x), grad_y.shape[1], *pooled, *x.shape[2:]))
+    for r, i, j, n, rows, cols, count in _bins(x, rois, pooled, spatial_scale, sampling_ratio):
+        _roi.scatter(g_maps[n, :, i, j], grad_y[r, :, i, j].astype(np.float64) / count, rows, cols)
+    return Gradients(g_maps.reshape(x.shape))
+
+
+def _bins(x, rois, pooled, scale, ratio):
+    """For every bin: RoI, i, j, image, taps of the active samples of each axis, divisor."""
+    for r, box in enumerate(rois):
+        n, start, length = _roi.align_box(box, scale, aligned=True)
+        axes = []
+        for a in (0, 1):
+            axes.append([])
+            for index in range(pooled[a]):
+                size = x.shape[2 + a]
+                positions, count = _roi.align_positions(start[a], length[a], pooled[a], index, ratio, size)
+                axes[a].append((_roi.rule_r(positions, size), count))
+        for i, (rows, row_count) in enumerate(axes[0]):
+            for j, (cols, col_count) in enumerate(axes[1]):
+                yield r, i, j, n, rows, cols, float(max(row_count * col_count, 1))
