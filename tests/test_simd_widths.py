@@ -8,7 +8,7 @@ import platform
 import re
 
 import pytest
-from checks import run_python
+from checks import ROOT, run_python
 
 MACHINES = {
     256: {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"},
@@ -38,9 +38,13 @@ def test_core_tests_on_a_narrower_machine(bits, cache):
     if own < bits:
         pytest.skip(f"this machine has {own} bits, the test needs {bits}")
     assert width(**environment) == bits
-    tests = ["tests/test_deform_conv.py", "tests/test_deform_conv_special.py", "-k", "cpu"]
-    done = run_python(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], timeout=400, **environment)
-    assert re.search(r"\d{3,} passed", done.stdout), done.stdout
+    every = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if "Family" in path.read_text())
+    for tests in (
+        ["tests/test_deform_conv.py", "tests/test_deform_conv_special.py", "-k", "cpu"],
+        [*every, "-k", "cpu and against_naive"],
+    ):
+        done = run_python(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], timeout=400, **environment)
+        assert re.search(r"\d{3,} passed", done.stdout), done.stdout
 
 
 @on_x86
