@@ -25,6 +25,8 @@ from numdcn._kernels.convolve_cpu import (
 from numdcn._kernels.cut_cpu import backward_cut, forward_cut
 from numdcn._kernels.weights_cpu import PackBlocks, pack_blocks, packing
 
+SAMPLING = 16  # multiply-adds of the product that making, or writing, one element takes as long as
+
 
 def forward(kernel: Any, p: Convolution, arrays: dict[str, Any], y: np.ndarray) -> None:
     """Fill y by an operator's kernel. All arrays are addressable and checked."""
@@ -34,7 +36,8 @@ def forward(kernel: Any, p: Convolution, arrays: dict[str, Any], y: np.ndarray) 
     dtype = x.dtype
     one, cut = dtype.type(1), forward_cut(p, dtype)
     tasks = p.batch * cut.tiles * cut.parts
-    threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * cut.weights.size)
+    made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
+    threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (cut.weights.size + made))
     prepared = isinstance(w, PreparedWeights)
     weights_bytes = 0 if prepared else (cut.weights.size + 16) * dtype.itemsize  # vectors may run over
     with Scratch(p.batch * cut.image_size * dtype.itemsize, weights_bytes, threads * cut.slot_bytes) as memory:
@@ -75,8 +78,9 @@ def backward(
     dtype = x.dtype
     one, (cut, bounds, firsts) = dtype.type(1), backward_cut(p, dtype)
     tasks, size = cut.blocks * cut.image_bands, dtype.itemsize
-    taps_work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * cut.outputs
-    threads = plan_threads(max(tasks, 2), 3 * taps_work * (1 if cut.depthwise else p.in_channels))
+    products = 0 if cut.depthwise else cut.outputs
+    work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
+    threads = plan_threads(max(tasks, 2), work)
     images_size = p.batch * cut.image_size
     through = bool(grads.keys() & {"x", "offsets", "mask"})  # whether the gradient of the columns is needed
     plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if cut.parts > 1 else 0

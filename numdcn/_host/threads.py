@@ -206,7 +206,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def plan_threads(tasks: int, work: float) -> int:
-    """How many threads so many tasks and so much work (multiply-adds) are worth."""
+    """How many threads so many tasks and so much work (multiply-adds of a product, or what takes as long) are worth."""
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 

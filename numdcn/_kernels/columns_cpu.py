@@ -93,9 +93,7 @@ def write_tile(one, a, n, first, count, tile, runs, pixels, sums, pitch, buffer,
     lines = at(buffer, step * step)
     for o in range(0, count, step):
         for p in range(0, pixels, step):
-            transpose(at(sums, p * pitch + o), pitch, buffer)
-            for i in range(step):
-                store(lines, i * line_pitch + p, load(buffer, i * step))
+            transpose(at(sums, p * pitch + o), pitch, at(lines, p), line_pitch)
         for i in range(min(step, count - o)):
             channel = first + o + i
             bias = load_scalar(pointer(a.bias.address, one), channel * a.bias.strides[0]) if biased else one - one
@@ -163,14 +161,14 @@ def pack_gradient(one, grad_y, n, first, outputs, cut, wanted, tile, runs, pixel
                     store(target, p, load(lines, i * pitch + r + p))
         j, o = o_first // cut.panel, o_first % cut.panel
         for p in range(0, pixels if wanted[1] else 0, step):
-            transpose(at(lines, p), pitch, buffer)
+            target = at(panels, (j * cut.rows + p) * cut.panel + o)
+            if cut.panel >= step:  # rows beyond the pixels are there, and never read
+                transpose(at(lines, p), pitch, target, cut.panel)
+                continue
+            transpose(at(lines, p), pitch, buffer, step)
             for i in range(min(step, pixels - p)):
-                row = at(panels, (j * cut.rows + p + i) * cut.panel + o)
-                if cut.panel >= step:
-                    store(row, 0, load(buffer, i * step))
-                else:
-                    for k in range(count):
-                        store(row, k, load_scalar(buffer, i * step + k))
+                for k in range(count):
+                    store(target, i * cut.panel + k, load_scalar(buffer, i * step + k))
 
 
 @helper

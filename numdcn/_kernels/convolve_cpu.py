@@ -23,7 +23,7 @@ from numdcn._kernels.jit_cpu import helper, kernel
 from numdcn._kernels.layout_cpu import fill
 from numdcn._kernels.parameters_cpu import Place, unpack
 from numdcn._kernels.sample_cpu import ROW, place_tile, tile_at
-from numdcn._kernels.simd_cpu import at, full, load, load_like, load_scalar, next_task, pointer, store, width
+from numdcn._kernels.simd_cpu import at, full, load, load_like, load_scalar, next_task, pointer, prefetch, store, width
 
 
 class ForwardArrays(NamedTuple):
@@ -234,6 +234,7 @@ def finish_weights(one, params, counter, slot):  # type: ignore[no-untyped-def]
                     total = full(one - one)
                     for image_band in range(cut.image_bands):
                         partial = at(pointer(a.sums, one), (image_band * cut.blocks + number) * cut.sums_size)
+                        prefetch(partial, row + step)  # what the next outputs need: too far apart to be foreseen
                         total = load(partial, row) if image_band == 0 else total + load(partial, row)
                     store(buffer, 0, total)
                     for i in range(min(step, outputs - o)):

@@ -13,8 +13,8 @@ from numdcn._kernels.simd_cpu import I32, I64, Vec, load_value, shuffle, store_v
 
 
 @intrinsic
-def transpose(typingctx, source, stride, target):  # type: ignore[no-untyped-def]
-    """target[j * L + i] = source[i * stride + j] for i, j < L, the lanes of a full register."""
+def transpose(typingctx, source, stride, target, target_stride):  # type: ignore[no-untyped-def]
+    """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the lanes of a full register."""
     count = lanes(source.dtype)
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -30,10 +30,10 @@ def transpose(typingctx, source, stride, target):  # type: ignore[no-untyped-def
                     rows[i], rows[i + step] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
             step *= 2
         for i in range(count):
-            store_value(builder, rows[i], args[2], ir.Constant(I64, i * count))
+            store_value(builder, rows[i], args[2], builder.mul(args[3], ir.Constant(I64, i)))
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, source), codegen
+    return types.void(source, types.intp, source, types.intp), codegen
 
 
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:

@@ -48,7 +48,7 @@ def _rim_index(q, size):  # type: ignore[no-untyped-def]
 
 @helper
 def to_channels_last(source, strides, first, last, size, channels, image, block):  # type: ignore[no-untyped-def]
-    """Copy pixels first to last (reading order) of one (c, h, w) image into a rimmed one; block: 2 L*L elements."""
+    """Copy pixels first to last (reading order) of one (c, h, w) image into a rimmed one; block: L*L elements."""
     step = width(load_scalar(block, 0))
     flat = strides[2] == 1 and strides[1] == size[1]
     if not flat or channels < step or last - first < step:
@@ -63,14 +63,19 @@ def to_channels_last(source, strides, first, last, size, channels, image, block)
             c_ = min(c, channels - step)  # the last block overlaps the one before
             for q in range(q_tile, min(q_tile + 4 * step, last), step):
                 q_ = min(q, last - step)
-                transpose(at(source, c_ * strides[0] + q_), strides[0], block)
+                first_q = _rim_index(q_, size)
+                if _rim_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                    spot = at(image, first_q * channels + c_)
+                    transpose(at(source, c_ * strides[0] + q_), strides[0], spot, channels)
+                    continue
+                transpose(at(source, c_ * strides[0] + q_), strides[0], block, step)
                 for i in range(step):
                     store(image, _rim_index(q_ + i, size) * channels + c_, load(block, i * step))
 
 
 @helper
 def from_channels_last(image, first, last, size, channels, target, strides, block):  # type: ignore[no-untyped-def]
-    """Copy pixels first to last of a rimmed image into one (c, h, w) image of any strides; block: 2 L*L elements."""
+    """Copy pixels first to last of a rimmed image into one (c, h, w) image of any strides; block: L*L elements."""
     step = width(load_scalar(block, 0))
     flat = strides[2] == 1 and strides[1] == size[1]
     if not flat or channels < step or last - first < step:
@@ -85,8 +90,10 @@ def from_channels_last(image, first, last, size, channels, target, strides, bloc
             c_ = min(c, channels - step)
             for q in range(q_tile, min(q_tile + 4 * step, last), step):
                 q_ = min(q, last - step)
+                first_q, spot = _rim_index(q_, size), at(target, c_ * strides[0] + q_)
+                if _rim_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                    transpose(at(image, first_q * channels + c_), channels, spot, strides[0])
+                    continue
                 for i in range(step):
                     store(block, i * step, load(image, _rim_index(q_ + i, size) * channels + c_))
-                transpose(block, step, at(block, step * step))
-                for i in range(step):
-                    store(target, (c_ + i) * strides[0] + q_, load(block, (step + i) * step))
+                transpose(block, step, spot, strides[0])
