@@ -47,7 +47,7 @@ def write_inputs(folder: Path) -> None:
         logits, saved = net.forward(params, images, net.NETWORKS[name])
         _, grad = net.cross_entropy(logits, labels)
         grads = net.backward(params, grad, saved, net.NETWORKS[name])
-        arrays = {f"p {k}": v for k, v in params.items()} | {f"g {k}": v for k, v in grads.items()}
+        arrays: dict[str, Any] = {f"p {k}": v for k, v in params.items()} | {f"g {k}": v for k, v in grads.items()}
         np.savez(folder / f"{name}.npz", images=images, labels=labels, **arrays)
 
 
@@ -118,7 +118,12 @@ def torch_step(folder: Path, name: str, threads: int) -> tuple[Callable[[], Any]
     return step, float(max(errors))
 
 
-def measure_here(side: str, folder: Path, name: str, threads: int) -> dict[str, float]:
+def versions(*packages: str) -> str:
+    """Those that this process has loaded."""
+    return ", ".join(f"{name} {sys.modules[name].__version__}" for name in packages if name in sys.modules)
+
+
+def measure_here(side: str, folder: Path, name: str, threads: int) -> dict[str, Any]:
     """The median time of a step in this process, in milliseconds."""
     step, error = (numdcn_step if side == "numdcn" else torch_step)(folder, name, threads)
     times = []
@@ -126,7 +131,8 @@ def measure_here(side: str, folder: Path, name: str, threads: int) -> dict[str, 
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    return {"ms": 1e3 * statistics.median(times[WARM_UP:]), "error": error}
+    loaded = versions("numdcn", "torch", "torchvision")
+    return {"ms": 1e3 * statistics.median(times[WARM_UP:]), "error": error, "versions": loaded}
 
 
 def ask(python: str, side: str, folder: Path, name: str, threads: int) -> dict[str, Any]:
@@ -163,6 +169,7 @@ def measure_all(torch_python: str, rounds: int) -> dict[str, Any]:
                     if answer.get("error", 0.0) > TOLERANCE:
                         answer = {"failed": f"its gradients are {answer['error']:.1e} off"}
                     results[title].setdefault(str(threads), []).append(answer.get("ms", answer.get("failed")))
+                    results[title]["versions"] = answer.get("versions", "")
                     print(
                         f"round {turn + 1} of {rounds}, {threads} threads, {title}: {answer}",
                         file=sys.stderr,
@@ -176,10 +183,10 @@ def median(values: list[Any]) -> float | None:
     return statistics.median(values) if all(isinstance(v, float) for v in values) else None
 
 
-def report(results: dict[str, Any], versions: str) -> str:
+def report(results: dict[str, Any], described: str) -> str:
     """The table, in Markdown."""
-    counts = list(next(iter(results.values())))
-    lines = ["# One training step of the digits network", "", versions, ""]
+    counts = [n for n in next(iter(results.values())) if n != "versions"]
+    lines = ["# One training step of the digits network", "", described, ""]
     lines += [f"Batch {BATCH}, float32; medians of {STEPS} steps, then of the rounds, in milliseconds.", ""]
     lines += [
         "| | " + " | ".join(f"{n} thread{'s' * (n != '1')}" for n in counts) + " |",
@@ -187,7 +194,7 @@ def report(results: dict[str, Any], versions: str) -> str:
     ]
     for title, by_threads in results.items():
         cells = [f"{m:.2f}" if (m := median(by_threads[n])) is not None else str(by_threads[n][0]) for n in counts]
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} ({by_threads['versions']}) | " + " | ".join(cells) + " |")
     own, theirs = (results[title] for title, _, _ in SIDES[:2])
     for n in counts:
         a, b = median(own[n]), median(theirs[n])
@@ -195,7 +202,7 @@ def report(results: dict[str, Any], versions: str) -> str:
             verdict = "met" if a / b <= TARGET else "missed"
             lines += [
                 "",
-                f"Deformable, {n} threads: {a / b:.3f} of torch + torchvision's time (wanted: at most {TARGET}): {verdict}.",
+                f"Deformable, {n} thread(s): {a / b:.3f} of torch + torchvision's time (wanted: at most {TARGET}): {verdict}.",
             ]
     return "\n".join(lines) + "\n"
 
