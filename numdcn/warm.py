@@ -9,7 +9,7 @@ import numpy as np
 
 import numdcn
 from numdcn._host.arrays import check_dtype
-from numdcn._host.checks import describe
+from numdcn._host.checks import describe, flag
 
 
 def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -40,12 +40,15 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
     dtype: float32 or float64, as anything that `numpy.dtype` takes. backward: also what the backward needs. operators:
     a name or names, such as "conv" or ("roi_align", "deform_conv_layer").
 
-    Raises `TypeError` for another dtype, `ValueError` for a name that is no operator's.
+    Raises `TypeError` for another dtype or what is no bool or name, `ValueError` for a name that is no operator's.
     """
     calls = _small_calls(check_dtype("dtype", dtype))
+    backward, known = flag("backward", backward), ", ".join(calls)
+    if not isinstance(operators, Iterable):
+        raise TypeError(f"`operators` is {describe(operators)}, expected a name or names among {known}")
     for name in (operators,) if isinstance(operators, str) else operators:
-        if name not in calls:
-            raise ValueError(f"`operators` holds {describe(name)}, expected names among {', '.join(calls)}")
+        if not isinstance(name, str) or name not in calls:
+            raise ValueError(f"`operators` holds {describe(name)}, expected names among {known}")
         arguments, keywords = calls[name]
         result = getattr(numdcn, f"{name}_forward")(*arguments, **keywords)
         if backward:

@@ -13,6 +13,8 @@ import scipy.ndimage
 from naive import deform_conv
 from test_bilinear_sample import OPERATOR  # noqa: F401 - tells the fixtures what `subject` is
 
+import numdcn
+
 DTYPES = [np.float32, np.float64]
 VECTORS = pathlib.Path(__file__).parent / "vectors"
 OUTSIDE = [np.inf, -np.inf, 3e38, -3e38, 1e30, -1e30, 2.0**63, 2.0**31, -(2.0**31), 1e9, -1e9]
@@ -304,3 +306,15 @@ def test_affine_images_are_sampled_exactly(subject):
     y, _, g_points = run(subject, x, points)
     near(y[0, 0], 3 * points[0, ..., 0] + 5 * points[0, ..., 1] + 2, scale=100)
     near(g_points[0], np.broadcast_to([3.0, 5.0], (4, 5, 2)), scale=100)
+
+
+def test_an_axis_that_float32_cannot_count_is_refused():
+    """Positions above 2**24 are not whole numbers apart in float32. The images are one pixel, shown often."""
+    for operator, more in (
+        ("bilinear_sample", (np.zeros((1, 1, 2), np.float32),)),
+        ("conv", (np.zeros((1, 1, 1, 1), np.float32),)),
+        ("roi_align", (np.zeros((0, 5), np.float32), 1)),
+    ):
+        x = np.broadcast_to(np.float32(1), (1, 1, 1, 2**24 + 1))
+        with pytest.raises(ValueError, match=r"`x` is 16777217 pixels.*at most 16777216"):
+            getattr(numdcn, f"{operator}_forward")(x, *more)

@@ -251,3 +251,23 @@ def test_mmcv(subject, case):
     near(subject.forward(v["x"], v["rois"], offsets, spatial_scale=float(v["spatial_scale"]), **more), v["out"])
     g = subject.backward(v["grad_out"], v["x"], v["rois"], offsets, spatial_scale=float(v["spatial_scale"]), **more)
     near(g.x, v["grad_x"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_infinite_mask_and_gradient_are_ordinary_arithmetic(backend, dtype):
+    x, rois = np.ones((1, 21, 6, 7), dtype), np.array([[0, 1, 1, 5, 4]], dtype)
+    mask, offsets = np.full((1, 1, 2, 2), np.inf, dtype), np.full((1, 2, 2, 2), 0.3, dtype)
+    y = backend.forward(x, rois, offsets, mask, output_size=2)
+    assert (y == np.inf).all()
+    grad_y = np.zeros_like(y)
+    grad_y[0, 3] = np.inf
+    g = backend.backward(grad_y, x, rois, offsets, np.ones_like(mask), output_size=2, wrt="mask")
+    assert (g.mask == np.inf).all()
+
+
+def test_an_offset_of_0_shifts_nothing_however_far_1_would(backend):
+    rng = np.random.default_rng(0)
+    x, rois = rng.normal(size=(1, 3, 6, 7)).astype(np.float32), np.array([[0, -50, 1, 50, 4]], np.float32)
+    offsets = np.zeros((1, 2, 2, 2), np.float32)
+    y = backend.forward(x, rois, offsets, output_size=2, gamma=1e38)
+    np.testing.assert_array_equal(y, backend.forward(x, rois, output_size=2))

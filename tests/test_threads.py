@@ -17,6 +17,7 @@ from checks import NAMES, Case, assert_same_bits, assert_same_gradients, cpu, ma
 
 import numdcn
 import numdcn._host.threads as pool
+from numdcn.warm import _small_calls
 
 PROBLEMS = {
     "plain": Case(2, 33, 40, (33, 31), padding=1, bias=True),
@@ -272,3 +273,28 @@ def test_a_call_during_interpreter_exit_works_or_fails_cleanly(order):
     else:
         assert "the call at exit was right" in done.stdout or "the call at exit raised" in done.stdout, done.stdout
     assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("operator", sorted(_small_calls(np.dtype(np.float32))))
+def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
+    """A helper that comes late, or is told to stop, takes a number that no kernel may mistake for a task."""
+    arguments, keywords = _small_calls(np.dtype(np.float32))[operator]
+    numdcn.warmup(operators=operator)
+    forward, backward = (getattr(numdcn, f"{operator}_{direction}") for direction in ("forward", "backward"))
+    result = forward(*arguments, **keywords)
+    y = getattr(result, "y", result)
+    kept = {} if operator != "roi_pool" else {"argmax": forward(*arguments, **keywords, return_argmax=True).argmax}
+    grads = backward(y, *arguments, **keywords, **kept, wrt="x")
+
+    def over(work, threads):
+        for late in (2**62, 2**62 + 1, 2**62 + 1000):
+            work(np.full(1, late).ctypes.data, 0)
+
+    monkeypatch.setattr(pool, "run", over)
+    out = np.full_like(y, 7)
+    forward(*arguments, **keywords, out=out)
+    assert (out == 7).all()
+    if operator != "deform_conv_layer":  # which adds to what its doors filled
+        out_x = np.full_like(grads.x, 7)
+        backward(y, *arguments, **keywords, **kept, wrt="x", out=type(grads)(x=out_x))
+        assert (out_x == 7).all()

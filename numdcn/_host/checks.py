@@ -98,9 +98,24 @@ def number(name: str, value: Any, dtype: np.dtype, positive: bool = False) -> fl
     wanted = f"a finite number{' above 0' if positive else ''}, in {dtype} too"
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
-    if not abs(value) <= np.finfo(dtype).max or (positive and value <= 0):
+    try:
+        with np.errstate(all="ignore"):
+            number = float(value)
+            kept = dtype.type(number)
+    except OverflowError:
+        raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}") from None
+    if not np.isfinite(kept) or (positive and not kept > 0):
         raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}")
-    return float(value)
+    return number
+
+
+def countable(name: str, size: int, dtype: np.dtype) -> None:
+    """Raise unless positions up to `size` are exact in a floating type."""
+    if size > 2 ** (np.finfo(dtype).nmant + 1):
+        raise ValueError(
+            f"`{name}` is {size} pixels long along an axis, padding included, expected at most "
+            f"{2 ** (np.finfo(dtype).nmant + 1)}: {dtype} counts no farther"
+        )
 
 
 def flag(name: str, value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.checks import padding_per_axis, per_axis
+from numdcn._host.checks import countable, padding_per_axis, per_axis
 from numdcn._host.weights import PreparedWeights
 from numdcn._kernels.convolution import Convolution
 
@@ -16,7 +16,7 @@ def convolution(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: 
     groups, kernel = _groups(x, w), (w.shape[2], w.shape[3])
     stride, dilation = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
     before, after = padding_per_axis(padding)
-    out_size = _out_size(x.shape[2:], kernel, stride, before, after, dilation)
+    out_size = _out_size(x.shape[2:], kernel, stride, before, after, dilation, x.dtype)
     return Convolution(
         x.shape[0], x.shape[1], w.shape[0], x.shape[2:], out_size, kernel, stride, before, after, dilation,
         groups, 0, kernel[0] * kernel[1], 0, int(bias is not None),
@@ -50,10 +50,13 @@ def _groups(x: Any, w: Any) -> int:
     return groups
 
 
-def _out_size(size: Any, kernel: Any, stride: Any, before: Any, after: Any, dilation: Any) -> tuple[int, int]:
+def _out_size(
+    size: Any, kernel: Any, stride: Any, before: Any, after: Any, dilation: Any, dtype: Any
+) -> tuple[int, int]:
     out = []
     for i, axis in enumerate(("H", "W")):
         padded, reach = size[i] + before[i] + after[i], dilation[i] * (kernel[i] - 1) + 1
+        countable("x", padded, dtype)
         if padded < reach:
             raise ValueError(
                 f"`padding` of ({before[i]}, {after[i]}) makes `x` {padded} long along {axis}, expected at least {reach}, "

@@ -66,8 +66,7 @@ def backward(
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument, by an operator's kernel."""
     if "bias" in grads:
-        with np.errstate(all="ignore"):
-            np.sum(grad_y, axis=(0, 2, 3), out=grads["bias"])
+        np.sum(grad_y, axis=(0, 2, 3), out=grads["bias"])
     if not grads.keys() - {"bias"}:
         return
     if p.batch == 0:

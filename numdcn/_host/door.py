@@ -64,7 +64,10 @@ def check_shapes(expected: Mapping[str, tuple[Any, tuple[int, ...]]], table: tup
 def room(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, Any]) -> np.ndarray:
     """`out`, checked, or a fresh array."""
     if out is None:
-        return np.empty(shape, dtype)
+        try:
+            return np.empty(shape, dtype)
+        except ValueError as error:
+            raise ValueError(f"`{name}` would have shape {shape}, expected an array that can exist: {error}") from None
     plain = {n: a.array if isinstance(a, PreparedWeights) else a for n, a in inputs.items() if a is not None}
     check_out(name, out, shape, dtype, plain)
     return out
@@ -75,12 +78,12 @@ def run_forward(
     p: Any,
     arrays: dict[str, Any],
     out: Any,
-    name: str = "out",
 ) -> np.ndarray:
     """y of shape `p.out_shape`, filled by `forward`: `out`, checked, or a fresh array."""
-    y = room(name, out, p.out_shape, arrays["x"].dtype, arrays)
+    y = room("out", out, p.out_shape, arrays["x"].dtype, arrays)
     target = addressable(y)
-    forward(p, _addressable(arrays), target)
+    with np.errstate(all="ignore"):  # NaN and infinity are results like others
+        forward(p, _addressable(arrays), target)
     if target is not y:
         y[...] = target
     return y
@@ -102,7 +105,8 @@ def run_backward(
     grads = wanted_gradients(kind, wrt, out, arrays, grad_y, saved)
     targets = {name: addressable(grad) for name, grad in grads.items()}
     if targets:
-        backward(p, addressable(grad_y), _addressable({**arrays, **(saved or {})}), targets)
+        with np.errstate(all="ignore"):
+            backward(p, addressable(grad_y), _addressable({**arrays, **(saved or {})}), targets)
     for name, target in targets.items():
         if target is not grads[name]:
             grads[name][...] = target

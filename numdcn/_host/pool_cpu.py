@@ -18,18 +18,23 @@ READS = 32.0  # operations that a bin takes for each channel, about
 CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
 
 
-def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None) -> Grid:
+def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
     """The boxes and their offsets (R, 2 * classes, parts along y, along x) for the kernels."""
     moved = place(shifts)
     parts = shifts.shape[2:] if shifts is not None else (1, 1)
     return Grid(
-        p.rois, p.size, p.bins, boxes.rule, max(p.size) + 2, boxes.images.ctypes.data, boxes.geometry.ctypes.data,
+        p.rois, p.size, p.bins, boxes.rule, columns, max(p.size) + 2, boxes.images.ctypes.data, boxes.geometry.ctypes.data,
         moved, parts, 2 * moved.strides[1],
     )  # fmt: skip
 
 
+def _shared(p: RoIs, shifts: np.ndarray | None) -> int:
+    """The columns of bins that rows of bins share."""
+    return p.bins[1] if shifts is None else 1
+
+
 def _lists(grid: Grid, dtype: np.dtype) -> int:
-    return lists_bytes(grid.bins, grid.pitch, dtype.itemsize)
+    return lists_bytes(grid.columns, grid.pitch, dtype.itemsize)
 
 
 def pool(
@@ -44,7 +49,7 @@ def pool(
     if y.size == 0:
         return
     dtype, many = y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts)
+    flat, grid = y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts))
     cut = points_cut(many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype))
     threads = plan_threads(p.rois * cut.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
@@ -73,7 +78,7 @@ def pool_gradients(
         if grad_x is not None:
             grad_x[...] = 0
         return np.zeros((p.rois, *p.bins, 3), dtype) if with_sums else None
-    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts)
+    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts))
     panel = backward_panel(p.channels, dtype)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
@@ -109,7 +114,7 @@ def _planes_call(
     p: RoIs, boxes: Boxes, group_size: tuple[int, int], shifts: np.ndarray | None, dtype: np.dtype
 ) -> PlanesCall:
     """The call but for the arrays and the scratch memory."""
-    grid = _grid(p, boxes, shifts)
+    grid = _grid(p, boxes, shifts, 1)
     classes = 1 if shifts is None else shifts.shape[1] // 2
     per_class, lists = p.channels // classes, _lists(grid, dtype)
     blocks = -(-per_class // CHANNEL_BLOCK)
@@ -146,7 +151,7 @@ def pool_planes_gradients(
 ) -> np.ndarray | None:
     """Fill grad_x; return (classes, R, Ph, Pw, 2), the gradients of the bins' shifts along x and y: None unless
     `with_sums`."""
-    dtype, source = grad_y.dtype, _adjacent(x)
+    dtype, source = grad_y.dtype, _adjacent(x) if with_sums else x
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     if grad_y.size == 0:
         if grad_x is not None:

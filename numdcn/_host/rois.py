@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.checks import number, per_axis
+from numdcn._host.checks import countable, number, per_axis
 from numdcn._host.door import Argument, check_arguments
 from numdcn._kernels.bins_cpu import RULE_P, RULE_R, WHOLE_PIXELS
 
 X = Argument("x", "(N, C, H, W)", 4, False, True, True)
 ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, False, False, True)
 FAR = 2.0**30  # pixels; corners are clipped to it
+MOST_SAMPLES = 2**16  # that may be asked for along an axis of a bin
 
 
 class RoIs(NamedTuple):
@@ -49,6 +50,7 @@ def check_rois(
     x, rois = arrays["x"], arrays["rois"]
     if min(x.shape[1:]) < 1:
         raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+    countable("x", max(x.shape[2:]), x.dtype)
     if rois.shape[1] != 5:
         raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
     bins = per_axis("output_size", output_size, 1)
@@ -83,9 +85,7 @@ def _check_boxes(rois: np.ndarray, batch: int) -> None:
 
 def _corners(rois: np.ndarray, scale: float) -> np.ndarray:
     """Scaled corners (R, 2, 2): first and second, y and x, no farther than `FAR`."""
-    with np.errstate(over="ignore"):
-        scaled = rois[:, 1:] * rois.dtype.type(scale)
-    return np.clip(scaled, -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
+    return np.clip(rois[:, 1:] * rois.dtype.type(scale), -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
 
 
 def _round(values: np.ndarray) -> np.ndarray:
@@ -103,8 +103,8 @@ def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray,
     dtype = start.dtype
     bins = size / np.array(p.bins, dtype)
     step = bins / np.maximum(samples, 1)
-    with np.errstate(over="ignore"):
-        far = dtype.type(reach) * size
+    most = np.finfo(dtype).max  # so that an offset of 0 shifts nothing
+    far = np.clip(dtype.type(reach) * size, -most, most)
     columns = (start, bins, step, np.broadcast_to(samples, size.shape), far)
     return np.ascontiguousarray(np.stack(columns, axis=-1), dtype)
 
@@ -133,7 +133,7 @@ def sampled_boxes(rois: np.ndarray, p: RoIs, samples: int, reach: float) -> Boxe
     corners = _round(np.clip(rois[:, 1:], -limit, limit)).reshape(-1, 2, 2)[:, :, ::-1]
     scale, half = dtype.type(p.scale), dtype.type(0.5)
     start = corners[:, 0] * scale - half
-    size = np.maximum((corners[:, 1] + 1) * scale - half - start, dtype.type(0.1))
+    size = np.clip((corners[:, 1] + 1) * scale - half - start, dtype.type(0.1), dtype.type(2 * FAR))
     return Boxes(RULE_P, _images(rois), _geometry(start, size, p, np.array(samples, dtype), reach))
 
 

@@ -77,7 +77,7 @@ def prepare_weights(w: np.ndarray, *, groups: int = 1) -> PreparedWeights:
     """Pack weights once, for calls that repeat with them.
 
     w: array (C_out, C/groups, kh, kw) of float32 or float64. groups: the number of convolution groups, which w alone
-    does not tell. Returns an object that `deform_conv_forward` and `deform_conv_backward` accept as `w`. It is a
+    does not tell. Returns an object that `deform_conv`, `conv` and `deform_conv_layer` accept as `w`, forward and backward. It is a
     snapshot: later changes of `w` are not seen.
 
     Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.

@@ -82,6 +82,6 @@ def taps_p(p, size):  # type: ignore[no-untyped-def]
     if not (p >= zero - half and p <= last + half):
         return False, 0, 0, zero, False
     inside = min(max(p, zero), last)
-    low = int(inside)
+    low = min(int(inside), size - 1)
     high = min(low + 1, size - 1)
     return True, low, high, inside - like(low, p), p >= zero and low < high

@@ -33,6 +33,7 @@ class Grid(NamedTuple):
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
     rule: int
+    columns: int  # lists along x that are kept at a time; along y it is one
     pitch: int  # elements from one list to the next
     images: int  # addresses: the image of each box, as int64,
     geometry: int  # see above
@@ -61,21 +62,21 @@ class Bin(NamedTuple):
     active: int
 
 
-def lists_bytes(bins: tuple[int, int], pitch: int, itemsize: int) -> int:
-    """Scratch for the lists of a box, in whole cache lines."""
-    return -(-sum(bins) * (pitch * (8 + 2 * itemsize) + 16) // 64) * 64 + 64
+def lists_bytes(columns: int, pitch: int, itemsize: int) -> int:
+    """Scratch for one list along y and some along x, in whole cache lines."""
+    return -(-(1 + columns) * (pitch * (8 + 2 * itemsize) + 16) // 64) * 64 + 64
 
 
 @helper
 def lists_at(address, grid, one):  # type: ignore[no-untyped-def]
     """The `Lists` of y, and those of x, whose buffers begin at `address`."""
-    rows, many, pitch = grid.bins[0], grid.bins[0] + grid.bins[1], grid.pitch
+    many, pitch = 1 + grid.columns, grid.pitch
     length = pointer(address, np.int64(0))
     index = at(length, 2 * many)
     weight = pointer(address + 8 * many * (pitch + 2), one)
-    slope, skip = at(weight, many * pitch), rows * pitch
+    slope = at(weight, many * pitch)
     y = Lists(index, weight, slope, length, at(length, many))
-    x = Lists(at(index, skip), at(weight, skip), at(slope, skip), at(length, rows), at(length, many + rows))
+    x = Lists(at(index, pitch), at(weight, pitch), at(slope, pitch), at(length, 1), at(length, many + 1))
     return y, x
 
 
@@ -159,19 +160,19 @@ def _list_pixels(first, end, lists, number, pitch, one):  # type: ignore[no-unty
 
 
 @block
-def list_axis(one, grid, r, axis, bin_, shift, lists):  # type: ignore[no-untyped-def]
-    """Fill in the list of bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
+def list_axis(one, grid, r, axis, bin_, shift, lists, slot):  # type: ignore[no-untyped-def]
+    """Fill in list `slot` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
     if grid.rule == WHOLE_PIXELS:
         both = grid.bins[0] + grid.bins[1]
         ends = at(pointer(grid.geometry, np.int64(0)), 2 * (r * both + axis * grid.bins[0] + bin_))
-        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, bin_, grid.pitch, one)
+        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, slot, grid.pitch, one)
         return True
     box = at(pointer(grid.geometry, one), (2 * r + axis) * AXIS)
     start, size = load_scalar(box, START), load_scalar(box, BIN)
     number = like(bin_, one)
     base = (start + number * size) + shift if grid.rule == RULE_P else (start + shift) + number * size
     list_samples(
-        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, bin_, grid.pitch
+        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, slot, grid.pitch
     )  # fmt: skip
     return base == base
 
@@ -205,9 +206,9 @@ def samples_of(one, grid, r, y, x):  # type: ignore[no-untyped-def]
 def plan_bin(one, grid, mask, r, i, j, class_, ys, xs):  # type: ignore[no-untyped-def]
     """The lists of bin (i, j) of box r along both axes, its mask, its divisor, and whether its samples lie nowhere: at
     NaN."""
-    known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys)
-    known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs)
-    return bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs)
+    known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys, 0)
+    known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs, 0)
+    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, 0)
 
 
 @helper
@@ -216,18 +217,19 @@ def plan_next_bin(one, grid, mask, r, b, first, ys, xs):  # type: ignore[no-unty
     lists, and columns do."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
+    slot = 0 if shifted else j
     known_y, known_x = True, True
     if shifted or b == first or j == 0:
-        known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys)
+        known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys, 0)
     if shifted or b < first + grid.bins[1]:
-        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs)
-    return bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs)
+        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, slot)
+    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, slot)
 
 
 @helper
-def bin_planned(one, grid, mask, r, i, j, known, ys, xs):  # type: ignore[no-untyped-def]
+def _bin_planned(one, grid, mask, r, i, j, known, ys, xs, slot):  # type: ignore[no-untyped-def]
     """What `plan_bin` returns, once the lists are made."""
-    y, x = bin_of(ys, i, grid.pitch), bin_of(xs, j, grid.pitch)
+    y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, slot, grid.pitch)
     scale, strides = one, mask.strides
     if mask.address:
         scale = load_scalar(pointer(mask.address, one), r * strides[0] + i * strides[2] + j * strides[3])

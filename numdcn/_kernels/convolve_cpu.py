@@ -120,7 +120,7 @@ class BackwardCall(NamedTuple):
 
 @helper
 def compute_gradients(one, params, counter, slot, exchange_columns):  # type: ignore[no-untyped-def]
-    """The gradients, block by block. A task is a block of channels for a band of images.
+    """The gradients, block by block. A task is a set of blocks of channels for a band of images.
 
     `exchange_columns` turns the gradient of a tap's columns into the columns, adding to the other gradients.
     """
@@ -135,33 +135,38 @@ def compute_gradients(one, params, counter, slot, exchange_columns):  # type: ig
     columns = at(panels, cut.panels * cut.rows * cut.panel)
     bounds, per_group = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups
     wanted = (a.weights != 0 and not cut.depthwise, a.sums != 0 or cut.depthwise != 0)
+    sets = (cut.blocks + cut.together - 1) // cut.together
     while True:
         task = next_task(counter)
-        if task >= cut.blocks * cut.image_bands:
+        if task >= sets * cut.image_bands:
             break
-        number, image_band = task % cut.blocks, task // cut.blocks
-        first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
-        output, outputs = (first, count) if cut.depthwise else (first // per_group * cut.outputs, cut.outputs)
-        weights, sums = (
-            at(pointer(a.weights, one), number * cut.weights_size),
-            at(pointer(a.sums, one), task * cut.sums_size),
-        )
+        begin, image_band = task % sets * cut.together, task // sets
+        end, channel = min(begin + cut.together, cut.blocks), load_scalar(bounds, begin)
+        output, outputs = channel // per_group * cut.outputs, cut.outputs
+        if cut.depthwise:
+            output, outputs = channel, load_scalar(bounds, end) - channel
         if a.sums:
-            fill(sums, 0, cut.sums_size, one - one)
+            sums = at(pointer(a.sums, one), (image_band * cut.blocks + begin) * cut.sums_size)
+            fill(sums, 0, (end - begin) * cut.sums_size, one - one)
         for n in range(image_band * cut.band_images, min((image_band + 1) * cut.band_images, p.batch)):
             for tile_number in range(cut.tiles):
                 runs, pixels = place_tile(tile, cut, tile_number, p.out_size, p.stride, p.before)
                 pack_gradient(
                     one, a.grad_y, n, output, outputs, cut, wanted, tile, runs, pixels, lines, packed, panels, buffer
                 )
-                for tap in range(p.taps):
-                    if a.weights:
-                        w = at(weights, tap * (cut.weights_size // p.taps))
-                        columns_gradient(one, cut, w, packed, panels, pixels, count, columns)
-                    exchange_columns(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns)
-                    if a.sums:
-                        total = at(sums, tap * (cut.sums_size // p.taps))
-                        weights_gradient(one, cut, panels, pixels, count, columns, total)
+                for number in range(begin, end):
+                    first = load_scalar(bounds, number)
+                    count = load_scalar(bounds, number + 1) - first
+                    weights = at(pointer(a.weights, one), number * cut.weights_size)
+                    sums = at(pointer(a.sums, one), (image_band * cut.blocks + number) * cut.sums_size)
+                    for tap in range(p.taps):
+                        if a.weights:
+                            w = at(weights, tap * (cut.weights_size // p.taps))
+                            columns_gradient(one, cut, w, packed, panels, pixels, count, columns)
+                        exchange_columns(one, p, cut, a, n, number, first, count, tap, tile, runs, pixels, columns)
+                        if a.sums:
+                            total = at(sums, tap * (cut.sums_size // p.taps))
+                            weights_gradient(one, cut, panels, pixels, count, columns, total)
 
 
 class SumCall(NamedTuple):

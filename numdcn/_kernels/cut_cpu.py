@@ -155,6 +155,7 @@ class BackwardCut(NamedTuple):
     panels: int
     block: int  # elements of a pixel's row of columns
     blocks: int
+    together: int  # blocks of a task: grad_y is packed once for them
     image_bands: int  # each has partial sums of the weights' gradient
     band_images: int
     parts: int  # partial sums of the offsets' and the mask's gradients
@@ -214,11 +215,13 @@ def backward_cut(p: Convolution, dtype: np.dtype) -> tuple[BackwardCut, np.ndarr
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
     bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
     band_images = -(-p.batch // bands)
+    bands = -(-p.batch // max(1, band_images))
+    together = 2 if p.groups == 1 and blocks * bands >= TASKS else 1
     pitch = ROWS * outputs + 16
     elements = 16 * ROW + 256 + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
     plan = tile_bytes(size)
     cut = BackwardCut(
-        *tiles, int(depthwise), outputs, panel, panels, block, blocks, -(-p.batch // max(1, band_images)), band_images,
+        *tiles, int(depthwise), outputs, panel, panels, block, blocks, together, bands, band_images,
         parts, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
         _page(plan + elements * size + 256), plan,
     )  # fmt: skip

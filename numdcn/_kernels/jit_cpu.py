@@ -1,7 +1,7 @@
 """Decorators and flags of the CPU kernels, the SIMD width of the target, and the register tiles that follow from it.
 
 No fast-math flag is used anywhere: where a fused multiply-add or a reordered sum is wanted it is written out
-(`simd_cpu.fma`, `simd_cpu.sum2`), so that results depend neither on how a loop was vectorised nor on what was inlined.
+(`simd_cpu.fma`, `lanes_cpu.sum3`), so that results depend neither on how a loop was vectorised nor on what was inlined.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def pool_bin(image, y, x, row, channels, count, scale, target):  # type: ignore[
 
     `row`: elements from a row of the image to the next; `channels`: from a pixel to the next.
     """
-    one, c = scale - scale + like(1.0, scale), 0
+    one, c = like(1.0, scale), 0
     step = width(one)
     while c < count:
         source, spot, rest = at(image, c), at(target, c), count - c
@@ -125,7 +125,7 @@ def pool_forward(one, params, counter, slot):  # type: ignore[no-untyped-def]
 def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, gradient, scale):  # type: ignore[no-untyped-def]
     """Add scale * gradient to the image's gradient in the weights of a bin; returns the sums over the bin's pixels of
     gradient times the pixel in the weights of the value, of the slope along y, and along x; `wanted`: which of both."""
-    zero = gradient - gradient
+    zero = like(0.0, gradient)
     by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, kind)
     for i in range(y.length):
         start, weight_y, slope_y = load_scalar(y.index, i) * row, load_scalar(y.weight, i), load_scalar(y.slope, i)
@@ -145,7 +145,7 @@ def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, 
 @block
 def pool_bin_backward(image, grad_image, wanted, y, x, row, channels, count, gradient, scale, sums):  # type: ignore[no-untyped-def]
     """The backward of `pool_bin`: adds to `grad_image`, and to `sums` (three numbers), each if `wanted`."""
-    one, c = scale - scale + like(1.0, scale), 0
+    one, c = like(1.0, scale), 0
     step = width(one)
     while c < count:
         x_c, g_c, rest = at(image, c), at(grad_image, c), count - c

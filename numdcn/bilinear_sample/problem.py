@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from numdcn._host.checks import countable
 from numdcn._host.door import Argument, check_arguments
 
 ARGUMENTS = (
@@ -35,6 +36,7 @@ def problem(arrays: dict[str, Any]) -> Problem:
         )
     if min(x.shape[1:]) < 1:
         raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+    countable("x", max(x.shape[2:]), x.dtype)
     between = points.shape[1:-1]
     batch, channels, *size = x.shape
     return Problem(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))

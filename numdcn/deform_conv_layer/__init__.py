@@ -176,7 +176,8 @@ def _through_prediction(
         grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **geometry
     )
     if more.x is not None:
-        grads["x"] += more.x
+        with np.errstate(all="ignore"):
+            grads["x"] += more.x
 
 
 class DeformConvLayerParameters(NamedTuple):

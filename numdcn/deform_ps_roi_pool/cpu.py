@@ -30,9 +30,8 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
     grad, (bins_y, bins_x) = grads["trans"], p.rois.bins
     grad[...] = 0
     reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
-    with np.errstate(all="ignore"):
-        moved = slopes * reach  # (classes, R, Ph, Pw, 2)
-        for i in range(bins_y):
-            for j in range(bins_x):  # to (R, 2*classes): several bins may share a part
-                part = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
-                grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += part
+    moved = slopes * reach  # (classes, R, Ph, Pw, 2)
+    for i in range(bins_y):
+        for j in range(bins_x):  # to (R, 2*classes): several bins may share a part
+            part = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
+            grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += part

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from numdcn._host.checks import integer, number
 from numdcn._host.door import Argument
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 
 ARGUMENTS = (X, ROIS, Argument("trans", "(R, 2*classes, part_h, part_w)", 4, True, True, True))
 
@@ -33,7 +33,7 @@ def problem(
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, group_size=(groups, groups))
     if arrays["trans"] is not None:
         _check_trans(rois, arrays["trans"])
-    samples = integer("sample_per_part", sample_per_part, 1)
+    samples = integer("sample_per_part", sample_per_part, 1, MOST_SAMPLES)
     return Problem(rois, (groups, groups), samples, number("trans_std", trans_std, arrays["x"].dtype))
 
 

@@ -35,5 +35,4 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
     if "offsets" in grads:
         scale: Any = 1 if mask is None else mask[:, 0]
         for channel, slopes, axis in ((0, by_x, 1), (1, by_y, 0)):
-            with np.errstate(all="ignore"):
-                grads["offsets"][:, channel] = slopes * scale * boxes.geometry[:, axis, REACH, None, None]
+            grads["offsets"][:, channel] = slopes * scale * boxes.geometry[:, axis, REACH, None, None]

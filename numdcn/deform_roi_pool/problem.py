@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from numdcn._host.checks import integer, number
 from numdcn._host.door import Argument, check_shapes
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 
 ARGUMENTS = (
     X,
@@ -37,4 +37,8 @@ def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampli
         "mask": (arrays["mask"], (rois.rois, 1, *rois.bins)),
     }
     check_shapes(expected, ARGUMENTS, f"R={rois.rois}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
-    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31)), number("gamma", gamma, arrays["x"].dtype))
+    return Problem(
+        rois,
+        integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES),
+        number("gamma", gamma, arrays["x"].dtype),
+    )

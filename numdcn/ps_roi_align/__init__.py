@@ -25,7 +25,7 @@ def ps_roi_align_forward(
     """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of interpolated samples::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5
-        bin_h = (bottom - top) / Ph,  qh = sampling_ratio or ceil(bin_h)
+        bin_h = (bottom - top) / Ph,  qh = sampling_ratio if above 0, else ceil(bin_h)
         y[r,c,i,j] = mean over u < qh, v < qw of  S(x[n, (c*Ph + i)*Pw + j];  top  + i*bin_h + (u + 0.5)*bin_h/qh,
                                                                              left + j*bin_w + (v + 0.5)*bin_w/qw)
 

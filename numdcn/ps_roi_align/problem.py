@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numdcn._host.checks import integer, per_axis
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 
 ARGUMENTS = (X, ROIS)
 
@@ -26,4 +26,4 @@ def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampli
     """Measure and check everything once. `arrays` holds the arguments by name."""
     cells = per_axis("output_size", output_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, group_size=cells)
-    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31)))
+    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES))

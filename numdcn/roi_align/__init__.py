@@ -26,7 +26,7 @@ def roi_align_forward(
     """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - (0.5 if aligned else 0)
-        h = bottom - top  (at least 1 unless aligned),  bin_h = h / Ph,  qh = sampling_ratio or ceil(h / Ph)
+        h = bottom - top  (at least 1 unless aligned),  bin_h = h / Ph,  qh = sampling_ratio if above 0, else ceil(h / Ph)
         y[r,c,i,j] = mean over u < qh, v < qw of  S(x[n,c];  top  + i*bin_h + (u + 0.5)*bin_h/qh,
                                                             left + j*bin_w + (v + 0.5)*bin_w/qw)
 

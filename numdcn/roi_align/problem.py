@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numdcn._host.checks import flag, integer
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 
 ARGUMENTS = (X, ROIS)
 
@@ -26,4 +26,4 @@ class Problem(NamedTuple):
 def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale)
-    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31)), flag("aligned", aligned))
+    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES), flag("aligned", aligned))

@@ -119,7 +119,7 @@ def roi_pool_backward(
 
     Raises:
         TypeError, ValueError: as `roi_pool_forward`; a name in `wrt` that is unknown; an argmax of another shape or type, or
-            with a position that is in no image.
+            with a position that is in no image (found on the way: `out.x` is then left unfinished).
 
     Source: as `roi_pool_forward`.
     """

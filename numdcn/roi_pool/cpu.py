@@ -20,7 +20,7 @@ from numdcn._kernels.jit_cpu import block, helper, kernel
 from numdcn._kernels.layout_cpu import fill
 from numdcn._kernels.parameters_cpu import Place, unpack
 from numdcn._kernels.points_cpu import PointsCut, forward_panel, points_cut
-from numdcn._kernels.sample_cpu import place_tile, tile_at
+from numdcn._kernels.sample_cpu import MOST_PIXELS, place_tile, tile_at
 from numdcn._kernels.simd_cpu import (
     as_int32,
     at,
@@ -145,7 +145,7 @@ def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray 
     boxes, panel = whole_boxes(arrays["rois"], p, inclusive=True), forward_panel(p.channels, dtype)
     flat = y.reshape(p.rois, p.channels, 1, many)
     found = None if argmax is None else argmax.reshape(flat.shape)
-    cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, (many + 32) * (panel + 16) * 4)
+    cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, (min(many, MOST_PIXELS) + 32) * (panel + 16) * 4)
     threads = plan_threads(p.rois * cut.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
     with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (address, slots):
@@ -185,9 +185,10 @@ def add_at_maxima(one, params, counter, slot):  # type: ignore[no-untyped-def]
     a = unpack(params, BackwardCall)
     numbers, positions = pointer(a.numbers, np.int64(0)), pointer(a.argmax, np.int32(0))
     while True:
-        first = next_task(counter) * BLOCK
-        if first >= a.channels:
+        task = next_task(counter)
+        if task >= (a.channels + BLOCK - 1) // BLOCK:
             return
+        first = task * BLOCK
         count = min(BLOCK, a.channels - first)
         for n in range(a.batch):
             fill(pointer(a.grad_x, one), (n * a.channels + first) * a.pixels, count * a.pixels, one - one)
