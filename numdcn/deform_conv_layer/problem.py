@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numdcn._host.checks import flag, integer
+import numpy as np
+
+from numdcn._host.checks import describe, flag
 from numdcn._host.convolution import convolution
 from numdcn._host.door import Argument, check_arguments, check_shapes
 
@@ -42,7 +44,8 @@ def problem(
     modulated = flag("modulated", modulated)
     x, w, offset_w, offset_b, bias = (arrays[a.name] for a in ARGUMENTS)
     made = convolution(x, w, bias, stride, padding, dilation)
-    mask_scale = integer("mask_scale", mask_scale, 1, 3)
+    if not isinstance(mask_scale, (int, np.integer)) or isinstance(mask_scale, bool) or mask_scale not in (1, 2):
+        raise ValueError(f"`mask_scale` is {describe(mask_scale)}, expected 1 or 2")
     predicted = (3 if modulated else 2) * made.taps
     channels = offset_w.shape[0]
     if channels < 1 or channels % predicted:
@@ -70,4 +73,4 @@ def problem(
     check_shapes(expected, (*ARGUMENTS, *RESULTS), sizes)
     if arrays.get("mask") is not None and not modulated:
         raise ValueError("`mask` was given with modulated=False, expected None")
-    return Problem(made.out_shape, moved, modulated, mask_scale)
+    return Problem(made.out_shape, moved, modulated, int(mask_scale))
