@@ -260,7 +260,7 @@ def test_onnx_grid_sample(subject, name, dtype):
 @pytest.mark.parametrize("size", [(5, 9), (2, 3), (1, 6), (1, 1)])
 def test_torch_grid_sample(subject, align_corners, size):
     """Values and both gradients; at integer coordinates and at -1 too, where torch takes the right slope as well."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="a comparison with torch, where it is installed")
     rng = np.random.default_rng(0)
     x, grad_y = rng.normal(size=(2, 3, *size)), rng.normal(size=(2, 3, 8, 9))
     grid = rng.uniform(-1.7, 1.7, size=(2, 8, 9, 2))

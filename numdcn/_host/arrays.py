@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,15 @@ def place(array: np.ndarray | None) -> Place:
     size = array.itemsize
     a, b, c, d = [s // size for s in array.strides] + [0] * (4 - array.ndim)
     return Place(array.ctypes.data, (a, b, c, d))
+
+
+@contextmanager
+def reshaped(target: np.ndarray, *shape: int) -> Iterator[np.ndarray]:
+    """`target` in another shape, to be filled: a view, or where its strides allow none, memory that is then copied back."""
+    other = target.reshape(shape)
+    yield other
+    if not np.may_share_memory(other, target):
+        target[...] = other.reshape(target.shape)
 
 
 def _overlaps_itself(array: np.ndarray) -> bool:

@@ -100,13 +100,13 @@ def number(name: str, value: Any, dtype: np.dtype, positive: bool = False) -> fl
         raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
     try:
         with np.errstate(all="ignore"):
-            number = float(value)
-            kept = dtype.type(number)
+            real = float(value)
+            kept = dtype.type(real)
     except OverflowError:
         raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}") from None
     if not np.isfinite(kept) or (positive and not kept > 0):
         raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}")
-    return number
+    return real
 
 
 def countable(name: str, size: int, dtype: np.dtype) -> None:

@@ -81,6 +81,8 @@ def run_forward(
 ) -> np.ndarray:
     """y of shape `p.out_shape`, filled by `forward`: `out`, checked, or a fresh array."""
     y = room("out", out, p.out_shape, arrays["x"].dtype, arrays)
+    if y.size == 0:
+        return y
     target = addressable(y)
     with np.errstate(all="ignore"):  # NaN and infinity are results like others
         forward(p, _addressable(arrays), target)
@@ -104,7 +106,10 @@ def run_backward(
     `saved`: what the forward returned for the backward, by name."""
     grads = wanted_gradients(kind, wrt, out, arrays, grad_y, saved)
     targets = {name: addressable(grad) for name, grad in grads.items()}
-    if targets:
+    if grad_y.size == 0:
+        for target in targets.values():
+            target[...] = 0
+    elif targets:
         with np.errstate(all="ignore"):
             backward(p, addressable(grad_y), _addressable({**arrays, **(saved or {})}), targets)
     for name, target in targets.items():

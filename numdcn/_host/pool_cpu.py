@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numdcn._host.arrays import NOWHERE, place
+from numdcn._host.arrays import NOWHERE, place, reshaped
 from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.rois import Boxes, RoIs
 from numdcn._host.scratch import Scratch
@@ -46,19 +46,16 @@ def pool(
     mask: np.ndarray | None = None,
 ) -> None:
     """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
-    if y.size == 0:
-        return
     dtype, many = y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts))
+    grid = _grid(p, boxes, shifts, _shared(p, shifts))
     cut = points_cut(many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype))
     threads = plan_threads(p.rois * cut.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
-    with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (address, slots):
+    sizes = (p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes)
+    with reshaped(y, p.rois, p.channels, 1, many) as flat, Scratch(*sizes) as (address, slots):
         RimmedImages(address, cut.image_size, bounds, slots, cut.slot_bytes, threads).pack(x)
         call = PoolCall(p.batch, p.channels, grid, cut, place(mask), NOWHERE, place(flat), address, 0, 0, slots)
         launch(pool_forward, dtype.type(1), call, threads)
-    if not np.may_share_memory(flat, y):
-        y[...] = flat.reshape(y.shape)
 
 
 def pool_gradients(
@@ -74,10 +71,6 @@ def pool_gradients(
     """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
     the samples, of their slopes along y, and along x: None unless `with_sums`."""
     dtype, many = grad_y.dtype, p.bins[0] * p.bins[1]
-    if grad_y.size == 0:
-        if grad_x is not None:
-            grad_x[...] = 0
-        return np.zeros((p.rois, *p.bins, 3), dtype) if with_sums else None
     flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts))
     panel = backward_panel(p.channels, dtype)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
@@ -129,8 +122,6 @@ def pool_planes(
     p: RoIs, x: np.ndarray, boxes: Boxes, group_size: tuple[int, int], y: np.ndarray, shifts: np.ndarray | None = None
 ) -> None:
     """Fill y (R, C / cells, Ph, Pw) as `pool` does, from the channels of each bin's cell."""
-    if y.size == 0:
-        return
     dtype, source = y.dtype, _adjacent(x)
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
@@ -153,10 +144,6 @@ def pool_planes_gradients(
     `with_sums`."""
     dtype, source = grad_y.dtype, _adjacent(x) if with_sums else x
     call = _planes_call(p, boxes, group_size, shifts, dtype)
-    if grad_y.size == 0:
-        if grad_x is not None:
-            grad_x[...] = 0
-        return np.zeros((call.classes, p.rois, *p.bins, 2), dtype) if with_sums else None
     target = grad_x if grad_x is None or _adjacent(grad_x) is grad_x else np.empty(grad_x.shape, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
     threads = plan_threads(tasks, READS * grad_y.size)

@@ -94,7 +94,8 @@ def _round(values: np.ndarray) -> np.ndarray:
     return whole + np.copysign(np.abs(values - whole) >= 0.5, values).astype(values.dtype)
 
 
-def _images(rois: np.ndarray) -> np.ndarray:
+def image_numbers(rois: np.ndarray) -> np.ndarray:
+    """The image of each box."""
     return rois[:, 0].astype(np.int64)
 
 
@@ -122,7 +123,7 @@ def align_boxes(
     samples = np.full(size.shape, sampling_ratio, dtype)
     if sampling_ratio <= 0:
         samples = np.maximum(np.ceil(size / np.array(p.bins, dtype)), dtype.type(0))
-    return Boxes(RULE_R, _images(rois), _geometry(start, size, p, samples, reach))
+    return Boxes(RULE_R, image_numbers(rois), _geometry(start, size, p, samples, reach))
 
 
 def sampled_boxes(rois: np.ndarray, p: RoIs, samples: int, reach: float) -> Boxes:
@@ -134,7 +135,7 @@ def sampled_boxes(rois: np.ndarray, p: RoIs, samples: int, reach: float) -> Boxe
     scale, half = dtype.type(p.scale), dtype.type(0.5)
     start = corners[:, 0] * scale - half
     size = np.clip((corners[:, 1] + 1) * scale - half - start, dtype.type(0.1), dtype.type(2 * FAR))
-    return Boxes(RULE_P, _images(rois), _geometry(start, size, p, np.array(samples, dtype), reach))
+    return Boxes(RULE_P, image_numbers(rois), _geometry(start, size, p, np.array(samples, dtype), reach))
 
 
 def whole_boxes(rois: np.ndarray, p: RoIs, inclusive: bool) -> Boxes:
@@ -148,4 +149,4 @@ def whole_boxes(rois: np.ndarray, p: RoIs, inclusive: bool) -> Boxes:
         first = steps * size[:, axis, None] // bins + start[:, axis, None]
         end = -(-(steps + 1) * size[:, axis, None] // bins) + start[:, axis, None]
         ranges.append(np.clip(np.stack((first, end), axis=-1), 0, p.size[axis]))
-    return Boxes(WHOLE_PIXELS, _images(rois), np.ascontiguousarray(np.concatenate(ranges, axis=1)))
+    return Boxes(WHOLE_PIXELS, image_numbers(rois), np.ascontiguousarray(np.concatenate(ranges, axis=1)))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays import NOWHERE, place
+from numdcn._host.arrays import NOWHERE, place, reshaped
 from numdcn._host.images_cpu import RimmedImages
-from numdcn._host.rois import whole_boxes
+from numdcn._host.rois import image_numbers, whole_boxes
 from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._kernels.columns_cpu import write_tile
@@ -139,24 +139,21 @@ def max_bins(one, params, counter, slot):  # type: ignore[no-untyped-def]
 
 def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray | None) -> None:
     """Fill y, and the positions of the maxima. All arrays are addressable and checked."""
-    if y.size == 0:
-        return
     x, dtype, many = arrays["x"], y.dtype, p.bins[0] * p.bins[1]
     boxes, panel = whole_boxes(arrays["rois"], p, inclusive=True), forward_panel(p.channels, dtype)
-    flat = y.reshape(p.rois, p.channels, 1, many)
-    found = None if argmax is None else argmax.reshape(flat.shape)
+    shape = (p.rois, p.channels, 1, many)
+    found = None if argmax is None else argmax.reshape(shape)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, (min(many, MOST_PIXELS) + 32) * (panel + 16) * 4)
     threads = plan_threads(p.rois * cut.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
-    with Scratch(p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes) as (address, slots):
+    sizes = (p.batch * cut.image_size * dtype.itemsize, threads * cut.slot_bytes)
+    with reshaped(y, *shape) as flat, Scratch(*sizes) as (address, slots):
         RimmedImages(address, cut.image_size, bounds, slots, cut.slot_bytes, threads).pack(x)
         call = Call(
             p.channels, p.rois, p.size, p.bins, cut, boxes.images.ctypes.data, boxes.geometry.ctypes.data,
             Written(NOWHERE, place(flat)), Written(NOWHERE, place(found)), address, slots, dtype.itemsize,
         )  # fmt: skip
         launch(max_bins, dtype.type(1), call, threads)
-    if not np.may_share_memory(flat, y):
-        y[...] = flat.reshape(y.shape)
 
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
@@ -209,15 +206,12 @@ def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict
     """Fill the gradients in `grads`, each by the name of its argument; `arrays` may hold the forward's `argmax`, which is
     found again if not. All arrays are addressable and checked."""
     grad_x, argmax = grads["x"], arrays.get("argmax")
-    if grad_y.size == 0:
-        grad_x[...] = 0
-        return
     if argmax is None:
         argmax = np.empty(p.out_shape, np.int32)
         _find(p, arrays, np.empty(p.out_shape, grad_y.dtype), argmax)
     argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
     target = grad_x if grad_x.flags.c_contiguous else np.empty(grad_x.shape, grad_x.dtype)
-    numbers, stray = arrays["rois"][:, 0].astype(np.int64), np.full(1, -1, np.int64)
+    numbers, stray = image_numbers(arrays["rois"]), np.full(1, -1, np.int64)
     call = BackwardCall(
         p.batch, p.channels, p.rois, p.size[0] * p.size[1], p.bins[0] * p.bins[1], numbers.ctypes.data,
         argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
