@@ -1,4 +1,4 @@
-"""NumPy arrays at the door: which are accepted, where they lie in memory, and room for results."""
+"""Arrays at the door: which are accepted, and, of NumPy's, where they lie in memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.arrays_cuda import BFLOAT16, DeviceArray, framework_of
 from numdcn._host.checks import describe
 from numdcn._kernels.parameters_cpu import Place
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
+
+
+def received(value: Any) -> Any:
+    """`value`, or if it is an array on a GPU, that array as the library sees it."""
+    if isinstance(value, (np.ndarray, DeviceArray)) or value is None:
+        return value
+    framework = framework_of(value)
+    return value if framework is None else framework.seen(value)
 
 
 def check_dtype(name: str, value: Any) -> np.dtype:
@@ -26,10 +36,14 @@ def check_dtype(name: str, value: Any) -> np.dtype:
 
 
 def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
-    """Raise unless `value` is a float32 or float64 array, of `ndim` axes if that is given."""
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array of shape {layout}")
-    if value.dtype not in FLOATS:
+    """Raise unless `value` is a float32 or float64 array, on a GPU also a float16 or bfloat16 one, of `ndim` axes if that
+    is given."""
+    if isinstance(value, DeviceArray):
+        if value.dtype not in GPU_FLOATS:
+            raise TypeError(f"`{name}` has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
+    elif not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}")
+    elif value.dtype not in FLOATS:
         hint = ""
         if value.dtype.newbyteorder("=") in FLOATS:
             hint = " in the machine's byte order"
@@ -38,6 +52,15 @@ def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
         )
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
+
+
+def host_copy(array: Any) -> np.ndarray:
+    """A NumPy array of the same numbers: itself, or a copy of one on a GPU, for which this waits."""
+    if isinstance(array, np.ndarray):
+        return array
+    from numdcn._host.work_cuda import host_copy as copied
+
+    return copied(array)
 
 
 def addressable(array: np.ndarray) -> np.ndarray:
@@ -80,7 +103,8 @@ def _overlaps_itself(array: np.ndarray) -> bool:
     return False
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+def _overlap(a: Any, b: Any) -> bool:
+    a, b = (array.ghost if isinstance(array, DeviceArray) else array for array in (a, b))
     if not np.may_share_memory(a, b):
         return False
     try:
@@ -89,17 +113,17 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
         return True
 
 
-def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: dict[str, np.ndarray]) -> None:
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> None:
     """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, (np.ndarray, DeviceArray)) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"`{name}` is {describe(out)}, expected a NumPy array of shape {shape} and dtype {dtype}")
     if out.dtype != dtype:
         raise TypeError(f"`{name}` has dtype {out.dtype}, expected {dtype}")
     if out.shape != shape:
         raise ValueError(f"`{name}` has shape {out.shape}, expected {shape}")
-    if not out.flags.writeable:
+    if not (out.writable if isinstance(out, DeviceArray) else out.flags.writeable):
         raise ValueError(f"`{name}` is read-only, expected an array that can be written to")
-    if _overlaps_itself(out):
+    if _overlaps_itself(out.ghost if isinstance(out, DeviceArray) else out):
         raise ValueError(
             f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each"
         )

@@ -93,8 +93,14 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
     return frozenset(names)
 
 
-def number(name: str, value: Any, dtype: np.dtype, positive: bool = False) -> float:
-    """A real number that is finite in a floating type, and above 0 if `positive`; a bool or a string is none."""
+def coordinate_dtype(dtype: Any) -> np.dtype:
+    """What coordinates of arrays of a dtype are computed in: float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
+    """A real number that is finite where coordinates are computed, and above 0 if `positive`; a bool or a string is none."""
+    dtype = coordinate_dtype(dtype)
     wanted = f"a finite number{' above 0' if positive else ''}, in {dtype} too"
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
         raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
@@ -109,8 +115,9 @@ def number(name: str, value: Any, dtype: np.dtype, positive: bool = False) -> fl
     return real
 
 
-def countable(name: str, size: int, dtype: np.dtype) -> None:
-    """Raise unless positions up to `size` are exact in a floating type."""
+def countable(name: str, size: int, dtype: Any) -> None:
+    """Raise unless positions up to `size` are exact where coordinates are computed."""
+    dtype = coordinate_dtype(dtype)
     if size > 2 ** (np.finfo(dtype).nmant + 1):
         raise ValueError(
             f"`{name}` is {size} pixels long along an axis, padding included, expected at most "

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.checks import countable, number, per_axis
+from numdcn._host.arrays import host_copy
+from numdcn._host.checks import countable, flag, number, per_axis
 from numdcn._host.door import Argument, check_arguments
 from numdcn._kernels.bins_cpu import RULE_P, RULE_R, WHOLE_PIXELS
 
 X = Argument("x", "(N, C, H, W)", 4, False, True, True)
-ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, False, False, True)
+ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, False, False, True, coordinates=True)
 FAR = 2.0**30  # pixels; corners are clipped to it
 MOST_SAMPLES = 2**16  # that may be asked for along an axis of a bin
 
@@ -42,10 +43,16 @@ class Boxes(NamedTuple):
 
 
 def check_rois(
-    table: tuple[Argument, ...], arrays: dict[str, Any], output_size: Any, spatial_scale: Any, group_size: Any = None
+    table: tuple[Argument, ...],
+    arrays: dict[str, Any],
+    output_size: Any,
+    spatial_scale: Any,
+    check: Any,
+    group_size: Any = None,
 ) -> RoIs:
     """Measure and check the arguments that all operators over boxes have. `group_size`: of a position-sensitive one, whose
-    result has C / group_size**2 channels; a pair, each below which bins share channels."""
+    result has C / group_size**2 channels; a pair, each below which bins share channels. `check`: whether to wait for a GPU to
+    look at the boxes."""
     check_arguments(table, arrays)
     x, rois = arrays["x"], arrays["rois"]
     if min(x.shape[1:]) < 1:
@@ -55,7 +62,8 @@ def check_rois(
         raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
     bins = per_axis("output_size", output_size, 1)
     scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
-    _check_boxes(rois, x.shape[0])
+    if flag("check", check) or isinstance(rois, np.ndarray):
+        _check_boxes(host_copy(rois), x.shape[0])
     channels = x.shape[1]
     if group_size is not None:
         cells = group_size[0] * group_size[1]

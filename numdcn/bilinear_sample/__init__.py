@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.bilinear_sample import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.bilinear_sample.problem import problem
 
 
@@ -19,7 +19,7 @@ def bilinear_sample_forward(x: np.ndarray, points: np.ndarray, *, out: np.ndarra
         (py, px) = points[n, ..., :]
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         points: coordinates (N, ..., 2) in pixels, y first: (0, 0) is the centre of the first pixel.
         out: an array to fill, (N, C, ...), sharing memory with no input.
 
@@ -33,13 +33,13 @@ def bilinear_sample_forward(x: np.ndarray, points: np.ndarray, *, out: np.ndarra
         y, (N, C, ...): the axes of the points in the place of H and W. The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ.
+        TypeError: an array of another kind or dtype, or dtypes that differ.
         ValueError: shapes that do not fit each other, an `out` that shares memory.
 
     Source: Jaderberg et al., Spatial Transformer Networks (2015), equation 5.
     """
-    arrays = {"x": x, "points": points}
-    return run_forward(cpu.forward, problem(arrays), arrays, out)
+    arrays = receive({"x": x, "points": points})
+    return run_forward(__name__, problem(arrays), arrays, out)
 
 
 class BilinearSampleGradients(NamedTuple):
@@ -55,6 +55,7 @@ def bilinear_sample_backward(
     points: np.ndarray,
     *,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
     out: BilinearSampleGradients | None = None,
 ) -> BilinearSampleGradients:
     """Gradients of `bilinear_sample_forward`, given the gradient of its result.
@@ -63,6 +64,7 @@ def bilinear_sample_backward(
         grad_y: gradient of y, (N, C, ...), of the dtype of the other arrays.
         x, points: as given to `bilinear_sample_forward`.
         wrt: "x", "points" or both; None for both.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
         out: a `BilinearSampleGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
             them; what is wanted but None there is allocated.
 
@@ -71,14 +73,15 @@ def bilinear_sample_backward(
     image both are 0. A NaN point has NaN gradients and adds nothing to that of x.
 
     Returns:
-        A `BilinearSampleGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `BilinearSampleGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
+        on a GPU the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `bilinear_sample_forward`; a name in `wrt` that is unknown.
 
     Source: as `bilinear_sample_forward`, equations 6 and 7.
     """
-    arrays = {"x": x, "points": points}
+    arrays = receive({"x": x, "points": points})
     p = problem(arrays)
-    check_grad_y(grad_y, p.out_shape, "(N, C, ...), with the axes of points between N and 2", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, BilinearSampleGradients, wrt, out)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C, ...), with the axes of points between N and 2", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, BilinearSampleGradients, wrt, out, options(deterministic))

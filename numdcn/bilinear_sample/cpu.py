@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.arrays import NOWHERE, place, reshaped
 from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.scratch import Scratch
@@ -90,7 +91,7 @@ def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
             write_tile(one, a, n, c, count, tile, runs, pixels, samples, cut.pitch, buffer, False)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     x, dtype = arrays["x"], y.dtype
     points = arrays["points"].reshape(p.batch, p.points, 2)
@@ -141,7 +142,9 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
                 write_plane(at(grad_points, 1), (0, 2), tile, runs, at(tile.rows, GRAD_X))
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     x, dtype = arrays["x"], grad_y.dtype
     panel = backward_panel(p.channels, dtype)

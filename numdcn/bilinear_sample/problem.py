@@ -10,7 +10,7 @@ from numdcn._host.door import Argument, check_arguments
 
 ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("points", "(N, ..., 2)", None, False, True, True),
+    Argument("points", "(N, ..., 2)", None, False, True, True, coordinates=True),
 )
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis, Padding
-from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn._host.weights import PreparedWeights
-from numdcn.conv import cpu
 from numdcn.conv.problem import problem
 
 
@@ -22,6 +22,7 @@ def conv_forward(
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
+    allow_tf32: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Convolution (cross-correlation, as in all deep learning), with zeros around the image::
@@ -30,11 +31,12 @@ def conv_forward(
                      w[o,c,ky,kx] * x[n, c, i*stride_y - padding_y + ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them. `groups` is read off the shapes.
         bias: (C_out,), or None.
         stride, dilation: in pixels; an int, or one for each axis (y, x).
         padding: zeros around x; an int, one for each axis, or a (before, after) pair for each axis.
+        allow_tf32: whether products of float32 may be rounded to tf32 (10 bits), on a GPU that has it.
         out: an array to fill, (N, C_out, Ho, Wo), sharing memory with no input.
 
     Returns:
@@ -42,14 +44,14 @@ def conv_forward(
         same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a stride, dilation or
+        TypeError: an array of another kind or dtype, or dtypes that differ; a stride, dilation or
             padding that is no int.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory.
 
     Source: `deform_conv_forward` with offsets of 0 (Dai et al., Deformable Convolutional Networks, 2017, equation 1).
     """
-    arrays = {"x": x, "w": w, "bias": bias}
-    return run_forward(cpu.forward, problem(arrays, stride, padding, dilation), arrays, out)
+    arrays = receive({"x": x, "w": w, "bias": bias})
+    return run_forward(__name__, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32))
 
 
 class ConvGradients(NamedTuple):
@@ -70,6 +72,8 @@ def conv_backward(
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    allow_tf32: bool = False,
     out: ConvGradients | None = None,
 ) -> ConvGradients:
     """Gradients of `conv_forward`, given the gradient of its result.
@@ -78,6 +82,8 @@ def conv_backward(
         grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
         x, w, bias, stride, padding, dilation: as given to `conv_forward`.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        allow_tf32: as given to the forward.
         out: a `ConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them; what is
             wanted but None there is allocated.
 
@@ -85,14 +91,15 @@ def conv_backward(
     images of grad_y * x, that of the bias the sum of grad_y.
 
     Returns:
-        A `ConvGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `ConvGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
+        on a GPU the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `conv_forward`; a name in `wrt` that is unknown, or was not given.
 
     Source: as `conv_forward`.
     """
-    arrays = {"x": x, "w": w, "bias": bias}
+    arrays = receive({"x": x, "w": w, "bias": bias})
     p = problem(arrays, stride, padding, dilation)
-    check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, ConvGradients, wrt, out)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, ConvGradients, wrt, out, options(deterministic, allow_tf32))

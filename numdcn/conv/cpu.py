@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host import convolve_cpu
 from numdcn._kernels.columns_cpu import copy_chunk
 from numdcn._kernels.convolve_cpu import compute_gradients, compute_tiles
@@ -26,7 +27,7 @@ def forward_tiles(one, params, counter, slot):  # type: ignore[no-untyped-def]
     compute_tiles(one, params, counter, slot, copy_chunk)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     convolve_cpu.forward(forward_tiles, p, arrays, y)
 
@@ -47,6 +48,8 @@ def backward_blocks(one, params, counter, slot):  # type: ignore[no-untyped-def]
     compute_gradients(one, params, counter, slot, copy_block)
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     convolve_cpu.backward(backward_blocks, p, grad_y, arrays, grads)

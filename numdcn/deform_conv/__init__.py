@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis, Padding
-from numdcn._host.door import check_grad_y, run_backward, run_forward
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn._host.weights import PreparedWeights
-from numdcn.deform_conv import cpu
 from numdcn.deform_conv.problem import problem
 
 
@@ -24,6 +24,7 @@ def deform_conv_forward(
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
+    allow_tf32: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Deformable convolution: each tap of the kernel looks where its offset points.
@@ -35,13 +36,14 @@ def deform_conv_forward(
         px = j*stride_x - padding_x + kx*dilation_x + offsets[n, (g*kh*kw + k)*2 + 1, i, j]
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         offsets: displacements in pixels of x, (N, 2*offset_groups*kh*kw, Ho, Wo): for each tap y, then x.
         w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them.
         bias: (C_out,), or None.
         mask: modulation (N, offset_groups*kh*kw, Ho, Wo), or None for ones (DCNv1).
         stride, dilation: in pixels; an int, or one for each axis (y, x).
         padding: zeros around x; an int, one for each axis, or a (before, after) pair for each axis.
+        allow_tf32: whether products of float32 may be rounded to tf32 (10 bits), on a GPU that has it.
         out: an array to fill, (N, C_out, Ho, Wo), sharing memory with no input.
 
     `groups` and `offset_groups` are read off the shapes: C over the second axis of w, and the channels of offsets over
@@ -55,15 +57,15 @@ def deform_conv_forward(
         same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a stride, dilation or
+        TypeError: an array of another kind or dtype, or dtypes that differ; a stride, dilation or
             padding that is no int.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory.
 
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
-    arrays = {"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask}
+    arrays = receive({"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask})
     p = problem(arrays, stride, padding, dilation)
-    return run_forward(cpu.forward, p, arrays, out)
+    return run_forward(__name__, p, arrays, out, options(allow_tf32=allow_tf32))
 
 
 class DeformConvGradients(NamedTuple):
@@ -88,6 +90,8 @@ def deform_conv_backward(
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    allow_tf32: bool = False,
     out: DeformConvGradients | None = None,
 ) -> DeformConvGradients:
     """Gradients of `deform_conv_forward`, given the gradient of its result.
@@ -96,6 +100,8 @@ def deform_conv_backward(
         grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
         x, offsets, w, bias, mask, stride, padding, dilation: as given to `deform_conv_forward`.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        allow_tf32: as given to the forward.
         out: a `DeformConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
             what is wanted but None there is allocated.
 
@@ -108,14 +114,15 @@ def deform_conv_backward(
     adds nothing to that of x.
 
     Returns:
-        A `DeformConvGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `DeformConvGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
+        on a GPU the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `deform_conv_forward`; a name in `wrt` that is unknown, or was not given.
 
     Sources: as `deform_conv_forward`.
     """
-    arrays = {"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask}
+    arrays = receive({"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask})
     p = problem(arrays, stride, padding, dilation)
-    check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, DeformConvGradients, wrt, out)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, DeformConvGradients, wrt, out, options(deterministic, allow_tf32))

@@ -12,7 +12,7 @@ from numdcn._host.door import Argument, check_arguments, check_shapes
 
 ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, False, True, True),
+    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, False, True, True, coordinates=True),
     Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
     Argument("bias", "(C_out,)", None, True, True, False),
     Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, True, True),

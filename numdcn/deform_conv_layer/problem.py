@@ -21,7 +21,7 @@ ARGUMENTS = (
     Argument("bias", "(C_out,)", None, True, True, False),
 )
 RESULTS = (
-    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, True, False, False),
+    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, True, False, False, coordinates=True),
     Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, False, False),
 )
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.deform_ps_roi_pool import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.deform_ps_roi_pool.problem import problem
 
 
@@ -23,6 +23,7 @@ def deform_ps_roi_pool_forward(
     sample_per_part: int = 4,
     trans_std: float = 0.1,
     spatial_scale: float = 1.0,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Position-sensitive RoI pooling whose bins are shifted by learned offsets, of each class its own::
@@ -36,7 +37,8 @@ def deform_ps_roi_pool_forward(
                                                                           left_ij + v*w/Pw/sample_per_part)
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides; C a multiple of group_size**2.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+            group_size**2.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image; whole pixels, both ends
             counted, halves rounded away from zero.
         trans: offsets (R, 2*classes, part_h, part_w), for each class x, then y, as fractions of the box's size over
@@ -46,6 +48,7 @@ def deform_ps_roi_pool_forward(
         sample_per_part: samples of a bin along each axis, the first at its upper left corner.
         trans_std: how far an offset of 1 shifts a bin, as a fraction of the box's size.
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill, (R, C/group_size**2, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for half a pixel beyond their centres; samples farther
@@ -55,16 +58,16 @@ def deform_ps_roi_pool_forward(
         y, (R, C/group_size**2, Ph, Pw). The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2, and R-FCN (2016); the samples and names are
     those of the authors' operator.
     """
-    arrays = {"x": x, "rois": rois, "trans": trans}
-    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale)
-    return run_forward(cpu.forward, p, arrays, out)
+    arrays = receive({"x": x, "rois": rois, "trans": trans})
+    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
+    return run_forward(__name__, p, arrays, out)
 
 
 class DeformPSRoIPoolGradients(NamedTuple):
@@ -87,6 +90,8 @@ def deform_ps_roi_pool_backward(
     trans_std: float = 0.1,
     spatial_scale: float = 1.0,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: DeformPSRoIPoolGradients | None = None,
 ) -> DeformPSRoIPoolGradients:
     """Gradients of `deform_ps_roi_pool_forward`, given the gradient of its result.
@@ -95,6 +100,8 @@ def deform_ps_roi_pool_backward(
         grad_y: gradient of y, (R, C/group_size**2, Ph, Pw), of the dtype of the other arrays.
         x, rois, trans, output_size, group_size, sample_per_part, trans_std, spatial_scale: as given to the forward.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `DeformPSRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
             them; what is wanted but None there is allocated.
 
@@ -104,14 +111,15 @@ def deform_ps_roi_pool_backward(
     offset has NaN gradients and adds nothing to that of x.
 
     Returns:
-        A `DeformPSRoIPoolGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `DeformPSRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
+        on a GPU the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `deform_ps_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.
 
     Sources: as `deform_ps_roi_pool_forward`.
     """
-    arrays = {"x": x, "rois": rois, "trans": trans}
-    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale)
-    check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out)
+    arrays = receive({"x": x, "rois": rois, "trans": trans})
+    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out, options(deterministic))

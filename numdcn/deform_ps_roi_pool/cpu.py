@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.pool_cpu import pool_planes, pool_planes_gradients
 from numdcn._host.rois import Boxes, sampled_boxes
 from numdcn._kernels.bins_cpu import REACH
@@ -16,12 +17,14 @@ def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
     return sampled_boxes(rois, p.rois, p.sample_per_part, p.trans_std)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     pool_planes(p.rois, arrays["x"], _boxes(p, arrays["rois"]), p.group_size, y, arrays["trans"])
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     boxes, x, trans, wanted = _boxes(p, arrays["rois"]), arrays["x"], arrays["trans"], "trans" in grads
     slopes = pool_planes_gradients(p.rois, x, boxes, p.group_size, grad_y, grads.get("x"), trans, with_sums=wanted)

@@ -8,7 +8,7 @@ from numdcn._host.checks import integer, number
 from numdcn._host.door import Argument
 from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 
-ARGUMENTS = (X, ROIS, Argument("trans", "(R, 2*classes, part_h, part_w)", 4, True, True, True))
+ARGUMENTS = (X, ROIS, Argument("trans", "(R, 2*classes, part_h, part_w)", 4, True, True, True, coordinates=True))
 
 
 class Problem(NamedTuple):
@@ -26,11 +26,11 @@ class Problem(NamedTuple):
 
 
 def problem(
-    arrays: dict[str, Any], output_size: Any, group_size: Any, sample_per_part: Any, trans_std: Any, spatial_scale: Any
+    arrays: dict[str, Any], output_size: Any, group_size: Any, sample_per_part: Any, trans_std: Any, spatial_scale: Any, check: Any
 ) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
     groups = integer("group_size", group_size, 1)
-    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, group_size=(groups, groups))
+    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=(groups, groups))
     if arrays["trans"] is not None:
         _check_trans(rois, arrays["trans"])
     samples = integer("sample_per_part", sample_per_part, 1, MOST_SAMPLES)

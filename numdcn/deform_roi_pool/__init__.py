@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.deform_roi_pool import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.deform_roi_pool.problem import problem
 
 
@@ -23,6 +23,7 @@ def deform_roi_pool_forward(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """RoI align whose bins are shifted by learned offsets, and weighted by a learned mask::
@@ -34,7 +35,7 @@ def deform_roi_pool_forward(
                                                                          left_ij + j*w/Pw + (v + 0.5)*w/Pw/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         offsets: (R, 2, Ph, Pw), x first, then y, as fractions of the box's size over gamma; None for zeros.
         mask: modulation (R, 1, Ph, Pw), or None for ones.
@@ -42,6 +43,7 @@ def deform_roi_pool_forward(
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
         gamma: how far an offset of 1 shifts a bin, as a fraction of the box's size.
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out,
@@ -51,15 +53,15 @@ def deform_roi_pool_forward(
         y, (R, C, Ph, Pw). The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2; Zhu et al., Deformable ConvNets v2 (2019),
     for the mask; the sampling grid is mmcv's.
     """
-    arrays = {"x": x, "rois": rois, "offsets": offsets, "mask": mask}
-    return run_forward(cpu.forward, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma), arrays, out)
+    arrays = receive({"x": x, "rois": rois, "offsets": offsets, "mask": mask})
+    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check), arrays, out)
 
 
 class DeformRoIPoolGradients(NamedTuple):
@@ -82,6 +84,8 @@ def deform_roi_pool_backward(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: DeformRoIPoolGradients | None = None,
 ) -> DeformRoIPoolGradients:
     """Gradients of `deform_roi_pool_forward`, given the gradient of its result.
@@ -90,6 +94,8 @@ def deform_roi_pool_backward(
         grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
         x, rois, offsets, mask, output_size, spatial_scale, sampling_ratio, gamma: as given to the forward.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `DeformRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
             what is wanted but None there is allocated.
 
@@ -99,14 +105,15 @@ def deform_roi_pool_backward(
     outermost pixels are continued. A NaN offset has NaN gradients, as its mask has, and adds nothing to that of x.
 
     Returns:
-        A `DeformRoIPoolGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `DeformRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
+        on a GPU the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `deform_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.
 
     Sources: as `deform_roi_pool_forward`.
     """
-    arrays = {"x": x, "rois": rois, "offsets": offsets, "mask": mask}
-    p = problem(arrays, output_size, spatial_scale, sampling_ratio, gamma)
-    check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, DeformRoIPoolGradients, wrt, out)
+    arrays = receive({"x": x, "rois": rois, "offsets": offsets, "mask": mask})
+    p = problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, DeformRoIPoolGradients, wrt, out, options(deterministic))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.pool_cpu import pool, pool_gradients
 from numdcn._host.rois import Boxes, align_boxes
 from numdcn._kernels.bins_cpu import REACH, SAMPLES
@@ -16,12 +17,14 @@ def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
     return align_boxes(rois, p.rois, p.sampling_ratio, half_pixel=True, least=None, reach=p.gamma)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     pool(p.rois, arrays["x"], _boxes(p, arrays["rois"]), y, arrays["offsets"], arrays["mask"])
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     boxes, offsets, mask = _boxes(p, arrays["rois"]), arrays["offsets"], arrays["mask"]
     wanted = bool(grads.keys() & {"offsets", "mask"})

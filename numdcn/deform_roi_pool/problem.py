@@ -11,7 +11,7 @@ from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
 ARGUMENTS = (
     X,
     ROIS,
-    Argument("offsets", "(R, 2, Ph, Pw)", None, True, True, True),
+    Argument("offsets", "(R, 2, Ph, Pw)", None, True, True, True, coordinates=True),
     Argument("mask", "(R, 1, Ph, Pw)", None, True, True, True),
 )
 
@@ -29,9 +29,9 @@ class Problem(NamedTuple):
         return self.rois.out_shape
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any) -> Problem:
+def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any, check: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
-    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale)
+    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     expected = {
         "offsets": (arrays["offsets"], (rois.rois, 2, *rois.bins)),
         "mask": (arrays["mask"], (rois.rois, 1, *rois.bins)),

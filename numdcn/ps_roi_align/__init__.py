@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.ps_roi_align import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.ps_roi_align.problem import problem
 
 
@@ -20,6 +20,7 @@ def ps_roi_align_forward(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of interpolated samples::
@@ -30,11 +31,12 @@ def ps_roi_align_forward(
                                                                              left + j*bin_w + (v + 0.5)*bin_w/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides; C a multiple of Ph*Pw.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of Ph*Pw.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill, (R, C/(Ph*Pw), Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
@@ -44,15 +46,15 @@ def ps_roi_align_forward(
         y, (R, C/(Ph*Pw), Ph, Pw). The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Sources: Dai et al., R-FCN (2016), for the channels; Li et al., Light-Head R-CNN (2017), for the samples; names as
     torchvision's `ps_roi_align`, which gives NaN for a bin without samples.
     """
-    arrays = {"x": x, "rois": rois}
-    return run_forward(cpu.forward, problem(arrays, output_size, spatial_scale, sampling_ratio), arrays, out)
+    arrays = receive({"x": x, "rois": rois})
+    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, check), arrays, out)
 
 
 class PSRoIAlignGradients(NamedTuple):
@@ -70,6 +72,8 @@ def ps_roi_align_backward(
     sampling_ratio: int = -1,
     *,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: PSRoIAlignGradients | None = None,
 ) -> PSRoIAlignGradients:
     """Gradients of `ps_roi_align_forward`, given the gradient of its result.
@@ -78,6 +82,8 @@ def ps_roi_align_backward(
         grad_y: gradient of y, (R, C/(Ph*Pw), Ph, Pw), of the dtype of the other arrays.
         x, rois, output_size, spatial_scale, sampling_ratio: as given to `ps_roi_align_forward`. Of x only the shape matters.
         wrt: "x" or None, which is the same: there is no other gradient.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `PSRoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
@@ -90,7 +96,7 @@ def ps_roi_align_backward(
 
     Sources: as `ps_roi_align_forward`.
     """
-    arrays = {"x": x, "rois": rois}
-    p = problem(arrays, output_size, spatial_scale, sampling_ratio)
-    check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, PSRoIAlignGradients, wrt, out)
+    arrays = receive({"x": x, "rois": rois})
+    p = problem(arrays, output_size, spatial_scale, sampling_ratio, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, PSRoIAlignGradients, wrt, out, options(deterministic))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.pool_cpu import pool_planes, pool_planes_gradients
 from numdcn._host.rois import Boxes, align_boxes
 from numdcn.ps_roi_align.problem import Problem
@@ -15,12 +16,14 @@ def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
     return align_boxes(rois, p.rois, p.sampling_ratio, half_pixel=True, least=None)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     pool_planes(p.rois, arrays["x"], _boxes(p, arrays["rois"]), p.rois.bins, y)
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     boxes = _boxes(p, arrays["rois"])
     pool_planes_gradients(p.rois, arrays["x"], boxes, p.rois.bins, grad_y, grads["x"])

@@ -22,8 +22,8 @@ class Problem(NamedTuple):
         return self.rois.out_shape
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any) -> Problem:
+def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, check: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name."""
     cells = per_axis("output_size", output_size, 1)
-    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, group_size=cells)
+    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)
     return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.ps_roi_pool import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.ps_roi_pool.problem import problem
 
 
@@ -19,6 +19,7 @@ def ps_roi_pool_forward(
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of whole pixels::
@@ -28,10 +29,11 @@ def ps_roi_pool_forward(
         y[r,c,i,j] = mean over the rows and columns of the bin that lie in the image, of x[n, (c*Ph + i)*Pw + j]
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides; C a multiple of Ph*Pw.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of Ph*Pw.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill, (R, C/(Ph*Pw), Ph, Pw), sharing memory with no input.
 
     Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. A bin without
@@ -41,15 +43,15 @@ def ps_roi_pool_forward(
         y, (R, C/(Ph*Pw), Ph, Pw). The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Source: Dai et al., R-FCN (2016), section 2; names as torchvision's `ps_roi_pool`, whose forward leaves out the last row
     and column of the image.
     """
-    arrays = {"x": x, "rois": rois}
-    return run_forward(cpu.forward, problem(arrays, output_size, spatial_scale), arrays, out)
+    arrays = receive({"x": x, "rois": rois})
+    return run_forward(__name__, problem(arrays, output_size, spatial_scale, check), arrays, out)
 
 
 class PSRoIPoolGradients(NamedTuple):
@@ -66,6 +68,8 @@ def ps_roi_pool_backward(
     spatial_scale: float = 1.0,
     *,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: PSRoIPoolGradients | None = None,
 ) -> PSRoIPoolGradients:
     """Gradients of `ps_roi_pool_forward`, given the gradient of its result.
@@ -74,6 +78,8 @@ def ps_roi_pool_backward(
         grad_y: gradient of y, (R, C/(Ph*Pw), Ph, Pw), of the dtype of the other arrays.
         x, rois, output_size, spatial_scale: as given to `ps_roi_pool_forward`. Of x only the shape matters.
         wrt: "x" or None, which is the same: there is no other gradient.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `PSRoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives from each bin that holds it grad_y over the number of the bin's pixels.
@@ -86,7 +92,7 @@ def ps_roi_pool_backward(
 
     Source: as `ps_roi_pool_forward`.
     """
-    arrays = {"x": x, "rois": rois}
-    p = problem(arrays, output_size, spatial_scale)
-    check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, PSRoIPoolGradients, wrt, out)
+    arrays = receive({"x": x, "rois": rois})
+    p = problem(arrays, output_size, spatial_scale, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, PSRoIPoolGradients, wrt, out, options(deterministic))

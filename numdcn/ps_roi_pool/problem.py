@@ -12,7 +12,7 @@ ARGUMENTS = (X, ROIS)
 Problem = RoIs
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any) -> Problem:
+def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, check: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name."""
     cells = per_axis("output_size", output_size, 1)
-    return check_rois(ARGUMENTS, arrays, output_size, spatial_scale, group_size=cells)
+    return check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)

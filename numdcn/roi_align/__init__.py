@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.roi_align import cpu
+from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.roi_align.problem import problem
 
 
@@ -21,6 +21,7 @@ def roi_align_forward(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid::
@@ -31,13 +32,14 @@ def roi_align_forward(
                                                             left + j*bin_w + (v + 0.5)*bin_w/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
         aligned: whether to shift by half a pixel, as the centre of pixel i is at i here; False is the operator's first
             version, without the shift.
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
@@ -47,14 +49,14 @@ def roi_align_forward(
         y, (R, C, Ph, Pw). The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Source: He et al., Mask R-CNN (2017), section 3; names and rules as torchvision's `roi_align`.
     """
-    arrays = {"x": x, "rois": rois}
-    return run_forward(cpu.forward, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned), arrays, out)
+    arrays = receive({"x": x, "rois": rois})
+    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out)
 
 
 class RoIAlignGradients(NamedTuple):
@@ -73,6 +75,8 @@ def roi_align_backward(
     aligned: bool = False,
     *,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: RoIAlignGradients | None = None,
 ) -> RoIAlignGradients:
     """Gradients of `roi_align_forward`, given the gradient of its result.
@@ -82,6 +86,8 @@ def roi_align_backward(
         x, rois, output_size, spatial_scale, sampling_ratio, aligned: as given to `roi_align_forward`. Of x only the shape
             matters.
         wrt: "x" or None, which is the same: there is no other gradient.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `RoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
@@ -94,7 +100,7 @@ def roi_align_backward(
 
     Source: as `roi_align_forward`.
     """
-    arrays = {"x": x, "rois": rois}
-    p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned)
-    check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", x.dtype)
-    return run_backward(cpu.backward, p, grad_y, arrays, RoIAlignGradients, wrt, out)
+    arrays = receive({"x": x, "rois": rois})
+    p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, RoIAlignGradients, wrt, out, options(deterministic))

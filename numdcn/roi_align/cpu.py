@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.pool_cpu import pool, pool_gradients
 from numdcn._host.rois import Boxes, align_boxes
 from numdcn.roi_align.problem import Problem
@@ -16,11 +17,13 @@ def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
     return align_boxes(rois, p.rois, p.sampling_ratio, half_pixel=p.aligned, least=None if p.aligned else 1.0)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
     pool(p.rois, arrays["x"], _boxes(p, arrays["rois"]), y)
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
     pool_gradients(p.rois, arrays["x"], _boxes(p, arrays["rois"]), grad_y, grads["x"])

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 
 from numdcn._host.checks import IntPerAxis, flag
-from numdcn._host.door import check_grad_y, run_backward, run_forward
-from numdcn.roi_pool import cpu
+from numdcn._host.door import check_grad_y, given_back, new_like, receive, run_backward, run_forward
+from numdcn._host.options import options
 from numdcn.roi_pool.problem import check_argmax, problem
 
 
@@ -28,6 +28,7 @@ def roi_pool_forward(
     spatial_scale: float = 1.0,
     *,
     return_argmax: Literal[False] = False,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray: ...
 @overload
@@ -38,6 +39,7 @@ def roi_pool_forward(
     spatial_scale: float = 1.0,
     *,
     return_argmax: Literal[True],
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> RoIPoolResult: ...
 def roi_pool_forward(
@@ -47,6 +49,7 @@ def roi_pool_forward(
     spatial_scale: float = 1.0,
     *,
     return_argmax: bool = False,
+    check: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray | RoIPoolResult:
     """Pool boxes of any size to Ph x Pw bins, each the largest of its pixels::
@@ -56,11 +59,12 @@ def roi_pool_forward(
         y[r,c,i,j] = max over the rows and columns of the bin that lie in the image, of x[n,c]
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         return_argmax: whether to return the positions of the maxima too.
+        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
         out: an array to fill with y, (R, C, Ph, Pw), sharing memory with no input.
 
     Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. The first of equal
@@ -71,19 +75,19 @@ def roi_pool_forward(
         pixel, -1 for a bin without pixels. The same bits for any number of threads.
 
     Raises:
-        TypeError: an array that is no NumPy array of float32 or float64, or dtypes that differ; a parameter of a wrong type.
+        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
         ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
             batch index is none of x or whose corners are not finite.
 
     Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as torchvision's `roi_pool`.
     """
-    arrays = {"x": x, "rois": rois}
-    p = problem(arrays, output_size, spatial_scale)
+    arrays = receive({"x": x, "rois": rois})
+    p = problem(arrays, output_size, spatial_scale, check)
     if not flag("return_argmax", return_argmax):
-        return run_forward(cpu.forward, p, arrays, out)
-    argmax = np.empty(p.out_shape, np.int32)
-    y = run_forward(lambda p, arrays, y: cpu.forward(p, {**arrays, "argmax": argmax}, y), p, arrays, out)
-    return RoIPoolResult(y, argmax)
+        return run_forward(__name__, p, arrays, out)
+    argmax = new_like(p.out_shape, np.int32, arrays["x"])
+    y = run_forward(__name__, p, arrays, out, more={"argmax": argmax})
+    return RoIPoolResult(y, given_back(argmax))
 
 
 class RoIPoolGradients(NamedTuple):
@@ -101,6 +105,8 @@ def roi_pool_backward(
     *,
     argmax: np.ndarray | None = None,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    check: bool = False,
     out: RoIPoolGradients | None = None,
 ) -> RoIPoolGradients:
     """Gradients of `roi_pool_forward`, given the gradient of its result.
@@ -110,6 +116,8 @@ def roi_pool_backward(
         x, rois, output_size, spatial_scale: as given to `roi_pool_forward`.
         argmax: what the forward returned with `return_argmax=True`, int32; found again if not given.
         wrt: "x" or None, which is the same: there is no other gradient.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        check: as given to the forward.
         out: a `RoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives grad_y of each bin whose maximum it is.
@@ -123,11 +131,10 @@ def roi_pool_backward(
 
     Source: as `roi_pool_forward`.
     """
-    arrays = {"x": x, "rois": rois}
-    p = problem(arrays, output_size, spatial_scale)
-    check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", x.dtype)
+    arrays = receive({"x": x, "rois": rois})
+    p = problem(arrays, output_size, spatial_scale, check)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
     given = {}
     if argmax is not None:
-        check_argmax(argmax, p)
-        given["argmax"] = argmax
-    return run_backward(cpu.backward, p, grad_y, arrays, RoIPoolGradients, wrt, out, given)
+        given["argmax"] = check_argmax(argmax, p, arrays["x"])
+    return run_backward(__name__, p, grad_y, arrays, RoIPoolGradients, wrt, out, options(deterministic), given)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._host.options import Options
 from numdcn._host.arrays import NOWHERE, place, reshaped
 from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.rois import image_numbers, whole_boxes
@@ -156,7 +157,7 @@ def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray 
         launch(max_bins, dtype.type(1), call, threads)
 
 
-def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray) -> None:
+def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y; arrays may hold room for `argmax`, contiguous. All arrays are addressable and checked."""
     _find(p, arrays, y, arrays.get("argmax"))
 
@@ -202,7 +203,9 @@ def add_at_maxima(one, params, counter, slot):  # type: ignore[no-untyped-def]
                         store(pointer(a.stray, np.int64(0)), 0, pixel)
 
 
-def backward(p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray]) -> None:
+def backward(
+    p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
+) -> None:
     """Fill the gradients in `grads`, each by the name of its argument; `arrays` may hold the forward's `argmax`, which is
     found again if not. All arrays are addressable and checked."""
     grad_x, argmax = grads["x"], arrays.get("argmax")

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._host.arrays import received
+from numdcn._host.arrays_cuda import DeviceArray
 from numdcn._host.checks import describe
+from numdcn._host.door import check_place
 from numdcn._host.rois import ROIS, RoIs, X, check_rois
 
 ARGUMENTS = (X, ROIS)
@@ -14,21 +17,23 @@ ARGUMENTS = (X, ROIS)
 Problem = RoIs
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any) -> Problem:
+def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, check: Any) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name."""
-    p = check_rois(ARGUMENTS, arrays, output_size, spatial_scale)
+    p = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     if p.size[0] * p.size[1] >= 2**31:
         raise ValueError(f"`x` has shape {arrays['x'].shape}, expected less than 2**31 pixels: argmax is int32")
     return p
 
 
-def check_argmax(argmax: Any, p: Problem) -> None:
-    """Raise unless `argmax` is shaped and typed as the forward's; its values are checked where they are used."""
-    if not isinstance(argmax, np.ndarray):
-        raise TypeError(
-            f"`argmax` is {describe(argmax)}, expected a NumPy array of shape {p.out_shape} and dtype int32"
-        )
+def check_argmax(argmax: Any, p: Problem, x: Any) -> Any:
+    """Raise unless `argmax` is shaped and typed as the forward's and where x is; its values are checked where they are used.
+    Returns it as `receive` does."""
+    argmax = received(argmax)
+    if not isinstance(argmax, (np.ndarray, DeviceArray)):
+        raise TypeError(f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32")
+    check_place("argmax", argmax, "x", x)
     if argmax.dtype != np.int32:
         raise TypeError(f"`argmax` has dtype {argmax.dtype}, expected int32")
     if argmax.shape != p.out_shape:
         raise ValueError(f"`argmax` has shape {argmax.shape}, expected {p.out_shape} = (R, C, Ph, Pw)")
+    return argmax

@@ -1,0 +1,353 @@
+"""Arrays on a GPU at the door: whose they are, where they lie, on which stream, and room for results in the same framework.
+
+A framework is asked only if its array came, and never imported here. `numba.cuda` is needed only once a kernel runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+
+class BFloat16:
+    """The dtype bfloat16, which NumPy does not have: the upper half of a float32."""
+
+    name, itemsize = "bfloat16", 2
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+BFLOAT16 = BFloat16()
+DTYPES: dict[str, Any] = {
+    **{name: np.dtype(name) for name in ("float16", "float32", "float64", "int32", "int64")},
+    "bfloat16": BFLOAT16,
+}
+
+
+class DeviceArray:
+    """An array on a GPU as the library sees it, whichever framework made it."""
+
+    __slots__ = ("address", "dtype", "framework", "keep", "number", "owner", "shape", "strides", "stream", "writable")
+
+    def __init__(
+        self,
+        owner: Any,
+        framework: Framework,
+        number: int,
+        address: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        stream: int,
+        writable: bool = True,
+    ) -> None:
+        self.owner = owner  # what the caller gave, or is given
+        self.framework = framework
+        self.number = number  # of the device
+        self.address = address  # of the first element
+        self.dtype = dtype
+        self.shape = shape
+        self.strides = strides  # in elements
+        self.stream = stream  # on which it may be used
+        self.writable = writable
+        self.keep: Any = None  # what must live as long
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements follow one another in C order, the first at a multiple of its size."""
+        return strides_of(self.shape, self.strides) and self.address % self.dtype.itemsize == 0
+
+    def reshaped(self, *shape: int) -> DeviceArray:
+        """A contiguous array in another shape."""
+        args = (self.framework, self.number, self.address, self.dtype)
+        made = DeviceArray(self.owner, *args, shape, c_strides(shape), self.stream)
+        made.keep = self.keep
+        return made
+
+    @property
+    def ghost(self) -> np.ndarray:
+        """A NumPy array of the same shape at the same address, which may not be read: for questions of overlap."""
+        size = self.dtype.itemsize
+        interface = {
+            "shape": self.shape,
+            "strides": tuple(s * size for s in self.strides),
+            "typestr": f"|V{size}",
+            "data": (self.address or 1 << 12, False),
+            "version": 3,
+        }
+        return np.asarray(_Interface(interface))
+
+
+class _Interface:
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = interface
+
+
+def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether these are the strides of a contiguous array, axes of one element aside."""
+    if 0 in shape:
+        return True
+    return all(s == c or n == 1 for n, s, c in zip(shape, strides, c_strides(shape), strict=True))
+
+
+class Framework:
+    """What is asked of the makers of arrays."""
+
+    name: str
+
+    def owns(self, value: Any) -> bool:
+        """Whether `value` is one of its arrays on a GPU."""
+        raise NotImplementedError
+
+    def seen(self, value: Any) -> DeviceArray:
+        """One of its arrays as a `DeviceArray`."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        """A new one, unfilled and contiguous."""
+        raise NotImplementedError
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        """A NumPy array of the numbers of one that `empty` made, or that is as plain. Waits for the GPU."""
+        raise NotImplementedError
+
+
+class Torch(Framework):
+    """torch.Tensor on a CUDA device."""
+
+    name = "torch"
+
+    def owns(self, value: Any) -> bool:
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(value, torch.Tensor) and value.is_cuda
+
+    def seen(self, value: Any) -> DeviceArray:
+        torch, number = sys.modules["torch"], value.device.index
+        if value.requires_grad:
+            raise TypeError("a torch.Tensor that requires grad was given, expected tensor.detach(): numdcn records no gradients")
+        dtype = _dtype(str(value.dtype).removeprefix("torch."))
+        stream = torch.cuda.current_stream(number).cuda_stream
+        return DeviceArray(
+            value, self, number, value.data_ptr(), dtype, tuple(value.shape), tuple(value.stride()), stream
+        )  # fmt: skip
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        torch = sys.modules["torch"]
+        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{number}")
+        return DeviceArray(made, self, number, made.data_ptr(), dtype, shape, c_strides(shape), stream)
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        return array.owner.cpu().numpy()
+
+
+class Cupy(Framework):
+    """cupy.ndarray."""
+
+    name = "cupy"
+
+    def owns(self, value: Any) -> bool:
+        cupy = sys.modules.get("cupy")
+        return cupy is not None and isinstance(value, cupy.ndarray)
+
+    def seen(self, value: Any) -> DeviceArray:
+        cupy, number, size = sys.modules["cupy"], value.device.id, value.dtype.itemsize
+        with cupy.cuda.Device(number):
+            stream = cupy.cuda.get_current_stream().ptr
+        strides = tuple(s // size for s in value.strides)
+        return DeviceArray(value, self, number, value.data.ptr, _dtype(value.dtype.name), value.shape, strides, stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        cupy = sys.modules["cupy"]
+        kind = dtype
+        if dtype is BFLOAT16:
+            kind = np.dtype(sys.modules["ml_dtypes"].bfloat16)  # only arrays of ml_dtypes bring bfloat16 here
+        with cupy.cuda.Device(number):
+            made = cupy.empty(shape, kind)
+        return DeviceArray(made, self, number, made.data.ptr, dtype, shape, c_strides(shape), stream)
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        return array.owner.get()
+
+
+class Numba(Framework):
+    """numba.cuda device arrays, and whatever else has `__cuda_array_interface__` or DLPack; results are device arrays of
+    Numba. In the simulator: its arrays."""
+
+    name = "numba"
+
+    def owns(self, value: Any) -> bool:
+        if _simulates(value):
+            return True
+        if isinstance(value, np.ndarray) or not hasattr(type(value), "__cuda_array_interface__"):
+            return _on_gpu_by_dlpack(value)
+        return getattr(value, "__cuda_array_interface__", None) is not None
+
+    def seen(self, value: Any) -> DeviceArray:
+        if _simulates(value):
+            return _simulated(value, self)
+        if not hasattr(type(value), "__cuda_array_interface__"):
+            return _from_dlpack(value, self)
+        interface = value.__cuda_array_interface__
+        kind = np.dtype(interface["typestr"])
+        dtype = _dtype(kind.name if kind.kind != "V" else str(getattr(value, "dtype", kind.name)))
+        if kind.newbyteorder("=") != kind:
+            raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
+        shape = tuple(interface["shape"])
+        strides, size = interface.get("strides"), kind.itemsize
+        steps = c_strides(shape) if strides is None else tuple(s // size for s in strides)
+        address, readonly = interface["data"]
+        return DeviceArray(
+            value, self, _device_of(address), address, dtype, shape, steps, _stream(interface.get("stream")), not readonly
+        )  # fmt: skip
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        cuda = numba_cuda()
+        kind = dtype
+        if dtype is BFLOAT16:
+            kind = np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
+        with cuda.gpus[number]:
+            made = cuda.device_array(shape, kind)
+        if _simulates(made):
+            return _simulated(made, self)
+        pointer = made.__cuda_array_interface__["data"][0]
+        return DeviceArray(made, self, number, pointer, dtype, shape, c_strides(shape), stream)
+
+    def to_host(self, array: DeviceArray) -> np.ndarray:
+        cuda = numba_cuda()
+        with cuda.gpus[array.number]:
+            if _simulates(array.owner):
+                return array.owner.copy_to_host()
+            (cuda.external_stream(array.stream) if array.stream else cuda.default_stream()).synchronize()
+            return cuda.as_cuda_array(array.owner, sync=False).copy_to_host()
+
+
+FRAMEWORKS: tuple[Framework, ...] = (Torch(), Cupy(), Numba())
+
+
+def framework_of(value: Any) -> Framework | None:
+    """Whose array on a GPU this is; None if it is none."""
+    return next((f for f in FRAMEWORKS if f.owns(value)), None)
+
+
+def numba_cuda() -> Any:
+    """The module `numba.cuda` of the package numba-cuda, which the extra brings."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise ImportError("arrays on a GPU need the extra `cuda`: pip install numdcn[cuda]")
+    from numdcn._kernels.jit_cuda import cuda
+
+    return cuda
+
+
+def _simulates(value: Any) -> bool:
+    """Whether this is an array of Numba's simulator."""
+    return type(value).__name__ == "FakeCUDAArray"
+
+
+def _dtype(name: str) -> Any:
+    """The dtype of this name; a NumPy one, so that errors can tell of it, where the library has none."""
+    if name in DTYPES:
+        return DTYPES[name]
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise TypeError(f"an array on a GPU has dtype {name}, expected float16, bfloat16, float32 or float64") from None
+
+
+def _device_of(address: int) -> int:
+    """The number of the device on which an address is; that of the current one, for an empty array at none."""
+    cuda = numba_cuda()
+    if not address:
+        return int(cuda.get_current_device().id)
+    from cuda.bindings import driver
+
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    cuda.current_context()
+    error, number = driver.cuPointerGetAttribute(attribute, address)
+    if error != driver.CUresult.CUDA_SUCCESS:
+        raise ValueError(f"an array has address {address:#x}, expected memory of a GPU: {error}")
+    return int(number)
+
+
+def _stream(stream: int | None) -> int:
+    """A stream of `__cuda_array_interface__` as a handle: 1 is the legacy default stream, which is 0 to the driver."""
+    return 0 if stream in (None, 1) else int(stream or 0)
+
+
+def _simulated(value: Any, framework: Framework) -> DeviceArray:
+    """An array of Numba's simulator, made known to the kernels."""
+    from numdcn._kernels.memory_cuda import SIMULATED_MEMORY, CheckedArray
+
+    host = np.asarray(value._ary)
+    dtype, size = _dtype(host.dtype.name), host.dtype.itemsize
+    strides = tuple(s // size for s in host.strides)
+    low = sum(min(0, (n - 1) * s) for n, s in zip(host.shape, strides, strict=True))
+    high = sum(max(0, (n - 1) * s) for n, s in zip(host.shape, strides, strict=True))
+    address = host.ctypes.data
+    made = DeviceArray(value, framework, 0, address, dtype, host.shape, strides, 0, host.flags.writeable)
+    if host.size:
+        stored = np.dtype(np.uint16) if dtype is BFLOAT16 else host.dtype
+        raw = (ctypes.c_char * ((high - low + 1) * size)).from_address(address + low * size)
+        made.keep = (CheckedArray(np.frombuffer(raw, stored), -low), host)
+        SIMULATED_MEMORY[address] = made.keep[0]
+    return made
+
+
+# DLPack, for arrays that have nothing else.
+
+
+def _on_gpu_by_dlpack(value: Any) -> bool:
+    device = getattr(value, "__dlpack_device__", None)
+    return device is not None and not isinstance(value, np.ndarray) and int(device()[0]) in (2, 13)  # CUDA, CUDA managed
+
+
+def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:
+    numba_cuda()
+    from cuda.core.utils import StridedMemoryView
+
+    seen = StridedMemoryView.from_dlpack(value, stream_ptr=1)  # 1: the legacy default stream waits for its maker
+    strides = seen.strides or c_strides(tuple(seen.shape))
+    made = DeviceArray(
+        value, framework, seen.device_id, seen.ptr, _dtype(str(seen.dtype)), tuple(seen.shape), tuple(strides), 0, not seen.readonly
+    )  # fmt: skip
+    made.keep = seen
+    return made
+
+
+def collapsed(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """(size, stride, stride, ...) of the axes of arrays of one shape, in order, neighbours made one where they can be."""
+    axes: list[list[int]] = []
+    for size, *steps in zip(shape, *strides, strict=True):
+        if size == 1:
+            continue
+        if axes and all(before == size * step for before, step in zip(axes[-1][1:], steps, strict=True)):
+            axes[-1] = [axes[-1][0] * size, *steps]
+        else:
+            axes.append([size, *steps])
+    return (tuple(axis) for axis in axes)

@@ -1,0 +1,190 @@
+"""The work of one call on a GPU: its stream, memory from the caller's framework, launches. Nothing here waits for the GPU."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, collapsed, numba_cuda
+
+numba_cuda()  # an error that names the extra, before others
+
+from numdcn._kernels import jit_cuda, layout_cuda, scatter_cuda  # noqa: E402
+from numdcn._kernels.memory_cuda import vector_length  # noqa: E402
+
+
+class Images(NamedTuple):
+    """Images along the channels, with a rim of zeros (see `layout_cuda`)."""
+
+    array: DeviceArray
+    pitch: int  # channels, padded
+    pixels: int  # of an image, with its rim
+
+
+class Plans(NamedTuple):
+    """Where samples begin and how they weigh their corners (see `scatter_cuda`)."""
+
+    places: DeviceArray
+    weights: DeviceArray
+
+
+class Work:
+    """Where the arrays of a call are, and what is done there."""
+
+    def __init__(self, like: DeviceArray) -> None:
+        self.framework, self.number, self.stream = like.framework, like.number, like.stream
+        self._kept: list[DeviceArray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory of the caller's framework, unfilled. It lives as long as this object: the frameworks' allocators hand it
+        out again in the order of the stream."""
+        made = self.framework.empty(shape, dtype, self.number, self.stream)
+        self._kept.append(made)
+        return made
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory of zeros."""
+        made = self.empty(shape, dtype)
+        self.clear(made)
+        return made
+
+    def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any = jit_cuda.THREADS) -> None:
+        """Run a kernel on at most `blocks` blocks of threads: kernels stride over their tasks by the grid."""
+        if blocks > 0:
+            most = 2 if jit_cuda.SIMULATED else 2**31 - 1
+            jit_cuda.run(kernel, min(blocks, most), threads, self.stream, self.number, call)
+
+    def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
+        """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
+        most = 8 * jit_cuda.multiprocessors(self.number)
+        self.launch(kernel, call, min(-(-tasks // jit_cuda.THREADS), most))
+
+    def clear(self, array: DeviceArray) -> None:
+        """Fill with zeros."""
+        if not array.contiguous:
+            self.copy(self.zeros(array.shape, array.dtype), array)
+        elif array.size:
+            kernel = layout_cuda.fill(stored(array.dtype))
+            self.spread(kernel, layout_cuda.Fill(array.address, array.size), array.size)
+
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Copy an array into one of the same shape, of the same type or one that it may be converted to."""
+        if not target.size:
+            return
+        axes = list(collapsed(target.shape, source.strides, target.strides))
+        if len(axes) > layout_cuda.AXES:
+            raise ValueError(
+                f"an array of shape {target.shape} has {len(axes)} axes that do not follow one another in memory, expected at "
+                f"most {layout_cuda.AXES}"
+            )
+        axes = [(1, 0, 0)] * (layout_cuda.AXES - len(axes)) + axes
+        sizes, source_strides, target_strides = (tuple(axis[i] for axis in axes) for i in range(3))
+        call = layout_cuda.Copy(source.address, target.address, target.size, sizes, source_strides, target_strides)  # type: ignore[arg-type]
+        self.spread(layout_cuda.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
+
+    def contiguous(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
+        """The array, or a copy of one that is not contiguous or not of `dtype`."""
+        dtype = array.dtype if dtype is None else dtype
+        if array.contiguous and array.dtype == dtype:
+            return array
+        made = self.empty(array.shape, dtype)
+        self.copy(array, made)
+        return made
+
+    def pack(self, x: DeviceArray) -> Images:
+        """x, (N, C, H, W) of any strides, as images along the channels."""
+        images = self._images(x.shape, x.dtype)
+        self._turn(layout_cuda.pack_images(stored(x.dtype)), x, images, images.pitch)
+        return images
+
+    def no_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
+        """Images of zeros in which gradients are added up: float32 also for narrower types."""
+        images = self._images(shape, summed(dtype))
+        self.clear(images.array)
+        return images
+
+    def unpack(self, images: Images, x: DeviceArray) -> None:
+        """The images as x, (N, C, H, W) of any strides, without their rim."""
+        kernel = layout_cuda.unpack_images(stored(x.dtype), stored(images.array.dtype))
+        self._turn(kernel, x, images, x.shape[1])
+
+    def image_sizes(self, x: DeviceArray) -> Images:
+        """The sizes of the images that `pack` would make, without them: at address 0."""
+        pitch, pixels = _image_sizes(x.shape, x.dtype)
+        nowhere = DeviceArray(None, self.framework, self.number, 0, x.dtype, (0,), (1,), self.stream)
+        return Images(nowhere, pitch, pixels)
+
+    def channels_last(self, array: DeviceArray, dtype: Any) -> DeviceArray:
+        """A contiguous array (N, C, P) as (N, P, C)."""
+        n, channels, count = array.shape
+        made = self.empty((n, count, channels), dtype)
+        turned = DeviceArray(
+            None, self.framework, self.number, made.address, dtype, array.shape, (count * channels, 1, channels), self.stream
+        )  # fmt: skip
+        turned.keep = made
+        self.copy(array, turned)
+        return made
+
+    def plans(self, batch: int, samples: int, dtype: Any) -> Plans:
+        """Room for the plans of samples."""
+        return Plans(self.empty((batch, samples), DTYPES["int32"]), self.empty((batch, 4, samples), summed(dtype)))
+
+    def scatter(
+        self, plans: Plans, values: DeviceArray, images: Images, shape: tuple[int, ...], first_channel: int = 0
+    ) -> None:
+        """Add values (N, samples, channels), times the weights of their corners, to images of (N, C, H, W), in a fixed
+        order."""
+        n, samples, channels = values.shape
+        rows, blocks = shape[2] + 2, -(-channels // scatter_cuda.CHANNELS)
+        bands = max(1, min(rows // 2, 8 * jit_cuda.multiprocessors(self.number) // max(n * blocks, 1)))
+        call = scatter_cuda.Scatter(
+            plans.places.address, plans.weights.address, values.address, images.array.address, n, samples, channels,
+            first_channel, images.pitch, images.pixels, shape[3] + 1, rows, bands,
+        )  # fmt: skip
+        kernel = scatter_cuda.scatter(stored(values.dtype))
+        self.launch(kernel, call, n * bands * blocks, scatter_cuda.CHANNELS)
+
+    def vectors(self, dtype: Any) -> bool:
+        """Whether sums of this type can be added to memory 16 bytes at once."""
+        return jit_cuda.has_vector_reductions(self.number) and summed(dtype) == DTYPES["float32"]
+
+    def _images(self, shape: tuple[int, ...], dtype: Any) -> Images:
+        pitch, pixels = _image_sizes(shape, dtype)
+        return Images(self.empty((shape[0], pixels, pitch), dtype), pitch, pixels)
+
+    def _turn(self, kernel: Any, x: DeviceArray, images: Images, channels: int) -> None:
+        n, c, *size = x.shape
+        call = layout_cuda.Turn(
+            x.address, images.array.address, n, c, images.pitch, (size[0], size[1]), images.pixels, x.strides,  # type: ignore[arg-type]
+        )  # fmt: skip
+        tile = layout_cuda.TILE
+        blocks = n * -(-images.pixels // tile) * -(-channels // tile)
+        self.launch(kernel, call, blocks, (tile, layout_cuda.ROWS))
+
+
+def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
+    """The channels of images, padded to whole vectors, and their pixels with the rim."""
+    _, channels, height, width = shape
+    vector, pixels = vector_length(stored(dtype)), (height + 2) * (width + 1) + 2
+    if pixels + layout_cuda.TILE >= 2**31:
+        raise ValueError(f"`x` has shape {shape}, expected images of fewer than 2**31 pixels on a GPU")
+    return -(-channels // vector) * vector, pixels
+
+
+def stored(dtype: Any) -> Any:
+    """The type of the elements, for a kernel. int32 moves as float32 would."""
+    return jit_cuda.STORED["float32" if dtype.name == "int32" else dtype.name]
+
+
+def summed(dtype: Any) -> Any:
+    """The dtype in which sums are kept: float32 for float16 and bfloat16."""
+    return DTYPES["float32"] if dtype in (DTYPES["float16"], BFLOAT16) else dtype
+
+
+def host_copy(array: DeviceArray) -> np.ndarray:
+    """A NumPy array of the numbers of one on the GPU. Waits for it; float16 and bfloat16 become float32."""
+    work = Work(array)
+    plain = work.contiguous(array, summed(array.dtype))
+    raw = plain.framework.empty((0,), plain.dtype, plain.number, plain.stream) if not plain.size else plain
+    return raw.framework.to_host(raw)

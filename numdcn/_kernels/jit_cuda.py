@@ -1,0 +1,139 @@
+"""Decorators, flags and variants of the CUDA kernels. Here alone `numba.cuda` is imported.
+
+A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
+types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
+scalars of its compute type; arrays cross as addresses (see `memory_cuda`).
+
+With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
+vector loads) has a plain twin in `memory_cuda`.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+from numba.cuda.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
+
+MAKERS: list[Maker] = []  # every kernel there is, for the test that compiles them all
+
+
+class Maker:
+    """The variants of a kernel. Called with its constants it gives the compiled kernel."""
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        call: type,
+        variants: Callable[[], Iterable[tuple[Any, ...]]],
+        bounds: Callable[..., tuple[int, int] | None],
+    ) -> None:
+        self.make, self.call, self.variants, self.bounds = make, call, variants, bounds
+        self.name = f"{make.__module__.removeprefix('numdcn.')}.{make.__name__}"
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        MAKERS.append(self)
+
+    def __call__(self, *constants: Any) -> Any:
+        kernel = self._compiled.get(constants)
+        if kernel is None:
+            kernel = self._compiled[constants] = _jit(self.make(*constants), self.options(*constants))
+        return kernel
+
+    def options(self, *constants: Any) -> dict[str, Any]:
+        """Options of the compiler for a variant."""
+        bounds = self.bounds(*constants)
+        return {} if bounds is None else {"launch_bounds": bounds}
+
+    def signature(self, *constants: Any) -> Any:
+        """The Numba signature of a variant; its first constant is the type that it stores."""
+        return types.void(_numba_type(self.call, compute_type(constants[0])))
+
+
+def kernels(
+    call: type,
+    variants: Callable[[], Iterable[tuple[Any, ...]]],
+    bounds: Callable[..., tuple[int, int] | None] = lambda *constants: None,
+) -> Callable[[Callable[..., Any]], Maker]:
+    """A `Maker` of the decorated function, which makes a kernel from constants, the first of which is the type of the
+    arrays. `call`: the type of the kernel's argument. `variants`: the constants that are in use. `bounds`: the largest
+    number of threads of a block and the number of blocks that shall fit a multiprocessor."""
+    return lambda make: Maker(make, call, variants, bounds)
+
+
+def _jit(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if SIMULATED:
+        return cuda.jit(function)
+    try:
+        return cuda.jit(cache=True, **options)(function)
+    except RuntimeError:  # Numba found no directory that it may write
+        return cuda.jit(**options)(function)
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """A function that kernels call."""
+    return cuda.jit(device=True)(function)
+
+
+def _numba_type(kind: Any, compute: Any) -> Any:
+    """The Numba type of an annotation: int, `Scalar`, a tuple of such, or a NamedTuple of such."""
+    if kind is int:
+        return types.int64
+    if kind is Scalar:
+        return compute
+    if hasattr(kind, "_fields"):
+        hints = typing.get_type_hints(kind)
+        return types.BaseTuple.from_types([_numba_type(hints[name], compute) for name in kind._fields], kind)
+    return types.BaseTuple.from_types([_numba_type(part, compute) for part in typing.get_args(kind)])
+
+
+class Scalar:
+    """Annotation of a field that holds a scalar of the kernel's compute type."""
+
+
+# The types that arrays may have, each with the one that is computed in: bfloat16 is stored as its bits.
+
+F32, F64, F16, BF16 = types.float32, types.float64, types.float16, types.uint16
+STORED = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
+
+
+def compute_type(stored: Any) -> Any:
+    """float64 for float64, else float32."""
+    return F64 if stored == F64 else F32
+
+
+def scalar_type(stored: Any) -> type[np.floating[Any]]:
+    """NumPy's scalars of `compute_type`."""
+    return np.float64 if stored == F64 else np.float32
+
+
+def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any, Any]]:
+    """The types of images and of coordinates that go together: coordinates may be float32 where images are narrower."""
+    return [(kind, kind) for kind in stored] + [(kind, F32) for kind in stored if kind in (F16, BF16)]
+
+
+@functools.cache
+def multiprocessors(number: int) -> int:
+    """Of a device."""
+    return 1 if SIMULATED else int(cuda.gpus[number].MULTIPROCESSOR_COUNT)
+
+
+def has_vector_reductions(number: int) -> bool:
+    """Whether a device adds 16 bytes to memory at once."""
+    return not SIMULATED and tuple(cuda.gpus[number].compute_capability) >= (9, 0)
+
+
+def run(kernel: Any, blocks: int, threads: int, stream: int, number: int, call: tuple[Any, ...]) -> None:
+    """Launch on a stream of a device, without waiting. An error of the launch is raised."""
+    if SIMULATED:
+        kernel[blocks, threads](call)
+        return
+    with cuda.gpus[number]:
+        kernel[blocks, threads, cuda.external_stream(stream) if stream else 0](call)

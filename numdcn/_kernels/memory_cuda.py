@@ -1,0 +1,262 @@
+"""Memory as CUDA kernels see it: arrays at addresses, elements of every type, vectors of 16 bytes.
+
+Arrays are flat, contiguous and addressed by the position of an element. `widen` and `narrow` turn elements into the type that
+is computed in and back: bfloat16 is stored as its 16 bits, as Numba's own type for it needs a C++ compiler.
+
+Each function that Python cannot run has a twin for the simulator, in which the functions decorated by `twin` run as they stand
+here: there an address is that of an array that was registered, and every access is checked.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic, overload
+
+from numdcn._kernels.jit_cuda import F16, F64, SIMULATED, cuda
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+SIMULATED_MEMORY: weakref.WeakValueDictionary[int, CheckedArray] = weakref.WeakValueDictionary()
+
+
+class CheckedArray:
+    """Memory of the simulator from an address on: elements before (`origin` of them) and after it may be accessed, no others."""
+
+    def __init__(self, elements: np.ndarray, origin: int = 0) -> None:
+        self.elements, self.origin = elements, origin
+
+    def __getitem__(self, index: int) -> Any:
+        return self.elements[self._checked(index)]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.elements[self._checked(index)] = value
+
+    def _checked(self, index: int) -> int:
+        place = int(index) + self.origin
+        if not 0 <= place < len(self.elements):
+            raise IndexError(f"element {index} of memory that has elements {-self.origin} to {len(self.elements) - self.origin - 1}")
+        return place
+
+
+def twin(real: Any) -> Callable[[Any], Any]:
+    """The decorated function in the simulator, else `real`."""
+    return lambda function: function if SIMULATED else real
+
+
+def _asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
+    """IR: inline PTX."""
+    kind = ir.FunctionType(result, [v.type for v in values])
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values))
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """IR: pointer to an element."""
+    data = cgutils.create_struct_proxy(kind)(context, builder, value=array).data
+    return builder.gep(data, [index])
+
+
+# Arrays.
+
+
+@intrinsic
+def _view(typingctx, address, kind):  # type: ignore[no-untyped-def]
+    result = types.Array(kind.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        made = cgutils.create_struct_proxy(result)(context, builder)
+        made.data = builder.inttoptr(args[0], context.get_value_type(kind.dtype).as_pointer())
+        size, most = context.get_abi_sizeof(context.get_data_type(kind.dtype)), 2**62
+        made.itemsize, made.nitems = ir.Constant(I64, size), ir.Constant(I64, most)
+        made.shape = cgutils.pack_array(builder, [ir.Constant(I64, most)])
+        made.strides = cgutils.pack_array(builder, [ir.Constant(I64, size)])
+        made.meminfo = ir.Constant(made.meminfo.type, None)
+        made.parent = ir.Constant(made.parent.type, None)
+        return made._getvalue()
+
+    return result(address, kind), codegen
+
+
+@twin(_view)
+def view(address, kind):  # type: ignore[no-untyped-def]
+    """The array of elements of `kind` that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
+    return SIMULATED_MEMORY[int(address)] if address else None
+
+
+@intrinsic
+def _at(typingctx, array, index):  # type: ignore[no-untyped-def]
+    kind = types.float32 if array.dtype == F16 else array.dtype
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        return builder.load(place)
+
+    return array.dtype(array, index), codegen
+
+
+@twin(_at)
+def at(array, index):  # type: ignore[no-untyped-def]
+    """The element at a position, which may be negative."""
+    return array[index]
+
+
+@intrinsic
+def _put(typingctx, array, index, value):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        place = _place(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        builder.store(context.cast(builder, args[2], sig.args[2], array.dtype), place)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), codegen
+
+
+@twin(_put)
+def put(array, index, value):  # type: ignore[no-untyped-def]
+    """Store an element at a position, which may be negative."""
+    array[index] = value
+
+
+# Elements.
+
+
+@intrinsic
+def _bits(typingctx, number):  # type: ignore[no-untyped-def]
+    return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], I32)
+
+
+@twin(_bits)
+def bits(number):  # type: ignore[no-untyped-def]
+    """The bits of a float32."""
+    return np.float32(number).view(np.uint32)
+
+
+@intrinsic
+def _from_bits(typingctx, pattern):  # type: ignore[no-untyped-def]
+    return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
+
+
+@twin(_from_bits)
+def from_bits(pattern):  # type: ignore[no-untyped-def]
+    """The float32 that has these bits."""
+    return np.uint32(pattern).view(np.float32)
+
+
+def widen(element):  # type: ignore[no-untyped-def]
+    """An element in the type that is computed in."""
+    if isinstance(element, np.uint16):
+        return np.uint32(int(element) << 16).view(np.float32)
+    return element if isinstance(element, np.float64) else np.float32(element)
+
+
+@overload(widen)
+def _widen(element):  # type: ignore[no-untyped-def]
+    if element == types.uint16:
+        return lambda element: from_bits(types.uint32(types.uint32(element) << types.uint32(16)))
+    if element == F16:
+        return lambda element: types.float32(element)
+    return lambda element: element
+
+
+def narrow(number, kind):  # type: ignore[no-untyped-def]
+    """A number as an element of a type, rounded to nearest even."""
+    if kind == types.uint16:
+        pattern = int(np.float32(number).view(np.uint32))
+        if number != number:
+            return np.uint16(0x7FFF)
+        return np.uint16((pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16)
+    with np.errstate(over="ignore"):
+        return np.dtype(str(kind)).type(number)
+
+
+@overload(narrow)
+def _narrow(number, kind):  # type: ignore[no-untyped-def]
+    if kind.dtype == types.uint16:
+        return _narrow_to_bfloat16
+    target = kind.dtype
+    return lambda number, kind: target(number)
+
+
+def _narrow_to_bfloat16(number, kind):  # type: ignore[no-untyped-def]
+    pattern = bits(number)
+    odd = (pattern >> types.uint32(16)) & types.uint32(1)
+    rounded = types.uint32(pattern + types.uint32(0x7FFF) + odd) >> types.uint32(16)
+    return types.uint16(types.uint32(0x7FFF) if number != number else rounded)
+
+
+# Vectors of 16 bytes, from and to arrays whose place is a multiple of 16 bytes.
+
+
+def vector_length(kind: Any) -> int:
+    """Elements of a type in 16 bytes."""
+    return 128 // kind.bitwidth
+
+
+@intrinsic
+def _load_vector(typingctx, array, index, target, first):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        source, _, wide, _ = sig.args
+        place = builder.ptrtoint(_place(context, builder, source, args[0], args[1]), I64)
+        for i, value in enumerate(_loaded(builder, source.dtype, place)):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(value, _place(context, builder, wide, args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, target, types.int64), codegen
+
+
+def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
+    """IR: the elements of 16 bytes of global memory that no one writes, widened."""
+    if kind == F64:
+        packed = _asm(builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False)
+        return [builder.extract_value(packed, i) for i in range(2)]
+    text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
+    packed = _asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
+    words = [builder.extract_value(packed, i) for i in range(4)]
+    if kind == types.float32:
+        return [builder.bitcast(word, FLOAT) for word in words]
+    values = []
+    for word in words:
+        for shift in (0, 16):
+            half = builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16)
+            if kind == F16:
+                values.append(builder.fpext(builder.bitcast(half, HALF), FLOAT))
+            else:
+                values.append(builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT))
+    return values
+
+
+@twin(_load_vector)
+def load_vector(array, index, target, first):  # type: ignore[no-untyped-def]
+    """Read 16 bytes of memory that nothing writes meanwhile, into target[first], target[first + 1], ... widened."""
+    kind = array.elements.dtype
+    if (array.elements.ctypes.data + (int(index) + array.origin) * kind.itemsize) % 16:
+        raise ValueError(f"a vector is read at element {index}, which is not at a multiple of 16 bytes")
+    for i in range(16 // kind.itemsize):
+        target[first + i] = widen(array[index + i])
+
+
+@intrinsic
+def _add_vector(typingctx, array, index, values, first):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        place = builder.ptrtoint(_place(context, builder, sig.args[0], args[0], args[1]), I64)
+        numbers = []
+        for i in range(4):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            numbers.append(builder.load(_place(context, builder, sig.args[2], args[2], position)))
+        text = "red.global.add.v4.f32 [$0], {$1,$2,$3,$4};"
+        _asm(builder, ir.VoidType(), text, "l,f,f,f,f,~{memory}", [place, *numbers], True)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, values, types.int64), codegen
+
+
+@twin(_add_vector)
+def add_vector(array, index, values, first):  # type: ignore[no-untyped-def]
+    """Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0."""
+    for i in range(4):
+        cuda.atomic.add(array, index + i, values[first + i])
