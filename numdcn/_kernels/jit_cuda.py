@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numba
 import numpy as np
 from numba import cuda
 from numba.cuda import types
@@ -78,8 +79,9 @@ def _jit(function: Callable[..., Any], options: dict[str, Any]) -> Any:
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A function that kernels call."""
-    return cuda.jit(device=True)(function)
+    """A formula: its statements become part of the kernel that calls it, as those of the CPU's helpers do. (A function
+    that Numba-CUDA compiles by itself asks for a driver, so kernels could not be compiled on a machine without one.)"""
+    return cuda.jit(device=True)(function) if SIMULATED else numba.njit(inline="always", error_model="numpy")(function)
 
 
 def _numba_type(kind: Any, compute: Any) -> Any:

@@ -17,6 +17,7 @@ from numdcn._kernels.memory_cuda import at, narrow, put, view, widen
 I32 = np.int32
 AXES = 6  # of a copy, at most
 TILE = 4 if SIMULATED else 32  # pixels and channels that a block turns
+PITCH = TILE + 1
 ROWS = 2 if SIMULATED else 8  # of threads
 
 STORED = (F32, F64, F16, BF16)
@@ -89,7 +90,7 @@ def pack_images(T):  # type: ignore[no-untyped-def]
     """Images along the channels, with their rim. A block of threads turns TILE pixels of TILE channels at a time."""
 
     def run(c):  # type: ignore[no-untyped-def]
-        tile = cuda.shared.array((TILE, TILE + 1), T)
+        tile = cuda.shared.array((TILE, PITCH), T)
         plain, images = view(c.plain, T), view(c.images, T)
         tx, ty = I32(cuda.threadIdx.x), I32(cuda.threadIdx.y)
         height, row_pixels = I32(c.size[0]), I32(c.size[1] + 1)
@@ -123,7 +124,7 @@ def unpack_images(T, S):  # type: ignore[no-untyped-def]
     """Plain arrays of T from images of S, without the rim."""
 
     def run(c):  # type: ignore[no-untyped-def]
-        tile = cuda.shared.array((TILE, TILE + 1), S)
+        tile = cuda.shared.array((TILE, PITCH), S)
         plain, images = view(c.plain, T), view(c.images, S)
         tx, ty = I32(cuda.threadIdx.x), I32(cuda.threadIdx.y)
         height, row_pixels = I32(c.size[0]), I32(c.size[1] + 1)

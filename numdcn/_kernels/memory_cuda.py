@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic, overload
+from numba.cuda.extending import intrinsic
 
 from numdcn._kernels.jit_cuda import F16, F64, SIMULATED, cuda
 
@@ -90,8 +90,6 @@ def view(address, kind):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _at(typingctx, array, index):  # type: ignore[no-untyped-def]
-    kind = types.float32 if array.dtype == F16 else array.dtype
-
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         place = _place(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
         return builder.load(place)
@@ -125,27 +123,18 @@ def put(array, index, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _bits(typingctx, number):  # type: ignore[no-untyped-def]
-    return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], I32)
+def _widen(typingctx, element):  # type: ignore[no-untyped-def]
+    result = element if element in (types.float32, F64) else types.float32
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        if element == types.uint16:
+            return builder.bitcast(builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16)), FLOAT)
+        return context.cast(builder, args[0], element, result)
+
+    return result(element), codegen
 
 
-@twin(_bits)
-def bits(number):  # type: ignore[no-untyped-def]
-    """The bits of a float32."""
-    return np.float32(number).view(np.uint32)
-
-
-@intrinsic
-def _from_bits(typingctx, pattern):  # type: ignore[no-untyped-def]
-    return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
-
-
-@twin(_from_bits)
-def from_bits(pattern):  # type: ignore[no-untyped-def]
-    """The float32 that has these bits."""
-    return np.uint32(pattern).view(np.float32)
-
-
+@twin(_widen)
 def widen(element):  # type: ignore[no-untyped-def]
     """An element in the type that is computed in."""
     if isinstance(element, np.uint16):
@@ -153,39 +142,31 @@ def widen(element):  # type: ignore[no-untyped-def]
     return element if isinstance(element, np.float64) else np.float32(element)
 
 
-@overload(widen)
-def _widen(element):  # type: ignore[no-untyped-def]
-    if element == types.uint16:
-        return lambda element: from_bits(types.uint32(types.uint32(element) << types.uint32(16)))
-    if element == F16:
-        return lambda element: types.float32(element)
-    return lambda element: element
+@intrinsic
+def _narrow(typingctx, number, kind):  # type: ignore[no-untyped-def]
+    target = kind.dtype
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        if target != types.uint16:
+            return context.cast(builder, args[0], number, target)
+        value = context.cast(builder, args[0], number, types.float32)
+        pattern = builder.bitcast(value, I32)
+        odd = builder.and_(builder.lshr(pattern, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+        rounded = builder.lshr(builder.add(builder.add(pattern, ir.Constant(I32, 0x7FFF)), odd), ir.Constant(I32, 16))
+        unknown = builder.fcmp_unordered("uno", value, value)
+        return builder.trunc(builder.select(unknown, ir.Constant(I32, 0x7FFF), rounded), I16)
+
+    return target(number, kind), codegen
 
 
+@twin(_narrow)
 def narrow(number, kind):  # type: ignore[no-untyped-def]
     """A number as an element of a type, rounded to nearest even."""
     if kind == types.uint16:
         pattern = int(np.float32(number).view(np.uint32))
-        if number != number:
-            return np.uint16(0x7FFF)
-        return np.uint16((pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16)
+        return np.uint16(0x7FFF if number != number else (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16)
     with np.errstate(over="ignore"):
         return np.dtype(str(kind)).type(number)
-
-
-@overload(narrow)
-def _narrow(number, kind):  # type: ignore[no-untyped-def]
-    if kind.dtype == types.uint16:
-        return _narrow_to_bfloat16
-    target = kind.dtype
-    return lambda number, kind: target(number)
-
-
-def _narrow_to_bfloat16(number, kind):  # type: ignore[no-untyped-def]
-    pattern = bits(number)
-    odd = (pattern >> types.uint32(16)) & types.uint32(1)
-    rounded = types.uint32(pattern + types.uint32(0x7FFF) + odd) >> types.uint32(16)
-    return types.uint16(types.uint32(0x7FFF) if number != number else rounded)
 
 
 # Vectors of 16 bytes, from and to arrays whose place is a multiple of 16 bytes.

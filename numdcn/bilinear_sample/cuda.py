@@ -24,6 +24,7 @@ from numdcn.bilinear_sample.problem import Problem
 I32 = np.int32
 POINTS = 4 if SIMULATED else 32  # of a tile
 CHANNELS = 8 if SIMULATED else 32  # of a tile
+PITCH = POINTS + 1
 
 
 class Call(NamedTuple):
@@ -47,12 +48,13 @@ class Call(NamedTuple):
 def forward_tiles(T, C):  # type: ignore[no-untyped-def]
     """y, from images and y of T, points of C."""
     S, V = scalar_type(T), vector_length(T)
+    CORNERS = 4 * V
 
     def run(c):  # type: ignore[no-untyped-def]
         places = cuda.shared.array(POINTS, I32)  # the simulator tells shared arrays apart by their lines
         weights = cuda.shared.array((4, POINTS), S)
-        tile = cuda.shared.array((CHANNELS, POINTS + 1), S)
-        corners = cuda.local.array(4 * V, S)
+        tile = cuda.shared.array((CHANNELS, PITCH), S)
+        corners = cuda.local.array(CORNERS, S)
         images, points, y = view(c.images, T), view(c.points, C), view(c.y, T)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
         across, below = (c.count + POINTS - 1) // POINTS, c.pitch * (width + 1)
@@ -106,14 +108,14 @@ def _call(p: Problem, images: Images, points: DeviceArray, y: DeviceArray) -> Ca
 def backward_tiles(T, C, VECTORS):  # type: ignore[no-untyped-def]
     """The gradients, added to images and summed over the channels for points. VECTORS: add 16 bytes to memory at once."""
     S, A, V = scalar_type(T), compute_type(T), vector_length(T)
-    SLOTS = CHANNELS // V
+    SLOTS, CORNERS = CHANNELS // V, 4 * V
 
     def run(c):  # type: ignore[no-untyped-def]
         places = cuda.shared.array(POINTS, I32)
         fractions = cuda.shared.array((2, POINTS), S)
-        tile = cuda.shared.array((CHANNELS, POINTS + 1), S)
+        tile = cuda.shared.array((CHANNELS, PITCH), S)
         sums = cuda.shared.array((2, SLOTS, POINTS), S)
-        corners, values, products = cuda.local.array(4 * V, S), cuda.local.array(V, S), cuda.local.array(V, S)
+        corners, values, products = cuda.local.array(CORNERS, S), cuda.local.array(V, S), cuda.local.array(V, S)
         images, points, grad_y = view(c.images, T), view(c.points, C), view(c.y, T)
         grad_images, grad_points = view(c.grad_images, A), view(c.grad_points, C)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
