@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, collapsed, numba_cuda
+from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, numba_cuda
 
 numba_cuda()  # an error that names the extra, before others
 
@@ -90,6 +90,19 @@ class Work:
             return array
         made = self.empty(array.shape, dtype)
         self.copy(array, made)
+        return made
+
+    def permuted(
+        self, array: DeviceArray, shape: tuple[int, ...], axes: tuple[int, ...], made: DeviceArray
+    ) -> DeviceArray:
+        """Fill `made` with an array that is seen as `shape`, its axes permuted as by `numpy.transpose`."""
+        source = self.contiguous(array)
+        steps = c_strides(shape)
+        turned = DeviceArray(
+            None, self.framework, self.number, source.address, array.dtype, made.shape, tuple(steps[a] for a in axes), self.stream
+        )  # fmt: skip
+        turned.keep = source
+        self.copy(turned, made)
         return made
 
     def pack(self, x: DeviceArray) -> Images:

@@ -241,3 +241,34 @@ def add_vector(array, index, values, first):  # type: ignore[no-untyped-def]
     """Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0."""
     for i in range(4):
         cuda.atomic.add(array, index + i, values[first + i])
+
+
+# Shared memory, four elements at once, at a multiple of four.
+
+
+@intrinsic
+def _load_four(typingctx, tile, index, target, first):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        kind, _, wide, _ = sig.args
+        element = context.get_data_type(kind.dtype)
+        place = _place(context, builder, kind, args[0], args[1])
+        vector = builder.bitcast(place, ir.VectorType(element, 4).as_pointer(place.type.addrspace))
+        four = builder.load(vector)
+        four.align = 16
+        for i in range(4):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(
+                builder.extract_element(four, ir.Constant(I32, i)), _place(context, builder, wide, args[2], position)
+            )
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, target, types.int64), codegen
+
+
+@twin(_load_four)
+def load_four(tile, index, target, first):  # type: ignore[no-untyped-def]
+    """Read tile[index], ... tile[index + 3] into target[first], ... target[first + 3]."""
+    if index % 4:
+        raise ValueError(f"four elements are read at {index}, which is no multiple of 4")
+    for i in range(4):
+        target[first + i] = tile[index + i]

@@ -1,0 +1,155 @@
+"""The forward of convolutions on the GPU: columns are sampled into shared memory and multiplied there, tile by tile."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numdcn._kernels import bilinear
+from numdcn._kernels.convolve_cuda import CHUNK, Call, multiply, offset_groups_of, plan, sample, tiles, variants
+from numdcn._kernels.jit_cuda import THREADS, cuda, device, kernels, scalar_type
+from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
+
+I32 = np.int32
+
+
+@kernels(
+    Call,
+    lambda: [(*v, *tile) for v in variants() for tile in tiles(v[0])],
+    lambda *constants: (THREADS, 1),
+)
+def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[no-untyped-def]
+    """y: a block has a tile of pixels and outputs of a group. Chunks of columns are made in one half of the buffers while
+    slower threads still multiply those in the other."""
+    S, V = scalar_type(T), vector_length(T)
+    MINE_R, MINE_C, PITCH, SLOTS, CORNERS = ROWS // DOWN, COLUMNS // ACROSS, ROWS + 4, CHUNK // V, 4 * V
+    RIGHT = 2 * CHUNK * PITCH  # where the weights begin, behind the columns
+    BUFFER = RIGHT + 2 * CHUNK * COLUMNS
+
+    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
+        buffer = cuda.shared.array(BUFFER, S)
+        places = cuda.shared.array(ROWS, I32)
+        owners = cuda.shared.array(ROWS, I32)
+        fractions = cuda.shared.array((3, ROWS), S)
+        sums = cuda.local.array((MINE_R, MINE_C), S)
+        a, b = cuda.local.array(MINE_R, S), cuda.local.array(MINE_C, S)
+        corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
+        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
+        weights, bias, y = view(c.weights, T), view(c.bias, T), view(c.y, T)
+        p = c.p
+        thread, below = I32(cuda.threadIdx.x), c.pitch * (p.in_size[1] + 1)
+        row, column = thread // I32(ACROSS), thread % I32(ACROSS)
+        count = p.out_size[0] * p.out_size[1]
+        total, outs, ins = p.batch * count, p.out_channels // p.groups, p.in_channels // p.groups
+        shared = p.in_channels // offset_groups_of(p)
+        wide = (outs + COLUMNS - 1) // COLUMNS
+        for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * wide * p.groups, cuda.gridDim.x):
+            group, first_out = task % (wide * p.groups) // wide, task % wide * COLUMNS
+            first = task // (wide * p.groups) * ROWS
+            for i in range(MINE_R):
+                for j in range(MINE_C):
+                    sums[i, j] = S(0)
+            half = I32(0)
+            begin, end = group * ins, group * ins + ins
+            for tap in range(p.taps):
+                for og in range(begin // shared, (end - 1) // shared + 1):
+                    for spot in range(thread, min(ROWS, total - first), THREADS):
+                        place, fraction_y, fraction_x, scale, n = plan(c, first + spot, tap, og, offsets, mask, S, SAMPLED)
+                        places[spot], owners[spot] = place, n
+                        fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
+                    cuda.syncthreads()
+                    low, high = max(begin, og * shared), min(end, (og + 1) * shared)
+                    for chunk in range(low // V * V, high, CHUNK):
+                        for unit in range(thread, ROWS * SLOTS, THREADS):
+                            spot, slot = unit // SLOTS, unit % SLOTS * V
+                            for i in range(V):
+                                values[i] = S(0)
+                            if first + spot < total and chunk + slot < high:
+                                start = (owners[spot] * c.pixels + places[spot]) * c.pitch + chunk + slot
+                                sample(
+                                    images, start, c.pitch, below, fractions[0, spot], fractions[1, spot], fractions[2, spot],
+                                    corners, values, S, V, SAMPLED,
+                                )  # fmt: skip
+                            for i in range(V):
+                                channel = chunk + slot + i
+                                inside = low <= channel and channel < high
+                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = values[i] if inside else S(0)
+                        for unit in range(thread, CHUNK * COLUMNS, THREADS):
+                            k, o = unit // COLUMNS, unit % COLUMNS
+                            channel, weight = chunk + k, S(0)
+                            if low <= channel and channel < high and first_out + o < outs:
+                                spot = ((group * p.taps + tap) * ins + channel - begin) * outs + first_out + o
+                                weight = widen(at(weights, spot))
+                            buffer[RIGHT + (half * CHUNK + k) * COLUMNS + o] = weight
+                        cuda.syncthreads()
+                        multiply(
+                            buffer, half * CHUNK * PITCH, RIGHT + half * CHUNK * COLUMNS, PITCH, COLUMNS, row, column, a, b, sums,
+                            MINE_R, MINE_C, DOWN, ACROSS, CHUNK,
+                        )  # fmt: skip
+                        half = I32(1) - half
+            cuda.syncthreads()
+            write_rows(c, y, bias, buffer, sums, 0, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S)
+            if MINE_R > 4:
+                write_rows(c, y, bias, buffer, sums, 4, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S)
+
+    return run
+
+
+@device
+def write_rows(c, y, bias, buffer, sums, i, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S):  # type: ignore[no-untyped-def]
+    """Write four rows of each thread's sums, from the i-th on, to y, by way of shared memory: pixels follow one another there.
+    (Constant positions in `sums` keep it in registers.)"""
+    for r in range(4):
+        for j in range(MINE_C):
+            buffer[(j // 4 * 4 * ACROSS + 4 * column + j % 4) * 4 * DOWN + 4 * row + r] = sums[i + r, j]
+    cuda.syncthreads()
+    p = c.p
+    count, outs = p.out_size[0] * p.out_size[1], p.out_channels // p.groups
+    for unit in range(thread, 4 * DOWN * MINE_C * ACROSS, THREADS):
+        q, o = first + i * DOWN + unit % (4 * DOWN), first_out + unit // (4 * DOWN)
+        if q < p.batch * count and o < outs:
+            out, n = group * outs + o, q // count
+            result = buffer[unit]
+            if c.bias:
+                result += widen(at(bias, out))
+            put(y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
+    cuda.syncthreads()
+
+
+@kernels(Call, variants)
+def forward_each(T, C, SAMPLED):  # type: ignore[no-untyped-def]
+    """y where a group has few channels, as in depthwise convolutions: a thread for each output, the channels fastest."""
+    S = scalar_type(T)
+
+    def run(c):  # type: ignore[no-untyped-def]
+        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
+        weights, bias, y = view(c.weights, T), view(c.bias, T), view(c.y, T)
+        p = c.p
+        below, count = c.pitch * (p.in_size[1] + 1), p.out_size[0] * p.out_size[1]
+        outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
+        shared = p.in_channels // offset_groups_of(p)
+        for task in range(cuda.grid(1), p.batch * count * p.out_channels, cuda.gridsize(1)):
+            q = task // p.out_channels
+            out = I32(task - q * p.out_channels)
+            group = out // I32(outs)
+            result = S(0)
+            for tap in range(p.taps):
+                for k in range(ins):
+                    channel = group * ins + k
+                    place, fy, fx, scale, n = plan(c, q, tap, channel // shared, offsets, mask, S, SAMPLED)
+                    start = (n * c.pixels + place) * c.pitch + channel
+                    value = widen(at(images, start))
+                    if SAMPLED:
+                        read = (
+                            value, widen(at(images, start + c.pitch)), widen(at(images, start + below)),
+                            widen(at(images, start + below + c.pitch)),
+                        )  # fmt: skip
+                        w00, w01, w10, w11 = bilinear.corner_weights(fy, fx)
+                        value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
+                    weight = widen(at(weights, ((group * p.taps + tap) * ins + k) * outs + out - group * outs))
+                    result += value * weight
+            if c.bias:
+                result += widen(at(bias, out))
+            n = q // count
+            put(y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
+
+    return run
