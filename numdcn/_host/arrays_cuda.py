@@ -79,7 +79,14 @@ class DeviceArray:
         """A contiguous array in another shape."""
         args = (self.framework, self.number, self.address, self.dtype)
         made = DeviceArray(self.owner, *args, shape, c_strides(shape), self.stream)
-        made.keep = self.keep
+        made.keep = self
+        return made
+
+    def part(self, number: int, parts: int) -> DeviceArray:
+        """One of the equal parts along the first axis of a contiguous array."""
+        shape = (self.shape[0] // parts, *self.shape[1:])
+        made = self.reshaped(*shape)
+        made.address += number * math.prod(shape) * self.dtype.itemsize
         return made
 
     @property

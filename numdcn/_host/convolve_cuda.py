@@ -7,10 +7,13 @@ from typing import Any
 from numdcn._host.arrays_cuda import DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.weights import PreparedWeights
-from numdcn._host.work_cuda import Images, Work, stored
+from numdcn._host.work_cuda import Images, Plans, Work, stored, summed
 from numdcn._kernels.convolution import Convolution
+from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
 from numdcn._kernels.convolve_cuda import Call, Tile, tiles
 from numdcn._kernels.convolve_forward_cuda import forward_each, forward_tiles
+from numdcn._kernels.convolve_weights_cuda import Sums, gradients_of_weights, sum_bias, sum_parts, weights_each, weights_tiles
+from numdcn._kernels.jit_cuda import THREADS
 
 FEW = 8  # channels of a group, below which outputs are computed one by one
 
@@ -21,7 +24,7 @@ def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Opt
     images, weights = work.pack(arrays["x"]), _by_channel(work, p, plain(arrays["w"]))
     call = _call(work, p, images, arrays, y)._replace(weights=weights.address)
     kinds = _kinds(p, arrays)
-    if p.in_channels // p.groups < FEW:
+    if _few(p):
         work.spread(forward_each(*kinds), call, y.size)
         return
     outs = p.out_channels // p.groups
@@ -75,3 +78,114 @@ def _call(work: Work, p: Convolution, images: Images, arrays: dict[str, Any], y:
         p, images.array.address, images.pitch, images.pixels, offsets, mask, 0, bias, y.address,
         0, 0, 0, 0, 0, 0, 0, 0, p.taps, 0, 0,
     )  # fmt: skip
+
+
+def backward(
+    p: Convolution, grad_y: DeviceArray, arrays: dict[str, Any], grads: dict[str, DeviceArray], options: Options
+) -> None:
+    """Fill the gradients in `grads`, each by the name of its argument. All arrays are checked, the gradients contiguous."""
+    work = Work(grad_y)
+    grad_y = work.contiguous(grad_y)
+    if "bias" in grads:
+        _bias(work, p, grad_y, grads["bias"])
+    through = grads.keys() & {"x", "offsets", "mask"}
+    if not through and "w" not in grads:
+        return
+    reads = bool(grads.keys() & {"w", "offsets", "mask"})
+    images = work.pack(arrays["x"]) if reads else work.image_sizes(arrays["x"])
+    call = _call(work, p, images, arrays, grad_y)
+    if through:
+        _columns(work, p, call, arrays, grads, options)
+    if "w" in grads:
+        _weights(work, p, call, arrays, grad_y, grads["w"])
+
+
+def _few(p: Convolution) -> bool:
+    return p.in_channels // p.groups < FEW
+
+
+def _columns(
+    work: Work,
+    p: Convolution,
+    call: Call,
+    arrays: dict[str, Any],
+    grads: dict[str, DeviceArray],
+    options: Options,
+) -> None:
+    """The gradients of x, offsets and mask."""
+    x, kinds = arrays["x"], _kinds(p, arrays)
+    owned = "x" in grads and options.deterministic
+    weights, grad_images = _by_output(work, p, plain(arrays["w"])), None
+    call = call._replace(weights=weights.address)
+    for name in ("offsets", "mask"):
+        if name in grads:
+            call = call._replace(**{f"grad_{name}": grads[name].address})
+    if "x" in grads:
+        grad_images = work.no_images(x.shape, x.dtype)
+        if not owned:
+            call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
+    vectors = "x" in grads and not owned and work.vectors(x.dtype)
+    constants = (*kinds, vectors, owned)
+    if grad_images is None or not owned:
+        _launch_columns(work, p, call, constants)
+    else:
+        _owned_columns(work, p, call, constants, x, grad_images)
+    if grad_images is not None:
+        work.unpack(grad_images, grads["x"])
+
+
+def _launch_columns(work: Work, p: Convolution, call: Call, constants: tuple[Any, ...]) -> None:
+    ogs = max(p.offset_groups, 1)
+    if _few(p):
+        work.spread(gradients_each(*constants), call, _pixels(p) * call.taps * ogs)
+        return
+    tile = backward_tile(constants[0])
+    blocks = -(-_pixels(p) // tile.rows) * call.taps * ogs
+    work.launch(gradients_of_columns(*constants, *tile), call, blocks)
+
+
+def _owned_columns(
+    work: Work, p: Convolution, call: Call, constants: tuple[Any, ...], x: DeviceArray, grad_images: Images
+) -> None:
+    """The same, tap by tap: the gradients of the columns are kept and then added to the images in a fixed order."""
+    ogs, count = max(p.offset_groups, 1), p.out_size[0] * p.out_size[1]
+    channels = p.in_channels // ogs
+    plans = work.plans(ogs * p.batch, count, x.dtype)
+    values = work.empty((ogs * p.batch, count, channels), summed(x.dtype))
+    for tap in range(p.taps):
+        one = call._replace(
+            first_tap=tap, taps=1, values=values.address, places=plans.places.address, corners=plans.weights.address
+        )
+        _launch_columns(work, p, one, constants)
+        work.spread(plan_tap(*constants[:3]), one._replace(mask=0), ogs * _pixels(p))
+        for og in range(ogs):
+            part = Plans(*(plan.part(og, ogs) for plan in plans))
+            work.scatter(part, values.part(og, ogs), grad_images, x.shape, og * channels)
+
+
+def _weights(
+    work: Work, p: Convolution, call: Call, arrays: dict[str, Any], grad_y: DeviceArray, grad_w: DeviceArray
+) -> None:
+    """The gradient of w: parts, then their sums."""
+    kinds, size = _kinds(p, arrays), grad_w.size
+    outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
+    few = _few(p)
+    tile = next((t for t in weights_tiles(kinds[0]) if outs <= t.rows), weights_tiles(kinds[0])[-1])
+    tasks = p.taps * p.groups * -(-outs // tile.rows) * -(-ins // tile.columns)
+    if few:
+        tasks = -(-size // THREADS)
+    splits = max(1, min(2 * work.multiprocessors // tasks, _pixels(p) // 64, 2**26 // size, 256))
+    sums = work.empty((splits, size), summed(grad_w.dtype))
+    call = call._replace(sums=sums.address, splits=splits)
+    if few:
+        turned = grad_y.reshaped(p.batch, p.out_channels, p.out_size[0] * p.out_size[1])
+        call = call._replace(y=work.channels_last(turned, grad_y.dtype).address)
+        work.spread(weights_each(*kinds), call, splits * size)
+    else:
+        work.launch(gradients_of_weights(*kinds, *tile), call, splits * tasks)
+    work.spread(sum_parts(kinds[0]), Sums(sums.address, grad_w.address, size, splits, 0), size)
+
+
+def _bias(work: Work, p: Convolution, grad_y: DeviceArray, grad_bias: DeviceArray) -> None:
+    sums = Sums(grad_y.address, grad_bias.address, p.out_channels, p.batch, p.out_size[0] * p.out_size[1])
+    work.launch(sum_bias(stored(grad_y.dtype)), sums, p.out_channels)

@@ -36,6 +36,11 @@ class Work:
         self.framework, self.number, self.stream = like.framework, like.number, like.stream
         self._kept: list[DeviceArray] = []
 
+    @property
+    def multiprocessors(self) -> int:
+        """Of the device."""
+        return jit_cuda.multiprocessors(self.number)
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory of the caller's framework, unfilled. It lives as long as this object: the frameworks' allocators hand it
         out again in the order of the stream."""
@@ -57,7 +62,7 @@ class Work:
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
         """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
-        most = 8 * jit_cuda.multiprocessors(self.number)
+        most = 8 * self.multiprocessors
         self.launch(kernel, call, min(-(-tasks // jit_cuda.THREADS), most))
 
     def clear(self, array: DeviceArray) -> None:
@@ -150,7 +155,7 @@ class Work:
         order."""
         n, samples, channels = values.shape
         rows, blocks = shape[2] + 2, -(-channels // scatter_cuda.CHANNELS)
-        bands = max(1, min(rows // 2, 8 * jit_cuda.multiprocessors(self.number) // max(n * blocks, 1)))
+        bands = max(1, min(rows // 2, 8 * self.multiprocessors // max(n * blocks, 1)))
         call = scatter_cuda.Scatter(
             plans.places.address, plans.weights.address, values.address, images.array.address, n, samples, channels,
             first_channel, images.pitch, images.pixels, shape[3] + 1, rows, bands,
@@ -177,9 +182,9 @@ class Work:
 
 
 def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
-    """The channels of images, padded to whole vectors, and their pixels with the rim."""
+    """The channels of images, padded to whole vectors (and fours), and their pixels with the rim."""
     _, channels, height, width = shape
-    vector, pixels = vector_length(stored(dtype)), (height + 2) * (width + 1) + 2
+    vector, pixels = max(4, vector_length(stored(dtype))), (height + 2) * (width + 1) + 2
     if pixels + layout_cuda.TILE >= 2**31:
         raise ValueError(f"`x` has shape {shape}, expected images of fewer than 2**31 pixels on a GPU")
     return -(-channels // vector) * vector, pixels

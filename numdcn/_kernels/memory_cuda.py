@@ -82,10 +82,22 @@ def _view(typingctx, address, kind):  # type: ignore[no-untyped-def]
     return result(address, kind), codegen
 
 
+def _simulated(address: int) -> CheckedArray:
+    """The registered array that begins at an address, or one that holds it, seen from there."""
+    found = SIMULATED_MEMORY.get(address)
+    if found is not None:
+        return found
+    for array in list(SIMULATED_MEMORY.values()):
+        place = address - array.elements.ctypes.data
+        if 0 <= place < array.elements.nbytes:
+            return CheckedArray(array.elements, place // array.elements.itemsize)
+    raise ValueError(f"address {address:#x} is in no array of the simulator")
+
+
 @twin(_view)
 def view(address, kind):  # type: ignore[no-untyped-def]
     """The array of elements of `kind` that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
-    return SIMULATED_MEMORY[int(address)] if address else None
+    return _simulated(int(address)) if address else None
 
 
 @intrinsic

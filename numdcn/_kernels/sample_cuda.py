@@ -35,6 +35,16 @@ def gather(images, start, pitch, below, corners, V):  # type: ignore[no-untyped-
 
 
 @device
+def gather_wide(images, start, pitch, below, corners, U, V):  # type: ignore[no-untyped-def]
+    """Read U channels, some vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
+    for part in range(0, U, V):
+        load_vector(images, start + part, corners, part)
+        load_vector(images, start + pitch + part, corners, U + part)
+        load_vector(images, start + below + part, corners, 2 * U + part)
+        load_vector(images, start + below + pitch + part, corners, 3 * U + part)
+
+
+@device
 def add_corner(images, start, weight, values, products, V, VECTORS):  # type: ignore[no-untyped-def]
     """Add weight * values to V channels of a pixel, atomically. `products`: V numbers of room."""
     for i in range(V):

@@ -1,0 +1,26 @@
+"""Deformable RoI pooling on GPU arrays: forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.options import Options
+from numdcn._host.pool_cuda import Grid, align_grid, pool, pool_gradients
+from numdcn.deform_roi_pool.problem import Problem
+
+
+def _grid(p: Problem) -> Grid:
+    return align_grid(p.sampling_ratio, half_pixel=True, least=None, reach=p.gamma)
+
+
+def forward(p: Problem, arrays: dict[str, Any], y: DeviceArray, options: Options) -> None:
+    """Fill y. All arrays are checked, y is contiguous."""
+    pool(p.rois, arrays, y, _grid(p), shifts=arrays["offsets"])
+
+
+def backward(
+    p: Problem, grad_y: DeviceArray, arrays: dict[str, Any], grads: dict[str, DeviceArray], options: Options
+) -> None:
+    """Fill the gradients in `grads`, each by the name of its argument. All arrays are checked, the gradients contiguous."""
+    pool_gradients(p.rois, grad_y, arrays, grads, options, _grid(p), shifts="offsets")
