@@ -34,7 +34,7 @@ DTYPES: dict[str, Any] = {
 class DeviceArray:
     """An array on a GPU as the library sees it, whichever framework made it."""
 
-    __slots__ = ("address", "dtype", "framework", "keep", "number", "owner", "shape", "strides", "stream", "writable")
+    __slots__ = ("address", "dtype", "framework", "keep", "number", "owner", "shape", "stream", "strides", "writable")
 
     def __init__(
         self,
@@ -158,7 +158,9 @@ class Torch(Framework):
     def seen(self, value: Any) -> DeviceArray:
         torch, number = sys.modules["torch"], value.device.index
         if value.requires_grad:
-            raise TypeError("a torch.Tensor that requires grad was given, expected tensor.detach(): numdcn records no gradients")
+            raise TypeError(
+                "a torch.Tensor that requires grad was given, expected tensor.detach(): numdcn records no gradients"
+            )
         dtype = _dtype(str(value.dtype).removeprefix("torch."))
         stream = torch.cuda.current_stream(number).cuda_stream
         return DeviceArray(
@@ -187,7 +189,7 @@ class Cupy(Framework):
         cupy, number, size = sys.modules["cupy"], value.device.id, value.dtype.itemsize
         with cupy.cuda.Device(number):
             stream = cupy.cuda.get_current_stream().ptr
-        strides = tuple(s // size for s in value.strides)
+        strides = _in_elements(value.data.ptr, value.strides, size)
         return DeviceArray(value, self, number, value.data.ptr, _dtype(value.dtype.name), value.shape, strides, stream)
 
     def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
@@ -228,8 +230,8 @@ class Numba(Framework):
             raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
         shape = tuple(interface["shape"])
         strides, size = interface.get("strides"), kind.itemsize
-        steps = c_strides(shape) if strides is None else tuple(s // size for s in strides)
         address, readonly = interface["data"]
+        steps = _in_elements(address, tuple(size * s for s in c_strides(shape)) if strides is None else strides, size)
         return DeviceArray(
             value, self, _device_of(address), address, dtype, shape, steps, _stream(interface.get("stream")), not readonly
         )  # fmt: skip
@@ -287,6 +289,15 @@ def _dtype(name: str) -> Any:
         raise TypeError(f"an array on a GPU has dtype {name}, expected float16, bfloat16, float32 or float64") from None
 
 
+def _in_elements(address: int, strides: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Strides of bytes in elements. Raises where elements do not lie at multiples of their size: a GPU cannot read them."""
+    if address % size or any(s % size for s in strides):
+        raise ValueError(
+            f"an array on a GPU has address {address:#x} and strides {strides}, expected multiples of {size} bytes"
+        )
+    return tuple(s // size for s in strides)
+
+
 def _device_of(address: int) -> int:
     """The number of the device on which an address is; that of the current one, for an empty array at none."""
     cuda = numba_cuda()
@@ -313,16 +324,18 @@ def _simulated(value: Any, framework: Framework) -> DeviceArray:
 
     host = np.asarray(value._ary)
     dtype, size = _dtype(host.dtype.name), host.dtype.itemsize
-    strides = tuple(s // size for s in host.strides)
+    address = host.ctypes.data
+    strides = _in_elements(address, host.strides, size)
     low = sum(min(0, (n - 1) * s) for n, s in zip(host.shape, strides, strict=True))
     high = sum(max(0, (n - 1) * s) for n, s in zip(host.shape, strides, strict=True))
-    address = host.ctypes.data
     made = DeviceArray(value, framework, 0, address, dtype, host.shape, strides, 0, host.flags.writeable)
     if host.size:
         stored = np.dtype(np.uint16) if dtype is BFLOAT16 else host.dtype
         raw = (ctypes.c_char * ((high - low + 1) * size)).from_address(address + low * size)
-        made.keep = (CheckedArray(np.frombuffer(raw, stored), -low), host)
-        SIMULATED_MEMORY[address] = made.keep[0]
+        seen, known = CheckedArray(np.frombuffer(raw, stored), -low), SIMULATED_MEMORY.get(address)
+        if known is None or len(known.elements) - known.origin < len(seen.elements) - seen.origin:
+            SIMULATED_MEMORY[address] = seen  # else it begins where a larger array does
+        made.keep = (SIMULATED_MEMORY[address], host)
     return made
 
 
@@ -331,7 +344,9 @@ def _simulated(value: Any, framework: Framework) -> DeviceArray:
 
 def _on_gpu_by_dlpack(value: Any) -> bool:
     device = getattr(value, "__dlpack_device__", None)
-    return device is not None and not isinstance(value, np.ndarray) and int(device()[0]) in (2, 13)  # CUDA, CUDA managed
+    return (
+        device is not None and not isinstance(value, np.ndarray) and int(device()[0]) in (2, 13)
+    )  # CUDA, CUDA managed
 
 
 def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:

@@ -12,7 +12,14 @@ from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
 from numdcn._kernels.convolve_cuda import Call, Tile, tiles
 from numdcn._kernels.convolve_forward_cuda import forward_each, forward_tiles
-from numdcn._kernels.convolve_weights_cuda import Sums, gradients_of_weights, sum_bias, sum_parts, weights_each, weights_tiles
+from numdcn._kernels.convolve_weights_cuda import (
+    Sums,
+    gradients_of_weights,
+    sum_bias,
+    sum_parts,
+    weights_each,
+    weights_tiles,
+)
 from numdcn._kernels.jit_cuda import THREADS
 
 FEW = 8  # channels of a group, below which outputs are computed one by one

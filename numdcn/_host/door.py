@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from numdcn._host.arrays import addressable, check_array, check_out, received
-from numdcn._host.arrays_cuda import DTYPES, DeviceArray
+from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray
 from numdcn._host.checks import describe, wanted_names
 from numdcn._host.options import Options
 from numdcn._host.weights import PreparedWeights
@@ -204,7 +204,8 @@ def _on_gpu(y: DeviceArray, fill: Any) -> None:
     from numdcn._host.work_cuda import Work
 
     if y.contiguous:
-        return fill(y)
+        fill(y)
+        return
     work = Work(y)
     target = work.empty(y.shape, y.dtype)
     fill(target)
@@ -266,7 +267,8 @@ def new_like(shape: tuple[int, ...], dtype: Any, array: Any) -> Any:
     here = home(array)
     if here is None:
         return np.empty(shape, dtype)
-    return here.framework.empty(shape, DTYPES[np.dtype(dtype).name], here.number, here.stream)
+    kind = dtype if dtype is BFLOAT16 else DTYPES[np.dtype(dtype).name]
+    return here.framework.empty(shape, kind, here.number, here.stream)
 
 
 def _addressable(arrays: dict[str, Any]) -> dict[str, Any]:

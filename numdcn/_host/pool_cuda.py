@@ -49,6 +49,11 @@ def _boxes(p: RoIs, grid: Grid, rois: DeviceArray, shifts: DeviceArray | None, d
     )  # fmt: skip
 
 
+def _address(work: Work, array: DeviceArray | None) -> int:
+    """Of the array or a contiguous copy; 0 for none or an empty one."""
+    return 0 if array is None or not array.size else work.contiguous(array).address
+
+
 def _coordinates(work: Work, *arrays: DeviceArray | None) -> tuple[DeviceArray | None, ...]:
     """Contiguous arrays of one type: float32 if they have several."""
     kinds = {array.dtype for array in arrays if array is not None}
@@ -100,9 +105,8 @@ def _call(
     assert rois is not None
     boxes = _boxes(p, grid, rois, moved, x.dtype)
     call = Pool(
-        boxes, work.contiguous(x).address if with_x else 0, 0 if mask is None else work.contiguous(mask).address,
-        work.contiguous(y).address, 0, 0, 0, 0, p.channels, groups, -(-p.channels // boxes.classes // pool_cuda.BLOCK),
-        _bands(work, p),
+        boxes, _address(work, x if with_x else None), _address(work, mask), _address(work, y), 0, 0, 0, 0, p.channels, groups,
+        -(-p.channels // boxes.classes // pool_cuda.BLOCK), _bands(work, p),
     )  # fmt: skip
     return call, (stored(x.dtype), stored(rois.dtype), grid.rule_p)
 
@@ -167,8 +171,7 @@ def _whole_call(
     x, rois = arrays["x"], work.contiguous(arrays["rois"])
     boxes = _boxes(p, align_grid(1, half_pixel=False, least=None), rois, None, x.dtype)
     call = Whole(
-        boxes, work.contiguous(x).address if with_x else 0, 0 if y is None else work.contiguous(y).address,
-        0 if argmax is None else work.contiguous(argmax).address, 0, p.channels, _bands(work, p),
+        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0, p.channels, _bands(work, p),
     )  # fmt: skip
     return call, (stored(x.dtype), stored(rois.dtype))
 

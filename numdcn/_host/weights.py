@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays import addressable, check_array, place
+from numdcn._host.arrays import addressable, check_array, place, received
+from numdcn._host.arrays_cuda import DeviceArray
 from numdcn._host.checks import integer
 from numdcn._host.threads import launch, plan_threads
 from numdcn._kernels.weights_cpu import Packing, PackWeights, pack_weights, packing
@@ -20,15 +21,20 @@ class PreparedWeights:
 
     __slots__ = ("_array", "_groups", "_packed", "_storage")
 
-    def __init__(self, array: np.ndarray, groups: int) -> None:
+    def __init__(self, array: Any, groups: int) -> None:
+        self._groups = groups
+        if isinstance(array, DeviceArray):  # packing takes a GPU no time worth saving: a snapshot is kept
+            from numdcn._host.work_cuda import copied
+
+            self._array, self._storage, self._packed = copied(array), None, 0
+            return
         self._array = np.array(array, order="C")
         self._array.flags.writeable = False
-        self._groups = groups
         self._storage, self._packed = _pack(self._array, groups)
 
     @property
-    def array(self) -> np.ndarray:
-        """The weights as they were, read-only."""
+    def array(self) -> Any:
+        """The weights as they were, read-only; on a GPU a `DeviceArray`."""
         return self._array
 
     @property
@@ -47,11 +53,13 @@ class PreparedWeights:
         return self._array.shape
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32 or float64."""
+    def dtype(self) -> Any:
+        """That of the weights."""
         return self._array.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._array, DeviceArray):
+            raise TypeError("weights that were prepared on a GPU cannot be pickled; expected plain arrays")
         return PreparedWeights, (self._array, self._groups)
 
     def __repr__(self) -> str:
@@ -73,19 +81,20 @@ def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
     launch(pack_weights, w.dtype.type(1), values, min(threads, how.groups * how.panels))
 
 
-def prepare_weights(w: np.ndarray, *, groups: int = 1) -> PreparedWeights:
+def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
     """Pack weights once, for calls that repeat with them.
 
-    w: array (C_out, C/groups, kh, kw) of float32 or float64. groups: the number of convolution groups, which w alone
+    w: array (C_out, C/groups, kh, kw) of float32 or float64, or one on a GPU. groups: the number of convolution groups, which w alone
     does not tell. Returns an object that `deform_conv`, `conv` and `deform_conv_layer` accept as `w`, forward and backward. It is a
     snapshot: later changes of `w` are not seen.
 
     Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.
     """
+    w = received(w)
     check_array("w", w, 4, "(C_out, C/groups, kh, kw)")
     groups = integer("groups", groups, 1)
     if min(w.shape) < 1:
         raise ValueError(f"`w` has shape {w.shape}, expected no empty axis")
     if w.shape[0] % groups:
         raise ValueError(f"`w` has shape {w.shape}: C_out = {w.shape[0]}, expected a multiple of groups = {groups}")
-    return PreparedWeights(addressable(w), groups)
+    return PreparedWeights(w if isinstance(w, DeviceArray) else addressable(w), groups)

@@ -195,6 +195,11 @@ def stored(dtype: Any) -> Any:
     return jit_cuda.STORED["float32" if dtype.name == "int32" else dtype.name]
 
 
+def scalar(dtype: Any) -> type[np.floating[Any]]:
+    """NumPy's scalars of the type that is computed in."""
+    return jit_cuda.scalar_type(stored(dtype))
+
+
 def summed(dtype: Any) -> Any:
     """The dtype in which sums are kept: float32 for float16 and bfloat16."""
     return DTYPES["float32"] if dtype in (DTYPES["float16"], BFLOAT16) else dtype
@@ -206,3 +211,11 @@ def host_copy(array: DeviceArray) -> np.ndarray:
     plain = work.contiguous(array, summed(array.dtype))
     raw = plain.framework.empty((0,), plain.dtype, plain.number, plain.stream) if not plain.size else plain
     return raw.framework.to_host(raw)
+
+
+def copied(array: DeviceArray) -> DeviceArray:
+    """A contiguous copy in the same framework."""
+    work = Work(array)
+    made = work.empty(array.shape, array.dtype)
+    work.copy(array, made)
+    return made

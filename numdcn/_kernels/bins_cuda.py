@@ -24,7 +24,7 @@ class Boxes(NamedTuple):
 
     rois: int  # address of (R, 5), contiguous
     shifts: int  # address of offsets (R, 2 * classes, parts), of each class x, then y, contiguous; 0: none
-    count: int
+    rows: int  # R
     batch: int
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
@@ -201,8 +201,8 @@ def counted(line, size, RULE_P, S):  # type: ignore[no-untyped-def]
         u, end = visits(line, -1, size, S)
         active = I64(0)
         while u < end:
-            u, _, _, _, _, _, many = run_of(u, end, line, size, RULE_P, S)
-            active += many
+            active += 1 if bilinear.taps_p(S(line[0] + product(S(u), line[2])), size)[0] else 0
+            u += 1
         count = S(active)
     return count
 

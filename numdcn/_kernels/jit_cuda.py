@@ -11,6 +11,8 @@ vector loads) has a plain twin in `memory_cuda`.
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,6 +25,30 @@ from numba.cuda.core import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
+
+
+
+def _mend_simulator() -> None:
+    """Give the simulator's shared arrays a lock: threads of a block that ask for one at once would get two.
+    They are filled with NaN."""
+    from numba.cuda.simulator import kernelapi
+
+    lock = threading.Lock()
+
+    def array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
+        caller = sys._getframe(1)
+        place = (caller.f_code.co_filename, caller.f_lineno)
+        with lock:
+            if place not in self._allocations:
+                kind = np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
+                self._allocations[place] = np.frombuffer(bytearray(b"\xff" * (int(np.prod(shape)) * kind.itemsize)), kind)
+            return self._allocations[place].reshape(shape)
+
+    kernelapi.FakeCUDAShared.array = array
+
+
+if SIMULATED:
+    _mend_simulator()
 
 MAKERS: list[Maker] = []  # every kernel there is, for the test that compiles them all
 

@@ -100,7 +100,7 @@ def pack_images(T):  # type: ignore[no-untyped-def]
             first_pixel, first_channel = rest // I32(deep) * I32(TILE), rest % I32(deep) * I32(TILE)
             pixel = first_pixel + tx
             y, x = pixel // row_pixels - I32(1), pixel % row_pixels - I32(1)
-            inside = pixel < c.pixels and 0 <= y and y < height and 0 <= x
+            inside = pixel < c.pixels and y >= 0 and y < height and x >= 0
             start = n * c.strides[0] + y * c.strides[2] + x * c.strides[3]
             for r in range(ty, TILE, ROWS):
                 channel = first_channel + I32(r)
@@ -140,7 +140,7 @@ def unpack_images(T, S):  # type: ignore[no-untyped-def]
             cuda.syncthreads()
             pixel = first_pixel + tx
             y, x = pixel // row_pixels - I32(1), pixel % row_pixels - I32(1)
-            inside = pixel < c.pixels and 0 <= y and y < height and 0 <= x
+            inside = pixel < c.pixels and y >= 0 and y < height and x >= 0
             start = n * c.strides[0] + y * c.strides[2] + x * c.strides[3]
             for r in range(ty, TILE, ROWS):
                 channel = first_channel + I32(r)

@@ -78,7 +78,7 @@ def pool_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
         g = c.boxes
         x, y, mask, rois, shifts = view(c.x, T), view(c.y, T), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
         height, width = g.size[0], g.size[1]
-        for task in range(cuda.grid(1), g.count * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             r, channel, i, j = spot_of(task, c.channels, g.bins)
             n, value = image_of(rois, r, g.batch, S), S(np.nan)
             if n >= 0:
@@ -89,15 +89,16 @@ def pool_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
                     begin, end_v = visits(line_x, -1, width, S)
                     while u < end_u:
                         u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, RULE_P, S)
-                        v = begin if many else end_v
+                        v, above, below = begin if many else end_v, S(0), S(0)
                         while v < end_v:
                             v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, RULE_P, S)
                             if many:
                                 x00, x01, x10, x11 = corners_of(
                                     x, plane + top * width, plane + bottom * width, left, right, S
                                 )
-                                total += lower_y * (lower_x * x00 + upper_x * x01)
-                                total += upper_y * (lower_x * x10 + upper_x * x11)
+                                above += lower_x * x00 + upper_x * x01
+                                below += lower_x * x10 + upper_x * x11
+                        total += lower_y * above + upper_y * below
                     scale = S(1)
                     if c.mask:
                         scale = widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
@@ -109,15 +110,6 @@ def pool_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
 
 
 @device
-def add(array, index, value, ATOMIC):  # type: ignore[no-untyped-def]
-    """Add to an element."""
-    if ATOMIC:
-        cuda.atomic.add(array, index, value)
-    else:
-        put(array, index, at(array, index) + value)
-
-
-@device
 def add_bin(grad_x, plane, line_y, line_x, gradient, size, first, end, ATOMIC, RULE_P, S):  # type: ignore[no-untyped-def]
     """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
     height, width = size
@@ -125,20 +117,19 @@ def add_bin(grad_x, plane, line_y, line_x, gradient, size, first, end, ATOMIC, R
     begin, end_v = visits(line_x, -1, width, S)
     while u < end_u:
         u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, RULE_P, S)
-        upper_in = many > 0 and first <= top and top < end
-        lower_in = many > 0 and bottom > top and first <= bottom and bottom < end
-        upper, lower = plane + top * width, plane + bottom * width
-        v = begin if upper_in or lower_in else end_v
+        v = begin if many else end_v
         while v < end_v:
             v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, RULE_P, S)
-            if many and upper_in:
-                add(grad_x, upper + left, gradient * lower_y * lower_x, ATOMIC)
-                if right > left:
-                    add(grad_x, upper + right, gradient * lower_y * upper_x, ATOMIC)
-            if many and lower_in:
-                add(grad_x, lower + left, gradient * upper_y * lower_x, ATOMIC)
-                if right > left:
-                    add(grad_x, lower + right, gradient * upper_y * upper_x, ATOMIC)
+            for corner in range(4 if many else 0):
+                below, behind = corner >= 2, corner % 2 == 1
+                row = bottom if below else top
+                if first <= row and row < end and not (below and bottom == top) and not (behind and right == left):
+                    weight = (upper_y if below else lower_y) * (upper_x if behind else lower_x)
+                    spot = plane + row * width + (right if behind else left)
+                    if ATOMIC:
+                        cuda.atomic.add(grad_x, spot, gradient * weight)
+                    else:
+                        put(grad_x, spot, at(grad_x, spot) + gradient * weight)
 
 
 @device
@@ -159,8 +150,9 @@ def add_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
 
     def run(c):  # type: ignore[no-untyped-def]
         g = c.boxes
-        grad_y, grad_x, mask, rois, shifts = view(c.y, T), view(c.grad_x, A), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
-        for task in range(cuda.grid(1), g.count * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
+        grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             r, channel, i, j = spot_of(task, c.channels, g.bins)
             n = image_of(rois, r, g.batch, S)
             if n >= 0:
@@ -180,7 +172,8 @@ def add_bins_in_order(T, C, RULE_P):  # type: ignore[no-untyped-def]
 
     def run(c):  # type: ignore[no-untyped-def]
         g = c.boxes
-        grad_y, grad_x, mask, rois, shifts = view(c.y, T), view(c.grad_x, A), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
+        grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
         cells = c.groups[0] * c.groups[1]
         for task in range(cuda.grid(1), g.batch * c.bands * c.channels * cells, cuda.gridsize(1)):
             number, rest = task % (c.channels * cells), task // (c.channels * cells)
@@ -188,11 +181,13 @@ def add_bins_in_order(T, C, RULE_P):  # type: ignore[no-untyped-def]
             first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
             channel, row, column = number // cells, number % cells // c.groups[1], number % c.groups[1]
             plane = (n * c.channels * cells + number) * g.size[0] * g.size[1]
-            for r in range(g.count):
+            top, bottom = first_of(row, g.bins[0], c.groups[0]), first_of(row + 1, g.bins[0], c.groups[0])
+            left, right = first_of(column, g.bins[1], c.groups[1]), first_of(column + 1, g.bins[1], c.groups[1])
+            for r in range(g.rows):
                 if image_of(rois, r, g.batch, S) != n:
                     continue
-                for i in range(first_of(row, g.bins[0], c.groups[0]), first_of(row + 1, g.bins[0], c.groups[0])):
-                    for j in range(first_of(column, g.bins[1], c.groups[1]), first_of(column + 1, g.bins[1], c.groups[1])):
+                for i in range(top, bottom):
+                    for j in range(left, right):
                         y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, RULE_P, S)
                         begin, stop = visits(y, first - 1, end, S)
                         if begin < stop and not nowhere(y, x, S):
@@ -209,10 +204,11 @@ def sum_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
 
     def run(c):  # type: ignore[no-untyped-def]
         g = c.boxes
-        x, grad_y, mask, rois, shifts = view(c.x, T), view(c.y, T), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
+        x, grad_y, mask = view(c.x, T), view(c.y, T), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
         sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
         height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.groups[0] * c.groups[1]
-        for task in range(cuda.grid(1), g.count * g.classes * c.blocks * many_bins, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * g.classes * c.blocks * many_bins, cuda.gridsize(1)):
             r, block, i, j = spot_of(task, g.classes * c.blocks, g.bins)
             class_ = block // c.blocks
             first = class_ * per_class + block % c.blocks * BLOCK
@@ -222,7 +218,8 @@ def sum_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
                 line_y, line_x = lines_of(rois, shifts, r, class_, i, j, g, RULE_P, S)
                 if not nowhere(line_y, line_x, S):
                     by_value, by_x, by_y = S(0), S(0), S(0)
-                    start, gradients = plane_of(n, first, i, j, c), ((r * c.channels + first) * g.bins[0] + i) * g.bins[1] + j
+                    start = plane_of(n, first, i, j, c)
+                    gradients = ((r * c.channels + first) * g.bins[0] + i) * g.bins[1] + j
                     u, end_u = visits(line_y, -1, height, S)
                     begin, end_v = visits(line_x, -1, width, S)
                     while u < end_u:
@@ -262,11 +259,13 @@ def sum_blocks(T, C):  # type: ignore[no-untyped-def]
         g = c.boxes
         sums, grad_shifts, grad_mask = view(c.sums, A), view(c.grad_shifts, C), view(c.grad_mask, T)
         parts, bins = g.parts[0] * g.parts[1], g.bins[0] * g.bins[1]
-        for task in range(cuda.grid(1), g.count * g.classes * parts, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * g.classes * parts, cuda.gridsize(1)):
             box, row, column = task // parts, task % parts // g.parts[1], task % g.parts[1]
             by_value, by_x, by_y = S(0), S(0), S(0)
-            for i in range(first_of(row, g.bins[0], g.parts[0]), first_of(row + 1, g.bins[0], g.parts[0])):
-                for j in range(first_of(column, g.bins[1], g.parts[1]), first_of(column + 1, g.bins[1], g.parts[1])):
+            top, bottom = first_of(row, g.bins[0], g.parts[0]), first_of(row + 1, g.bins[0], g.parts[0])
+            left, right = first_of(column, g.bins[1], g.parts[1]), first_of(column + 1, g.bins[1], g.parts[1])
+            for i in range(top, bottom):
+                for j in range(left, right):
                     for block in range(c.blocks):
                         spot = 3 * ((box * c.blocks + block) * bins + i * g.bins[1] + j)
                         by_value += at(sums, spot)

@@ -37,7 +37,7 @@ def max_bins(T, C):  # type: ignore[no-untyped-def]
     def run(c):  # type: ignore[no-untyped-def]
         g = c.boxes
         x, y, argmax, rois = view(c.x, T), view(c.y, T), view(c.argmax, PLACE), view(g.rois, C)
-        for task in range(cuda.grid(1), g.count * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             i, j, rest = task // g.bins[1] % g.bins[0], task % g.bins[1], task // (g.bins[0] * g.bins[1])
             channel, r = rest % c.channels, rest // c.channels
             n, best, where = image_of(rois, r, g.batch, S), S(np.nan), -1
@@ -70,10 +70,10 @@ def add_at_maxima(T, C):  # type: ignore[no-untyped-def]
         g = c.boxes
         grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), view(g.rois, C)
         bins, pixels = g.bins[0] * g.bins[1], g.size[0] * g.size[1]
-        for task in range(cuda.grid(1), g.count * c.channels * bins, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             plane, pixel = task // bins, at(argmax, task)
             n = image_of(rois, plane // c.channels, g.batch, S)
-            if n >= 0 and 0 <= pixel and pixel < pixels:
+            if n >= 0 and pixel >= 0 and pixel < pixels:
                 cuda.atomic.add(grad_x, (n * c.channels + plane % c.channels) * pixels + pixel, widen(at(grad_y, task)))
 
     return run
@@ -93,7 +93,7 @@ def add_at_maxima_in_order(T, C):  # type: ignore[no-untyped-def]
             first = band * g.size[0] // c.bands * g.size[1]
             end = (band + 1) * g.size[0] // c.bands * g.size[1]
             plane = (n * c.channels + channel) * g.size[0] * g.size[1]
-            for r in range(g.count):
+            for r in range(g.rows):
                 if image_of(rois, r, g.batch, S) != n:
                     continue
                 start = (r * c.channels + channel) * bins
@@ -114,7 +114,7 @@ def mean_bins(T, C):  # type: ignore[no-untyped-def]
         g = c.boxes
         x, y, rois = view(c.x, T), view(c.y, T), view(g.rois, C)
         bins = g.bins[0] * g.bins[1]
-        for task in range(cuda.grid(1), g.count * c.channels * bins, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
             n, value = image_of(rois, r, g.batch, S), S(np.nan)
             if n >= 0:
@@ -123,8 +123,10 @@ def mean_bins(T, C):  # type: ignore[no-untyped-def]
                 plane = (n * c.channels * bins + number) * g.size[0] * g.size[1]
                 value = S(0)
                 for row in range(top, bottom):
+                    total = S(0)
                     for column in range(left, right):
-                        value += widen(at(x, plane + row * g.size[1] + column))
+                        total += widen(at(x, plane + row * g.size[1] + column))
+                    value += total
                 value = value / S(max((bottom - top) * (right - left), 1))
             put(y, task, narrow(value, T))
 
@@ -140,7 +142,7 @@ def add_means(T, C):  # type: ignore[no-untyped-def]
         g = c.boxes
         grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), view(g.rois, C)
         bins = g.bins[0] * g.bins[1]
-        for task in range(cuda.grid(1), g.count * c.channels * bins, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
             n = image_of(rois, r, g.batch, S)
             if n >= 0:
@@ -169,7 +171,7 @@ def add_means_in_order(T, C):  # type: ignore[no-untyped-def]
             band, n = rest % c.bands, rest // c.bands
             first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
             bin_, plane = number % bins, (n * c.channels * bins + number) * g.size[0] * g.size[1]
-            for r in range(g.count):
+            for r in range(g.rows):
                 if image_of(rois, r, g.batch, S) != n:
                     continue
                 top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], 0, g, S)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.options import Options
 from numdcn._host.arrays import NOWHERE, place, reshaped
 from numdcn._host.images_cpu import RimmedImages
+from numdcn._host.options import Options
 from numdcn._host.scratch import Scratch
 from numdcn._host.threads import launch, plan_threads
 from numdcn._kernels.columns_cpu import pack_gradient, write_tile

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.options import Options
 from numdcn._host import convolve_cpu
+from numdcn._host.options import Options
 from numdcn._kernels.columns_cpu import read_tap, sample_chunk
 from numdcn._kernels.convolve_cpu import compute_gradients, compute_tiles
 from numdcn._kernels.jit_cpu import helper, kernel

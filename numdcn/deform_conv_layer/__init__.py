@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays import check_dtype
+from numdcn._host.arrays import check_dtype, received
 from numdcn._host.checks import IntPerAxis, Padding, flag, integer, per_axis
-from numdcn._host.door import check_grad_y, room, wanted_gradients
+from numdcn._host.door import check_grad_y, given_back, receive, room, wanted_gradients
+from numdcn._host.modulation import add_to, join_gradients, split_prediction, zeros
+from numdcn._host.options import options
 from numdcn._host.weights import PreparedWeights
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
@@ -36,6 +38,7 @@ def deform_conv_layer_forward(
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
+    allow_tf32: bool = False,
     out: np.ndarray | None = None,
 ) -> DeformConvLayerResult:
     """Deformable convolution whose offsets, and mask if `modulated`, a convolution of the same geometry predicts::
@@ -46,7 +49,7 @@ def deform_conv_layer_forward(
         y       = deform_conv(x, offsets, w, bias, mask=mask)
 
     Args:
-        x: images (N, C, H, W), float32 or float64, any strides.
+        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them.
         offset_w: weights of the predicting convolution, (2*offset_groups*kh*kw, C, kh, kw), 3* if modulated.
         offset_b: its bias, (2*offset_groups*kh*kw,), 3* if modulated, or None.
@@ -54,6 +57,7 @@ def deform_conv_layer_forward(
         modulated: whether a mask is predicted too.
         mask_scale: 1 (mmcv: the mask is 0.5 where its logits are 0) or 2 (the authors' code: 1 there).
         stride, padding, dilation: of both convolutions, as `deform_conv_forward` takes them.
+        allow_tf32: whether products of float32 may be rounded to tf32 (10 bits), on a GPU that has it.
         out: an array to fill with y, (N, C_out, Ho, Wo), sharing memory with no input.
 
     `deform_conv_layer_init` makes parameters for a new layer. In training, the learning rate of `offset_w` and
@@ -68,13 +72,14 @@ def deform_conv_layer_forward(
 
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
-    arrays = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
+    arrays = receive({"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias})
     p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
-    y = room("out", out, p.out_shape, x.dtype, arrays)
-    geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation}
-    offsets, mask = _predict(p, x, offset_w, offset_b, geometry)
-    deform_conv_forward(x, offsets, w, bias, mask=mask, out=y, **geometry)
-    return DeformConvLayerResult(y, offsets, mask)
+    y = room("out", out, p.out_shape, arrays["x"].dtype, arrays)
+    how = options(allow_tf32=allow_tf32)
+    calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
+    offsets, mask = _predict(p, arrays, calls)
+    deform_conv_forward(arrays["x"], offsets, arrays["w"], arrays["bias"], mask=mask, out=y, **calls)
+    return DeformConvLayerResult(*map(given_back, (y, offsets, mask)))
 
 
 class DeformConvLayerGradients(NamedTuple):
@@ -103,6 +108,8 @@ def deform_conv_layer_backward(
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     wrt: str | Iterable[str] | None = None,
+    deterministic: bool = False,
+    allow_tf32: bool = False,
     out: DeformConvLayerGradients | None = None,
 ) -> DeformConvLayerGradients:
     """Gradients of `deform_conv_layer_forward`, given the gradient of its y.
@@ -112,6 +119,8 @@ def deform_conv_layer_backward(
         x, w, offset_w, offset_b, bias, modulated, mask_scale, stride, padding, dilation: as given to the forward.
         offsets, mask: what the forward returned; computed again where they are not given.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
+        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
+        allow_tf32: as given to the forward.
         out: a `DeformConvLayerGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
             them; what is wanted but None there is allocated.
 
@@ -126,58 +135,55 @@ def deform_conv_layer_backward(
 
     Sources: as `deform_conv_layer_forward`.
     """
-    arrays: dict[str, Any] = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
-    given = {"offsets": offsets, "mask": mask}
+    arrays = receive({"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias})
+    given = {"offsets": received(offsets), "mask": received(mask)}
     p = problem({**arrays, **given}, modulated, mask_scale, stride, padding, dilation)
-    check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", x.dtype)
+    receive({**arrays, **given})  # all in one place
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
     grads = wanted_gradients(DeformConvLayerGradients, wrt, out, arrays, grad_y, given)
+    how = options(deterministic, allow_tf32)
     if not grads:
         return DeformConvLayerGradients()
-    geometry: Any = {"stride": stride, "padding": padding, "dilation": dilation}
+    calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
+    offsets, mask = given["offsets"], given["mask"]
     if grads.keys() != {"bias"} and (offsets is None or (p.modulated and mask is None)):
-        again, mask_again = _predict(p, x, offset_w, offset_b, geometry)
+        again, mask_again = _predict(p, arrays, calls)
         offsets, mask = again if offsets is None else offsets, mask_again if mask is None else mask
     elif offsets is None:  # the gradient of the bias depends on none
-        offsets, mask = np.zeros((len(x), p.offset_channels, *p.out_shape[2:]), x.dtype), None
+        offsets, mask = zeros((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays["x"]), None
     inner: list[str] = [name for name in ("x", "w", "bias") if name in grads]
     predicted: list[str] = [name for name in ("x", "offset_w", "offset_b") if name in grads]
     inner += [*["offsets"] * bool(predicted), *["mask"] * bool(predicted and p.modulated)]
     room_for = DeformConvGradients(x=grads.get("x"), w=grads.get("w"), bias=grads.get("bias"))
-    g = deform_conv_backward(grad_y, x, offsets, w, bias, mask=mask, wrt=inner, out=room_for, **geometry)
+    calls["deterministic"] = how.deterministic
+    x_, w_, bias_ = arrays["x"], arrays["w"], arrays["bias"]
+    g = deform_conv_backward(grad_y, x_, offsets, w_, bias_, mask=mask, wrt=inner, out=room_for, **calls)
     if predicted:
-        _through_prediction(p, g, arrays, mask, predicted, grads, geometry)
-    return DeformConvLayerGradients(**grads)
+        _through_prediction(p, g, arrays, mask, predicted, grads, calls)
+    return DeformConvLayerGradients(**{name: given_back(grad) for name, grad in grads.items()})
 
 
-def _predict(p: Problem, x: Any, offset_w: Any, offset_b: Any, geometry: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def _predict(p: Problem, arrays: Any, calls: Any) -> tuple[Any, Any]:
     """The offsets, and the mask if the layer is modulated."""
-    z = conv_forward(x, offset_w, offset_b, **geometry)
-    if not p.modulated:
-        return z, None
-    logits = z[:, p.offset_channels :]
-    with np.errstate(over="ignore", under="ignore"):  # exp may be infinite: the mask is 0 then
-        mask = np.asarray(p.mask_scale, x.dtype) / (1 + np.exp(-logits))
-    return z[:, : p.offset_channels], mask
+    z = received(conv_forward(arrays["x"], arrays["offset_w"], arrays["offset_b"], **calls))
+    return split_prediction(z, p.offset_channels, p.mask_scale) if p.modulated else (z, None)
 
 
 def _through_prediction(
-    p: Problem, g: DeformConvGradients, arrays: Any, mask: Any, names: Iterable[str], grads: Any, geometry: Any
+    p: Problem, g: DeformConvGradients, arrays: Any, mask: Any, names: Iterable[str], grads: Any, calls: Any
 ) -> None:
     """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
-    grad_z: Any = g.offsets
+    grad_z: Any = received(g.offsets)
     if p.modulated:
-        with np.errstate(all="ignore"):
-            grad_logits = g.mask * mask * (1 - mask / p.mask_scale)
-        grad_z = np.concatenate([grad_z, grad_logits], axis=1)
+        grad_z = join_gradients(grad_z, received(g.mask), mask, p.mask_scale)
     inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
     room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
     wanted = [inner[name] for name in names]
     more = conv_backward(
-        grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **geometry
+        grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **calls
     )
     if more.x is not None:
-        with np.errstate(all="ignore"):
-            grads["x"] += more.x
+        add_to(grads["x"], received(more.x))
 
 
 class DeformConvLayerParameters(NamedTuple):
