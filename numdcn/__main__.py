@@ -26,13 +26,22 @@ def cache_folder() -> str:
 
 
 def gpu() -> str:
-    """How many GPUs the CUDA driver sees. The library does not use them yet."""
+    """How many GPUs the CUDA driver sees, and whether numba-cuda is there to use them. Neither is started."""
+    try:
+        package = f"numba-cuda {importlib.metadata.version('numba-cuda')}"
+    except importlib.metadata.PackageNotFoundError:
+        package = 'numba-cuda not installed (pip install "numdcn[cuda]")'
+    return f"{seen_gpus()}; {package}"
+
+
+def seen_gpus() -> str:
+    """How many GPUs the CUDA driver sees."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         count = ctypes.c_int(0)
         if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
             return "none seen by the CUDA driver"
-        return f"{count.value} seen by the CUDA driver (not used yet)"
+        return f"{count.value} seen by the CUDA driver"
     except OSError:
         return "none seen (no CUDA driver)"
 

@@ -12,6 +12,7 @@ from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
 from numdcn._kernels.convolve_cuda import Call, Tile, tiles
 from numdcn._kernels.convolve_forward_cuda import forward_each, forward_tiles
+from numdcn._kernels.convolve_tensor_cuda import forward_tensor, warp_tiles
 from numdcn._kernels.convolve_weights_cuda import (
     Sums,
     gradients_of_weights,
@@ -20,7 +21,7 @@ from numdcn._kernels.convolve_weights_cuda import (
     weights_each,
     weights_tiles,
 )
-from numdcn._kernels.jit_cuda import THREADS
+from numdcn._kernels.jit_cuda import BF16, F16, F32, THREADS
 
 FEW = 8  # channels of a group, below which outputs are computed one by one
 
@@ -28,13 +29,18 @@ FEW = 8  # channels of a group, below which outputs are computed one by one
 def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Options) -> None:
     """Fill y. All arrays are checked, y is contiguous."""
     work = Work(y)
-    images, weights = work.pack(arrays["x"]), _by_channel(work, p, plain(arrays["w"]))
-    call = _call(work, p, images, arrays, y)._replace(weights=weights.address)
-    kinds = _kinds(p, arrays)
+    images, w, kinds = work.pack(arrays["x"]), plain(arrays["w"]), _kinds(p, arrays)
+    call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
+    if not _few(p) and work.tensor_cores and (kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32)):
+        warps = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
+        blocks = -(-_pixels(p) // warps.rows) * -(-outs // warps.columns) * p.groups
+        call = call._replace(weights=_by_output(work, p, w).address)
+        work.launch(forward_tensor(*kinds, *warps), call, blocks, warps.threads)
+        return
+    call = call._replace(weights=_by_channel(work, p, w).address)
     if _few(p):
         work.spread(forward_each(*kinds), call, y.size)
         return
-    outs = p.out_channels // p.groups
     tile = _tile(kinds[0], outs)
     blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
     work.launch(forward_tiles(*kinds, *tile), call, blocks)

@@ -41,6 +41,11 @@ class Work:
         """Of the device."""
         return jit_cuda.multiprocessors(self.number)
 
+    @property
+    def tensor_cores(self) -> bool:
+        """Whether the device multiplies bfloat16 and tf32."""
+        return jit_cuda.has_tensor_cores(self.number)
+
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory of the caller's framework, unfilled. It lives as long as this object: the frameworks' allocators hand it
         out again in the order of the stream."""

@@ -158,6 +158,11 @@ def has_vector_reductions(number: int) -> bool:
     return not SIMULATED and tuple(cuda.gpus[number].compute_capability) >= (9, 0)
 
 
+def has_tensor_cores(number: int) -> bool:
+    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator does as if."""
+    return SIMULATED or tuple(cuda.gpus[number].compute_capability) >= (8, 0)
+
+
 def run(kernel: Any, blocks: int, threads: int, stream: int, number: int, call: tuple[Any, ...]) -> None:
     """Launch on a stream of a device, without waiting. An error of the launch is raised."""
     if SIMULATED:

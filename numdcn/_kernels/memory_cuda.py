@@ -49,7 +49,7 @@ def twin(real: Any) -> Callable[[Any], Any]:
     return lambda function: function if SIMULATED else real
 
 
-def _asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
+def asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
     """IR: inline PTX."""
     kind = ir.FunctionType(result, [v.type for v in values])
     return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values))
@@ -205,10 +205,10 @@ def _load_vector(typingctx, array, index, target, first):  # type: ignore[no-unt
 def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
     """IR: the elements of 16 bytes of global memory that no one writes, widened."""
     if kind == F64:
-        packed = _asm(builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False)
+        packed = asm(builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False)
         return [builder.extract_value(packed, i) for i in range(2)]
     text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
-    packed = _asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
+    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
     words = [builder.extract_value(packed, i) for i in range(4)]
     if kind == types.float32:
         return [builder.bitcast(word, FLOAT) for word in words]
@@ -242,7 +242,7 @@ def _add_vector(typingctx, array, index, values, first):  # type: ignore[no-unty
             position = builder.add(args[3], ir.Constant(args[3].type, i))
             numbers.append(builder.load(_place(context, builder, sig.args[2], args[2], position)))
         text = "red.global.add.v4.f32 [$0], {$1,$2,$3,$4};"
-        _asm(builder, ir.VoidType(), text, "l,f,f,f,f,~{memory}", [place, *numbers], True)
+        asm(builder, ir.VoidType(), text, "l,f,f,f,f,~{memory}", [place, *numbers], True)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, values, types.int64), codegen
