@@ -130,9 +130,10 @@ def _columns(
     owned = "x" in grads and options.deterministic
     weights, grad_images = _by_output(work, p, plain(arrays["w"])), None
     call = call._replace(weights=weights.address)
-    for name in ("offsets", "mask"):
-        if name in grads:
-            call = call._replace(**{f"grad_{name}": grads[name].address})
+    if "offsets" in grads:
+        call = call._replace(grad_offsets=grads["offsets"].address)
+    if "mask" in grads:
+        call = call._replace(grad_mask=grads["mask"].address)
     if "x" in grads:
         grad_images = work.no_images(x.shape, x.dtype)
         if not owned:
@@ -150,7 +151,7 @@ def _columns(
 def _launch_columns(work: Work, p: Convolution, call: Call, constants: tuple[Any, ...]) -> None:
     ogs = max(p.offset_groups, 1)
     if _few(p):
-        work.spread(gradients_each(*constants), call, _pixels(p) * call.taps * ogs)
+        work.spread(gradients_each(*constants[:3], constants[4]), call, _pixels(p) * call.taps * ogs)
         return
     tile = backward_tile(constants[0])
     blocks = -(-_pixels(p) // tile.rows) * call.taps * ogs

@@ -54,7 +54,9 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
         return
     if here is None and there is not None:
         if isinstance(value, (np.ndarray, PreparedWeights)):
-            raise ValueError(f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all")
+            raise ValueError(
+                f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
+            )
         return  # no array at all: told elsewhere
     if there is None:
         raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")

@@ -23,10 +23,13 @@ class PreparedWeights:
 
     def __init__(self, array: Any, groups: int) -> None:
         self._groups = groups
-        if isinstance(array, DeviceArray):  # packing takes a GPU no time worth saving: a snapshot is kept
+        self._array: Any
+        self._storage: Any = None
+        self._packed = 0
+        if isinstance(array, DeviceArray):  # a GPU packs in no time worth saving: only a snapshot is kept
             from numdcn._host.work_cuda import copied
 
-            self._array, self._storage, self._packed = copied(array), None, 0
+            self._array = copied(array)
             return
         self._array = np.array(array, order="C")
         self._array.flags.writeable = False

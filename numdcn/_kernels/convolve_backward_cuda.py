@@ -92,7 +92,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
     BUFFER = max(RIGHT + 2 * CHUNK * COLUMNS, ROWS * STAGED)
 
     def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
-        buffer = cuda.shared.array(BUFFER, S)
+        buffer = cuda.shared.array(BUFFER, S, alignment=16)
         parts = cuda.shared.array((3, SLOTS, ROWS), S)
         places = cuda.shared.array(ROWS, I32)
         owners = cuda.shared.array(ROWS, I32)
@@ -203,8 +203,8 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
     return run
 
 
-@kernels(Call, _variants)
-def gradients_each(T, C, SAMPLED, VECTORS, OWNED):  # type: ignore[no-untyped-def]
+@kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
+def gradients_each(T, C, SAMPLED, OWNED):  # type: ignore[no-untyped-def]
     """The same where a group has few channels: a thread for each tap and offset group of a pixel, channel after channel."""
     S, A = scalar_type(T), compute_type(T)
 

@@ -7,7 +7,7 @@ have in common, and columns are made in chunks that begin at a multiple of 16 by
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,9 +111,7 @@ def sample(images, start, pitch, below, y, x, scale, corners, values, S, V, SAMP
 
 
 @device
-def multiply(
-    buffer, left, right, left_pitch, right_pitch, row, column, a, b, sums, ROWS, COLUMNS, DOWN, ACROSS, DEPTH
-):  # type: ignore[no-untyped-def]
+def multiply(buffer, left, right, left_pitch, right_pitch, row, column, a, b, sums, ROWS, COLUMNS, DOWN, ACROSS, DEPTH):  # type: ignore[no-untyped-def]
     """sums += left^T right, for the ROWS and COLUMNS of a thread, over DEPTH steps; left and right begin there in shared memory.
     The thread's rows are the fours that begin at 4*row, 4*row + 4*DOWN, ...; so are its columns."""
     for k in range(DEPTH):
@@ -126,7 +124,7 @@ def multiply(
                 sums[i, j] += a[i] * b[j]
 
 
-def variants() -> list[tuple[object, ...]]:
+def variants() -> list[tuple[Any, ...]]:
     """(stored, coordinates, sampled): what all kernels of convolutions are made for."""
     plain = [(kind, kind, False) for kind, other in type_pairs() if kind == other]
     return [(*pair, True) for pair in type_pairs()] + plain

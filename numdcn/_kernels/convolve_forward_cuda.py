@@ -26,7 +26,7 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
     BUFFER = RIGHT + 2 * CHUNK * COLUMNS
 
     def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
-        buffer = cuda.shared.array(BUFFER, S)
+        buffer = cuda.shared.array(BUFFER, S, alignment=16)
         places = cuda.shared.array(ROWS, I32)
         owners = cuda.shared.array(ROWS, I32)
         fractions = cuda.shared.array((3, ROWS), S)
@@ -53,7 +53,9 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
             for tap in range(p.taps):
                 for og in range(begin // shared, (end - 1) // shared + 1):
                     for spot in range(thread, min(ROWS, total - first), THREADS):
-                        place, fraction_y, fraction_x, scale, n = plan(c, first + spot, tap, og, offsets, mask, S, SAMPLED)
+                        place, fraction_y, fraction_x, scale, n = plan(
+                            c, first + spot, tap, og, offsets, mask, S, SAMPLED
+                        )
                         places[spot], owners[spot] = place, n
                         fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
                     cuda.syncthreads()
@@ -87,9 +89,29 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
                         )  # fmt: skip
                         half = I32(1) - half
             cuda.syncthreads()
-            write_rows(c, y, bias, buffer, sums, 0, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S)
+            write_rows(
+                c, y, bias, buffer, sums, 0, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S
+            )
             if MINE_R > 4:
-                write_rows(c, y, bias, buffer, sums, 4, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S)
+                write_rows(
+                    c,
+                    y,
+                    bias,
+                    buffer,
+                    sums,
+                    4,
+                    thread,
+                    row,
+                    column,
+                    first,
+                    group,
+                    first_out,
+                    MINE_C,
+                    DOWN,
+                    ACROSS,
+                    T,
+                    S,
+                )
 
     return run
 

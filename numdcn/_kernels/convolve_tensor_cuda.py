@@ -84,7 +84,9 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
             for tap in range(p.taps):
                 for og in range(begin // shared, (end - 1) // shared + 1):
                     for spot in range(thread, min(ROWS, total - first), THREADS):
-                        place, fraction_y, fraction_x, scale, n = plan(c, first + spot, tap, og, offsets, mask, S, SAMPLED)
+                        place, fraction_y, fraction_x, scale, n = plan(
+                            c, first + spot, tap, og, offsets, mask, S, SAMPLED
+                        )
                         places[spot], owners[spot] = place, n
                         fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
                     cuda.syncthreads()
@@ -136,10 +138,16 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
             cuda.syncthreads()
             write_tensor(c, y, bias, buffer, sums, 0, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T)
             if MINE_R > 1:
-                write_tensor(c, y, bias, buffer, sums, 1, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T)
+                write_tensor(
+                    c, y, bias, buffer, sums, 1, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
+                )
             if MINE_R > 2:
-                write_tensor(c, y, bias, buffer, sums, 2, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T)
-                write_tensor(c, y, bias, buffer, sums, 3, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T)
+                write_tensor(
+                    c, y, bias, buffer, sums, 2, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
+                )
+                write_tensor(
+                    c, y, bias, buffer, sums, 3, thread, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
+                )
 
     return run
 

@@ -36,7 +36,7 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
     BUFFER = RIGHT + 2 * CHUNK * COLUMNS
 
     def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
-        buffer = cuda.shared.array(BUFFER, S)
+        buffer = cuda.shared.array(BUFFER, S, alignment=16)
         places = cuda.shared.array(CHUNK, I32)
         owners = cuda.shared.array(CHUNK, I32)
         fractions = cuda.shared.array((3, CHUNK), S)
@@ -68,7 +68,9 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
                     half = I32(0)
                     for start_q in range(first, end, CHUNK):
                         for spot in range(thread, min(CHUNK, end - start_q), THREADS):
-                            place, fraction_y, fraction_x, scale, n = plan(c, start_q + spot, tap, og, offsets, mask, S, SAMPLED)
+                            place, fraction_y, fraction_x, scale, n = plan(
+                                c, start_q + spot, tap, og, offsets, mask, S, SAMPLED
+                            )
                             places[spot], owners[spot] = place, n
                             fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
                         cuda.syncthreads()
@@ -85,7 +87,9 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
                             for i in range(V):
                                 channel = chunk + slot + i
                                 inside = low <= channel and channel < high
-                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = values[i] if inside else S(0)
+                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = (
+                                    values[i] if inside else S(0)
+                                )
                         for unit in range(thread, CHUNK * ROWS, THREADS):
                             spot, o = unit % CHUNK, unit // CHUNK
                             grad = S(0)
@@ -105,7 +109,9 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
                         for j in range(MINE_C):
                             channel = chunk + j // 4 * 4 * ACROSS + 4 * column + j % 4
                             if o < outs and low <= channel and channel < high:
-                                spot = ((split * p.out_channels + group * outs + o) * ins + channel - begin) * p.taps + tap
+                                spot = (
+                                    (split * p.out_channels + group * outs + o) * ins + channel - begin
+                                ) * p.taps + tap
                                 put(partial, spot, sums[i, j])
                     cuda.syncthreads()
 

@@ -27,10 +27,10 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
 
 
-
 def _mend_simulator() -> None:
     """Give the simulator's shared arrays a lock: threads of a block that ask for one at once would get two.
-    They are filled with NaN."""
+    They are filled with NaN. (An
+    alignment means nothing here.)"""
     from numba.cuda.simulator import kernelapi
 
     lock = threading.Lock()
@@ -41,7 +41,9 @@ def _mend_simulator() -> None:
         with lock:
             if place not in self._allocations:
                 kind = np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
-                self._allocations[place] = np.frombuffer(bytearray(b"\xff" * (int(np.prod(shape)) * kind.itemsize)), kind)
+                self._allocations[place] = np.frombuffer(
+                    bytearray(b"\xff" * (int(np.prod(shape)) * kind.itemsize)), kind
+                )
             return self._allocations[place].reshape(shape)
 
     kernelapi.FakeCUDAShared.array = array

@@ -40,7 +40,9 @@ class CheckedArray:
     def _checked(self, index: int) -> int:
         place = int(index) + self.origin
         if not 0 <= place < len(self.elements):
-            raise IndexError(f"element {index} of memory that has elements {-self.origin} to {len(self.elements) - self.origin - 1}")
+            raise IndexError(
+                f"element {index} of memory that has elements {-self.origin} to {len(self.elements) - self.origin - 1}"
+            )
         return place
 
 
@@ -205,7 +207,9 @@ def _load_vector(typingctx, array, index, target, first):  # type: ignore[no-unt
 def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
     """IR: the elements of 16 bytes of global memory that no one writes, widened."""
     if kind == F64:
-        packed = asm(builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False)
+        packed = asm(
+            builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
+        )
         return [builder.extract_value(packed, i) for i in range(2)]
     text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
     packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)

@@ -110,10 +110,16 @@ def pool_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
 
 
 @device
+def least_of(first):  # type: ignore[no-untyped-def]
+    """The least position of samples that touch rows from `first` on: before row 0 they touch row 1 too, if with weight 0."""
+    return first - 1 if first > 1 else -1
+
+
+@device
 def add_bin(grad_x, plane, line_y, line_x, gradient, size, first, end, ATOMIC, RULE_P, S):  # type: ignore[no-untyped-def]
     """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
     height, width = size
-    u, end_u = visits(line_y, first - 1, end, S)
+    u, end_u = visits(line_y, least_of(first), end, S)
     begin, end_v = visits(line_x, -1, width, S)
     while u < end_u:
         u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, RULE_P, S)
@@ -189,7 +195,7 @@ def add_bins_in_order(T, C, RULE_P):  # type: ignore[no-untyped-def]
                 for i in range(top, bottom):
                     for j in range(left, right):
                         y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, RULE_P, S)
-                        begin, stop = visits(y, first - 1, end, S)
+                        begin, stop = visits(y, least_of(first), end, S)
                         if begin < stop and not nowhere(y, x, S):
                             gradient = scaled_gradient(grad_y, mask, r, channel, i, j, y, x, c, RULE_P, S)
                             add_bin(grad_x, plane, y, x, gradient, g.size, first, end, False, RULE_P, S)

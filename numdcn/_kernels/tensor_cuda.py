@@ -77,9 +77,7 @@ def word(first, second, kind):  # type: ignore[no-untyped-def]
 @intrinsic
 def _pair(typingctx, first, second):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        low, high = (
-            builder.zext(builder.bitcast(v, I16) if v.type != I16 else v, I32) for v in args
-        )
+        low, high = (builder.zext(builder.bitcast(v, I16) if v.type != I16 else v, I32) for v in args)
         return builder.or_(low, builder.shl(high, ir.Constant(I32, 16)))
 
     return types.uint32(first, second), codegen

@@ -63,7 +63,9 @@ def forward_tiles(T, C):  # type: ignore[no-untyped-def]
             cuda.syncthreads()
             if thread < POINTS and first + thread < c.count:
                 spot = 2 * (n * c.count + first + thread)
-                place, fraction_y, fraction_x = cell_of(widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S)
+                place, fraction_y, fraction_x = cell_of(
+                    widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S
+                )
                 places[thread] = place
                 w00, w01, w10, w11 = bilinear.corner_weights(fraction_y, fraction_x)
                 weights[0, thread], weights[1, thread], weights[2, thread], weights[3, thread] = w00, w01, w10, w11
@@ -126,7 +128,9 @@ def backward_tiles(T, C, VECTORS):  # type: ignore[no-untyped-def]
             cuda.syncthreads()
             if thread < POINTS and first + thread < c.count:
                 spot = 2 * (n * c.count + first + thread)
-                place, fraction_y, fraction_x = cell_of(widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S)
+                place, fraction_y, fraction_x = cell_of(
+                    widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S
+                )
                 places[thread], fractions[0, thread], fractions[1, thread] = place, fraction_y, fraction_x
             for unit in range(thread, 2 * SLOTS * POINTS, THREADS):
                 sums[unit // (SLOTS * POINTS), unit // POINTS % SLOTS, unit % POINTS] = S(0)
@@ -218,7 +222,9 @@ def backward(
         return
     if scattered:
         plans = work.plans(p.batch, p.points, x.dtype)
-        call = _call(p, grad_images, points, grad_y)._replace(images=plans.weights.address, grad_points=plans.places.address)
+        call = _call(p, grad_images, points, grad_y)._replace(
+            images=plans.weights.address, grad_points=plans.places.address
+        )
         work.spread(plan_points(*kinds), call, p.batch * p.points)
         values = work.channels_last(grad_y.reshaped(p.batch, p.channels, p.points), summed(x.dtype))
         work.scatter(plans, values, grad_images, x.shape)

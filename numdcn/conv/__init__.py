@@ -51,7 +51,9 @@ def conv_forward(
     Source: `deform_conv_forward` with offsets of 0 (Dai et al., Deformable Convolutional Networks, 2017, equation 1).
     """
     arrays = receive({"x": x, "w": w, "bias": bias})
-    return run_forward(__name__, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32))
+    return run_forward(
+        __name__, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32)
+    )
 
 
 class ConvGradients(NamedTuple):

@@ -179,9 +179,7 @@ def _through_prediction(
     inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
     room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
     wanted = [inner[name] for name in names]
-    more = conv_backward(
-        grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **calls
-    )
+    more = conv_backward(grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **calls)
     if more.x is not None:
         add_to(grads["x"], received(more.x))
 

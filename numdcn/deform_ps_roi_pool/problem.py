@@ -26,7 +26,13 @@ class Problem(NamedTuple):
 
 
 def problem(
-    arrays: dict[str, Any], output_size: Any, group_size: Any, sample_per_part: Any, trans_std: Any, spatial_scale: Any, check: Any
+    arrays: dict[str, Any],
+    output_size: Any,
+    group_size: Any,
+    sample_per_part: Any,
+    trans_std: Any,
+    spatial_scale: Any,
+    check: Any,
 ) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
     groups = integer("group_size", group_size, 1)

@@ -29,7 +29,9 @@ class Problem(NamedTuple):
         return self.rois.out_shape
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any, check: Any) -> Problem:
+def problem(
+    arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any, check: Any
+) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     expected = {

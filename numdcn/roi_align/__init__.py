@@ -56,7 +56,9 @@ def roi_align_forward(
     Source: He et al., Mask R-CNN (2017), section 3; names and rules as torchvision's `roi_align`.
     """
     arrays = receive({"x": x, "rois": rois})
-    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out)
+    return run_forward(
+        __name__, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out
+    )
 
 
 class RoIAlignGradients(NamedTuple):

@@ -23,7 +23,9 @@ class Problem(NamedTuple):
         return self.rois.out_shape
 
 
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any, check: Any) -> Problem:
+def problem(
+    arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any, check: Any
+) -> Problem:
     """Measure and check everything once. `arrays` holds the arguments by name."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES), flag("aligned", aligned))
