@@ -32,6 +32,7 @@ class Backend(NamedTuple):
     name: str
     forward: Callable
     backward: Callable
+    gpu: bool = False  # sums by atomics differ from run to run there, in their order
 
 
 def cpu(operator="deform_conv"):

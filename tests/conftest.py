@@ -3,7 +3,8 @@
 A numerical test has one body. It takes `backend` when it compares with the naive reference, and `subject` when it
 compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
 A new backend is a name in BACKENDS and a function from an operator's name to a checks.Backend. The operator is the
-OPERATOR of the test file (see family.py), or else deform_conv.
+OPERATOR of the test file (see family.py), or else deform_conv. `gpu` is for tests of what is peculiar to a GPU: Numba's
+simulator of one, and a GPU where there is one (device.py).
 """
 
 import os
@@ -18,6 +19,7 @@ sys.path.append(str(HERE.parent))
 
 
 import checks  # noqa: E402 - after the path
+import device  # noqa: E402
 
 BACKENDS = {"cpu": checks.cpu}
 
@@ -38,6 +40,14 @@ def subject(request):
     return {**BACKENDS, "naive": checks.reference}[request.param](operator_of(request))
 
 
+@pytest.fixture(scope="module", params=device.KINDS)
+def gpu(request):
+    reason = device.missing(request.param)
+    if reason:
+        pytest.skip(reason)
+    return device.on(request.param, operator_of(request))
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "large: needs tens of gigabytes of memory or minutes; run with -m large")
     if "s" not in config.option.reportchars:
@@ -49,7 +59,8 @@ def pytest_report_header():
     from numdcn import __version__, get_num_threads
     from numdcn._kernels.jit_cpu import simd_bytes, target
 
-    return f"numdcn {__version__}: {8 * simd_bytes()}-bit vectors for {target()[1]}, {get_num_threads()} threads"
+    gpus = device.count_gpus() or "no"
+    return f"numdcn {__version__}: {8 * simd_bytes()}-bit vectors for {target()[1]}, {get_num_threads()} threads, {gpus} GPU"
 
 
 def _hypothesis_profiles():

@@ -146,6 +146,21 @@ WILD = [
 LARGE = Case(batch=2, channels=64, size=(30, 31), output=7, count=300)
 LARGE_PLANES = LARGE._replace(output=3, count=1500)  # of the position-sensitive ones, with a plane for each bin
 
+TINY = [  # for the simulator of a GPU
+    Case(size=(1, 1), output=1, count=3),
+    Case(size=(5, 4), output=(1, 2), channels=9, batch=2, count=3, scale=0.5),
+    Case(size=(4, 6), output=2, channels=1, boxes="half", count=4),
+    Case(size=(4, 5), output=(2, 1), channels=2, boxes="straddling", count=3),
+    Case(size=(5, 4), output=(3, 2), channels=3, boxes="inverted", count=3, scale=0.7),
+    Case(size=(4, 5), output=2, channels=2, boxes="outside", count=2),
+    Case(size=(4, 5), output=2, channels=2, boxes="far", count=2),
+    Case(size=(4, 5), output=2, channels=2, boxes="huge", count=3),
+    Case(size=(4, 5), output=2, channels=3, batch=2, count=0),
+    Case(size=(4, 5), output=2, channels=3, batch=0, count=0),
+]
+TINY_USUAL = Case(batch=2, channels=3, size=(5, 4), output=(3, 2), count=3, boxes="inside", scale=0.5)
+TINY_ODD = Case(batch=2, channels=2, size=(5, 4), output=2, count=4)
+
 
 def wrong(usual):
     """Rows for family_errors.Errors.wrong: boxes that are refused, and the parameters that all RoI operators have."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 from checks import LAYOUTS, said, special_coordinates
@@ -23,7 +24,7 @@ def terms(problem):
 
 OPERATOR = family.Operator(
     "bilinear_sample", arrays=("x", "points"), differentiable=("x", "points"), linear=("x",), length=terms,
-    any_rank=("points",),
+    any_rank=("points",), coordinates=("points",),
 )  # fmt: skip
 
 
@@ -146,6 +147,25 @@ class TestErrors(family_errors.Errors):
         ("points", zeros(2), ValueError, r"\(2,?\)", "N"),
         ("points", zeros(), ValueError, r"\(\)", "2"),
     )
+
+
+TINY = [
+    Case(size=(1, 1), points=(), batch=2),
+    Case(channels=9, size=(3, 4), points=(2, 3), spread=0.5),
+    Case(batch=2, channels=2, size=(4, 1), points=(7,)),
+    Case(batch=2, channels=3, points=(0,)),
+    Case(batch=0, channels=3, points=(4,)),
+]
+ODD = Case(batch=2, channels=5, size=(4, 5), points=(24,))  # points on borders and pixels, huge, infinite and NaN
+
+
+class TestGPU(family_gpu.GPU):
+    operator = OPERATOR
+    usual = staticmethod(lambda dtype: make(Case(batch=2, channels=5, size=(3, 4), points=(3, 2), spread=0.5), dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, TINY)
+    cases |= table(lambda case, dtype: make(case, dtype, draw=odd_points(case, dtype, 0.8, 0.05)), [ODD])
+    errors = TestErrors
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ import math
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 from checks import LAYOUTS, Case, output_size, said
@@ -167,6 +168,25 @@ class TestErrors(family_errors.Errors):
         ("x", zeros(2, 3, 6, 5), ValueError, "3", "2"),
         ("x", zeros(2, 4, 0, 0), ValueError, said(2, 4, 0, 0), "1|positive|empty"),
     )
+
+
+TINY = [
+    Case(size=(1, 1), kernel=(1, 1)),
+    Case(2, 6, 4, (5, 4), (3, 2), (2, 1), ((1, 0), (0, 2)), (2, 1), groups=2, bias=True),
+    Case(channels=9, c_out=5, size=(4, 3), padding=1, bias=True),
+    Case(channels=18, c_out=20, size=(3, 3), kernel=(2, 1), groups=2, stride=(1, 2), padding=(0, 1), bias=True),
+    Case(channels=3, c_out=6, size=(4, 3), padding=1, groups=3),
+    Case(channels=2, c_out=3, size=(2, 2), padding=3, dilation=3),
+    Case(channels=2, c_out=3, size=(4, 3), padding=1, batch=0, bias=True),
+]
+
+
+class TestGPU(family_gpu.GPU):
+    operator, errors, tf32 = OPERATOR, TestErrors, True
+    usual = staticmethod(lambda dtype: make(Case(2, 18, 6, (3, 3), (2, 1), padding=(0, 1), groups=2, bias=True), dtype))
+    others = table(make, [Case(2, 4, 6, (3, 3), (2, 3), padding=(0, 1), groups=2, bias=True)])
+    full = TestFamily.cases
+    cases = table(make, TINY)
 
 
 def test_a_kernel_larger_than_the_image(backend):

@@ -5,13 +5,18 @@ convolution, shifted images, scipy's interpolation, the identities of the specif
 identity, and finite differences. Those also run on the naive reference itself (the `subject` fixture).
 """
 
+import family
+import family_gpu
 import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.signal
+import test_deform_conv_errors
 from checks import (
     LAYOUTS,
+    NAMES,
     Case,
+    Problem,
     assert_close,
     between_pixels,
     check_against_naive,
@@ -85,6 +90,80 @@ def test_against_naive(backend, case, dtype):
     assert y.shape == (case.batch, case.c_out, *output_size(case))
     if case.batch == 0:
         assert not g.w.any() and g.w.size
+
+
+# On a GPU. The operator as family.py describes one.
+
+
+def plain(problem):
+    """A family.Problem as one of checks.py."""
+    arrays = {name: problem[name] for name in NAMES}
+    return Problem(**arrays, grad_y=problem.grad_y, params=problem.params)
+
+
+OPERATOR = family.Operator(
+    "deform_conv", arrays=("x", "offsets", "w", "bias", "mask"), differentiable=NAMES, linear=("x", "w", "mask"),
+    length=lambda problem: None, added=("bias",), optional=("bias", "mask"), keywords=("mask",),
+    expected=lambda problem: expected(plain(problem)), coordinates=("offsets",),
+)  # fmt: skip
+
+
+def described(case, dtype, **more):
+    p = make(case, dtype, **more)
+    return family.Problem(OPERATOR, {name: getattr(p, name) for name in p.given()}, p.grad_y, p.params)
+
+
+def odd_offsets(case):
+    """Offsets that lead to borders and pixels, or are huge, infinite or NaN."""
+
+    def draw(rng, shape):
+        moved = rng.normal(size=shape) * 2
+        odd = rng.choice([-2, -1, -0.5, -0.0, 1, 1.5, 3, 1e9, -1e30, np.inf, -np.inf, np.nan], size=shape)
+        return np.where(rng.random(shape) < 0.4, odd, moved)
+
+    return draw
+
+
+TINY = [
+    Case(size=(1, 1), kernel=(1, 1)),
+    Case(2, 6, 4, (5, 4), (3, 2), (2, 1), ((1, 0), (0, 2)), (2, 1), groups=2, offset_groups=3, mask=True, bias=True),
+    Case(channels=9, c_out=5, size=(4, 3), padding=1, bias=True),
+    Case(1, 18, 20, (3, 3), (2, 1), (1, 2), (0, 1), groups=2, offset_groups=3, mask=True, bias=True),
+    Case(channels=4, c_out=8, size=(4, 3), padding=1, groups=4, offset_groups=2, mask=True),
+    Case(channels=2, c_out=3, size=(4, 3), padding=1, batch=0, bias=True, mask=True),
+]
+ODD = [
+    Case(2, 4, 3, (4, 3), (3, 2), padding=1, offset_groups=2, mask=True, bias=True),
+    Case(2, 10, 3, (4, 3), (2, 2), padding=1, offset_groups=2, mask=True, bias=True),
+]
+
+
+class Errors:
+    """The wrong values of test_deform_conv_errors."""
+
+    wrong = [row for row in test_deform_conv_errors.BOTH if row[2] is ValueError]  # noqa: RUF012
+
+    @staticmethod
+    def usual(dtype):
+        call = test_deform_conv_errors.right()
+        arrays, grad_y = {name: call.pop(name) for name in OPERATOR.arrays}, call.pop("grad_y")
+        return family.Problem(OPERATOR, arrays, grad_y, call)
+
+
+class TestGPU(family_gpu.GPU):
+    errors = Errors
+    operator, tf32, rounds_terms = OPERATOR, True, True
+    usual = staticmethod(
+        lambda dtype: described(
+            Case(2, 18, 6, (3, 3), (2, 1), padding=(0, 1), groups=2, offset_groups=3, mask=True, bias=True), dtype
+        )
+    )
+    others = family.table(
+        described, [Case(2, 4, 6, (3, 3), (2, 2), padding=(0, 1), groups=2, offset_groups=2, mask=True, bias=True)]
+    )
+    full = family.table(described, CASES)
+    cases = family.table(described, TINY)
+    cases |= family.table(lambda case, dtype: described(case, dtype, offsets=odd_offsets(case)), ODD)
 
 
 @pytest.mark.parametrize("spread", [0.0, 30.0])

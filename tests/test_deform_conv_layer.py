@@ -8,8 +8,10 @@ numbers and new layers: test_deform_conv_layer_special.
 
 import math
 
+import device
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 from checks import LAYOUTS, ROUNDINGS, Case, assert_close, cpu, dot, output_size, reference, said
@@ -36,6 +38,11 @@ def of_y(backend):
 @pytest.fixture
 def backend():
     return of_y(LIBRARY)
+
+
+@pytest.fixture
+def gpu(gpu):
+    return of_y(gpu)
 
 
 @pytest.fixture(params=["cpu", "naive"])
@@ -68,12 +75,12 @@ def geometry_of(problem):
     return {name: problem.params[name] for name in ("stride", "padding", "dilation")}
 
 
-def check_prediction(problem, result):
-    """Offsets and mask are those of a naive convolution, within its bounds."""
+def check_prediction(problem, result, eps=None):
+    """Offsets and mask are those of a naive convolution, within its bounds: of the arrays' precision, unless `eps` is given."""
     x, w, bias = (problem[name] for name in ("x", "offset_w", "offset_b"))
     z = conv.forward(x, w, bias, **geometry_of(problem))
     sizes = conv.forward(np.abs(x), np.abs(w), None if bias is None else np.abs(bias), **geometry_of(problem))
-    eps, tiny = np.finfo(x.dtype).eps, np.finfo(x.dtype).tiny
+    eps, tiny = np.finfo(x.dtype).eps if eps is None else eps, np.finfo(x.dtype).tiny
     bound = eps * (ROUNDINGS + math.sqrt(math.prod(w.shape[1:]))) * sizes + tiny
     moves = result.offsets.shape[1]
     assert result.offsets.dtype == x.dtype
@@ -241,6 +248,54 @@ class TestErrors(family_errors.Errors):
             for direction in ("forward", "backward"):
                 with pytest.raises(ValueError, match=rf"`{name}`.*groups"):
                     getattr(p._replace(arrays=arrays), direction)(backend)
+
+
+class TestGPU(family_gpu.GPU):
+    """The offsets and the mask are those that the GPU makes: they are compared, and y and the gradients are for them."""
+
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(
+        lambda dtype: make(
+            Case(2, 4, 2, (3, 4), (2, 2), padding=1, groups=2, offset_groups=2, mask=True, bias=True), dtype
+        )
+    )
+    cases = table(
+        make_any,
+        [
+            Case(size=(1, 1), kernel=(1, 1)),
+            Case(1, 6, 4, (4, 3), (2, 2), (2, 1), (1, 0), groups=2, offset_groups=3, mask=True, bias=True),
+            Case(channels=3, c_out=2, size=(3, 3), padding=1, batch=0, bias=True, mask=True),
+            Case(channels=3, c_out=3, size=(3, 3), padding=1, groups=3, bias=True, spread=0.0),
+            Case(1, 16, 4, (3, 3), (2, 1), groups=2, offset_groups=2, mask=True, bias=True),
+        ],
+    )
+
+    def expected(self, gpu, p):
+        result = p.forward(device.on(gpu.name, "deform_conv_layer"))
+        check_prediction(p, result)
+        return expected(p, result)
+
+    def expected_of_narrow(self, gpu, narrow, wide):
+        """Offsets, mask and their gradients are rounded on the way: the bounds are those of the narrow type throughout."""
+        result = narrow.forward(device.on(gpu.name, "deform_conv_layer"))
+        assert result.offsets.dtype == result.mask.dtype == narrow.dtype
+        info = family_gpu.ml_dtypes.finfo(narrow.dtype)
+        result = type(result)(*(array.astype(np.float32) for array in result))
+        check_prediction(wide, result, float(info.eps))
+        ratio = float(info.eps) / np.finfo(np.float32).eps
+        return {
+            k: (value, bound * ratio + float(info.smallest_normal))
+            for k, (value, bound) in expected(wide, result).items()
+        }
+
+    def test_given_offsets_and_mask(self, gpu):
+        """The backward with what the forward returned is the one without; what is not here is refused."""
+        p, raw = self.usual(np.float32), device.on(gpu.name, "deform_conv_layer")
+        result, g = p.forward(raw), p.backward(gpu, deterministic=True)
+        assert_same(p.backward(gpu, deterministic=True, offsets=result.offsets, mask=result.mask), g)
+        for name in ("offsets", "mask"):
+            with pytest.raises(ValueError, match=f"`{name}` is .* but `x` is .*one place"):
+                p.backward(gpu, **{name: device.Host(getattr(result, name))})
 
 
 @given(

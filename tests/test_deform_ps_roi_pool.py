@@ -4,6 +4,7 @@ import functools
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
@@ -11,7 +12,22 @@ from checks import said
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
 from hypothesis import strategies as st
-from roi_cases import LARGE, LARGE_PLANES, SEEDS, SIZES, SMOOTH, USUAL, Case, laid_out, length, pair, table
+from roi_cases import (
+    LARGE,
+    LARGE_PLANES,
+    SEEDS,
+    SIZES,
+    SMOOTH,
+    TINY,
+    TINY_ODD,
+    TINY_USUAL,
+    USUAL,
+    Case,
+    laid_out,
+    length,
+    pair,
+    table,
+)
 from roi_family import RULE_P, RoIFamily, cell
 
 OPERATOR = family.Operator(
@@ -21,6 +37,7 @@ OPERATOR = family.Operator(
     linear=("x",),
     optional=("trans",),
     length=length(lambda problem: problem.params.get("sample_per_part", 4) ** 2),
+    coordinates=("rois", "trans"),
 )
 
 
@@ -112,6 +129,22 @@ class TestErrors(family_errors.Errors):
             )
         ),
     )
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(
+        lambda dtype: make(
+            TINY_USUAL._replace(channels=4, params={"group_size": 2, "sample_per_part": 2}),
+            dtype,
+            classes=2,
+            parts=(2, 3),
+        )
+    )
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, [case._replace(params=PARAMS[1 + n % 3]) for n, case in enumerate(TINY)])
+    cases |= table(make, TINY[1:2], "no trans ", trans=False)
+    cases |= table(functools.partial(special, seed=0, share=0.7), [TINY_ODD], "odd ")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

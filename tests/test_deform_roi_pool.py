@@ -5,6 +5,7 @@ import pathlib
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
@@ -13,7 +14,22 @@ from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
 from hypothesis import strategies as st
 from naive import roi, roi_align
-from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, USUAL, Case, grid_samples, laid_out, length, pair, table
+from roi_cases import (
+    LARGE,
+    SEEDS,
+    SIZES,
+    SMOOTH,
+    TINY,
+    TINY_ODD,
+    TINY_USUAL,
+    USUAL,
+    Case,
+    grid_samples,
+    laid_out,
+    length,
+    pair,
+    table,
+)
 from roi_family import RULE_R, RoIFamily, cell
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
@@ -24,6 +40,7 @@ OPERATOR = family.Operator(
     linear=("x", "mask"),
     optional=("offsets", "mask"),
     length=length(grid_samples),
+    coordinates=("rois", "offsets"),
 )
 
 
@@ -103,6 +120,17 @@ class TestErrors(family_errors.Errors):
             ("mask", np.zeros(shape, np.float32), ValueError, said(*shape), said(4, 1, 3, 2))
             for shape in ((3, 1, 3, 2), (4, 2, 3, 2), (4, 1, 2, 2), (4, 1, 3, 3), (4, 5, 3, 2))
         ),
+    )
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(lambda dtype: make(TINY_USUAL._replace(params={"sampling_ratio": 2, "gamma": 0.2}), dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, [case._replace(params=PARAMS[n % len(PARAMS)]) for n, case in enumerate(TINY)])
+    cases |= table(make, TINY[1:2], "no offsets ", offsets=False)
+    cases |= table(
+        functools.partial(special, seed=0, share=0.7), [TINY_ODD._replace(params={"sampling_ratio": 2})], "odd "
     )
 
 

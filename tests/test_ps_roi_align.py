@@ -2,6 +2,7 @@
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
@@ -9,11 +10,30 @@ from checks import said
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
 from naive import roi_align
-from roi_cases import LARGE_PLANES, SEEDS, SIZES, SMOOTH, USUAL, Case, grid_samples, laid_out, length, pair, table
+from roi_cases import (
+    LARGE_PLANES,
+    SEEDS,
+    SIZES,
+    SMOOTH,
+    TINY,
+    TINY_USUAL,
+    USUAL,
+    Case,
+    grid_samples,
+    laid_out,
+    length,
+    pair,
+    table,
+)
 from roi_family import RULE_R, RoIFamily, cell
 
 OPERATOR = family.Operator(
-    "ps_roi_align", arrays=("x", "rois"), differentiable=("x",), linear=("x",), length=length(grid_samples)
+    "ps_roi_align",
+    arrays=("x", "rois"),
+    differentiable=("x",),
+    linear=("x",),
+    length=length(grid_samples),
+    coordinates=("rois",),
 )
 
 
@@ -45,6 +65,13 @@ class TestErrors(family_errors.Errors):
         ("x", np.zeros((3, 29, 7, 6), np.float32), ValueError, "29|" + said(3, 29, 7, 6), "6"),
         ("x", np.zeros((3, 3, 7, 6), np.float32), ValueError, "3|" + said(3, 3, 7, 6), "6"),
     )
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(lambda dtype: make(TINY_USUAL._replace(params={"sampling_ratio": 2}), dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, [case._replace(params=PARAMS[n % len(PARAMS)]) for n, case in enumerate(TINY)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

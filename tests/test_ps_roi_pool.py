@@ -2,13 +2,14 @@
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
 from checks import said
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
-from roi_cases import LARGE_PLANES, SEEDS, SIZES, SMOOTH, USUAL, Case, laid_out, pair, table
+from roi_cases import LARGE_PLANES, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, laid_out, pair, table
 from roi_family import RoIFamily
 
 
@@ -16,7 +17,9 @@ def length(problem):
     return {"y": np.prod(problem["x"].shape[2:]), "x": len(problem["rois"])}
 
 
-OPERATOR = family.Operator("ps_roi_pool", arrays=("x", "rois"), differentiable=("x",), linear=("x",), length=length)
+OPERATOR = family.Operator(
+    "ps_roi_pool", arrays=("x", "rois"), differentiable=("x",), linear=("x",), length=length, coordinates=("rois",)
+)
 
 
 def make(case, dtype=np.float64, seed=None):
@@ -42,6 +45,13 @@ class TestErrors(family_errors.Errors):
         ("x", np.zeros((3, 29, 7, 6), np.float32), ValueError, "29|" + said(3, 29, 7, 6), "6"),
         ("x", np.zeros((3, 3, 7, 6), np.float32), ValueError, "3|" + said(3, 3, 7, 6), "6"),
     )
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(lambda dtype: make(TINY_USUAL, dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, TINY)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,17 +4,23 @@ import pathlib
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
-from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, USUAL, Case, grid_samples, laid_out, length, table
+from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, grid_samples, laid_out, length, table
 from roi_family import RULE_R, RoIFamily, cell
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
 OPERATOR = family.Operator(
-    "roi_align", arrays=("x", "rois"), differentiable=("x",), linear=("x",), length=length(grid_samples)
+    "roi_align",
+    arrays=("x", "rois"),
+    differentiable=("x",),
+    linear=("x",),
+    length=length(grid_samples),
+    coordinates=("rois",),
 )
 
 
@@ -55,6 +61,13 @@ class TestErrors(family_errors.Errors):
             for value, came in ((1, "1"), (None, "None"), ("no", "'no'"))
         ),
     )
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(lambda dtype: make(TINY_USUAL._replace(params={"sampling_ratio": 2}), dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, [case._replace(params=PARAMS[n % len(PARAMS)]) for n, case in enumerate(TINY)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

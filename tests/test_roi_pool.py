@@ -5,6 +5,7 @@ import pathlib
 
 import family
 import family_errors
+import family_gpu
 import numpy as np
 import pytest
 import roi_cases
@@ -12,7 +13,7 @@ from checks import assert_message, assert_same_bits, dot, said
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
 from naive import roi_pool as naive
-from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, USUAL, Case, laid_out, table
+from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, laid_out, table
 from roi_family import RoIFamily
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
@@ -29,7 +30,13 @@ def magnitudes(problem):
 
 
 OPERATOR = family.Operator(
-    "roi_pool", arrays=("x", "rois"), differentiable=("x",), linear=(), length=length, magnitudes=magnitudes
+    "roi_pool",
+    arrays=("x", "rois"),
+    differentiable=("x",),
+    linear=(),
+    length=length,
+    magnitudes=magnitudes,
+    coordinates=("rois",),
 )
 
 
@@ -59,6 +66,13 @@ class TestFamily(family.Family, RoIFamily):
 class TestErrors(family_errors.Errors):
     operator, usual = OPERATOR, staticmethod(usual)
     wrong = roi_cases.wrong(usual)
+
+
+class TestGPU(family_gpu.RoIs, family_gpu.GPU):
+    operator, errors = OPERATOR, TestErrors
+    usual = staticmethod(lambda dtype: make(TINY_USUAL, dtype))
+    full = TestFamily.cases | TestFamily.wild
+    cases = table(make, TINY)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,321 @@
+"""What every operator must do on a GPU: tests written once, on small problems, for Numba's simulator and for a real GPU.
+
+Joined as family.Family is, by a class in the operator's test file:
+
+    class TestGPU(family_gpu.GPU):
+        operator, usual = OPERATOR, staticmethod(make_tiny)
+        cases = {"groups": make_groups, ...}  # few and tiny: a thread of the simulator costs 0.3 ms
+        full = TestFamily.cases  # of any size, for a real GPU
+        errors = TestErrors  # the family_errors.Errors whose rows must be refused as on the CPU
+
+float16 and bfloat16 are compared with the reference for the same numbers in float32: sums are kept in float32 and rounded once,
+so to a bound of float32 comes half a unit of the narrower type, of the result, and of the terms if they are rounded before
+they are multiplied (`rounds_terms`).
+"""
+
+import functools
+
+import device
+import ml_dtypes
+import numpy as np
+import pytest
+from checks import LAYOUTS, assert_close, assert_same_bits, cpu
+from device import Host
+from family import Joined, assert_same, blank, expected, magnitudes, main, only, outputs
+
+HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def halved(problem, kind, coordinates):
+    """(the problem in a narrow type, coordinates in that type or another; the same numbers as float32)"""
+    kinds = dict.fromkeys(problem.operator.coordinates, coordinates)
+    with np.errstate(over="ignore"):
+        narrow = problem.map(lambda name, a: a.astype(kinds.get(name, kind)))
+    return narrow, narrow.map(lambda _, a: a.astype(np.float32))
+
+
+def expected_of_narrow(narrow, wide, rounds_terms):
+    """{name: (value, bound)} for a problem in a narrow type, whose numbers `wide` has as float32."""
+    want, sizes = expected(wide), None
+    if rounds_terms:
+        sizes = (narrow.operator.magnitudes or magnitudes)(wide)
+    for name, (value, bound) in want.items():
+        kind = narrow.grad_y.dtype if name == "y" else narrow[name].dtype
+        unit = float(ml_dtypes.finfo(kind).eps) / 2
+        with np.errstate(invalid="ignore"):
+            bound = bound + unit * (np.abs(value) + bound) + float(ml_dtypes.finfo(kind).smallest_subnormal)
+            if rounds_terms:
+                bound = bound + float(ml_dtypes.finfo(narrow.grad_y.dtype).eps) / 2 * np.abs(sizes[name])
+        want[name] = value, bound
+    return want
+
+
+def message(call):
+    """(type, text) of the exception that a call raises."""
+    with pytest.raises((TypeError, ValueError)) as raised:
+        call()
+    return raised.type, str(raised.value)
+
+
+class GPU(Joined):
+    """Tests of one operator; `gpu` is the simulator or a GPU."""
+
+    errors = None
+    full: dict = {}  # noqa: RUF012 - problems of any size, for a real GPU
+    others: dict = {}  # noqa: RUF012 - problems like `usual` that take other ways through the library
+    tf32 = False  # whether products of float32 may be rounded, if that is allowed
+    rounds_terms = False  # whether narrow products are rounded before they are multiplied and added
+
+    def pytest_generate_tests(self, metafunc):
+        super().pytest_generate_tests(metafunc)
+        if "half" in metafunc.fixturenames:
+            metafunc.parametrize("half, coordinates", self.half_types(), ids=lambda kind: str(kind))
+
+        if "full_case" in metafunc.fixturenames:
+            full = list(self.full.items()) if "cuda" in device.KINDS else [("none", None)]
+            metafunc.parametrize("full_case", [make for _, make in full], ids=[name for name, _ in full])
+        if "small" in metafunc.fixturenames:
+            metafunc.parametrize("small", [self.usual, *self.others.values()], ids=["usual", *self.others])
+
+    def half_types(self):
+        narrow = [(kind, kind) for kind in HALVES.values()]
+        return narrow + [(kind, np.dtype(np.float32)) for kind in HALVES.values() if self.operator.coordinates]
+
+    def expected(self, gpu, p):
+        """{name: (value, bound)}; an operator whose results decide which ones are right asks `gpu` for them."""
+        return expected(p)
+
+    def expected_of_narrow(self, gpu, narrow, wide):
+        """The same for a problem in a narrow type, whose numbers `wide` has as float32."""
+        return expected_of_narrow(narrow, wide, self.rounds_terms)
+
+    def against(self, want, p, result):
+        """What a call returned has the right dtypes and values; `want` is as `expected` returns it."""
+        for name, array in outputs(result).items():
+            assert array.dtype == (p.dtype if name == "y" else p[name].dtype), name
+            assert_close(array.astype(np.float64), *want[name], name)
+
+    def through_out(self, want, p, run, fresh, **more):
+        """A second call, into arrays full of NaN."""
+        out = blank(fresh)
+        again = run(out=out, **more)
+        assert all(array is outputs(out)[name] for name, array in outputs(again).items())
+        self.against(want, p, again)
+
+    def both(self, gpu, p):
+        want = self.expected(gpu, p)
+        self.against(want, p, p.forward(gpu))
+        self.against(want, p, p.backward(gpu))
+
+    def test_forward(self, gpu, case, dtype):
+        p = case(dtype)
+        want, y = self.expected(gpu, p), p.forward(gpu)
+        self.against(want, p, y)
+        self.through_out(want, p, functools.partial(p.forward, gpu), y)
+
+    def test_backward(self, gpu, case, dtype):
+        p = case(dtype)
+        want, g = self.expected(gpu, p), p.backward(gpu)
+        assert list(outputs(g)) == [name for name in g._fields if name in p.wanted()]
+        self.against(want, p, g)
+        self.through_out(want, p, functools.partial(p.backward, gpu), g)
+
+    def test_forward_in_half_precision(self, gpu, small, half, coordinates):
+        narrow, wide = halved(small(np.float32), half, coordinates)
+        want = self.expected_of_narrow(gpu, narrow, wide)
+        self.against(want, narrow, narrow.forward(gpu))
+
+    @pytest.mark.parametrize("deterministic", [False, True])
+    def test_backward_in_half_precision(self, gpu, small, half, coordinates, deterministic):
+        narrow, wide = halved(small(np.float32), half, coordinates)
+        want = self.expected_of_narrow(gpu, narrow, wide)
+        self.against(want, narrow, narrow.backward(gpu, deterministic=deterministic))
+
+    def test_all_sizes_on_a_real_gpu(self, full_case, dtype):
+        """What the CPU is tested with: many blocks, all tiles."""
+        if full_case is None:
+            pytest.skip(device.missing("cuda"))
+        p, gpu = full_case(dtype), device.on("cuda", self.operator.name)
+        self.both(gpu, p)
+        first = p.backward(gpu, deterministic=True)
+        self.against(self.expected(gpu, p), p, first)
+        assert_same(p.backward(gpu, deterministic=True), first)
+
+    def test_tf32(self, gpu, small):
+        """Two factors of each product may lose half a unit of tf32; in float64 the flag changes nothing."""
+        if not self.tf32:
+            pytest.skip("this operator has no products that may be rounded to tf32")
+        p = small(np.float32)
+        sizes = (self.operator.magnitudes or magnitudes)(p)
+        want = {name: (value, bound + 2.0**-10 * sizes[name]) for name, (value, bound) in self.expected(gpu, p).items()}
+        for run in (p.forward, p.backward):
+            result = run(gpu, allow_tf32=True)
+            self.against(want, p, result)
+            self.through_out(want, p, functools.partial(run, gpu), result, allow_tf32=True)
+        double = small(np.float64)
+        assert_same(double.forward(gpu, allow_tf32=True), double.forward(gpu))
+
+    def test_deterministic(self, gpu, small, dtype):
+        """The same bits in every run, and the same numbers within the bounds."""
+        p = small(dtype)
+        first = p.backward(gpu, deterministic=True)
+        self.against(self.expected(gpu, p), p, first)
+        assert_same(p.backward(gpu, deterministic=True), first)
+        for name in p.wanted():
+            assert_same(p.backward(gpu, deterministic=True, wrt=name), only(first, [name]))
+
+    def test_deterministic_cases(self, gpu, case):
+        p = case(np.float32)
+        self.against(self.expected(gpu, p), p, p.backward(gpu, deterministic=True))
+
+    @pytest.mark.parametrize("kind", ["fortran", "channels_last", "strided", "reversed", "shifted", "read_only"])
+    def test_any_memory_layout(self, gpu, kind):
+        """Inputs of any strides, which are not written."""
+        kept = self.usual(np.float32)
+        p = kept.map(lambda _, array: LAYOUTS[kind](array))
+        want = self.expected(gpu, p)
+        self.against(want, p, p.forward(gpu))
+        self.against(want, p, p.backward(gpu, deterministic=True))
+        for name in ("grad_y", *p.given()):
+            assert_same_bits(p[name], kept[name], name)
+
+    def test_broadcast_arrays(self, gpu):
+        self.both(gpu, self.usual(np.float32).map(lambda _, a: np.broadcast_to(a[:1], a.shape)))
+
+    @pytest.mark.parametrize("kind", ["strided", "reversed", "channels_last", "shifted"])
+    def test_out_of_any_layout(self, gpu, kind):
+        p = self.usual(np.float32)
+        want = self.expected(gpu, p)
+        results = [p.forward(gpu), p.backward(gpu)]
+        for run, right in zip((p.forward, p.backward), results, strict=True):
+            out = blank(right, layout=LAYOUTS[kind])
+            for name, array in outputs(run(gpu, out=out)).items():
+                assert array is outputs(out)[name], name
+                assert_close(array, *want[name], name)
+                if kind == "strided":
+                    gaps = np.ones(array.base.shape, bool)
+                    gaps[(slice(None, None, 2),) * array.ndim] = False
+                    assert np.isnan(array.base[gaps]).all(), f"written between the elements of {name}"
+
+    def test_wrt(self, gpu):
+        p = self.usual(np.float32)
+        want, whole = self.expected(gpu, p), p.backward(gpu)
+        assert not outputs(p.backward(gpu, wrt=()))
+        for name in p.wanted():
+            got = outputs(p.backward(gpu, wrt=name))
+            assert list(got) == [name]
+            assert_close(got[name], *want[name], name)
+            out = only(blank(whole), [name])
+            assert getattr(p.backward(gpu, out=out), name) is getattr(out, name)
+            assert_close(getattr(out, name), *want[name], name)
+
+    def test_absent_arrays(self, gpu):
+        p = self.usual(np.float32)
+        for name in self.operator.optional:
+            self.both(gpu, p.having(**{name: None}))
+
+    # What is refused.
+
+    def test_the_messages_of_the_cpu(self, gpu):
+        """What a row of `errors` makes wrong is refused on a GPU with the words of the CPU."""
+        if self.errors is None:
+            pytest.skip("this operator's wrong calls are not told by rows")
+        host, plain = cpu(self.operator.name), self.errors.usual(np.float32)
+        for row_name, value, *_ in self.errors.wrong:
+            if row_name in self.operator.arrays:
+                p = plain._replace(arrays={**plain.arrays, row_name: value})
+            else:
+                p = plain._replace(params={**plain.params, row_name: value})
+            checked = {"check": True} if "rois" in self.operator.arrays else {}
+            for direction in ("forward", "backward"):
+                want = message(lambda: getattr(p, direction)(host))  # noqa: B023 - called at once
+                assert message(lambda: getattr(p, direction)(gpu, **checked)) == want, (row_name, value)  # noqa: B023
+
+    def test_wrong_shapes_of_the_output_gradient(self, gpu):
+        host, plain = cpu(self.operator.name), self.usual(np.float32)
+        for axis in range(plain.grad_y.ndim):
+            p = plain.having(grad_y=plain.grad_y.repeat(2, axis=axis))
+            assert message(lambda: p.backward(gpu)) == message(lambda: p.backward(host))  # noqa: B023
+
+    def test_mixtures(self, gpu):
+        """Arrays here and there: an error that names one of each, whichever it is."""
+        plain = self.usual(np.float32)
+        names = plain.given()
+        if len(names) > 1:
+            for name in names:
+                p = plain._replace(arrays={**plain.arrays, name: Host(plain[name])})
+                for run in (p.forward, p.backward):
+                    with pytest.raises(ValueError, match=f"`{name}` is .* but `.*` is .*one place for all"):
+                        run(gpu)
+        p = plain._replace(grad_y=Host(plain.grad_y))
+        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
+            p.backward(gpu)
+        host = plain._replace(arrays={name: Host(plain[name]) for name in names})
+        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
+            host.backward(gpu)
+        y, g = main(plain.forward(gpu)), plain.backward(gpu)
+        with pytest.raises(ValueError, match="`out(.y)?` is .* but `.*` is .*one place for all"):
+            plain.forward(gpu, out=Host(y))
+        out = only(g, [plain.wanted()[0]])
+        with pytest.raises(ValueError, match=r"`out\..*` is .* but `.*` is .*one place for all"):
+            plain.backward(gpu, out=type(g)(*(a if a is None else Host(a) for a in out)))
+
+    def test_out_overlapping_an_input(self, gpu):
+        """Memory is compared on the device as here."""
+        p = self.usual(np.float32)
+        y = main(p.forward(gpu))
+        buffer = np.zeros(p["x"].size + y.size - 1, np.float32)
+        x, room = buffer[: p["x"].size].reshape(p["x"].shape), buffer[p["x"].size - 1 :].reshape(y.shape)
+        x[...] = p["x"]
+        with pytest.raises(ValueError, match="`out` overlaps `x`"):
+            p.having(x=x)._replace(arrays={**p.arrays, "x": x}).forward(gpu, out=room)
+        g = p.backward(gpu, wrt="x")
+        with pytest.raises(ValueError, match=r"`out.x` overlaps `x`"):
+            p.backward(gpu, out=only(g._replace(x=p["x"]), ["x"]))
+
+
+class RoIs:
+    """For the operators over boxes, beside GPU."""
+
+    def bad_rows(self):
+        """(row, column, value) of boxes that are refused where they are looked at."""
+        batch = len(self.usual(np.float32)["x"])
+        yield from ((1, 0, value) for value in (batch, -1, 0.5, np.nan, np.inf, 1e30))
+        yield from ((1, column, value) for column in (1, 4) for value in (np.nan, -np.inf))
+
+    def test_bad_boxes(self, gpu, dtype):
+        """With check=True the error of the CPU. Without, such a row gives NaN and no gradient; the others are as ever."""
+        host, plain = cpu(self.operator.name), self.usual(dtype)
+        want = self.expected(gpu, plain)
+        for row, column, value in self.bad_rows():
+            rois = plain["rois"].copy()
+            rois[row, column] = value
+            p = plain.having(rois=rois)
+            right = message(lambda: p.forward(host))  # noqa: B023 - called at once
+            assert message(lambda: p.forward(gpu, check=True)) == right  # noqa: B023
+            assert message(lambda: p.backward(gpu, check=True)) == right  # noqa: B023
+            y = main(p.forward(gpu, check=False))
+            assert np.isnan(y[row]).all(), (column, value)
+            good = np.arange(len(rois)) != row
+            assert_close(y[good], *(part[good] for part in map(np.asarray, want["y"])), "y")
+        rest = plain.having(grad_y=np.where(good.reshape(-1, 1, 1, 1), plain.grad_y, 0))
+        want = self.expected(gpu, rest)
+        for deterministic in (False, True):
+            g = p.backward(gpu, deterministic=deterministic)
+            assert_close(g.x, *want["x"], "x")
+            for name in set(p.wanted()) - {"x"}:
+                array = getattr(g, name)
+                assert_close(array[good], *(part[good] for part in map(np.asarray, want[name])), name)
+                assert (np.isnan(array[row]) | (array[row] == 0)).all(), name
+
+    def test_good_boxes_pass_the_check(self, gpu):
+        p = self.usual(np.float32)
+        assert_close(main(p.forward(gpu, check=True)), *self.expected(gpu, p)["y"], "y")
+        assert_close(p.backward(gpu, check=True).x, *self.expected(gpu, p)["x"], "x")
+
+    def test_no_rois(self, gpu):
+        p = self.usual(np.float32)
+        none = p.map(lambda name, array: array if name == "x" else array[:0])
+        assert main(none.forward(gpu)).shape == (0, *p.grad_y.shape[1:])
+        g = none.backward(gpu)
+        assert g.x.shape == p["x"].shape and not g.x.any()

@@ -1,0 +1,133 @@
+"""What test_cuda_memory.py has the server of the device run: small kernels on the functions of `memory_cuda`, the copies and
+layouts of `Work`. Arrays come and go as NumPy's."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from numdcn._host.arrays_cuda import FRAMEWORKS
+from numdcn._host.work_cuda import Images, Plans, Work, stored
+from numdcn._kernels import jit_cuda
+from numdcn._kernels.jit_cuda import BF16, F16, F32, F64
+from numdcn._kernels.jit_cuda import cuda as real
+from numdcn._kernels.memory_cuda import at, load_vector, narrow, put, vector_length, view, widen
+
+KINDS = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
+
+
+def on_device(array):
+    """An array of the server, and what the library sees of it."""
+    if jit_cuda.SIMULATED:
+        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+        made = FakeCUDAArray(array)
+    else:
+        made = cuda.to_device(np.ascontiguousarray(array))
+    return made, FRAMEWORKS[-1].seen(made)
+
+
+class Convert(NamedTuple):
+    """Parameters of `converting`."""
+
+    source: int
+    target: int
+    count: int
+
+
+def _converting(S, T):
+    def run(c):
+        source, target = view(c.source, S), view(c.target, T)
+        for task in range(real.grid(1), c.count, real.gridsize(1)):
+            put(target, task, narrow(widen(at(source, task)), T))
+
+    return run
+
+
+def converted(array, kind):
+    """array as elements of another kind, by `widen` and `narrow` in a kernel."""
+    _, seen = on_device(array)
+    target, there = on_device(np.zeros(array.shape, array_kind(kind)))
+    kernel = cuda.jit(_converting(stored(seen.dtype), KINDS[kind]))
+    kernel[2, jit_cuda.THREADS](Convert(seen.address, there.address, array.size))
+    return target.copy_to_host()
+
+
+def array_kind(kind):
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else np.dtype(kind)
+
+
+def copied(array, target):
+    """`Work.copy` of an array, into one of the strides of `target`."""
+    _, source = on_device(array)
+    made, there = on_device(target)
+    Work(source).copy(source, there)
+    return made.copy_to_host()
+
+
+def contiguous(array):
+    """`Work.contiguous` of an array."""
+    _, source = on_device(array)
+    made = Work(source).contiguous(source)
+    return made.framework.to_host(made)
+
+
+def packed(x):
+    """(images, pitch, pixels) of `Work.pack`."""
+    _, source = on_device(x)
+    images = Work(source).pack(source)
+    return images.array.framework.to_host(images.array), images.pitch, images.pixels
+
+
+def unpacked(images, x):
+    """`Work.unpack` of images into an array like x, in its layout."""
+    _, source = on_device(images)
+    made, target = on_device(x)
+    Work(target).unpack(Images(source, images.shape[2], images.shape[1]), target)
+    return made.copy_to_host()
+
+
+def scattered(places, weights, values, images, shape, first_channel):
+    """`Work.scatter`."""
+    seen = [on_device(array) for array in (places, weights, values, images)]
+    work = Work(seen[0][1])
+    there = Images(seen[3][1], images.shape[2], images.shape[1])
+    work.scatter(Plans(seen[0][1], seen[1][1]), seen[2][1], there, shape, first_channel)
+    return seen[3][0].copy_to_host()
+
+
+def cleared(array):
+    """`Work.clear`."""
+    made, seen = on_device(array)
+    Work(seen).clear(seen)
+    return made.copy_to_host()
+
+
+def vectors(array, index):
+    """What `load_vector` reads at an index."""
+    kind = stored(on_device(array)[1].dtype)
+    length, T = vector_length(kind), kind
+
+    def kernel(c):
+        wide = real.local.array(8, np.float64 if T == F64 else np.float32)
+        load_vector(view(c.source, T), c.count, wide, 0)
+        for i in range(length):
+            put(view(c.target, F64 if T == F64 else F32), i, wide[i])
+
+    _, seen = on_device(array)
+    target, there = on_device(np.zeros(length, np.float64 if T == F64 else np.float32))
+    cuda.jit(kernel)[1, 1](Convert(seen.address, there.address, index))
+    return target.copy_to_host()
+
+
+def outside(count, index):
+    """Reads an element outside an array of `count` numbers."""
+    made, seen = on_device(np.zeros(count, np.float32))
+
+    def kernel(c):
+        put(view(c.source, F32), c.count, np.float32(1))
+
+    cuda.jit(kernel)[1, 1](Convert(seen.address, 0, index))
+    return made.copy_to_host()

@@ -1,0 +1,362 @@
+"""Arrays on a GPU at the door, without a GPU: what is read of each framework's arrays, which overlap, what is refused.
+
+torch and CuPy are stood in for by modules of this file; where numdcn would start a kernel these tests stop.
+"""
+
+import types
+
+import ml_dtypes
+import numpy as np
+import pytest
+from checks import run_python
+
+import numdcn
+from numdcn._host import arrays_cuda
+from numdcn._host.arrays import check_array, check_out, received
+from numdcn._host.arrays_cuda import (
+    BFLOAT16,
+    DTYPES,
+    Cupy,
+    DeviceArray,
+    Numba,
+    Torch,
+    c_strides,
+    collapsed,
+    framework_of,
+    strides_of,
+)
+from numdcn._host.door import check_place, receive, room
+
+
+class Tensor:
+    """A torch.Tensor, as far as numdcn asks."""
+
+    def __init__(self, shape=(2, 3), dtype="float32", index=0, address=0x7000, strides=None, grad=False, is_cuda=True):
+        self.shape, self.dtype = shape, f"torch.{dtype}"
+        self.device, self.is_cuda, self.requires_grad = types.SimpleNamespace(index=index), is_cuda, grad
+        self._address, self._strides = address, c_strides(shape) if strides is None else strides
+
+    def data_ptr(self):
+        return self._address
+
+    def stride(self):
+        return self._strides
+
+
+class Array:
+    """A cupy.ndarray, likewise; strides are in bytes."""
+
+    def __init__(self, shape=(2, 3), dtype=np.float32, number=0, address=0x8000, strides=None):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.device, self.data = types.SimpleNamespace(id=number), types.SimpleNamespace(ptr=address)
+        self.strides = tuple(s * self.dtype.itemsize for s in c_strides(shape)) if strides is None else strides
+
+
+class Device:
+    """cupy.cuda.Device: a context in which arrays are made."""
+
+    current: list = []  # noqa: RUF012 - of the whole process
+
+    def __init__(self, number):
+        self.number = number
+
+    def __enter__(self):
+        self.current.append(self.number)
+
+    def __exit__(self, *error):
+        self.current.pop()
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    def empty(shape, dtype, device):
+        return Tensor(shape, dtype, int(device.removeprefix("cuda:")), 0x9000)
+
+    names = {name: name for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")}
+    streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=100 + number))
+    module = types.SimpleNamespace(Tensor=Tensor, cuda=streams, empty=empty, **names)
+    monkeypatch.setitem(arrays_cuda.sys.modules, "torch", module)
+    return module
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    stream = types.SimpleNamespace(
+        get_current_stream=lambda: types.SimpleNamespace(ptr=200 + Device.current[-1]), Device=Device
+    )
+    module = types.SimpleNamespace(
+        ndarray=Array, cuda=stream, empty=lambda shape, dtype: Array(shape, dtype, Device.current[-1], 0xA000)
+    )
+    monkeypatch.setitem(arrays_cuda.sys.modules, "cupy", module)
+    return module
+
+
+# What is read.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int64"])
+def test_torch(torch, dtype):
+    tensor = Tensor((2, 3, 4), dtype, 1, 0x7100, (1, 2, 6))
+    seen = received(tensor)
+    assert isinstance(seen, DeviceArray) and isinstance(seen.framework, Torch) and seen.owner is tensor
+    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x7100, (2, 3, 4), (1, 2, 6), 101)
+    assert seen.dtype is DTYPES[dtype] and seen.dtype.name == dtype
+    assert (seen.ndim, seen.size, len(seen), seen.contiguous, seen.writable) == (3, 24, 2, False, True)
+    made = seen.framework.empty((5, 2), seen.dtype, 1, seen.stream)
+    assert (made.shape, made.strides, made.number, made.address, made.dtype) == ((5, 2), (2, 1), 1, 0x9000, seen.dtype)
+    assert isinstance(made.owner, Tensor) and made.owner.dtype == f"torch.{dtype}" and made.stream == 101
+
+
+def test_torch_tensors_that_require_grad(torch):
+    with pytest.raises(TypeError, match="requires grad.*detach"):
+        received(Tensor(grad=True))
+
+
+def test_torch_tensors_in_memory_are_no_arrays_of_a_gpu(torch):
+    tensor = Tensor(is_cuda=False)
+    assert received(tensor) is tensor
+    with pytest.raises(TypeError, match=r"`x` is .*Tensor.*expected a NumPy array or one on a GPU"):
+        numdcn.bilinear_sample_forward(tensor, tensor)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
+def test_cupy(cupy, dtype):
+    size = np.dtype(dtype).itemsize
+    array = Array((2, 3), dtype, 1, 0x8100, (size, 2 * size))
+    seen = received(array)
+    assert isinstance(seen.framework, Cupy) and seen.owner is array
+    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x8100, (2, 3), (1, 2), 201)
+    assert seen.dtype is DTYPES[np.dtype(dtype).name]
+    made = seen.framework.empty((4,), seen.dtype, 1, seen.stream)
+    assert made.owner.dtype == np.dtype(dtype) and made.owner.device.id == 1 and made.stream == 201
+    assert not Device.current, "the caller's device is as it was"
+
+
+class Interface:
+    """Something with `__cuda_array_interface__`."""
+
+    def __init__(self, **more):
+        self.__cuda_array_interface__ = {
+            "shape": (2, 3), "typestr": "<f4", "data": (0x6000, False), "version": 3, **more,
+        }  # fmt: skip
+
+    __cuda_array_interface__ = None  # numdcn asks the type
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    monkeypatch.setattr(arrays_cuda, "_device_of", lambda address: 0)
+
+
+@pytest.mark.parametrize("given, stream", [(None, 0), (1, 0), (2, 2), (77, 77)])
+def test_cuda_array_interface(one_gpu, given, stream):
+    more = {} if given is None else {"stream": given}
+    seen = received(Interface(strides=(4, 8), data=(0x6000, True), **more))
+    assert isinstance(seen.framework, Numba)
+    assert (seen.address, seen.shape, seen.strides, seen.stream, seen.writable) == (
+        0x6000,
+        (2, 3),
+        (1, 2),
+        stream,
+        False,
+    )
+    assert received(Interface()).strides == (3, 1) and received(Interface(strides=None)).contiguous
+
+
+def test_dtypes_of_the_interface(one_gpu):
+    for typestr, name in (("<f2", "float16"), ("<f8", "float64"), ("<i4", "int32"), ("<i8", "int64")):
+        assert received(Interface(typestr=typestr)).dtype == np.dtype(name)
+    bfloat = Interface(typestr="<V2")
+    bfloat.dtype = np.dtype(ml_dtypes.bfloat16)
+    assert received(bfloat).dtype is BFLOAT16
+    with pytest.raises(TypeError, match="byte order"):
+        received(Interface(typestr=">f4"))
+    with pytest.raises(TypeError, match="dtype complex64, expected float16, bfloat16, float32 or float64"):
+        check_array("x", received(Interface(typestr="<c8")), 2, "(N, C)")
+
+
+def test_what_lies_between_elements(one_gpu, cupy):
+    """Elements at no multiple of their size cannot be read by a GPU."""
+    for value in (
+        Interface(strides=(10, 4)),
+        Interface(data=(0x6001, False)),
+        Array((2, 3), np.float32, 0, 0x8002),
+        Array((2, 3), np.float32, 0, 0x8000, (6, 2)),
+    ):
+        with pytest.raises(ValueError, match="multiple"):
+            received(value)
+
+
+def test_bfloat16():
+    assert (BFLOAT16.name, BFLOAT16.itemsize, repr(BFLOAT16)) == ("bfloat16", 2, "bfloat16")
+    assert np.float32 != BFLOAT16 and DTYPES["bfloat16"] is BFLOAT16
+
+
+# Mixtures.
+
+
+def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
+    tensor, other, array = Tensor((1, 2, 3, 4)), Tensor((1, 5, 2), index=1), Array((1, 5, 2))
+    for points, told in ((other, "torch on GPU 1"), (array, "cupy on GPU 0"), (Interface(), "numba on GPU 0")):
+        with pytest.raises(
+            ValueError,
+            match=f"`points` is an array of {told}, but `x` is an array of torch on GPU 0; expected one place",
+        ):
+            numdcn.bilinear_sample_forward(tensor, points)
+    for x, points, wrong in ((tensor, np.zeros((1, 5, 2)), "points"), (np.zeros((1, 2, 3, 4)), array, "x")):
+        with pytest.raises(
+            ValueError, match=f"`{wrong}` is ndarray of shape .* in memory, but .* on GPU 0; expected one place"
+        ):
+            numdcn.bilinear_sample_forward(x, points)
+    with pytest.raises(TypeError, match="`points` is NoneType None"):
+        numdcn.bilinear_sample_forward(tensor, None)
+    seen = receive({"x": tensor, "bias": None})
+    assert seen["bias"] is None and seen["x"].owner is tensor
+    check_place("y", received(Tensor()), "x", received(Tensor()))
+
+
+def test_errors_come_before_any_kernel(torch):
+    x = Tensor((1, 2, 3, 4), "float16")
+    with pytest.raises(
+        TypeError, match="`points` has dtype float64 but `x` has float16; expected one dtype for all, or float32"
+    ):
+        numdcn.bilinear_sample_forward(x, Tensor((1, 5, 2), "float64"))
+    with pytest.raises(TypeError, match="`x` has dtype int64, expected float16, bfloat16, float32 or float64"):
+        numdcn.bilinear_sample_forward(Tensor((1, 2, 3, 4), "int64"), Tensor((1, 5, 2), "int64"))
+    with pytest.raises(ValueError, match=r"`points` has shape \(2, 5, 2\)"):
+        numdcn.bilinear_sample_forward(x, Tensor((2, 5, 2), "float32"))
+
+
+def test_empty_results_need_no_gpu(torch):
+    """Also no numba-cuda: y is made by the caller's framework, and nothing is to be computed."""
+    y = numdcn.bilinear_sample_forward(Tensor((0, 2, 3, 4)), Tensor((0, 5, 2)))
+    assert isinstance(y, Tensor) and y.shape == (0, 2, 5)
+
+
+def test_without_numba_cuda(torch, monkeypatch):
+    monkeypatch.setattr(arrays_cuda.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
+        arrays_cuda.numba_cuda()
+
+
+def test_a_call_without_numba_cuda():
+    """The whole way, in a process that finds no numba-cuda."""
+    code = """
+import importlib.util, sys, types
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.startswith("numba_cuda") else real(name, *more)
+import test_arrays_cuda as t
+sys.modules["torch"] = types.SimpleNamespace(
+    Tensor=t.Tensor, float32="float32", empty=lambda shape, dtype, device: t.Tensor(shape, dtype),
+    cuda=types.SimpleNamespace(current_stream=lambda n: types.SimpleNamespace(cuda_stream=0)))
+import numdcn
+try:
+    numdcn.bilinear_sample_forward(t.Tensor((1, 2, 3, 4)), t.Tensor((1, 5, 2)))
+except ImportError as error:
+    print("told:", error)
+"""
+    assert "pip install numdcn[cuda]" in run_python(code).stdout.split("told:")[1]
+
+
+def test_importing_numdcn_loads_nothing_of_cuda():
+    code = "import numdcn, numpy as np, sys\n"
+    code += "numdcn.roi_align_forward(np.zeros((1, 1, 3, 3)), np.zeros((1, 5)), 2)\n"
+    code += "print([m for m in sys.modules if m.startswith(('numba.cuda', 'numba_cuda', 'cuda.', 'torch', 'cupy'))])"
+    assert run_python(code).stdout.strip() == "[]"
+
+
+# Places in memory.
+
+
+def device_array(shape=(4, 3), strides=None, address=0x1000, dtype="float32", writable=True):
+    strides = c_strides(shape) if strides is None else strides
+    return DeviceArray(None, Torch(), 0, address, DTYPES[dtype], shape, strides, 0, writable)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_overlaps(dtype):
+    size = DTYPES[dtype].itemsize
+    out = device_array(dtype=dtype)
+    check = lambda other: check_out("out", out, (4, 3), DTYPES[dtype], {"x": other})  # noqa: E731
+    for shift in (-12, 12, 400):
+        check(device_array(address=0x1000 + shift * size, dtype=dtype))
+    for shift in (-11, -1, 0, 1, 11):
+        with pytest.raises(ValueError, match="`out` overlaps `x`"):
+            check(device_array(address=0x1000 + shift * size, dtype=dtype))
+    spread = device_array(strides=(6, 2), dtype=dtype)
+    check_out(
+        "out", spread, (4, 3), DTYPES[dtype], {"x": device_array(strides=(6, 2), address=0x1000 + size, dtype=dtype)}
+    )
+    with pytest.raises(ValueError, match="overlaps"):
+        check_out("out", spread, (4, 3), DTYPES[dtype], {"x": device_array((2, 2), (-3, 1), 0x1000 + 9 * size, dtype)})
+    check(device_array((0, 3), dtype=dtype))
+    assert out.ghost.shape == (4, 3) and out.ghost.dtype.itemsize == size and out.ghost.ctypes.data == 0x1000
+
+
+def test_outs_on_a_gpu():
+    check_out("out", device_array(strides=(-3, 1), address=0x2000), (4, 3), np.dtype(np.float32), {})
+    for out, error, told in (
+        (device_array(writable=False), ValueError, "read-only"),
+        (device_array(strides=(0, 1)), ValueError, "share memory"),
+        (device_array(strides=(1, 1)), ValueError, "share memory"),
+        (device_array((3, 4)), ValueError, r"shape \(3, 4\), expected \(4, 3\)"),
+        (device_array(dtype="float64"), TypeError, "dtype float64, expected float32"),
+        (device_array(dtype="bfloat16"), TypeError, "dtype bfloat16, expected float32"),
+    ):
+        with pytest.raises(error, match=told):
+            check_out("out", out, (4, 3), np.dtype(np.float32), {})
+    with pytest.raises(ValueError, match="`out` is ndarray .* in memory, but `x` is an array of torch"):
+        room("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
+
+
+@pytest.mark.parametrize(
+    "shape, strides, whole",
+    [
+        ((2, 3), (3, 1), True), ((2, 3), (4, 1), False), ((2, 3), (1, 2), False), ((1, 3), (77, 1), True), ((2, 1), (1, 5), True),
+        ((0, 3), (9, 9), True), ((), (), True), ((2, 3), (-3, 1), False),
+    ],
+)  # fmt: skip
+def test_contiguous(shape, strides, whole):
+    assert strides_of(shape, strides) is whole and device_array(shape, strides).contiguous is whole
+    assert not device_array(shape, strides, 0x1002).contiguous
+    assert c_strides((2, 3, 4)) == (12, 4, 1) and c_strides(()) == ()
+
+
+def test_reshaped():
+    array = device_array((4, 3))
+    again = array.reshaped(2, 6)
+    assert (again.shape, again.strides, again.address, again.dtype) == ((2, 6), (6, 1), array.address, array.dtype)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_collapsed(seed):
+    """The axes it gives walk through the same places in the same order."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.choice([1, 2, 3], rng.integers(0, 5)).tolist())
+    base = np.arange(4**5).reshape((4,) * 5)[tuple(slice(0, n) for n in shape)]
+    views = [base.transpose(*rng.permutation(5)) if seed % 3 == 0 else base for _ in range(2)]
+    views = [v[(0,) * (v.ndim - len(shape))] if v.ndim > len(shape) else v for v in views]
+    shape = np.broadcast_shapes(*(v.shape for v in views)) if views[0].shape == views[1].shape else None
+    if shape is None:
+        return
+    strides = [tuple(s // v.itemsize for s in v.strides) for v in views]
+    axes = list(collapsed(shape, *strides))
+    assert len(axes) <= sum(n > 1 for n in shape)
+    for k, v in enumerate(views):
+        places = np.zeros(1, int)
+        for size, *steps in axes:
+            places = (places[:, None] + np.arange(size) * steps[k]).ravel()
+        assert (places == (v - v.min()).ravel()).all() if v.size else True
+
+
+def test_collapsed_makes_neighbours_one():
+    assert list(collapsed((2, 3, 4), (12, 4, 1))) == [(24, 1)]
+    assert list(collapsed((2, 3, 4), (12, 4, 1), (1, 2, 6))) == [(2, 12, 1), (3, 4, 2), (4, 1, 6)]
+    assert list(collapsed((2, 1, 4), (4, 99, 1), (8, 0, 2))) == [(8, 1, 2)]
+    assert list(collapsed((2, 3), (0, 0))) == [(6, 0)]
+    assert list(collapsed((1, 1), (5, 7))) == []
+
+
+def test_what_is_no_array_on_a_gpu():
+    for value in (None, 3, [1.0], np.zeros(3), "x", object()):
+        assert framework_of(value) is None
