@@ -185,7 +185,7 @@ def pooling(operator: str) -> Callable[[Draw, Size], Problem]:
         rois, scale = boxes(draw, size, whole)
         bins_y, bins_x = size.bins
         cells = min(size.bins) ** 2 if operator == "deform_ps_roi_pool" else bins_y * bins_x
-        out = max(2, size.channels // 8 if not size.detector else 10)
+        out = 10 if size.detector else max(2, size.channels // 16 * 2)  # even: two classes
         channels = out * cells if sensitive else size.channels
         keywords: dict[str, Any] = {"output_size": size.bins, "spatial_scale": scale}
         arrays: Arrays = {"x": draw.normal(size.batch, channels, size.height, size.width), "rois": rois}

@@ -179,6 +179,23 @@ class GPU(Joined):
         for name in ("grad_y", *p.given()):
             assert_same_bits(p[name], kept[name], name)
 
+    def test_numbers_that_are_not_finite(self, gpu, small, input_name):
+        """One NaN reaches exactly what the formulas say, whatever is computed beside it: of another group, padding."""
+        p = small(np.float32)
+        if input_name in self.operator.coordinates or p[input_name] is None or input_name == "rois":
+            return
+        for at in (0, p[input_name].size // 2, p[input_name].size - 1):
+            array = p[input_name].copy()
+            array.reshape(-1)[at] = np.nan
+            spoilt = p.having(**{input_name: array})
+            want, names = self.expected(gpu, spoilt), p.wanted()
+            if input_name != "grad_y":
+                self.against(want, spoilt, spoilt.forward(gpu))
+            else:  # times a slope of 0, outside: ordinary arithmetic, or no arithmetic
+                names = [name for name in names if name not in self.operator.coordinates]
+            for deterministic in (False, True):
+                self.against(want, spoilt, spoilt.backward(gpu, wrt=names, deterministic=deterministic))
+
     def test_broadcast_arrays(self, gpu):
         self.both(gpu, self.usual(np.float32).map(lambda _, a: np.broadcast_to(a[:1], a.shape)))
 

@@ -159,12 +159,27 @@ TINY = [
 ODD = Case(batch=2, channels=5, size=(4, 5), points=(24,))  # points on borders and pixels, huge, infinite and NaN
 
 
+def border_points(case, dtype):
+    """Points at the borders, and next to them, along one axis."""
+
+    def draw(rng, shape):
+        points = rng.uniform(0.1, 0.9, shape)
+        for n, axis in enumerate((0, 1)):
+            edges = np.array([-1, 0, case.size[axis] - 1, case.size[axis]], dtype)
+            around = [edges, *(np.nextafter(edges, dtype(side)) for side in (-np.inf, np.inf))]
+            points[:, 12 * n : 12 * n + 12, axis] = np.concatenate(around)
+        return points
+
+    return draw
+
+
 class TestGPU(family_gpu.GPU):
     operator = OPERATOR
     usual = staticmethod(lambda dtype: make(Case(batch=2, channels=5, size=(3, 4), points=(3, 2), spread=0.5), dtype))
     full = TestFamily.cases | TestFamily.wild
     cases = table(make, TINY)
     cases |= table(lambda case, dtype: make(case, dtype, draw=odd_points(case, dtype, 0.8, 0.05)), [ODD])
+    cases["borders"] = lambda dtype: make(ODD, dtype, draw=border_points(ODD, dtype))
     errors = TestErrors
 
 

@@ -8,7 +8,7 @@ import pytest
 from checks import ROOT, run_python
 
 from benchmarks import gpu_floors, gpu_report
-from benchmarks.gpu_problems import MAKERS, TINY, Expected, common, make, to_bfloat16
+from benchmarks.gpu_problems import MAKERS, SMALL, TINY, Expected, common, make, to_bfloat16
 
 
 def benchmark(*arguments, check=True, **environment):
@@ -45,6 +45,8 @@ def test_every_type_holds_the_problems(operator, label):
     for name, array in problem.arrays.items():
         if array is not None:
             assert np.array_equal(common(array), array), name
+    larger = make(operator, label, SMALL, 4)
+    assert larger.call("forward", larger.arrays)["y"].shape == larger.grad_y.shape
 
 
 def test_rounding_to_bfloat16():

@@ -3,14 +3,15 @@
 import math
 import pathlib
 
+import device
 import family
 import family_errors
 import family_gpu
 import numpy as np
 import pytest
 import roi_cases
-from checks import assert_message, assert_same_bits, dot, said
-from family import DTYPES, check_against_naive, main, near
+from checks import assert_close, assert_message, assert_same_bits, dot, said
+from family import DTYPES, check_against_naive, expected, main, near
 from hypothesis import given
 from naive import roi_pool as naive
 from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, laid_out, table
@@ -73,6 +74,27 @@ class TestGPU(family_gpu.RoIs, family_gpu.GPU):
     usual = staticmethod(lambda dtype: make(TINY_USUAL, dtype))
     full = TestFamily.cases | TestFamily.wild
     cases = table(make, TINY)
+
+    def test_argmax(self, gpu, dtype):
+        """Few values, many of them equal: zeros of both signs, infinities, NaN. The argmax is the first; -1 where a row is no
+        box. It leads the backward."""
+        p = make(Case(batch=2, channels=3, size=(5, 4), output=(2, 2), count=6, boxes="mixed"), dtype)
+        p["x"][...] = np.random.default_rng(0).choice([-np.inf, -1, -0.0, 0.0, 1, np.inf, np.nan], p["x"].shape)
+        result, want = p.forward(gpu, return_argmax=True), p.forward(naive, return_argmax=True)
+        np.testing.assert_array_equal(result.argmax, want.argmax)
+        np.testing.assert_array_equal(result.y, want.y)
+        assert result.argmax.dtype == np.int32
+        for deterministic in (False, True):
+            g = p.backward(gpu, argmax=result.argmax, deterministic=deterministic)
+            assert_close(g.x, *expected(p)["x"], "x")
+        rois = p["rois"].copy()
+        rois[2, 0] = 7
+        result = p.having(rois=rois).forward(gpu, return_argmax=True)
+        assert (result.argmax[2] == -1).all() and np.isnan(result.y[2]).all()
+        np.testing.assert_array_equal(result.argmax[3:], want.argmax[3:])
+        for bad in (result.argmax[:3], result.argmax.astype(np.int64), device.Host(result.argmax)):
+            with pytest.raises((TypeError, ValueError), match="`argmax`"):
+                p.backward(gpu, argmax=bad)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

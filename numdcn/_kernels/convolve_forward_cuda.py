@@ -39,30 +39,31 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
         thread, below = I32(cuda.threadIdx.x), c.pitch * (p.in_size[1] + 1)
         row, column = thread // I32(ACROSS), thread % I32(ACROSS)
         count = p.out_size[0] * p.out_size[1]
-        total, outs, ins = p.batch * count, p.out_channels // p.groups, p.in_channels // p.groups
-        shared = p.in_channels // offset_groups_of(p)
+        total, outs, ins = p.batch * count, I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
+        shared = I32(p.in_channels // offset_groups_of(p))
         wide = (outs + COLUMNS - 1) // COLUMNS
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * wide * p.groups, cuda.gridDim.x):
-            group, first_out = task % (wide * p.groups) // wide, task % wide * COLUMNS
+            group, first_out = I32(task % (wide * p.groups) // wide), I32(task % wide * COLUMNS)
             first = task // (wide * p.groups) * ROWS
             for i in range(MINE_R):
                 for j in range(MINE_C):
                     sums[i, j] = S(0)
             half = I32(0)
-            begin, end = group * ins, group * ins + ins
+            begin = group * ins
+            end = begin + ins
             for tap in range(p.taps):
                 for og in range(begin // shared, (end - 1) // shared + 1):
-                    for spot in range(thread, min(ROWS, total - first), THREADS):
+                    for spot in range(thread, I32(min(ROWS, total - first)), I32(THREADS)):
                         place, fraction_y, fraction_x, scale, n = plan(
                             c, first + spot, tap, og, offsets, mask, S, SAMPLED
                         )
                         places[spot], owners[spot] = place, n
                         fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
                     cuda.syncthreads()
-                    low, high = max(begin, og * shared), min(end, (og + 1) * shared)
+                    low, high = I32(max(begin, og * shared)), I32(min(end, (og + 1) * shared))
                     for chunk in range(low // V * V, high, CHUNK):
-                        for unit in range(thread, ROWS * SLOTS, THREADS):
-                            spot, slot = unit // SLOTS, unit % SLOTS * V
+                        for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
+                            spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
                             for i in range(V):
                                 values[i] = S(0)
                             if first + spot < total and chunk + slot < high:
@@ -72,12 +73,12 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
                                     corners, values, S, V, SAMPLED,
                                 )  # fmt: skip
                             for i in range(V):
-                                channel = chunk + slot + i
+                                channel = I32(chunk + slot + i)
                                 inside = low <= channel and channel < high
                                 buffer[(half * CHUNK + slot + i) * PITCH + spot] = values[i] if inside else S(0)
-                        for unit in range(thread, CHUNK * COLUMNS, THREADS):
-                            k, o = unit // COLUMNS, unit % COLUMNS
-                            channel, weight = chunk + k, S(0)
+                        for unit in range(thread, I32(CHUNK * COLUMNS), I32(THREADS)):
+                            k, o = unit // I32(COLUMNS), unit % I32(COLUMNS)
+                            channel, weight = I32(chunk + k), S(0)
                             if low <= channel and channel < high and first_out + o < outs:
                                 spot = ((group * p.taps + tap) * ins + channel - begin) * outs + first_out + o
                                 weight = widen(at(weights, spot))
@@ -126,8 +127,8 @@ def write_rows(c, y, bias, buffer, sums, i, thread, row, column, first, group, f
     cuda.syncthreads()
     p = c.p
     count, outs = p.out_size[0] * p.out_size[1], p.out_channels // p.groups
-    for unit in range(thread, 4 * DOWN * MINE_C * ACROSS, THREADS):
-        q, o = first + i * DOWN + unit % (4 * DOWN), first_out + unit // (4 * DOWN)
+    for unit in range(thread, I32(4 * DOWN * MINE_C * ACROSS), I32(THREADS)):
+        q, o = first + i * DOWN + unit % I32(4 * DOWN), first_out + unit // I32(4 * DOWN)
         if q < p.batch * count and o < outs:
             out, n = group * outs + o, q // count
             result = buffer[unit]
