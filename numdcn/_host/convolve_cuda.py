@@ -21,8 +21,9 @@ from numdcn._kernels.convolve_weights_cuda import (
     weights_each,
     weights_tiles,
 )
-from numdcn._kernels.jit_cuda import BF16, F16, F32, THREADS
+from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, THREADS
 
+LEAST = 2 if SIMULATED else 64  # pixels of a share of the weights' gradient
 FEW = 8  # channels of a group, below which outputs are computed one by one
 
 
@@ -188,7 +189,7 @@ def _weights(
     tasks = p.taps * p.groups * -(-outs // tile.rows) * -(-ins // tile.columns)
     if few:
         tasks = -(-size // THREADS)
-    splits = max(1, min(2 * work.multiprocessors // tasks, _pixels(p) // 64, 2**26 // size, 256))
+    splits = max(1, min(work.shares(tasks), _pixels(p) // LEAST, 2**26 // size, 256))
     sums = work.empty((splits, size), summed(grad_w.dtype))
     call = call._replace(sums=sums.address, splits=splits)
     if few:

@@ -41,6 +41,11 @@ class Work:
         """Of the device."""
         return jit_cuda.multiprocessors(self.number)
 
+    def shares(self, tasks: int) -> int:
+        """Into how many parts to share out each of so many tasks, that all multiprocessors have two blocks; in the simulator
+        two, so that there is something to add."""
+        return 2 if jit_cuda.SIMULATED else 2 * self.multiprocessors // tasks
+
     @property
     def tensor_cores(self) -> bool:
         """Whether the device multiplies bfloat16 and tf32."""
