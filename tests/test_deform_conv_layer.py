@@ -254,6 +254,7 @@ class TestGPU(family_gpu.GPU):
     """The offsets and the mask are those that the GPU makes: they are compared, and y and the gradients are for them."""
 
     operator, errors = OPERATOR, TestErrors
+    test_numbers_that_are_not_finite = None  # NaN reaches all offsets; deform_conv's and conv's tests are exact on it
     usual = staticmethod(
         lambda dtype: make(
             Case(2, 4, 2, (3, 4), (2, 2), padding=1, groups=2, offset_groups=2, mask=True, bias=True), dtype

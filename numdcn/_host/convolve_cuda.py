@@ -175,7 +175,9 @@ def _owned_columns(
         work.spread(plan_tap(*constants[:3]), one._replace(mask=0), ogs * _pixels(p))
         for og in range(ogs):
             part = Plans(*(plan.part(og, ogs) for plan in plans))
-            work.scatter(part, values.part(og, ogs), grad_images, x.shape, og * channels)
+            work.scatter(
+                part, values.part(og, ogs), grad_images, x.shape, og * channels, corners=4 if constants[2] else 1
+            )
 
 
 def _weights(

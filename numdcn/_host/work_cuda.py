@@ -159,7 +159,13 @@ class Work:
         return Plans(self.empty((batch, samples), DTYPES["int32"]), self.empty((batch, 4, samples), summed(dtype)))
 
     def scatter(
-        self, plans: Plans, values: DeviceArray, images: Images, shape: tuple[int, ...], first_channel: int = 0
+        self,
+        plans: Plans,
+        values: DeviceArray,
+        images: Images,
+        shape: tuple[int, ...],
+        first_channel: int = 0,
+        corners: int = 4,
     ) -> None:
         """Add values (N, samples, channels), times the weights of their corners, to images of (N, C, H, W), in a fixed
         order."""
@@ -168,7 +174,7 @@ class Work:
         bands = max(1, min(rows // 2, 8 * self.multiprocessors // max(n * blocks, 1)))
         call = scatter_cuda.Scatter(
             plans.places.address, plans.weights.address, values.address, images.array.address, n, samples, channels,
-            first_channel, images.pitch, images.pixels, shape[3] + 1, rows, bands,
+            first_channel, images.pitch, images.pixels, shape[3] + 1, rows, bands, corners,
         )  # fmt: skip
         kernel = scatter_cuda.scatter(stored(values.dtype))
         self.launch(kernel, call, n * bands * blocks, scatter_cuda.CHANNELS)

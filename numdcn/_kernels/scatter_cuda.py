@@ -35,6 +35,7 @@ class Scatter(NamedTuple):
     row: int  # pixels of a row
     rows: int
     bands: int
+    corners: int  # 4, or 1 where nothing is interpolated: the others are not touched then, not even by NaN times 0
 
 
 @kernels(Scatter, lambda: [(F32,), (F64,)])
@@ -70,7 +71,7 @@ def scatter(T):  # type: ignore[no-untyped-def]
                         if lower < first or upper >= end:
                             continue
                         value = at(values, (n * c.samples + begin + s) * c.channels + channel)
-                        for corner in range(4):
+                        for corner in range(c.corners):
                             pixel = (upper if corner < 2 else lower) + corner % 2
                             # the pixel behind a row is the rim of the next: it belongs to the row where it began
                             own = upper if corner < 2 else lower
