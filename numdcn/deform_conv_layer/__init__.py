@@ -135,10 +135,10 @@ def deform_conv_layer_backward(
 
     Sources: as `deform_conv_layer_forward`.
     """
-    arrays = receive({"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias})
-    given = {"offsets": received(offsets), "mask": received(mask)}
-    p = problem({**arrays, **given}, modulated, mask_scale, stride, padding, dilation)
-    receive({**arrays, **given})  # all in one place
+    arrays: dict[str, Any] = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
+    everything = receive({**arrays, "offsets": offsets, "mask": mask})
+    p = problem(everything, modulated, mask_scale, stride, padding, dilation)
+    arrays, given = ({name: everything[name] for name in names} for names in (arrays, ("offsets", "mask")))
     grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
     grads = wanted_gradients(DeformConvLayerGradients, wrt, out, arrays, grad_y, given)
     how = options(deterministic, allow_tf32)
