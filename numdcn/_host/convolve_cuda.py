@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numdcn._host.arrays_cuda import DeviceArray
@@ -10,7 +11,7 @@ from numdcn._host.weights import PreparedWeights
 from numdcn._host.work_cuda import Images, Plans, Work, stored, summed
 from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
-from numdcn._kernels.convolve_cuda import Call, Tile, tiles
+from numdcn._kernels.convolve_cuda import Call, tiles
 from numdcn._kernels.convolve_forward_cuda import forward_each, forward_tiles
 from numdcn._kernels.convolve_tensor_cuda import forward_tensor, warp_tiles
 from numdcn._kernels.convolve_weights_cuda import (
@@ -22,6 +23,8 @@ from numdcn._kernels.convolve_weights_cuda import (
     weights_tiles,
 )
 from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, THREADS
+from numdcn._kernels.memory_cuda import vector_length
+from numdcn._kernels.weights_cuda import Pack, depth_of, pack_weights
 
 LEAST = 2 if SIMULATED else 64  # pixels of a share of the weights' gradient
 FEW = 8  # channels of a group, below which outputs are computed one by one
@@ -32,19 +35,45 @@ def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Opt
     work = Work(y)
     images, w, kinds = work.pack(arrays["x"]), plain(arrays["w"]), _kinds(p, arrays)
     call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
-    if not _few(p) and work.tensor_cores and (kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32)):
-        warps = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
-        blocks = -(-_pixels(p) // warps.rows) * -(-outs // warps.columns) * p.groups
-        call = call._replace(weights=_by_output(work, p, w).address)
-        work.launch(forward_tensor(*kinds, *warps), call, blocks, warps.threads)
-        return
-    call = call._replace(weights=_by_channel(work, p, w).address)
     if _few(p):
+        call = call._replace(weights=_by_channel(work, p, w).address)
         work.spread(forward_each(*kinds), call, y.size)
         return
-    tile = _tile(kinds[0], outs)
+    if _tensor(work, p, kinds, options):
+        tile: Any = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
+        kernel, threads, call = forward_tensor(*kinds, *tile), tile.threads, _parts(work, p, call, w, tile.columns)
+    else:
+        tile = next((t for t in tiles(kinds[0]) if outs <= t.columns), tiles(kinds[0])[-1])
+        kernel, threads = forward_tiles(*kinds, *tile), THREADS
+        call = call._replace(weights=_by_channel(work, p, w).address)
     blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
-    work.launch(forward_tiles(*kinds, *tile), call, blocks)
+    splits = max(1, min(work.shares(blocks), p.taps, 2**26 // y.size))
+    if splits == 1:
+        work.launch(kernel, call, blocks, threads)
+        return
+    sums = work.empty((splits, y.size), summed(y.dtype))
+    work.launch(kernel, call._replace(sums=sums.address, splits=splits), blocks * splits, threads)
+    work.spread(sum_parts(kinds[0]), Sums(sums.address, y.address, y.size, splits, 0), y.size)
+
+
+def _tensor(work: Work, p: Convolution, kinds: tuple[Any, ...], options: Options) -> bool:
+    """Whether products are made by tensor cores."""
+    return work.tensor_cores and (kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32))
+
+
+def _parts(work: Work, p: Convolution, call: Call, w: DeviceArray, more: int) -> Call:
+    """The call with weights packed for the forward on tensor cores, in parts of groups that share their offsets: (parts, taps,
+    outputs, channels), `more` rows behind the last."""
+    outs, ins, kind = p.out_channels // p.groups, p.in_channels // p.groups, stored(w.dtype)
+    width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
+    depth, parts = depth_of(width, kind, width % vector_length(kind) == 0), p.in_channels // width
+    made = work.empty((parts * p.taps * outs + more, depth), w.dtype)
+    pack = Pack(
+        work.contiguous(w).address, made.address, parts, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
+        width * p.taps, ins * p.taps, p.taps, width,
+    )  # fmt: skip
+    work.spread(pack_weights(kind), pack, parts * p.taps * outs * depth)
+    return call._replace(weights=made.address, depth=depth, part_channels=width)
 
 
 def plain(w: DeviceArray | PreparedWeights) -> DeviceArray:
@@ -62,11 +91,6 @@ def _kinds(p: Convolution, arrays: dict[str, Any]) -> tuple[Any, Any, bool]:
     kind = stored(arrays["x"].dtype)
     sampled = p.offset_groups > 0
     return kind, stored(arrays["offsets"].dtype) if sampled else kind, sampled
-
-
-def _tile(kind: Any, outs: int) -> Tile:
-    """The tile for a number of outputs: the narrowest that holds them all, or the widest."""
-    return next((t for t in tiles(kind) if outs <= t.columns), tiles(kind)[-1])
 
 
 def _by_channel(work: Work, p: Convolution, w: DeviceArray) -> DeviceArray:
@@ -90,7 +114,7 @@ def _call(work: Work, p: Convolution, images: Images, arrays: dict[str, Any], y:
     )
     return Call(
         p, images.array.address, images.pitch, images.pixels, offsets, mask, 0, bias, y.address,
-        0, 0, 0, 0, 0, 0, 0, 0, p.taps, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, p.taps, 0, 1, 0, 0,
     )  # fmt: skip
 
 

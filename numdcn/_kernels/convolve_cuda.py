@@ -14,7 +14,7 @@ import numpy as np
 from numdcn._kernels import bilinear
 from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.jit_cuda import F64, SIMULATED, device, type_pairs
-from numdcn._kernels.memory_cuda import at, load_four, widen
+from numdcn._kernels.memory_cuda import at, load_four, narrow, put, widen
 from numdcn._kernels.sample_cuda import cell_of, gather, outside
 
 I32 = np.int32
@@ -48,7 +48,7 @@ class Call(NamedTuple):
     pixels: int  # of an image, with its rim
     offsets: int
     mask: int
-    weights: int  # (groups, taps, channels, outputs); to the gradients of columns (groups, taps, outputs, channels)
+    weights: int  # (groups, taps, channels, outputs); for the gradients of columns (groups, taps, outputs, channels)
     bias: int
     y: int  # in the backward: its gradient
     grad_images: int
@@ -60,8 +60,10 @@ class Call(NamedTuple):
     corners: int
     first_tap: int  # of `taps`
     taps: int
-    sums: int  # (splits, C_out, C/groups, taps)
+    sums: int  # (splits, the shape of what is summed up: y or the gradient of w); not used where splits is 1
     splits: int
+    depth: int  # for tensor cores: elements of a row of packed weights (see `weights_cuda`) and of the packed gradient of y
+    part_channels: int  # the same: channels of a part of a group, which share their offsets
 
 
 @device
@@ -108,6 +110,48 @@ def sample(images, start, pitch, below, y, x, scale, corners, values, S, V, SAMP
     else:
         for i in range(V):
             values[i] = corners[i]
+
+
+@device
+def plan_tile(c, first, end, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, SPOTS, THREADS):  # type: ignore[no-untyped-def]
+    """Write the plans of SPOTS output pixels from `first` on, those before `end`, to shared memory."""
+    for spot in range(thread, I32(min(SPOTS, end - first)), I32(THREADS)):
+        place, fraction_y, fraction_x, scale, n = plan(c, first + spot, tap, og, offsets, mask, S, SAMPLED)
+        places[spot], owners[spot] = place, n
+        fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
+
+
+@device
+def sample_spot(
+    c, images, spot, channel, low, high, live, places, owners, fractions, corners, values, S, V, SAMPLED
+):  # type: ignore[no-untyped-def]
+    """values[0 : V] = the columns of V channels of a planned pixel; 0 for channels outside low to high, or all if not `live`."""
+    for i in range(V):
+        values[i] = S(0)
+    if live and channel < high:
+        start = (owners[spot] * c.pixels + places[spot]) * c.pitch + channel
+        below = c.pitch * (c.p.in_size[1] + 1)
+        sample(
+            images, start, c.pitch, below, fractions[0, spot], fractions[1, spot], fractions[2, spot], corners, values, S, V,
+            SAMPLED,
+        )  # fmt: skip
+        for i in range(V):
+            values[i] = values[i] if low <= channel + i and channel + i < high else S(0)
+
+
+@device
+def put_result(c, y, partial, bias, split, q, out, result, T):  # type: ignore[no-untyped-def]
+    """Write the result of output channel `out` of pixel q, or a part of it; the bias is in the first part."""
+    p = c.p
+    count = p.out_size[0] * p.out_size[1]
+    n = q // count
+    spot = (n * p.out_channels + out) * count + q - n * count
+    if c.bias and split == 0:
+        result += widen(at(bias, out))
+    if c.splits > 1:
+        put(partial, split * p.batch * p.out_channels * count + spot, result)
+    else:
+        put(y, spot, narrow(result, T))
 
 
 @device

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from numdcn._kernels import bilinear
-from numdcn._kernels.convolve_cuda import CHUNK, Call, multiply, offset_groups_of, plan, sample, tiles, variants
-from numdcn._kernels.jit_cuda import THREADS, cuda, device, kernels, scalar_type
+from numdcn._kernels.convolve_cuda import (
+    CHUNK,
+    Call,
+    multiply,
+    offset_groups_of,
+    plan,
+    plan_tile,
+    put_result,
+    sample_spot,
+    tiles,
+    variants,
+)
+from numdcn._kernels.jit_cuda import THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
 
 I32 = np.int32
@@ -18,14 +29,14 @@ I32 = np.int32
     lambda *constants: (THREADS, 1),
 )
 def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[no-untyped-def]
-    """y: a block has a tile of pixels and outputs of a group. Chunks of columns are made in one half of the buffers while
+    """y: a block has a tile of pixels and outputs of a group, and a share of the taps. Chunks of columns are made in one half of the buffers while
     slower threads still multiply those in the other."""
-    S, V = scalar_type(T), vector_length(T)
+    S, A, V = scalar_type(T), compute_type(T), vector_length(T)
     MINE_R, MINE_C, PITCH, SLOTS, CORNERS = ROWS // DOWN, COLUMNS // ACROSS, ROWS + 4, CHUNK // V, 4 * V
     RIGHT = 2 * CHUNK * PITCH  # where the weights begin, behind the columns
     BUFFER = RIGHT + 2 * CHUNK * COLUMNS
 
-    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
+    def run(c):  # type: ignore[no-untyped-def]
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
         places = cuda.shared.array(ROWS, I32)
         owners = cuda.shared.array(ROWS, I32)
@@ -34,48 +45,40 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
         a, b = cuda.local.array(MINE_R, S), cuda.local.array(MINE_C, S)
         corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
-        weights, bias, y = view(c.weights, T), view(c.bias, T), view(c.y, T)
+        weights, bias, y, partial = view(c.weights, T), view(c.bias, T), view(c.y, T), view(c.sums, A)
         p = c.p
-        thread, below = I32(cuda.threadIdx.x), c.pitch * (p.in_size[1] + 1)
+        thread = I32(cuda.threadIdx.x)
         row, column = thread // I32(ACROSS), thread % I32(ACROSS)
-        count = p.out_size[0] * p.out_size[1]
-        total, outs, ins = p.batch * count, I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
+        total, outs, ins = p.batch * p.out_size[0] * p.out_size[1], I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
         shared = I32(p.in_channels // offset_groups_of(p))
         wide = (outs + COLUMNS - 1) // COLUMNS
-        for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * wide * p.groups, cuda.gridDim.x):
-            group, first_out = I32(task % (wide * p.groups) // wide), I32(task % wide * COLUMNS)
-            first = task // (wide * p.groups) * ROWS
+        tasks = (total + ROWS - 1) // ROWS * wide * p.groups
+        for task in range(cuda.blockIdx.x, tasks * c.splits, cuda.gridDim.x):
+            split, part = I32(task // tasks), task % tasks
+            group, first_out = I32(part % (wide * p.groups) // wide), I32(part % wide * COLUMNS)
+            first = part // (wide * p.groups) * ROWS
             for i in range(MINE_R):
                 for j in range(MINE_C):
                     sums[i, j] = S(0)
             half = I32(0)
             begin = group * ins
             end = begin + ins
-            for tap in range(p.taps):
+            for tap in range(split * p.taps // c.splits, (split + 1) * p.taps // c.splits):
                 for og in range(begin // shared, (end - 1) // shared + 1):
-                    for spot in range(thread, I32(min(ROWS, total - first)), I32(THREADS)):
-                        place, fraction_y, fraction_x, scale, n = plan(
-                            c, first + spot, tap, og, offsets, mask, S, SAMPLED
-                        )
-                        places[spot], owners[spot] = place, n
-                        fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
+                    plan_tile(
+                        c, first, total, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, ROWS, THREADS
+                    )  # fmt: skip
                     cuda.syncthreads()
                     low, high = I32(max(begin, og * shared)), I32(min(end, (og + 1) * shared))
                     for chunk in range(low // V * V, high, CHUNK):
                         for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
                             spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
+                            sample_spot(
+                                c, images, spot, I32(chunk + slot), low, high, first + spot < total, places, owners, fractions,
+                                corners, values, S, V, SAMPLED,
+                            )  # fmt: skip
                             for i in range(V):
-                                values[i] = S(0)
-                            if first + spot < total and chunk + slot < high:
-                                start = (owners[spot] * c.pixels + places[spot]) * c.pitch + chunk + slot
-                                sample(
-                                    images, start, c.pitch, below, fractions[0, spot], fractions[1, spot], fractions[2, spot],
-                                    corners, values, S, V, SAMPLED,
-                                )  # fmt: skip
-                            for i in range(V):
-                                channel = I32(chunk + slot + i)
-                                inside = low <= channel and channel < high
-                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = values[i] if inside else S(0)
+                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = values[i]
                         for unit in range(thread, I32(CHUNK * COLUMNS), I32(THREADS)):
                             k, o = unit // I32(COLUMNS), unit % I32(COLUMNS)
                             channel, weight = I32(chunk + k), S(0)
@@ -91,50 +94,33 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
                         half = I32(1) - half
             cuda.syncthreads()
             write_rows(
-                c, y, bias, buffer, sums, 0, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S
-            )
+                c, y, partial, bias, buffer, sums, 0, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS, T
+            )  # fmt: skip
             if MINE_R > 4:
                 write_rows(
-                    c,
-                    y,
-                    bias,
-                    buffer,
-                    sums,
-                    4,
-                    thread,
-                    row,
-                    column,
-                    first,
-                    group,
-                    first_out,
-                    MINE_C,
-                    DOWN,
-                    ACROSS,
+                    c, y, partial, bias, buffer, sums, 4, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS,
                     T,
-                    S,
-                )
+                )  # fmt: skip
 
     return run
 
 
 @device
-def write_rows(c, y, bias, buffer, sums, i, thread, row, column, first, group, first_out, MINE_C, DOWN, ACROSS, T, S):  # type: ignore[no-untyped-def]
-    """Write four rows of each thread's sums, from the i-th on, to y, by way of shared memory: pixels follow one another there.
+def write_rows(
+    c, y, partial, bias, buffer, sums, i, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS, T
+):  # type: ignore[no-untyped-def]
+    """Write four rows of each thread's sums, from the i-th on, by way of shared memory: pixels follow one another there.
     (Constant positions in `sums` keep it in registers.)"""
     for r in range(4):
         for j in range(MINE_C):
             buffer[(j // 4 * 4 * ACROSS + 4 * column + j % 4) * 4 * DOWN + 4 * row + r] = sums[i + r, j]
     cuda.syncthreads()
     p = c.p
-    count, outs = p.out_size[0] * p.out_size[1], p.out_channels // p.groups
+    total, outs = p.batch * p.out_size[0] * p.out_size[1], p.out_channels // p.groups
     for unit in range(thread, I32(4 * DOWN * MINE_C * ACROSS), I32(THREADS)):
         q, o = first + i * DOWN + unit % I32(4 * DOWN), first_out + unit // I32(4 * DOWN)
-        if q < p.batch * count and o < outs:
-            out, n = group * outs + o, q // count
-            result = buffer[unit]
-            if c.bias:
-                result += widen(at(bias, out))
-            put(y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
+        if q < total and o < outs:
+            put_result(c, y, partial, bias, split, q, group * outs + o, buffer[unit], T)
     cuda.syncthreads()
 
 

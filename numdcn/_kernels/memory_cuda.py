@@ -57,10 +57,15 @@ def asm(builder: Any, result: Any, text: str, constraints: str, values: Any, eff
     return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values))
 
 
-def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
     """IR: pointer to an element."""
     data = cgutils.create_struct_proxy(kind)(context, builder, value=array).data
     return builder.gep(data, [index])
+
+
+def shared_place(builder: Any, place: Any) -> Any:
+    """IR: an address in shared memory, of a pointer there."""
+    return builder.ptrtoint(builder.addrspacecast(place, place.type.pointee.as_pointer(3)), I32)
 
 
 # Arrays.
@@ -105,7 +110,7 @@ def view(address, kind):  # type: ignore[no-untyped-def]
 @intrinsic
 def _at(typingctx, array, index):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        place = place_of(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
         return builder.load(place)
 
     return array.dtype(array, index), codegen
@@ -120,7 +125,7 @@ def at(array, index):  # type: ignore[no-untyped-def]
 @intrinsic
 def _put(typingctx, array, index, value):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = _place(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        place = place_of(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
         builder.store(context.cast(builder, args[2], sig.args[2], array.dtype), place)
         return context.get_dummy_value()
 
@@ -195,10 +200,10 @@ def vector_length(kind: Any) -> int:
 def _load_vector(typingctx, array, index, target, first):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         source, _, wide, _ = sig.args
-        place = builder.ptrtoint(_place(context, builder, source, args[0], args[1]), I64)
+        place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
         for i, value in enumerate(_loaded(builder, source.dtype, place)):
             position = builder.add(args[3], ir.Constant(args[3].type, i))
-            builder.store(value, _place(context, builder, wide, args[2], position))
+            builder.store(value, place_of(context, builder, wide, args[2], position))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, target, types.int64), codegen
@@ -230,21 +235,24 @@ def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
 @twin(_load_vector)
 def load_vector(array, index, target, first):  # type: ignore[no-untyped-def]
     """Read 16 bytes of memory that nothing writes meanwhile, into target[first], target[first + 1], ... widened."""
-    kind = array.elements.dtype
-    if (array.elements.ctypes.data + (int(index) + array.origin) * kind.itemsize) % 16:
-        raise ValueError(f"a vector is read at element {index}, which is not at a multiple of 16 bytes")
-    for i in range(16 // kind.itemsize):
+    _check_vector(array, index)
+    for i in range(16 // array.elements.itemsize):
         target[first + i] = widen(array[index + i])
+
+
+def _check_vector(array: CheckedArray, index: int) -> None:
+    if (array.elements.ctypes.data + (int(index) + array.origin) * array.elements.itemsize) % 16:
+        raise ValueError(f"a vector is used at element {index}, which is not at a multiple of 16 bytes")
 
 
 @intrinsic
 def _add_vector(typingctx, array, index, values, first):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = builder.ptrtoint(_place(context, builder, sig.args[0], args[0], args[1]), I64)
+        place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
         numbers = []
         for i in range(4):
             position = builder.add(args[3], ir.Constant(args[3].type, i))
-            numbers.append(builder.load(_place(context, builder, sig.args[2], args[2], position)))
+            numbers.append(builder.load(place_of(context, builder, sig.args[2], args[2], position)))
         text = "red.global.add.v4.f32 [$0], {$1,$2,$3,$4};"
         asm(builder, ir.VoidType(), text, "l,f,f,f,f,~{memory}", [place, *numbers], True)
         return context.get_dummy_value()
@@ -252,11 +260,14 @@ def _add_vector(typingctx, array, index, values, first):  # type: ignore[no-unty
     return types.void(array, types.int64, values, types.int64), codegen
 
 
-@twin(_add_vector)
-def add_vector(array, index, values, first):  # type: ignore[no-untyped-def]
-    """Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0."""
+def _simulated_add_vector(array, index, values, first):  # type: ignore[no-untyped-def]
+    _check_vector(array, index)
     for i in range(4):
         cuda.atomic.add(array, index + i, values[first + i])
+
+
+# Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0
+add_vector = cuda.jit(device=True)(_simulated_add_vector) if SIMULATED else _add_vector
 
 
 # Shared memory, four elements at once, at a multiple of four.
@@ -267,14 +278,14 @@ def _load_four(typingctx, tile, index, target, first):  # type: ignore[no-untype
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
         kind, _, wide, _ = sig.args
         element = context.get_data_type(kind.dtype)
-        place = _place(context, builder, kind, args[0], args[1])
+        place = place_of(context, builder, kind, args[0], args[1])
         vector = builder.bitcast(place, ir.VectorType(element, 4).as_pointer(place.type.addrspace))
         four = builder.load(vector)
         four.align = 16
         for i in range(4):
             position = builder.add(args[3], ir.Constant(args[3].type, i))
             builder.store(
-                builder.extract_element(four, ir.Constant(I32, i)), _place(context, builder, wide, args[2], position)
+                builder.extract_element(four, ir.Constant(I32, i)), place_of(context, builder, wide, args[2], position)
             )
         return context.get_dummy_value()
 
@@ -288,3 +299,45 @@ def load_four(tile, index, target, first):  # type: ignore[no-untyped-def]
         raise ValueError(f"four elements are read at {index}, which is no multiple of 4")
     for i in range(4):
         target[first + i] = tile[index + i]
+
+
+# Copies from global memory to words in shared memory that go on while the thread does other things (compute capability 8.0).
+
+
+@intrinsic
+def _copy_vector(typingctx, array, index, buffer, place, live):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        source = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+        target = shared_place(builder, place_of(context, builder, sig.args[2], args[2], args[3]))
+        size = builder.select(args[4], ir.Constant(I32, 16), ir.Constant(I32, 0))
+        text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+        asm(builder, ir.VoidType(), text, "r,l,r,~{memory}", [target, source, size], True)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, buffer, types.int64, types.boolean), codegen
+
+
+@twin(_copy_vector)
+def copy_vector(array, index, buffer, place, live):  # type: ignore[no-untyped-def]
+    """Begin to copy 16 bytes at an element, or if not `live` zeros, to the four words at a place, a multiple of four."""
+    if place % 4:
+        raise ValueError(f"four words are copied to {place}, which is no multiple of 4")
+    words = np.zeros(4, np.uint32)
+    if live:
+        _check_vector(array, index)
+        words[:] = np.array([array[index + i] for i in range(16 // array.elements.itemsize)]).view(np.uint32)
+    buffer[place], buffer[place + 1], buffer[place + 2], buffer[place + 3] = words
+
+
+@intrinsic
+def _wait_for_copies(typingctx):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        asm(builder, ir.VoidType(), "cp.async.wait_all;", "~{memory}", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@twin(_wait_for_copies)
+def wait_for_copies():  # type: ignore[no-untyped-def]
+    """Wait until this thread's own copies are done. Those of others are done after the next barrier."""

@@ -3,6 +3,11 @@
 Operands are words of 32 bits, along the depth of the product: two float16 or bfloat16, or one tf32. A step takes eight words:
 lane 4*g + t holds the words t and t + 4 of rows g and g + 8 of the left operand, and of column g of the right one, and the sums
 of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf32, mma.m16n8k8).
+
+Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose words
+follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four words: of rows g and
+g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first and third
+are those of eight columns, the second and fourth those of the next eight.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ from llvmlite import ir
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
-from numdcn._kernels.jit_cuda import F16, F32, SIMULATED, cuda
-from numdcn._kernels.memory_cuda import FLOAT, I16, I32, asm, narrow, twin
+from numdcn._kernels.jit_cuda import F16, F32, SIMULATED, cuda, device
+from numdcn._kernels.memory_cuda import FLOAT, I16, I32, asm, narrow, place_of, shared_place, twin
 
 STEP = 8  # words of a step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
@@ -74,20 +79,97 @@ def word(first, second, kind):  # type: ignore[no-untyped-def]
     return np.uint32(int(low) | int(high) << 16)
 
 
+@device
+def rounded(words, EACH):  # type: ignore[no-untyped-def]
+    """Four words as they are, or, if they hold float32, rounded to tf32."""
+    if EACH == 1:
+        return (
+            word(from_bits(words[0]), np.float32(0), F32), word(from_bits(words[1]), np.float32(0), F32),
+            word(from_bits(words[2]), np.float32(0), F32), word(from_bits(words[3]), np.float32(0), F32),
+        )  # fmt: skip
+    return words
+
+
+# Operands in shared memory.
+
+
+def _matrices(turned: str) -> Any:
+    @intrinsic
+    def matrices(typingctx, buffer, index):  # type: ignore[no-untyped-def]
+        """Four matrices of 8 x 16 bytes, whose rows begin at the words that the lanes tell (multiples of four)."""
+        result = types.UniTuple(types.uint32, 4)
+
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            place = shared_place(builder, place_of(context, builder, sig.args[0], args[0], args[1]))
+            text = f"ldmatrix.sync.aligned.m8n8.x4{turned}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
+            kind = ir.LiteralStructType([I32] * 4)
+            made = asm(builder, kind, text, "=r,=r,=r,=r,r,~{memory}", [place], True)
+            return cgutils.pack_array(builder, [builder.extract_value(made, i) for i in range(4)])
+
+        return result(buffer, types.int64), codegen
+
+    return matrices
+
+
+_plain, _transposed = _matrices(""), _matrices(".trans")
+
+
+@device
+def _load_matrices(buffer, first, pitch, lane):  # type: ignore[no-untyped-def]
+    return _plain(buffer, first + lane % 16 * pitch + lane // 16 * 4)
+
+
+@twin(_load_matrices)
+def load_matrices(buffer, first, pitch, lane):  # type: ignore[no-untyped-def]
+    """Words of sixteen rows, `pitch` words apart, from word `first` on."""
+    start = first + lane // 4 * pitch + lane % 4
+    return tuple(buffer[start + m % 2 * 8 * pitch + m // 2 * 4] for m in range(4))
+
+
+@device
+def _load_turned(buffer, first, pitch, lane, EACH):  # type: ignore[no-untyped-def]
+    if EACH == 2:
+        return _transposed(buffer, first + (lane % 8 + lane // 16 * 8) * pitch + lane // 8 % 2 * 4)
+    start = first + lane % 4 * pitch + lane // 4
+    lower = start + 4 * pitch
+    return buffer[start], buffer[start + 8], buffer[lower], buffer[lower + 8]
+
+
+@twin(_load_turned)
+def load_turned(buffer, first, pitch, lane, EACH):  # type: ignore[no-untyped-def]
+    """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
+    row, depth = lane // 4, lane % 4 * EACH
+
+    def element(m: int, i: int) -> int:
+        place = row + m % 2 * 8
+        found = int(buffer[first + (depth + m // 2 * 4 * EACH + i) * pitch + place // EACH])
+        return found if EACH == 1 else found >> 16 * (place % 2) & 0xFFFF
+
+    return tuple(np.uint32(sum(element(m, i) << 16 * i for i in range(EACH))) for m in range(4))
+
+
 @intrinsic
-def _pair(typingctx, first, second):  # type: ignore[no-untyped-def]
+def _store_words(typingctx, buffer, index, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        low, high = (builder.zext(builder.bitcast(v, I16) if v.type != I16 else v, I32) for v in args)
-        return builder.or_(low, builder.shl(high, ir.Constant(I32, 16)))
+        place = place_of(context, builder, sig.args[0], args[0], args[1])
+        four = ir.Constant(ir.VectorType(I32, 4), ir.Undefined)
+        for i in range(4):
+            four = builder.insert_element(four, args[2 + i], ir.Constant(I32, i))
+        builder.store(four, builder.bitcast(place, four.type.as_pointer(place.type.addrspace)), align=16)
+        return context.get_dummy_value()
 
-    return types.uint32(first, second), codegen
+    return types.void(buffer, types.int64, *[types.uint32] * 4), codegen
 
 
-@twin(_pair)
-def pair(first, second):  # type: ignore[no-untyped-def]
-    """Two stored float16 or bfloat16 as a word."""
-    low, high = (np.asarray(v).view(np.uint16) for v in (first, second))
-    return np.uint32(int(low) | int(high) << 16)
+@twin(_store_words)
+def store_words(buffer, index, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
+    """Four words, to a place in shared memory that is a multiple of four."""
+    if index % 4:
+        raise ValueError(f"four words are stored at {index}, which is no multiple of 4")
+    buffer[index], buffer[index + 1], buffer[index + 2], buffer[index + 3] = w0, w1, w2, w3
+
+
+# Products.
 
 
 @intrinsic
@@ -135,10 +217,10 @@ def _simulated_multiply_add(a0, a1, a2, a3, b0, b1, sums, i, j, kind):  # type: 
 
 
 def _numbers(words: list[Any], kind: Any) -> np.ndarray:
-    """The numbers of words, as float64."""
+    """The numbers of words, as float64. Of a tf32 the last 13 bits do not count."""
     raw = np.array(words, np.uint32)
     if kind == F32:
-        return raw.view(np.float32).astype(np.float64)
+        return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
     if kind == F16:
         return raw.view(np.float16).astype(np.float64)
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
@@ -146,3 +228,24 @@ def _numbers(words: list[Any], kind: Any) -> np.ndarray:
 
 # sums[i, j, :] += the warp's product of one step
 multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else _multiply_add
+
+
+@device
+def multiply_words(buffer, left, right, left_pitch, right_pitch, lane, words, sums, MINE_R, MINE_C, TURNED, WORDS, T, EACH):  # type: ignore[no-untyped-def]
+    """sums += left times right, for the MINE_R sixteens of rows and MINE_C (even) eights of columns of a warp, WORDS words deep;
+    `words`: room for MINE_R x 4. TURNED: both lie across (see `load_turned`), and `left` and `right` count words there."""
+    for step in range(0, WORDS, STEP):
+        for i in range(MINE_R):
+            if TURNED:
+                four = load_turned(buffer, left + step * EACH * left_pitch + 16 // EACH * i, left_pitch, lane, EACH)
+            else:
+                four = load_matrices(buffer, left + 16 * i * left_pitch + step, left_pitch, lane)
+            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+        for j in range(0, MINE_C, 2):
+            if TURNED:
+                both = load_turned(buffer, right + step * EACH * right_pitch + 8 // EACH * j, right_pitch, lane, EACH)
+            else:
+                both = load_matrices(buffer, right + 8 * j * right_pitch + step, right_pitch, lane)
+            for i in range(MINE_R):
+                multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[0], both[2], sums, i, j, T)
+                multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[1], both[3], sums, i, j + 1, T)
