@@ -6,13 +6,16 @@ A framework is asked only if its array came, and never imported here. `numba.cud
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from numdcn._host import scratch_cuda
 
 
 class BFloat16:
@@ -141,8 +144,15 @@ class Framework:
         """A new one, unfilled and contiguous."""
         raise NotImplementedError
 
+    def scratch(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        """The same, for the time of a call. torch and CuPy have memory at hand."""
+        return self.empty(shape, dtype, number, stream)
+
+    def give_back(self, array: DeviceArray) -> None:
+        """Take back what `scratch` made, once all its use has been issued."""
+
     def to_host(self, array: DeviceArray) -> np.ndarray:
-        """A NumPy array of the numbers of one that `empty` made, or that is as plain. Waits for the GPU."""
+        """A NumPy array of the numbers of one that `empty` or `scratch` made, or that is as plain. Waits for the GPU."""
         raise NotImplementedError
 
 
@@ -241,20 +251,35 @@ class Numba(Framework):
         kind = dtype
         if dtype is BFLOAT16:
             kind = np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
-        with cuda.gpus[number]:
-            made = cuda.device_array(shape, kind)
+        made = _on_device(number, lambda: cuda.device_array(shape, kind))
         if _simulates(made):
             return _simulated(made, self)
         pointer = made.__cuda_array_interface__["data"][0]
         return DeviceArray(made, self, number, pointer, dtype, shape, c_strides(shape), stream)
 
+    def scratch(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
+        nbytes = math.prod(shape) * dtype.itemsize
+        block = scratch_cuda.take(number, stream, nbytes)
+        if block is None:
+            made = self.empty((max(nbytes, 256),), np.dtype(np.uint8), number, stream)
+            if _simulates(made.owner):
+                return self.empty(shape, dtype, number, stream)  # whose ends are known to the kernels
+            block = scratch_cuda.Block(made.owner, made.address, made.size)
+        return DeviceArray(block, self, number, block.address, dtype, shape, c_strides(shape), stream)
+
+    def give_back(self, array: DeviceArray) -> None:
+        if type(array.owner) is scratch_cuda.Block:
+            scratch_cuda.give_back(array.number, array.stream, array.owner)
+
     def to_host(self, array: DeviceArray) -> np.ndarray:
-        cuda = numba_cuda()
-        with cuda.gpus[array.number]:
-            if _simulates(array.owner):
-                return array.owner.copy_to_host()
-            (cuda.external_stream(array.stream) if array.stream else cuda.default_stream()).synchronize()
-            return cuda.as_cuda_array(array.owner, sync=False).copy_to_host()
+        if _simulates(array.owner):
+            return array.owner.copy_to_host()
+        numba_cuda()
+        from numdcn._kernels.launch_cuda import read
+
+        host = np.empty(array.shape, array.dtype)
+        read(array.number, array.stream, array.address, host)
+        return host
 
 
 FRAMEWORKS: tuple[Framework, ...] = (Torch(), Cupy(), Numba())
@@ -265,6 +290,7 @@ def framework_of(value: Any) -> Framework | None:
     return next((f for f in FRAMEWORKS if f.owns(value)), None)
 
 
+@functools.cache
 def numba_cuda() -> Any:
     """The module `numba.cuda` of the package numba-cuda, which the extra brings."""
     if importlib.util.find_spec("numba_cuda") is None:
@@ -272,6 +298,13 @@ def numba_cuda() -> Any:
     from numdcn._kernels.jit_cuda import cuda
 
     return cuda
+
+
+def _on_device(number: int, action: Callable[[], Any]) -> Any:
+    """What `action` returns, where a device is the current one."""
+    from numdcn._kernels.launch_cuda import on_device
+
+    return on_device(number, action)
 
 
 def _simulates(value: Any) -> bool:
@@ -303,14 +336,9 @@ def _device_of(address: int) -> int:
     cuda = numba_cuda()
     if not address:
         return int(cuda.get_current_device().id)
-    from cuda.bindings import driver
+    from numdcn._kernels.launch_cuda import device_of
 
-    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    cuda.current_context()
-    error, number = driver.cuPointerGetAttribute(attribute, address)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise ValueError(f"an array has address {address:#x}, expected memory of a GPU: {error}")
-    return int(number)
+    return device_of(address)
 
 
 def _stream(stream: int | None) -> int:

@@ -13,6 +13,12 @@ from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
 from numdcn._kernels.convolve_cuda import Call, tiles
 from numdcn._kernels.convolve_forward_cuda import forward_each, forward_tiles
+from numdcn._kernels.convolve_tensor_backward_cuda import (
+    column_warps,
+    gradients_of_columns_tensor,
+    gradients_of_weights_tensor,
+    weight_warps,
+)
 from numdcn._kernels.convolve_tensor_cuda import forward_tensor, warp_tiles
 from numdcn._kernels.convolve_weights_cuda import (
     Sums,
@@ -58,7 +64,8 @@ def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Opt
 
 def _tensor(work: Work, p: Convolution, kinds: tuple[Any, ...], options: Options) -> bool:
     """Whether products are made by tensor cores."""
-    return work.tensor_cores and (kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32))
+    wanted = kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32)
+    return wanted and work.tensor_cores and not _few(p)
 
 
 def _parts(work: Work, p: Convolution, call: Call, w: DeviceArray, more: int) -> Call:
@@ -131,15 +138,32 @@ def backward(
         return
     reads = bool(grads.keys() & {"w", "offsets", "mask"})
     images = work.pack(arrays["x"]) if reads else work.image_sizes(arrays["x"])
-    call = _call(work, p, images, arrays, grad_y)
+    call, tensor = _call(work, p, images, arrays, grad_y), _tensor(work, p, _kinds(p, arrays), options)
+    if tensor:
+        outs = p.out_channels // p.groups
+        depth = depth_of(outs, stored(grad_y.dtype), aligned=True)
+        rows = work.rows(grad_y.reshaped(p.batch * p.groups, outs, p.out_size[0] * p.out_size[1]), depth)
+        call = call._replace(y=rows.address, depth=depth)
     if through:
-        _columns(work, p, call, arrays, grads, options)
+        _columns(work, p, call, arrays, grads, options, tensor)
     if "w" in grads:
-        _weights(work, p, call, arrays, grad_y, grads["w"])
+        _weights(work, p, call, arrays, grad_y, grads["w"], tensor)
 
 
 def _few(p: Convolution) -> bool:
     return p.in_channels // p.groups < FEW
+
+
+def _by_depth(work: Work, p: Convolution, w: DeviceArray, depth: int) -> DeviceArray:
+    """The weights packed for the gradients of columns on tensor cores, (groups, taps, C/groups, depth): along the outputs."""
+    outs, ins, kind = p.out_channels // p.groups, p.in_channels // p.groups, stored(w.dtype)
+    made = work.empty((p.groups, p.taps, ins, depth), w.dtype)
+    pack = Pack(
+        work.contiguous(w).address, made.address, p.groups, 1, p.taps, ins, depth, outs, outs * ins * p.taps, 0, p.taps,
+        ins * p.taps, 0,
+    )  # fmt: skip
+    work.spread(pack_weights(kind), pack, made.size)
+    return made
 
 
 def _columns(
@@ -149,11 +173,12 @@ def _columns(
     arrays: dict[str, Any],
     grads: dict[str, DeviceArray],
     options: Options,
+    tensor: bool,
 ) -> None:
     """The gradients of x, offsets and mask."""
-    x, kinds = arrays["x"], _kinds(p, arrays)
+    x, kinds, w, grad_images = arrays["x"], _kinds(p, arrays), plain(arrays["w"]), None
     owned = "x" in grads and options.deterministic
-    weights, grad_images = _by_output(work, p, plain(arrays["w"])), None
+    weights = _by_depth(work, p, w, call.depth) if tensor else _by_output(work, p, w)
     call = call._replace(weights=weights.address)
     if "offsets" in grads:
         call = call._replace(grad_offsets=grads["offsets"].address)
@@ -166,25 +191,35 @@ def _columns(
     vectors = "x" in grads and not owned and work.vectors(x.dtype)
     constants = (*kinds, vectors, owned)
     if grad_images is None or not owned:
-        _launch_columns(work, p, call, constants)
+        _launch_columns(work, p, call, constants, tensor)
     else:
-        _owned_columns(work, p, call, constants, x, grad_images)
+        _owned_columns(work, p, call, constants, x, grad_images, tensor)
     if grad_images is not None:
         work.unpack(grad_images, grads["x"])
 
 
-def _launch_columns(work: Work, p: Convolution, call: Call, constants: tuple[Any, ...]) -> None:
+def _launch_columns(work: Work, p: Convolution, call: Call, constants: tuple[Any, ...], tensor: bool) -> None:
     ogs = max(p.offset_groups, 1)
     if _few(p):
         work.spread(gradients_each(*constants[:3], constants[4]), call, _pixels(p) * call.taps * ogs)
         return
-    tile = backward_tile(constants[0])
-    blocks = -(-_pixels(p) // tile.rows) * call.taps * ogs
-    work.launch(gradients_of_columns(*constants, *tile), call, blocks)
+    if tensor:
+        tile: Any = column_warps()
+        kernel, threads = gradients_of_columns_tensor(*constants, *tile), tile.threads
+    else:
+        tile = backward_tile(constants[0])
+        kernel, threads = gradients_of_columns(*constants, *tile), THREADS
+    work.launch(kernel, call, -(-_pixels(p) // tile.rows) * call.taps * ogs, threads)
 
 
 def _owned_columns(
-    work: Work, p: Convolution, call: Call, constants: tuple[Any, ...], x: DeviceArray, grad_images: Images
+    work: Work,
+    p: Convolution,
+    call: Call,
+    constants: tuple[Any, ...],
+    x: DeviceArray,
+    grad_images: Images,
+    tensor: bool,
 ) -> None:
     """The same, tap by tap: the gradients of the columns are kept and then added to the images in a fixed order."""
     ogs, count = max(p.offset_groups, 1), p.out_size[0] * p.out_size[1]
@@ -195,7 +230,7 @@ def _owned_columns(
         one = call._replace(
             first_tap=tap, taps=1, values=values.address, places=plans.places.address, corners=plans.weights.address
         )
-        _launch_columns(work, p, one, constants)
+        _launch_columns(work, p, one, constants, tensor)
         work.spread(plan_tap(*constants[:3]), one._replace(mask=0), ogs * _pixels(p))
         for og in range(ogs):
             part = Plans(*(plan.part(og, ogs) for plan in plans))
@@ -205,13 +240,20 @@ def _owned_columns(
 
 
 def _weights(
-    work: Work, p: Convolution, call: Call, arrays: dict[str, Any], grad_y: DeviceArray, grad_w: DeviceArray
+    work: Work,
+    p: Convolution,
+    call: Call,
+    arrays: dict[str, Any],
+    grad_y: DeviceArray,
+    grad_w: DeviceArray,
+    tensor: bool,
 ) -> None:
     """The gradient of w: parts, then their sums."""
     kinds, size = _kinds(p, arrays), grad_w.size
     outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
     few = _few(p)
-    tile = next((t for t in weights_tiles(kinds[0]) if outs <= t.rows), weights_tiles(kinds[0])[-1])
+    choice: tuple[Any, ...] = weight_warps() if tensor else weights_tiles(kinds[0])
+    tile = next((t for t in choice if outs <= t.rows), choice[-1])
     tasks = p.taps * p.groups * -(-outs // tile.rows) * -(-ins // tile.columns)
     if few:
         tasks = -(-size // THREADS)
@@ -222,6 +264,8 @@ def _weights(
         turned = grad_y.reshaped(p.batch, p.out_channels, p.out_size[0] * p.out_size[1])
         call = call._replace(y=work.channels_last(turned, grad_y.dtype).address)
         work.spread(weights_each(*kinds), call, splits * size)
+    elif tensor:
+        work.launch(gradients_of_weights_tensor(*kinds, *tile), call, splits * tasks, tile.threads)
     else:
         work.launch(gradients_of_weights(*kinds, *tile), call, splits * tasks)
     work.spread(sum_parts(kinds[0]), Sums(sums.address, grad_w.address, size, splits, 0), size)

@@ -52,11 +52,15 @@ class Work:
         return jit_cuda.has_tensor_cores(self.number)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """Memory of the caller's framework, unfilled. It lives as long as this object: the frameworks' allocators hand it
-        out again in the order of the stream."""
-        made = self.framework.empty(shape, dtype, self.number, self.stream)
+        """Memory of the caller's framework, unfilled, for as long as this object lives: then it may be used again, in the order
+        of the stream."""
+        made = self.framework.scratch(shape, dtype, self.number, self.stream)
         self._kept.append(made)
         return made
+
+    def __del__(self) -> None:
+        for array in self._kept:
+            self.framework.give_back(array)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory of zeros."""
@@ -68,7 +72,7 @@ class Work:
         """Run a kernel on at most `blocks` blocks of threads: kernels stride over their tasks by the grid."""
         if blocks > 0:
             most = 2 if jit_cuda.SIMULATED else 2**31 - 1
-            jit_cuda.run(kernel, min(blocks, most), threads, self.stream, self.number, call)
+            kernel.run(min(blocks, most), threads, self.stream, self.number, call)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
         """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
@@ -123,8 +127,17 @@ class Work:
     def pack(self, x: DeviceArray) -> Images:
         """x, (N, C, H, W) of any strides, as images along the channels."""
         images = self._images(x.shape, x.dtype)
-        self._turn(layout_cuda.pack_images(stored(x.dtype)), x, images, images.pitch)
+        self._turn(layout_cuda.pack_images(stored(x.dtype), False), x, images, images.pitch)
         return images
+
+    def rows(self, array: DeviceArray, depth: int) -> DeviceArray:
+        """A contiguous array (N, C, P) as (N, P, depth), with zeros behind the channels; float32 is rounded to tf32."""
+        n, channels, count = array.shape
+        kind = stored(array.dtype)
+        made = Images(self.empty((n, count, depth), array.dtype), depth, count)
+        seen = array.reshaped(n, channels, 1, count)
+        self._turn(layout_cuda.pack_images(kind, kind == jit_cuda.F32), seen, made, depth, rim=0)
+        return made.array
 
     def no_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
         """Images of zeros in which gradients are added up: float32 also for narrower types."""
@@ -187,10 +200,10 @@ class Work:
         pitch, pixels = _image_sizes(shape, dtype)
         return Images(self.empty((shape[0], pixels, pitch), dtype), pitch, pixels)
 
-    def _turn(self, kernel: Any, x: DeviceArray, images: Images, channels: int) -> None:
+    def _turn(self, kernel: Any, x: DeviceArray, images: Images, channels: int, rim: int = 1) -> None:
         n, c, *size = x.shape
         call = layout_cuda.Turn(
-            x.address, images.array.address, n, c, images.pitch, (size[0], size[1]), images.pixels, x.strides,  # type: ignore[arg-type]
+            x.address, images.array.address, n, c, images.pitch, (size[0], size[1]), images.pixels, x.strides, rim,  # type: ignore[arg-type]
         )  # fmt: skip
         tile = layout_cuda.TILE
         blocks = n * -(-images.pixels // tile) * -(-channels // tile)
@@ -225,13 +238,11 @@ def host_copy(array: DeviceArray) -> np.ndarray:
     """A NumPy array of the numbers of one on the GPU. Waits for it; float16 and bfloat16 become float32."""
     work = Work(array)
     plain = work.contiguous(array, summed(array.dtype))
-    raw = plain.framework.empty((0,), plain.dtype, plain.number, plain.stream) if not plain.size else plain
-    return raw.framework.to_host(raw)
+    return plain.framework.to_host(plain) if plain.size else np.empty(plain.shape, plain.dtype)
 
 
 def copied(array: DeviceArray) -> DeviceArray:
     """A contiguous copy in the same framework."""
-    work = Work(array)
-    made = work.empty(array.shape, array.dtype)
-    work.copy(array, made)
+    made = array.framework.empty(array.shape, array.dtype, array.number, array.stream)
+    Work(array).copy(array, made)
     return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from numdcn._kernels import bilinear
-from numdcn._kernels.convolve_cuda import CHUNK, Call, Tile, multiply, offset_groups_of, plan, variants
+from numdcn._kernels.convolve_cuda import CHUNK, Call, Tile, multiply, offset_groups_of, plan, plan_tile, variants
 from numdcn._kernels.jit_cuda import (
     F64,
     SIMULATED,
@@ -21,8 +21,9 @@ from numdcn._kernels.jit_cuda import (
     scalar_type,
 )
 from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
-from numdcn._kernels.sample_cuda import add_corner, gather_wide, outside
-from numdcn._kernels.scatter_cuda import PLACE, SKIPPED
+from numdcn._kernels.sample_cuda import add_corners, gather, outside, write_plan
+from numdcn._kernels.scatter_cuda import PLACE
+from numdcn._kernels.tensor_cuda import from_bits
 
 I32 = np.int32
 
@@ -70,16 +71,72 @@ def write_sums(c, grad_offsets, grad_mask, q, tap, og, scale, by_value, by_y, by
 
 
 @device
-def add_corners(grad_images, start, pitch, below, y, x, values, products, S, U, VECTORS, SAMPLED):  # type: ignore[no-untyped-def]
-    """Add the gradients of U columns to the corners that they came from, atomically."""
-    if SAMPLED:
-        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-        add_corner(grad_images, start, S(w00), values, products, U, VECTORS)
-        add_corner(grad_images, start + pitch, S(w01), values, products, U, VECTORS)
-        add_corner(grad_images, start + below, S(w10), values, products, U, VECTORS)
-        add_corner(grad_images, start + below + pitch, S(w11), values, products, U, VECTORS)
-    else:
-        add_corner(grad_images, start, S(1), values, products, U, VECTORS)
+def begin_columns(
+    c, first, tap, og, offsets, mask, places, owners, fractions, parts, thread, S, SAMPLED, ROWS, SLOTS, THREADS
+):  # type: ignore[no-untyped-def]
+    """Plan the pixels of a tile, and clear their sums."""
+    total = c.p.batch * c.p.out_size[0] * c.p.out_size[1]
+    plan_tile(c, first, total, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, ROWS, THREADS)
+    for unit in range(thread, I32(SLOTS * ROWS), I32(THREADS)):
+        for which in range(3):
+            parts[which, unit // I32(ROWS), unit % I32(ROWS)] = S(0)
+
+
+@device
+def use_columns(
+    c, buffer, first, og, chunk, low, high, thread, places, owners, fractions, parts, corners, values, products, three, images,
+    grad_images, kept, S, U, V, ROWS, SLOTS, THREADS, VECTORS, SAMPLED, OWNED,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """Use the gradients of a tile's columns, which are in `buffer` pixel by pixel: U channels of a pixel at a time, each by the same
+    thread in every chunk."""
+    p = c.p
+    total, nowhere = p.batch * p.out_size[0] * p.out_size[1], outside(p.in_size[0], p.in_size[1])
+    row_pixels, shared = p.in_size[1] + 1, p.in_channels // offset_groups_of(p)
+    for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
+        spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
+        channel, q, staged = chunk + slot * U, first + spot, spot * I32((SLOTS * U) + 4) + slot * I32(U)
+        if q >= total or channel >= high:
+            continue
+        y, x, scale = fractions[0, spot], fractions[1, spot], fractions[2, spot]
+        place, pixel = places[spot], owners[spot] * c.pixels + places[spot]
+        if c.grad_offsets or c.grad_mask:
+            gather(images, pixel * c.pitch + channel, c.pitch, row_pixels * c.pitch, corners, U, V)
+            three[0], three[1], three[2] = S(0), S(0), S(0)
+            for i in range(U):
+                if low <= channel + i and channel + i < high:
+                    read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
+                    column_sums(read, y, x, from_bits(buffer[staged + i]), three, S, SAMPLED)
+            for which in range(3):
+                parts[which, slot, spot] += three[which]
+        for i in range(U):
+            inside = low <= channel + i and channel + i < high
+            values[i] = scale * from_bits(buffer[staged + i]) if inside else S(0)
+        if OWNED:
+            for i in range(U):
+                if low <= channel + i and channel + i < high:
+                    put(kept, (og * total + q) * shared + channel + i - og * shared, values[i])
+        elif c.grad_images and place < nowhere:
+            add_corners(
+                grad_images, pixel * c.grad_pitch + channel, c.grad_pitch, row_pixels * c.grad_pitch, y, x, values, products, S, U,
+                VECTORS, SAMPLED,
+            )  # fmt: skip
+
+
+@device
+def end_columns(
+    c, first, tap, og, grad_offsets, grad_mask, fractions, parts, three, thread, S, C, T, ROWS, SLOTS, THREADS
+):  # type: ignore[no-untyped-def]
+    """Write the gradients of offsets and mask of a tile's pixels."""
+    total = c.p.batch * c.p.out_size[0] * c.p.out_size[1]
+    if c.grad_offsets or c.grad_mask:
+        for spot in range(thread, I32(min(ROWS, total - first)), I32(THREADS)):
+            for which in range(3):
+                three[which] = S(0)
+                for slot in range(SLOTS):
+                    three[which] += parts[which, slot, spot]
+            write_sums(
+                c, grad_offsets, grad_mask, first + spot, tap, og, fractions[2, spot], three[0], three[1], three[2], C, T
+            )  # fmt: skip
 
 
 @kernels(Call, lambda: [(*v, *backward_tile(v[0])) for v in _variants()], lambda *constants: (THREADS, 1))
@@ -106,22 +163,16 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
         grad_offsets, grad_mask, kept = view(c.grad_offsets, C), view(c.grad_mask, T), view(c.values, A)
         p = c.p
         thread = I32(cuda.threadIdx.x)
-        row_pixels, nowhere = p.in_size[1] + 1, outside(p.in_size[0], p.in_size[1])
         row, column = thread // I32(ACROSS), thread % I32(ACROSS)
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, ogs = p.batch * count, offset_groups_of(p)
         shared = p.in_channels // ogs
-        summed = c.grad_offsets != 0 or c.grad_mask != 0
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * c.taps * ogs, cuda.gridDim.x):
             first, tap, og = task // (c.taps * ogs) * ROWS, c.first_tap + task % c.taps, task % (c.taps * ogs) // c.taps
             cuda.syncthreads()
-            for spot in range(thread, min(ROWS, total - first), THREADS):
-                place, fraction_y, fraction_x, scale, n = plan(c, first + spot, tap, og, offsets, mask, S, SAMPLED)
-                places[spot], owners[spot] = place, n
-                fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
-            for unit in range(thread, SLOTS * ROWS, THREADS):
-                for which in range(3):
-                    parts[which, unit // ROWS, unit % ROWS] = S(0)
+            begin_columns(
+                c, first, tap, og, offsets, mask, places, owners, fractions, parts, thread, S, SAMPLED, ROWS, SLOTS, THREADS
+            )  # fmt: skip
             low, last = og * shared, (og + 1) * shared
             while low < last:
                 group = low // ins
@@ -160,45 +211,15 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
                                 spot = i // 4 * 4 * DOWN + 4 * row + i % 4
                                 buffer[spot * STAGED + j // 4 * 4 * ACROSS + 4 * column + j % 4] = sums[i, j]
                     cuda.syncthreads()
-                    for unit in range(thread, ROWS * SLOTS, THREADS):
-                        spot, slot = unit // SLOTS, unit % SLOTS
-                        channel, q = chunk + slot * U, first + spot
-                        if q >= total or channel >= high:
-                            continue
-                        y, x, scale = fractions[0, spot], fractions[1, spot], fractions[2, spot]
-                        place, pixel = places[spot], owners[spot] * c.pixels + places[spot]
-                        if summed:
-                            gather_wide(images, pixel * c.pitch + channel, c.pitch, row_pixels * c.pitch, corners, U, V)
-                            three[0], three[1], three[2] = S(0), S(0), S(0)
-                            for i in range(U):
-                                if low <= channel + i and channel + i < high:
-                                    read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
-                                    column_sums(read, y, x, buffer[spot * STAGED + slot * U + i], three, S, SAMPLED)
-                            for which in range(3):
-                                parts[which, slot, spot] += three[which]
-                        for i in range(U):
-                            inside = low <= channel + i and channel + i < high
-                            values[i] = scale * buffer[spot * STAGED + slot * U + i] if inside else S(0)
-                        if OWNED:
-                            for i in range(U):
-                                if low <= channel + i and channel + i < high:
-                                    put(kept, (og * total + q) * shared + channel + i - og * shared, values[i])
-                        elif c.grad_images and place < nowhere:
-                            add_corners(
-                                grad_images, pixel * c.grad_pitch + channel, c.grad_pitch, row_pixels * c.grad_pitch, y, x, values,
-                                products, S, U, VECTORS, SAMPLED,
-                            )  # fmt: skip
+                    use_columns(
+                        c, buffer, first, og, chunk, low, high, thread, places, owners, fractions, parts, corners, values, products,
+                        three, images, grad_images, kept, S, U, V, ROWS, SLOTS, THREADS, VECTORS, SAMPLED, OWNED,
+                    )  # fmt: skip
                 low = high
             cuda.syncthreads()
-            for spot in range(thread, min(ROWS, total - first), THREADS):
-                if summed:
-                    for which in range(3):
-                        three[which] = S(0)
-                        for slot in range(SLOTS):
-                            three[which] += parts[which, slot, spot]
-                    write_sums(
-                        c, grad_offsets, grad_mask, first + spot, tap, og, fractions[2, spot], three[0], three[1], three[2], C, T
-                    )  # fmt: skip
+            end_columns(
+                c, first, tap, og, grad_offsets, grad_mask, fractions, parts, three, thread, S, C, T, ROWS, SLOTS, THREADS
+            )  # fmt: skip
 
     return run
 
@@ -263,12 +284,6 @@ def plan_tap(T, C, SAMPLED):  # type: ignore[no-untyped-def]
         for task in range(cuda.grid(1), total * offset_groups_of(p), cuda.gridsize(1)):
             og, q = task // total, task % total
             place, y, x, _, n = plan(c, q, c.first_tap, og, offsets, offsets, S, SAMPLED)
-            put(places, task, place if place < nowhere else I32(SKIPPED))
-            w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            spot = 4 * og * total + 3 * n * count + q
-            put(weights, spot, S(w00))
-            put(weights, spot + count, S(w01))
-            put(weights, spot + 2 * count, S(w10))
-            put(weights, spot + 3 * count, S(w11))
+            write_plan(places, weights, task, 4 * og * total + 3 * n * count + q, count, place, nowhere, y, x, S)
 
     return run

@@ -100,7 +100,7 @@ def plan(c, q, tap, og, offsets, mask, S, SAMPLED):  # type: ignore[no-untyped-d
 @device
 def sample(images, start, pitch, below, y, x, scale, corners, values, S, V, SAMPLED):  # type: ignore[no-untyped-def]
     """values[0 : V] = the columns of V channels."""
-    gather(images, start, pitch, below, corners, V)
+    gather(images, start, pitch, below, corners, V, V)
     if SAMPLED:
         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
         four = (S(w00), S(w01), S(w10), S(w11))
@@ -122,9 +122,7 @@ def plan_tile(c, first, end, tap, og, offsets, mask, places, owners, fractions, 
 
 
 @device
-def sample_spot(
-    c, images, spot, channel, low, high, live, places, owners, fractions, corners, values, S, V, SAMPLED
-):  # type: ignore[no-untyped-def]
+def sample_spot(c, images, spot, channel, low, high, live, places, owners, fractions, corners, values, S, V, SAMPLED):  # type: ignore[no-untyped-def]
     """values[0 : V] = the columns of V channels of a planned pixel; 0 for channels outside low to high, or all if not `live`."""
     for i in range(V):
         values[i] = S(0)

@@ -29,8 +29,8 @@ I32 = np.int32
     lambda *constants: (THREADS, 1),
 )
 def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[no-untyped-def]
-    """y: a block has a tile of pixels and outputs of a group, and a share of the taps. Chunks of columns are made in one half of the buffers while
-    slower threads still multiply those in the other."""
+    """y: a block has a tile of pixels and outputs of a group, and a share of the taps. Chunks of columns are made in one half of
+    the buffers while slower threads still multiply those in the other."""
     S, A, V = scalar_type(T), compute_type(T), vector_length(T)
     MINE_R, MINE_C, PITCH, SLOTS, CORNERS = ROWS // DOWN, COLUMNS // ACROSS, ROWS + 4, CHUNK // V, 4 * V
     RIGHT = 2 * CHUNK * PITCH  # where the weights begin, behind the columns
@@ -49,7 +49,11 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
         p = c.p
         thread = I32(cuda.threadIdx.x)
         row, column = thread // I32(ACROSS), thread % I32(ACROSS)
-        total, outs, ins = p.batch * p.out_size[0] * p.out_size[1], I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
+        total, outs, ins = (
+            p.batch * p.out_size[0] * p.out_size[1],
+            I32(p.out_channels // p.groups),
+            I32(p.in_channels // p.groups),
+        )
         shared = I32(p.in_channels // offset_groups_of(p))
         wide = (outs + COLUMNS - 1) // COLUMNS
         tasks = (total + ROWS - 1) // ROWS * wide * p.groups

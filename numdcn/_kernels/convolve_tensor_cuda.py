@@ -87,7 +87,11 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
         thread = I32(cuda.threadIdx.x)
         lane, warp = thread % I32(32), thread // I32(32)
         row, column = warp // I32(ACROSS) * I32(16 * MINE_R), warp % I32(ACROSS) * I32(8 * MINE_C)
-        total, outs, ins = p.batch * p.out_size[0] * p.out_size[1], I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
+        total, outs, ins = (
+            p.batch * p.out_size[0] * p.out_size[1],
+            I32(p.out_channels // p.groups),
+            I32(p.in_channels // p.groups),
+        )
         shared, width = I32(p.in_channels // offset_groups_of(p)), I32(c.part_channels)
         wide = (outs + COLUMNS - 1) // COLUMNS
         tasks = (total + ROWS - 1) // ROWS * wide * p.groups

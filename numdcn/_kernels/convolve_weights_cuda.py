@@ -7,7 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._kernels import bilinear
-from numdcn._kernels.convolve_cuda import CHUNK, Call, Tile, multiply, offset_groups_of, plan, sample, variants
+from numdcn._kernels.convolve_cuda import (
+    CHUNK,
+    Call,
+    Tile,
+    multiply,
+    offset_groups_of,
+    plan,
+    plan_tile,
+    sample_spot,
+    variants,
+)
 from numdcn._kernels.jit_cuda import BF16, F16, F32, F64, SIMULATED, THREADS, compute_type, cuda, kernels, scalar_type
 from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
 
@@ -46,7 +56,7 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
         grad_y, partial = view(c.y, T), view(c.sums, A)
         p = c.p
-        thread, below = I32(cuda.threadIdx.x), c.pitch * (p.in_size[1] + 1)
+        thread = I32(cuda.threadIdx.x)
         row, column = thread // I32(ACROSS), thread % I32(ACROSS)
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, shared = p.batch * count, p.in_channels // offset_groups_of(p)
@@ -67,29 +77,18 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: i
                             sums[i, j] = S(0)
                     half = I32(0)
                     for start_q in range(first, end, CHUNK):
-                        for spot in range(thread, min(CHUNK, end - start_q), THREADS):
-                            place, fraction_y, fraction_x, scale, n = plan(
-                                c, start_q + spot, tap, og, offsets, mask, S, SAMPLED
-                            )
-                            places[spot], owners[spot] = place, n
-                            fractions[0, spot], fractions[1, spot], fractions[2, spot] = fraction_y, fraction_x, scale
+                        plan_tile(
+                            c, start_q, end, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, CHUNK, THREADS
+                        )  # fmt: skip
                         cuda.syncthreads()
                         for unit in range(thread, CHUNK * SLOTS, THREADS):
                             spot, slot = unit // SLOTS, unit % SLOTS * V
+                            sample_spot(
+                                c, images, spot, chunk + slot, low, high, start_q + spot < end, places, owners, fractions, corners,
+                                values, S, V, SAMPLED,
+                            )  # fmt: skip
                             for i in range(V):
-                                values[i] = S(0)
-                            if start_q + spot < end and chunk + slot < high:
-                                start = (owners[spot] * c.pixels + places[spot]) * c.pitch + chunk + slot
-                                sample(
-                                    images, start, c.pitch, below, fractions[0, spot], fractions[1, spot], fractions[2, spot],
-                                    corners, values, S, V, SAMPLED,
-                                )  # fmt: skip
-                            for i in range(V):
-                                channel = chunk + slot + i
-                                inside = low <= channel and channel < high
-                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = (
-                                    values[i] if inside else S(0)
-                                )
+                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = values[i]
                         for unit in range(thread, CHUNK * ROWS, THREADS):
                             spot, o = unit % CHUNK, unit // CHUNK
                             grad = S(0)

@@ -1,4 +1,4 @@
-"""Decorators, flags and variants of the CUDA kernels. Here alone `numba.cuda` is imported.
+"""Decorators, flags and variants of the CUDA kernels. Here and in `launch_cuda` alone `numba.cuda` is imported.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
 types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
@@ -22,6 +22,8 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
+
+from numdcn._kernels import launch_cuda
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
@@ -73,7 +75,8 @@ class Maker:
     def __call__(self, *constants: Any) -> Any:
         kernel = self._compiled.get(constants)
         if kernel is None:
-            kernel = self._compiled[constants] = _jit(self.make(*constants), self.options(*constants))
+            dispatcher = _jit(self.make(*constants), self.options(*constants))
+            kernel = self._compiled[constants] = launch_cuda.Kernel(dispatcher, self.signature(*constants).args)
         return kernel
 
     def options(self, *constants: Any) -> dict[str, Any]:
@@ -163,12 +166,3 @@ def has_vector_reductions(number: int) -> bool:
 def has_tensor_cores(number: int) -> bool:
     """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator does as if."""
     return SIMULATED or tuple(cuda.gpus[number].compute_capability) >= (8, 0)
-
-
-def run(kernel: Any, blocks: int, threads: int, stream: int, number: int, call: tuple[Any, ...]) -> None:
-    """Launch on a stream of a device, without waiting. An error of the launch is raised."""
-    if SIMULATED:
-        kernel[blocks, threads](call)
-        return
-    with cuda.gpus[number]:
-        kernel[blocks, threads, cuda.external_stream(stream) if stream else 0](call)

@@ -13,6 +13,7 @@ import numpy as np
 
 from numdcn._kernels.jit_cuda import BF16, F16, F32, F64, SIMULATED, cuda, kernels
 from numdcn._kernels.memory_cuda import at, narrow, put, view, widen
+from numdcn._kernels.tensor_cuda import from_bits, word
 
 I32 = np.int32
 AXES = 6  # of a copy, at most
@@ -83,23 +84,24 @@ class Turn(NamedTuple):
     size: tuple[int, int]
     pixels: int  # of an image with its rim
     strides: tuple[int, int, int, int]  # of the plain array
+    rim: int  # 1, or 0 for images without a rim
 
 
-@kernels(Turn, lambda: [(kind,) for kind in STORED])
-def pack_images(T):  # type: ignore[no-untyped-def]
-    """Images along the channels, with their rim. A block of threads turns TILE pixels of TILE channels at a time."""
+@kernels(Turn, lambda: [(kind, False) for kind in STORED] + [(F32, True)])
+def pack_images(T, TF32):  # type: ignore[no-untyped-def]
+    """Images along the channels. A block of threads turns TILE pixels of TILE channels at a time. TF32: rounded to that."""
 
     def run(c):  # type: ignore[no-untyped-def]
         tile = cuda.shared.array((TILE, PITCH), T)
         plain, images = view(c.plain, T), view(c.images, T)
         tx, ty = I32(cuda.threadIdx.x), I32(cuda.threadIdx.y)
-        height, row_pixels = I32(c.size[0]), I32(c.size[1] + 1)
+        height, row_pixels = I32(c.size[0]), I32(c.size[1] + c.rim)
         across, deep = (c.pixels + TILE - 1) // TILE, (c.pitch + TILE - 1) // TILE
         for task in range(cuda.blockIdx.x, c.batch * across * deep, cuda.gridDim.x):
             n, rest = task // (across * deep), I32(task % (across * deep))
             first_pixel, first_channel = rest // I32(deep) * I32(TILE), rest % I32(deep) * I32(TILE)
             pixel = first_pixel + tx
-            y, x = pixel // row_pixels - I32(1), pixel % row_pixels - I32(1)
+            y, x = pixel // row_pixels - I32(c.rim), pixel % row_pixels - I32(c.rim)
             inside = pixel < c.pixels and y >= 0 and y < height and x >= 0
             start = n * c.strides[0] + y * c.strides[2] + x * c.strides[3]
             for r in range(ty, TILE, ROWS):
@@ -107,6 +109,8 @@ def pack_images(T):  # type: ignore[no-untyped-def]
                 element = T(0)
                 if inside and channel < c.channels:
                     element = at(plain, start + channel * c.strides[1])
+                    if TF32:
+                        element = from_bits(word(element, np.float32(0), F32))
                 tile[r, tx] = element
             cuda.syncthreads()
             channel = first_channel + tx
@@ -127,7 +131,7 @@ def unpack_images(T, S):  # type: ignore[no-untyped-def]
         tile = cuda.shared.array((TILE, PITCH), S)
         plain, images = view(c.plain, T), view(c.images, S)
         tx, ty = I32(cuda.threadIdx.x), I32(cuda.threadIdx.y)
-        height, row_pixels = I32(c.size[0]), I32(c.size[1] + 1)
+        height, row_pixels = I32(c.size[0]), I32(c.size[1] + c.rim)
         across, deep = (c.pixels + TILE - 1) // TILE, (c.channels + TILE - 1) // TILE
         for task in range(cuda.blockIdx.x, c.batch * across * deep, cuda.gridDim.x):
             n, rest = task // (across * deep), I32(task % (across * deep))
@@ -139,7 +143,7 @@ def unpack_images(T, S):  # type: ignore[no-untyped-def]
                     tile[r, tx] = at(images, (n * c.pixels + pixel) * c.pitch + channel)
             cuda.syncthreads()
             pixel = first_pixel + tx
-            y, x = pixel // row_pixels - I32(1), pixel % row_pixels - I32(1)
+            y, x = pixel // row_pixels - I32(c.rim), pixel % row_pixels - I32(c.rim)
             inside = pixel < c.pixels and y >= 0 and y < height and x >= 0
             start = n * c.strides[0] + y * c.strides[2] + x * c.strides[3]
             for r in range(ty, TILE, ROWS):

@@ -110,7 +110,9 @@ def view(address, kind):  # type: ignore[no-untyped-def]
 @intrinsic
 def _at(typingctx, array, index):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = place_of(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        place = place_of(
+            context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64)
+        )
         return builder.load(place)
 
     return array.dtype(array, index), codegen
@@ -125,7 +127,9 @@ def at(array, index):  # type: ignore[no-untyped-def]
 @intrinsic
 def _put(typingctx, array, index, value):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        place = place_of(context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64))
+        place = place_of(
+            context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64)
+        )
         builder.store(context.cast(builder, args[2], sig.args[2], array.dtype), place)
         return context.get_dummy_value()
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from numdcn._kernels import bilinear
 from numdcn._kernels.jit_cuda import cuda, device
-from numdcn._kernels.memory_cuda import add_vector, load_vector
+from numdcn._kernels.memory_cuda import add_vector, load_vector, put
+from numdcn._kernels.scatter_cuda import SKIPPED
 
 I32 = np.int32
 
@@ -26,22 +27,26 @@ def outside(height, width):  # type: ignore[no-untyped-def]
 
 
 @device
-def gather(images, start, pitch, below, corners, V):  # type: ignore[no-untyped-def]
-    """Read V channels of the four corners of a cell: corners[0 : V] the first, and so on."""
-    load_vector(images, start, corners, 0)
-    load_vector(images, start + pitch, corners, V)
-    load_vector(images, start + below, corners, 2 * V)
-    load_vector(images, start + below + pitch, corners, 3 * V)
-
-
-@device
-def gather_wide(images, start, pitch, below, corners, U, V):  # type: ignore[no-untyped-def]
-    """Read U channels, some vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
+def gather(images, start, pitch, below, corners, U, V):  # type: ignore[no-untyped-def]
+    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
     for part in range(0, U, V):
         load_vector(images, start + part, corners, part)
         load_vector(images, start + pitch + part, corners, U + part)
         load_vector(images, start + below + part, corners, 2 * U + part)
         load_vector(images, start + below + pitch + part, corners, 3 * U + part)
+
+
+@device
+def add_corners(images, start, pitch, below, y, x, values, products, S, U, VECTORS, SAMPLED):  # type: ignore[no-untyped-def]
+    """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers of room."""
+    if SAMPLED:
+        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+        add_corner(images, start, S(w00), values, products, U, VECTORS)
+        add_corner(images, start + pitch, S(w01), values, products, U, VECTORS)
+        add_corner(images, start + below, S(w10), values, products, U, VECTORS)
+        add_corner(images, start + below + pitch, S(w11), values, products, U, VECTORS)
+    else:
+        add_corner(images, start, S(1), values, products, U, VECTORS)
 
 
 @device
@@ -55,3 +60,14 @@ def add_corner(images, start, weight, values, products, V, VECTORS):  # type: ig
     else:
         for i in range(V):
             cuda.atomic.add(images, start + i, products[i])
+
+
+@device
+def write_plan(places, weights, task, spot, count, place, nowhere, y, x, S):  # type: ignore[no-untyped-def]
+    """Write for `scatter` where a sample begins, and the weights of its corners, `count` numbers apart from `spot` on."""
+    put(places, task, place if place < nowhere else I32(SKIPPED))
+    w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+    put(weights, spot, S(w00))
+    put(weights, spot + count, S(w01))
+    put(weights, spot + 2 * count, S(w10))
+    put(weights, spot + 3 * count, S(w11))

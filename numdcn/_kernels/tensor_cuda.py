@@ -4,10 +4,10 @@ Operands are words of 32 bits, along the depth of the product: two float16 or bf
 lane 4*g + t holds the words t and t + 4 of rows g and g + 8 of the left operand, and of column g of the right one, and the sums
 of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf32, mma.m16n8k8).
 
-Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose words
-follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four words: of rows g and
-g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first and third
-are those of eight columns, the second and fourth those of the next eight.
+Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose
+words follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four
+words: of rows g and g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first
+and third are those of eight columns, the second and fourth those of the next eight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
 from numdcn._kernels.jit_cuda import F16, F32, SIMULATED, cuda, device
-from numdcn._kernels.memory_cuda import FLOAT, I16, I32, asm, narrow, place_of, shared_place, twin
+from numdcn._kernels.memory_cuda import FLOAT, I32, asm, narrow, place_of, shared_place, twin
 
 STEP = 8  # words of a step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
@@ -45,13 +45,15 @@ def bits(number):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _from_bits(typingctx, word):  # type: ignore[no-untyped-def]
+    if word != types.uint32:
+        return word(word), lambda context, builder, sig, args: args[0]
     return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
 
 
 @twin(_from_bits)
 def from_bits(word):  # type: ignore[no-untyped-def]
-    """The float32 that a word holds."""
-    return np.uint32(word).view(np.float32)
+    """The float32 that a word holds. A number is itself."""
+    return word.view(np.float32) if isinstance(word, np.uint32) else word
 
 
 @intrinsic
@@ -77,17 +79,6 @@ def word(first, second, kind):  # type: ignore[no-untyped-def]
         return np.uint32(pattern & 0xFFFFFFFF)
     low, high = (np.asarray(narrow(v, kind)).view(np.uint16) for v in (first, second))
     return np.uint32(int(low) | int(high) << 16)
-
-
-@device
-def rounded(words, EACH):  # type: ignore[no-untyped-def]
-    """Four words as they are, or, if they hold float32, rounded to tf32."""
-    if EACH == 1:
-        return (
-            word(from_bits(words[0]), np.float32(0), F32), word(from_bits(words[1]), np.float32(0), F32),
-            word(from_bits(words[2]), np.float32(0), F32), word(from_bits(words[3]), np.float32(0), F32),
-        )  # fmt: skip
-    return words
 
 
 # Operands in shared memory.
@@ -138,7 +129,7 @@ def _load_turned(buffer, first, pitch, lane, EACH):  # type: ignore[no-untyped-d
 @twin(_load_turned)
 def load_turned(buffer, first, pitch, lane, EACH):  # type: ignore[no-untyped-def]
     """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
-    row, depth = lane // 4, lane % 4 * EACH
+    row, depth = int(lane) // 4, int(lane) % 4 * EACH
 
     def element(m: int, i: int) -> int:
         place = row + m % 2 * 8
@@ -231,7 +222,9 @@ multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else 
 
 
 @device
-def multiply_words(buffer, left, right, left_pitch, right_pitch, lane, words, sums, MINE_R, MINE_C, TURNED, WORDS, T, EACH):  # type: ignore[no-untyped-def]
+def multiply_words(
+    buffer, left, right, left_pitch, right_pitch, lane, words, sums, MINE_R, MINE_C, TURNED, WORDS, T, EACH
+):  # type: ignore[no-untyped-def]
     """sums += left times right, for the MINE_R sixteens of rows and MINE_C (even) eights of columns of a warp, WORDS words deep;
     `words`: room for MINE_R x 4. TURNED: both lie across (see `load_turned`), and `left` and `right` count words there."""
     for step in range(0, WORDS, STEP):

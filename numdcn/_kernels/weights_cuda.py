@@ -1,6 +1,7 @@
 """Weights packed for tensor cores: rows of channels, padded with zeros, that are copied to shared memory 16 bytes at a time.
 
-A row begins where its first channel stands in a vector of 16 bytes of the images: a few zeros come first where that is in the middle of one.
+A row begins where its first channel stands in a vector of 16 bytes of the images: a few zeros come first where that is in the
+middle of one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, cuda, kernels
-from numdcn._kernels.memory_cuda import at, put, vector_length, view, widen
+from numdcn._kernels.memory_cuda import at, put, vector_length, view
 from numdcn._kernels.tensor_cuda import from_bits, per_word, word
 
 DEPTH = 8 if SIMULATED else 16  # words of which rows have a multiple
@@ -50,7 +51,7 @@ def pack_weights(T):  # type: ignore[no-untyped-def]
                 start = part // c.parts_of_group * c.group_step + part % c.parts_of_group * c.part_step
                 weight = at(source, start + row * c.row_step + channel * c.step + tap)
                 if EACH == 1:
-                    weight = from_bits(word(widen(weight), np.float32(0), F32))
+                    weight = from_bits(word(weight, np.float32(0), F32))
             put(target, task, weight)
 
     return run

@@ -17,8 +17,8 @@ from numdcn._host.work_cuda import Images, Work, stored, summed
 from numdcn._kernels import bilinear
 from numdcn._kernels.jit_cuda import F64, SIMULATED, THREADS, compute_type, cuda, kernels, scalar_type, type_pairs
 from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
-from numdcn._kernels.sample_cuda import add_corner, cell_of, gather, outside
-from numdcn._kernels.scatter_cuda import PLACE, SKIPPED
+from numdcn._kernels.sample_cuda import add_corners, cell_of, gather, outside, write_plan
+from numdcn._kernels.scatter_cuda import PLACE
 from numdcn.bilinear_sample.problem import Problem
 
 I32 = np.int32
@@ -75,7 +75,7 @@ def forward_tiles(T, C):  # type: ignore[no-untyped-def]
                     point, slot = unit // (CHANNELS // V), unit % (CHANNELS // V) * V
                     if first + point < c.count and chunk + slot < c.pitch:
                         start = (n * c.pixels + places[point]) * c.pitch + chunk + slot
-                        gather(images, start, c.pitch, below, corners, V)
+                        gather(images, start, c.pitch, below, corners, V, V)
                         four = (weights[0, point], weights[1, point], weights[2, point], weights[3, point])
                         for i in range(V):
                             read = (corners[i], corners[V + i], corners[2 * V + i], corners[3 * V + i])
@@ -152,7 +152,7 @@ def backward_tiles(T, C, VECTORS):  # type: ignore[no-untyped-def]
                     for i in range(V):
                         values[i] = tile[slot * V + i, point]
                     if c.grad_points:
-                        gather(images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below, corners, V)
+                        gather(images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below, corners, V, V)
                         both = (y, x, S(1) - y, S(1) - x)
                         for i in range(V):
                             if channel + i < c.channels:
@@ -161,12 +161,10 @@ def backward_tiles(T, C, VECTORS):  # type: ignore[no-untyped-def]
                                 sums[0, slot, point] += values[i] * S(along_y)
                                 sums[1, slot, point] += values[i] * S(along_x)
                     if c.grad_images and place < nowhere:
-                        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-                        start = (n * c.pixels + place) * c.grad_pitch + channel
-                        add_corner(grad_images, start, S(w00), values, products, V, VECTORS)
-                        add_corner(grad_images, start + c.grad_pitch, S(w01), values, products, V, VECTORS)
-                        add_corner(grad_images, start + grad_below, S(w10), values, products, V, VECTORS)
-                        add_corner(grad_images, start + grad_below + c.grad_pitch, S(w11), values, products, V, VECTORS)
+                        add_corners(
+                            grad_images, (n * c.pixels + place) * c.grad_pitch + channel, c.grad_pitch, grad_below, y, x, values,
+                            products, S, V, VECTORS, True,
+                        )  # fmt: skip
             cuda.syncthreads()
             if c.grad_points and thread < POINTS and first + thread < c.count:
                 for axis in range(2):
@@ -189,13 +187,7 @@ def plan_points(T, C):  # type: ignore[no-untyped-def]
         for task in range(cuda.grid(1), c.batch * c.count, cuda.gridsize(1)):
             n, point = task // c.count, task % c.count
             place, y, x = cell_of(widen(at(points, 2 * task)), widen(at(points, 2 * task + 1)), height, width, S)
-            put(places, task, place if place < outside(height, width) else I32(SKIPPED))
-            w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            spot = 4 * n * c.count + point
-            put(weights, spot, S(w00))
-            put(weights, spot + c.count, S(w01))
-            put(weights, spot + 2 * c.count, S(w10))
-            put(weights, spot + 3 * c.count, S(w11))
+            write_plan(places, weights, task, 4 * n * c.count + point, c.count, place, outside(height, width), y, x, S)
 
     return run
 

@@ -1,0 +1,155 @@
+"""Launches of CUDA kernels that cost the host a few microseconds.
+
+Numba's own launcher types and converts every scalar of the argument in Python, at a microsecond each, and enters a context.
+Here all scalars are packed at once into memory that is kept with the addresses of its parts, as the driver wants them, and the
+context is looked at before it is changed. The kernel itself is compiled, cached and loaded by Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+from numba.cuda.core import config
+
+CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
+
+
+def _scalars(kind: Any) -> Iterator[Any]:
+    """The types of the scalars in a Numba type."""
+    if isinstance(kind, types.BaseTuple):
+        for part in kind:
+            yield from _scalars(part)
+    else:
+        yield kind
+
+
+def _flatten(values: Iterable[Any], into: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, tuple):
+            _flatten(value, into)
+        else:
+            into.append(value)
+
+
+class _Room:
+    """Memory for the parameters of one launch, and the addresses of each in it."""
+
+    def __init__(self, size: int, offsets: list[int]) -> None:
+        self.memory = ctypes.create_string_buffer(size)
+        start = ctypes.addressof(self.memory)
+        self.places = (ctypes.c_void_p * len(offsets))(*(start + offset for offset in offsets))
+        self.address = ctypes.addressof(self.places)
+
+
+class Kernel:
+    """A kernel that takes one argument, a tuple of scalars and such tuples."""
+
+    def __init__(self, dispatcher: Any, signature: tuple[Any, ...]) -> None:
+        self.dispatcher, self._signature = dispatcher, signature
+        codes = [CODES[kind] for argument in signature for kind in _scalars(argument)]
+        self._packing = struct.Struct("@" + "".join(codes))
+        ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
+        self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
+        self._handles: dict[int, Any] = {}  # by device
+        self._rooms: list[_Room] = []  # not in use
+        self._lock = threading.Lock()
+
+    def run(self, blocks: int, threads: int | tuple[int, int], stream: int, number: int, call: tuple[Any, ...]) -> None:
+        """Launch on a stream of a device, without waiting. An error of the launch is raised."""
+        if config.ENABLE_CUDASIM:
+            self.dispatcher[blocks, threads](call)
+            return
+        on_device(number, lambda: self._launch(blocks, threads, stream, number, call))
+
+    def _launch(
+        self, blocks: int, threads: int | tuple[int, int], stream: int, number: int, call: tuple[Any, ...]
+    ) -> None:
+        from cuda.bindings import driver
+
+        handle = self._handles.get(number) or self._load(number)
+        across, down = threads if isinstance(threads, tuple) else (threads, 1)
+        scalars: list[Any] = []
+        _flatten(call, scalars)
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = _Room(self._packing.size, self._offsets)
+        self._packing.pack_into(room.memory, 0, *scalars)
+        (error,) = driver.cuLaunchKernel(handle, blocks, 1, 1, across, down, 1, 0, stream, room.address, 0)
+        self._rooms.append(room)
+        check(error, "a kernel could not be launched")
+
+    def _load(self, number: int) -> Any:
+        """The kernel on a device, compiled or from Numba's cache."""
+        with self._lock:
+            compiled = self.dispatcher.compile(self._signature)
+            handle = self._handles[number] = compiled._codelibrary.get_cufunc().handle
+        return handle
+
+
+def check(error: Any, what: str) -> None:
+    """Raise if the driver told of an error."""
+    if error:
+        from cuda.bindings import driver
+
+        _, name = driver.cuGetErrorName(error)
+        _, text = driver.cuGetErrorString(error)
+        raise RuntimeError(f"{what}: {name.decode()}: {text.decode()}")
+
+
+_contexts: dict[int, int] = {}  # the primary context of each device
+
+
+def on_device(number: int, action: Callable[[], Any]) -> Any:
+    """What `action` returns, with the primary context of a device current. Where there was none it stays."""
+    if config.ENABLE_CUDASIM:
+        return action()
+    from cuda.bindings import driver
+
+    known = _contexts.get(number)
+    if known is None:
+        with cuda.gpus[number]:
+            known = _contexts[number] = int(driver.cuCtxGetCurrent()[1])
+    now = int(driver.cuCtxGetCurrent()[1])
+    if now == known:
+        return action()
+    if now == 0:
+        check(driver.cuCtxSetCurrent(known)[0], f"GPU {number} could not be made the current one")
+        return action()
+    check(driver.cuCtxPushCurrent(known)[0], f"GPU {number} could not be made the current one")
+    try:
+        return action()
+    finally:
+        driver.cuCtxPopCurrent()
+
+
+def device_of(address: int) -> int:
+    """The number of the device whose memory is at an address."""
+    from cuda.bindings import driver
+
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    error, number = driver.cuPointerGetAttribute(attribute, address)
+    if error:
+        cuda.current_context()  # the driver wants one, or to be initialised
+        error, number = driver.cuPointerGetAttribute(attribute, address)
+    if error:
+        raise ValueError(f"an array has address {address:#x}, expected memory of a GPU: {error}")
+    return int(number)
+
+
+def read(number: int, stream: int, address: int, host: np.ndarray) -> None:
+    """Fill a contiguous NumPy array from the memory of a device, when the stream is done."""
+    from cuda.bindings import driver
+
+    def wait_and_copy() -> None:
+        check(driver.cuStreamSynchronize(stream)[0], "the work on a stream failed")
+        check(driver.cuMemcpyDtoH(host.ctypes.data, address, host.nbytes)[0], "memory of a GPU could not be read")
+
+    on_device(number, wait_and_copy)
