@@ -93,6 +93,11 @@ class DeviceArray:
         return made
 
     @property
+    def end(self) -> int:
+        """The address behind the last element of a contiguous array."""
+        return self.address + self.size * self.dtype.itemsize
+
+    @property
     def ghost(self) -> np.ndarray:
         """A NumPy array of the same shape at the same address, which may not be read: for questions of overlap."""
         size = self.dtype.itemsize
@@ -111,6 +116,7 @@ class _Interface:
         self.__array_interface__ = interface
 
 
+@functools.lru_cache(4096)
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a contiguous array."""
     strides, step = [], 1
@@ -120,6 +126,7 @@ def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+@functools.lru_cache(4096)
 def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether these are the strides of a contiguous array, axes of one element aside."""
     if 0 in shape:
@@ -234,12 +241,10 @@ class Numba(Framework):
         if not hasattr(type(value), "__cuda_array_interface__"):
             return _from_dlpack(value, self)
         interface = value.__cuda_array_interface__
-        kind = np.dtype(interface["typestr"])
-        dtype = _dtype(kind.name if kind.kind != "V" else str(getattr(value, "dtype", kind.name)))
-        if kind.newbyteorder("=") != kind:
-            raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
+        typestr = interface["typestr"]
+        dtype = _named(typestr) or _dtype(str(getattr(value, "dtype", typestr)))
         shape = tuple(interface["shape"])
-        strides, size = interface.get("strides"), kind.itemsize
+        strides, size = interface.get("strides"), dtype.itemsize
         address, readonly = interface["data"]
         steps = _in_elements(address, tuple(size * s for s in c_strides(shape)) if strides is None else strides, size)
         return DeviceArray(
@@ -310,6 +315,15 @@ def _on_device(number: int, action: Callable[[], Any]) -> Any:
 def _simulates(value: Any) -> bool:
     """Whether this is an array of Numba's simulator."""
     return type(value).__name__ == "FakeCUDAArray"
+
+
+@functools.cache
+def _named(typestr: str) -> Any:
+    """The dtype of an array interface; None if it tells only the size."""
+    kind = np.dtype(typestr)
+    if kind.newbyteorder("=") != kind:
+        raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
+    return None if kind.kind == "V" else _dtype(kind.name)
 
 
 def _dtype(name: str) -> Any:

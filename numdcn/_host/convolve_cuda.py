@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from numdcn._host.arrays_cuda import DeviceArray
 from numdcn._host.options import Options
-from numdcn._host.weights import PreparedWeights
+from numdcn._host.weights_cuda import by_channel, by_depth, by_output, in_parts
 from numdcn._host.work_cuda import Images, Plans, Work, stored, summed
 from numdcn._kernels.convolution import Convolution
 from numdcn._kernels.convolve_backward_cuda import backward_tile, gradients_each, gradients_of_columns, plan_tap
@@ -29,8 +28,7 @@ from numdcn._kernels.convolve_weights_cuda import (
     weights_tiles,
 )
 from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, THREADS
-from numdcn._kernels.memory_cuda import vector_length
-from numdcn._kernels.weights_cuda import Pack, depth_of, pack_weights
+from numdcn._kernels.weights_cuda import depth_of
 
 LEAST = 2 if SIMULATED else 64  # pixels of a share of the weights' gradient
 FEW = 8  # channels of a group, below which outputs are computed one by one
@@ -39,19 +37,21 @@ FEW = 8  # channels of a group, below which outputs are computed one by one
 def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Options) -> None:
     """Fill y. All arrays are checked, y is contiguous."""
     work = Work(y)
-    images, w, kinds = work.pack(arrays["x"]), plain(arrays["w"]), _kinds(p, arrays)
+    images, w, kinds = work.pack(arrays["x"]), arrays["w"], _kinds(p, arrays)
     call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
     if _few(p):
-        call = call._replace(weights=_by_channel(work, p, w).address)
+        call = call._replace(weights=by_channel(work, p, w))
         work.spread(forward_each(*kinds), call, y.size)
         return
     if _tensor(work, p, kinds, options):
         tile: Any = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
-        kernel, threads, call = forward_tensor(*kinds, *tile), tile.threads, _parts(work, p, call, w, tile.columns)
+        kernel, threads = forward_tensor(*kinds, *tile), tile.threads
+        address, depth, width = in_parts(work, p, w, tile.columns)
+        call = call._replace(weights=address, depth=depth, part_channels=width)
     else:
         tile = next((t for t in tiles(kinds[0]) if outs <= t.columns), tiles(kinds[0])[-1])
         kernel, threads = forward_tiles(*kinds, *tile), THREADS
-        call = call._replace(weights=_by_channel(work, p, w).address)
+        call = call._replace(weights=by_channel(work, p, w))
     blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
     splits = max(1, min(work.shares(blocks), p.taps, 2**26 // y.size))
     if splits == 1:
@@ -68,26 +68,6 @@ def _tensor(work: Work, p: Convolution, kinds: tuple[Any, ...], options: Options
     return wanted and work.tensor_cores and not _few(p)
 
 
-def _parts(work: Work, p: Convolution, call: Call, w: DeviceArray, more: int) -> Call:
-    """The call with weights packed for the forward on tensor cores, in parts of groups that share their offsets: (parts, taps,
-    outputs, channels), `more` rows behind the last."""
-    outs, ins, kind = p.out_channels // p.groups, p.in_channels // p.groups, stored(w.dtype)
-    width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
-    depth, parts = depth_of(width, kind, width % vector_length(kind) == 0), p.in_channels // width
-    made = work.empty((parts * p.taps * outs + more, depth), w.dtype)
-    pack = Pack(
-        work.contiguous(w).address, made.address, parts, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
-        width * p.taps, ins * p.taps, p.taps, width,
-    )  # fmt: skip
-    work.spread(pack_weights(kind), pack, parts * p.taps * outs * depth)
-    return call._replace(weights=made.address, depth=depth, part_channels=width)
-
-
-def plain(w: DeviceArray | PreparedWeights) -> DeviceArray:
-    """The weights themselves."""
-    return w.array if isinstance(w, PreparedWeights) else w
-
-
 def _pixels(p: Convolution) -> int:
     """Output pixels of all images."""
     return p.batch * p.out_size[0] * p.out_size[1]
@@ -98,20 +78,6 @@ def _kinds(p: Convolution, arrays: dict[str, Any]) -> tuple[Any, Any, bool]:
     kind = stored(arrays["x"].dtype)
     sampled = p.offset_groups > 0
     return kind, stored(arrays["offsets"].dtype) if sampled else kind, sampled
-
-
-def _by_channel(work: Work, p: Convolution, w: DeviceArray) -> DeviceArray:
-    """The weights as (groups, taps, C/groups, C_out/groups)."""
-    outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
-    made = work.empty((p.groups, p.taps, ins, outs), w.dtype)
-    return work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 2, 1), made)
-
-
-def _by_output(work: Work, p: Convolution, w: DeviceArray) -> DeviceArray:
-    """The weights as (groups, taps, C_out/groups, C/groups)."""
-    outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
-    made = work.empty((p.groups, p.taps, outs, ins), w.dtype)
-    return work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 1, 2), made)
 
 
 def _call(work: Work, p: Convolution, images: Images, arrays: dict[str, Any], y: DeviceArray) -> Call:
@@ -154,18 +120,6 @@ def _few(p: Convolution) -> bool:
     return p.in_channels // p.groups < FEW
 
 
-def _by_depth(work: Work, p: Convolution, w: DeviceArray, depth: int) -> DeviceArray:
-    """The weights packed for the gradients of columns on tensor cores, (groups, taps, C/groups, depth): along the outputs."""
-    outs, ins, kind = p.out_channels // p.groups, p.in_channels // p.groups, stored(w.dtype)
-    made = work.empty((p.groups, p.taps, ins, depth), w.dtype)
-    pack = Pack(
-        work.contiguous(w).address, made.address, p.groups, 1, p.taps, ins, depth, outs, outs * ins * p.taps, 0, p.taps,
-        ins * p.taps, 0,
-    )  # fmt: skip
-    work.spread(pack_weights(kind), pack, made.size)
-    return made
-
-
 def _columns(
     work: Work,
     p: Convolution,
@@ -176,10 +130,9 @@ def _columns(
     tensor: bool,
 ) -> None:
     """The gradients of x, offsets and mask."""
-    x, kinds, w, grad_images = arrays["x"], _kinds(p, arrays), plain(arrays["w"]), None
+    x, kinds, w, grad_images = arrays["x"], _kinds(p, arrays), arrays["w"], None
     owned = "x" in grads and options.deterministic
-    weights = _by_depth(work, p, w, call.depth) if tensor else _by_output(work, p, w)
-    call = call._replace(weights=weights.address)
+    call = call._replace(weights=by_depth(work, p, w, call.depth) if tensor else by_output(work, p, w))
     if "offsets" in grads:
         call = call._replace(grad_offsets=grads["offsets"].address)
     if "mask" in grads:

@@ -19,14 +19,15 @@ class PreparedWeights:
     It has the `shape` and `dtype` of the weights, and `groups`. It pickles as the plain weights.
     """
 
-    __slots__ = ("_array", "_groups", "_packed", "_storage")
+    __slots__ = ("_array", "_groups", "_packed", "_storage", "layouts")
 
     def __init__(self, array: Any, groups: int) -> None:
         self._groups = groups
         self._array: Any
         self._storage: Any = None
         self._packed = 0
-        if isinstance(array, DeviceArray):  # a GPU packs in no time worth saving: only a snapshot is kept
+        self.layouts: dict[Any, DeviceArray] = {}  # on a GPU: packed when first wanted (see `weights_cuda`)
+        if isinstance(array, DeviceArray):
             from numdcn._host.work_cuda import copied
 
             self._array = copied(array)

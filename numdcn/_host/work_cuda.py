@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,6 +220,7 @@ def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
     return -(-channels // vector) * vector, pixels
 
 
+@functools.cache
 def stored(dtype: Any) -> Any:
     """The type of the elements, for a kernel. int32 moves as float32 would."""
     return jit_cuda.STORED["float32" if dtype.name == "int32" else dtype.name]

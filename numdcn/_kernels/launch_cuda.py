@@ -18,6 +18,9 @@ from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
 
+if not config.ENABLE_CUDASIM:
+    from cuda.bindings import driver
+
 CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
 
 
@@ -71,8 +74,6 @@ class Kernel:
     def _launch(
         self, blocks: int, threads: int | tuple[int, int], stream: int, number: int, call: tuple[Any, ...]
     ) -> None:
-        from cuda.bindings import driver
-
         handle = self._handles.get(number) or self._load(number)
         across, down = threads if isinstance(threads, tuple) else (threads, 1)
         scalars: list[Any] = []
@@ -97,8 +98,6 @@ class Kernel:
 def check(error: Any, what: str) -> None:
     """Raise if the driver told of an error."""
     if error:
-        from cuda.bindings import driver
-
         _, name = driver.cuGetErrorName(error)
         _, text = driver.cuGetErrorString(error)
         raise RuntimeError(f"{what}: {name.decode()}: {text.decode()}")
@@ -111,8 +110,6 @@ def on_device(number: int, action: Callable[[], Any]) -> Any:
     """What `action` returns, with the primary context of a device current. Where there was none it stays."""
     if config.ENABLE_CUDASIM:
         return action()
-    from cuda.bindings import driver
-
     known = _contexts.get(number)
     if known is None:
         with cuda.gpus[number]:
@@ -132,8 +129,6 @@ def on_device(number: int, action: Callable[[], Any]) -> Any:
 
 def device_of(address: int) -> int:
     """The number of the device whose memory is at an address."""
-    from cuda.bindings import driver
-
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     error, number = driver.cuPointerGetAttribute(attribute, address)
     if error:
@@ -146,7 +141,6 @@ def device_of(address: int) -> int:
 
 def read(number: int, stream: int, address: int, host: np.ndarray) -> None:
     """Fill a contiguous NumPy array from the memory of a device, when the stream is done."""
-    from cuda.bindings import driver
 
     def wait_and_copy() -> None:
         check(driver.cuStreamSynchronize(stream)[0], "the work on a stream failed")
