@@ -36,30 +36,30 @@ FEW = 8  # channels of a group, below which outputs are computed one by one
 
 def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Options) -> None:
     """Fill y. All arrays are checked, y is contiguous."""
-    work = Work(y)
-    images, w, kinds = work.pack(arrays["x"]), arrays["w"], _kinds(p, arrays)
-    call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
-    if _few(p):
-        call = call._replace(weights=by_channel(work, p, w))
-        work.spread(forward_each(*kinds), call, y.size)
-        return
-    if _tensor(work, p, kinds, options):
-        tile: Any = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
-        kernel, threads = forward_tensor(*kinds, *tile), tile.threads
-        address, depth, width = in_parts(work, p, w, tile.columns)
-        call = call._replace(weights=address, depth=depth, part_channels=width)
-    else:
-        tile = next((t for t in tiles(kinds[0]) if outs <= t.columns), tiles(kinds[0])[-1])
-        kernel, threads = forward_tiles(*kinds, *tile), THREADS
-        call = call._replace(weights=by_channel(work, p, w))
-    blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
-    splits = max(1, min(work.shares(blocks), p.taps, 2**26 // y.size))
-    if splits == 1:
-        work.launch(kernel, call, blocks, threads)
-        return
-    sums = work.empty((splits, y.size), summed(y.dtype))
-    work.launch(kernel, call._replace(sums=sums.address, splits=splits), blocks * splits, threads)
-    work.spread(sum_parts(kinds[0]), Sums(sums.address, y.address, y.size, splits, 0), y.size)
+    with Work(y) as work:
+        images, w, kinds = work.pack(arrays["x"]), arrays["w"], _kinds(p, arrays)
+        call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
+        if _few(p):
+            call = call._replace(weights=by_channel(work, p, w))
+            work.spread(forward_each(*kinds), call, y.size)
+            return
+        if _tensor(work, p, kinds, options):
+            tile: Any = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
+            kernel, threads = forward_tensor(*kinds, *tile), tile.threads
+            address, depth, width = in_parts(work, p, w, tile.columns)
+            call = call._replace(weights=address, depth=depth, part_channels=width)
+        else:
+            tile = next((t for t in tiles(kinds[0]) if outs <= t.columns), tiles(kinds[0])[-1])
+            kernel, threads = forward_tiles(*kinds, *tile), THREADS
+            call = call._replace(weights=by_channel(work, p, w))
+        blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
+        splits = max(1, min(work.shares(blocks), p.taps, 2**26 // y.size))
+        if splits == 1:
+            work.launch(kernel, call, blocks, threads)
+            return
+        sums = work.empty((splits, y.size), summed(y.dtype))
+        work.launch(kernel, call._replace(sums=sums.address, splits=splits), blocks * splits, threads)
+        work.spread(sum_parts(kinds[0]), Sums(sums.address, y.address, y.size, splits, 0), y.size)
 
 
 def _tensor(work: Work, p: Convolution, kinds: tuple[Any, ...], options: Options) -> bool:
@@ -95,25 +95,25 @@ def backward(
     p: Convolution, grad_y: DeviceArray, arrays: dict[str, Any], grads: dict[str, DeviceArray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are checked, the gradients contiguous."""
-    work = Work(grad_y)
-    grad_y = work.contiguous(grad_y)
-    if "bias" in grads:
-        _bias(work, p, grad_y, grads["bias"])
-    through = grads.keys() & {"x", "offsets", "mask"}
-    if not through and "w" not in grads:
-        return
-    reads = bool(grads.keys() & {"w", "offsets", "mask"})
-    images = work.pack(arrays["x"]) if reads else work.image_sizes(arrays["x"])
-    call, tensor = _call(work, p, images, arrays, grad_y), _tensor(work, p, _kinds(p, arrays), options)
-    if tensor:
-        outs = p.out_channels // p.groups
-        depth = depth_of(outs, stored(grad_y.dtype), aligned=True)
-        rows = work.rows(grad_y.reshaped(p.batch * p.groups, outs, p.out_size[0] * p.out_size[1]), depth)
-        call = call._replace(y=rows.address, depth=depth)
-    if through:
-        _columns(work, p, call, arrays, grads, options, tensor)
-    if "w" in grads:
-        _weights(work, p, call, arrays, grad_y, grads["w"], tensor)
+    with Work(grad_y) as work:
+        grad_y = work.contiguous(grad_y)
+        if "bias" in grads:
+            _bias(work, p, grad_y, grads["bias"])
+        through = grads.keys() & {"x", "offsets", "mask"}
+        if not through and "w" not in grads:
+            return
+        reads = bool(grads.keys() & {"w", "offsets", "mask"})
+        images = work.pack(arrays["x"]) if reads else work.image_sizes(arrays["x"])
+        call, tensor = _call(work, p, images, arrays, grad_y), _tensor(work, p, _kinds(p, arrays), options)
+        if tensor:
+            outs = p.out_channels // p.groups
+            depth = depth_of(outs, stored(grad_y.dtype), aligned=True)
+            rows = work.rows(grad_y.reshaped(p.batch * p.groups, outs, p.out_size[0] * p.out_size[1]), depth)
+            call = call._replace(y=rows.address, depth=depth)
+        if through:
+            _columns(work, p, call, arrays, grads, options, tensor)
+        if "w" in grads:
+            _weights(work, p, call, arrays, grad_y, grads["w"], tensor)
 
 
 def _few(p: Convolution) -> bool:

@@ -208,10 +208,10 @@ def _on_gpu(y: DeviceArray, fill: Any) -> None:
     if y.contiguous:
         fill(y)
         return
-    work = Work(y)
-    target = work.empty(y.shape, y.dtype)
-    fill(target)
-    work.copy(target, y)
+    with Work(y) as work:
+        target = work.empty(y.shape, y.dtype)
+        fill(target)
+        work.copy(target, y)
 
 
 def _gradients_on_gpu(
@@ -219,19 +219,19 @@ def _gradients_on_gpu(
 ) -> None:
     from numdcn._host.work_cuda import Work
 
-    work = Work(grad_y)
-    wanted = {name: grad for name, grad in grads.items() if grad.size}
-    if not wanted:
-        return
-    if grad_y.size == 0:
-        for grad in wanted.values():
-            work.clear(grad)
-        return
-    targets = {n: g if g.contiguous else work.empty(g.shape, g.dtype) for n, g in wanted.items()}
-    _twin(operator, "cuda").backward(p, grad_y, arrays, targets, options)
-    for name, target in targets.items():
-        if target is not wanted[name]:
-            work.copy(target, wanted[name])
+    with Work(grad_y) as work:
+        wanted = {name: grad for name, grad in grads.items() if grad.size}
+        if not wanted:
+            return
+        if grad_y.size == 0:
+            for grad in wanted.values():
+                work.clear(grad)
+            return
+        targets = {n: g if g.contiguous else work.empty(g.shape, g.dtype) for n, g in wanted.items()}
+        _twin(operator, "cuda").backward(p, grad_y, arrays, targets, options)
+        for name, target in targets.items():
+            if target is not wanted[name]:
+                work.copy(target, wanted[name])
 
 
 def wanted_gradients(

@@ -120,9 +120,9 @@ def pool(
     shifts: DeviceArray | None = None,
 ) -> None:
     """Fill y: the mean of each bin over its samples, times its mask, from the channels of its cell."""
-    work = Work(y)
-    call, kinds = _call(work, p, arrays, shifts, grid, groups, y, with_x=True)
-    work.spread(pool_cuda.pool_bins(*kinds), call, y.size)
+    with Work(y) as work:
+        call, kinds = _call(work, p, arrays, shifts, grid, groups, y, with_x=True)
+        work.spread(pool_cuda.pool_bins(*kinds), call, y.size)
 
 
 def pool_gradients(
@@ -136,29 +136,30 @@ def pool_gradients(
     shifts: str | None = None,
 ) -> None:
     """Fill the gradients of x, of mask and of the shifts, whose name `shifts` is."""
-    work, moved = Work(grad_y), arrays[shifts] if shifts else None
-    grad_shifts, grad_mask = grads.get(shifts or ""), grads.get("mask")
-    with_sums = grad_shifts is not None or grad_mask is not None
-    call, kinds = _call(work, p, arrays, moved, grid, groups, grad_y, with_x=with_sums)
-    if "x" in grads:
-        total = _sum(work, grads["x"])
-        call = call._replace(grad_x=total.array.address)
-        if options.deterministic:
-            work.spread(pool_cuda.add_bins_in_order(*kinds), call, p.batch * p.in_channels * call.bands)
-        else:
-            work.spread(pool_cuda.add_bins(*kinds), call, grad_y.size)
-        total.finish(work)
-    if with_sums:
-        classes, parts = call.boxes.classes, call.boxes.parts
-        sums = work.empty((p.rois, classes, call.blocks, *p.bins, 3), summed(grad_y.dtype))
-        call = call._replace(
-            sums=sums.address,
-            grad_shifts=0 if grad_shifts is None else grad_shifts.address,
-            grad_mask=0 if grad_mask is None else grad_mask.address,
-        )
-        work.spread(pool_cuda.sum_bins(*kinds), call, sums.size // 3)
-        kind = kinds[0] if grad_shifts is None else stored(grad_shifts.dtype)
-        work.spread(pool_cuda.sum_blocks(kinds[0], kind), call, p.rois * classes * parts[0] * parts[1])
+    with Work(grad_y) as work:
+        moved = arrays[shifts] if shifts else None
+        grad_shifts, grad_mask = grads.get(shifts or ""), grads.get("mask")
+        with_sums = grad_shifts is not None or grad_mask is not None
+        call, kinds = _call(work, p, arrays, moved, grid, groups, grad_y, with_x=with_sums)
+        if "x" in grads:
+            total = _sum(work, grads["x"])
+            call = call._replace(grad_x=total.array.address)
+            if options.deterministic:
+                work.spread(pool_cuda.add_bins_in_order(*kinds), call, p.batch * p.in_channels * call.bands)
+            else:
+                work.spread(pool_cuda.add_bins(*kinds), call, grad_y.size)
+            total.finish(work)
+        if with_sums:
+            classes, parts = call.boxes.classes, call.boxes.parts
+            sums = work.empty((p.rois, classes, call.blocks, *p.bins, 3), summed(grad_y.dtype))
+            call = call._replace(
+                sums=sums.address,
+                grad_shifts=0 if grad_shifts is None else grad_shifts.address,
+                grad_mask=0 if grad_mask is None else grad_mask.address,
+            )
+            work.spread(pool_cuda.sum_bins(*kinds), call, sums.size // 3)
+            kind = kinds[0] if grad_shifts is None else stored(grad_shifts.dtype)
+            work.spread(pool_cuda.sum_blocks(kinds[0], kind), call, p.rois * classes * parts[0] * parts[1])
 
 
 # Whole pixels.
@@ -178,16 +179,16 @@ def _whole_call(
 
 def pool_max(p: RoIs, arrays: dict[str, Any], y: DeviceArray | None, argmax: DeviceArray | None) -> None:
     """Fill y with the largest pixel of each bin, and argmax with its position; None: not wanted."""
-    work = Work(arrays["x"])
-    call, kinds = _whole_call(work, p, arrays, y, argmax, with_x=True)
-    work.spread(pool_whole_cuda.max_bins(*kinds), call, p.rois * p.channels * p.bins[0] * p.bins[1])
+    with Work(arrays["x"]) as work:
+        call, kinds = _whole_call(work, p, arrays, y, argmax, with_x=True)
+        work.spread(pool_whole_cuda.max_bins(*kinds), call, p.rois * p.channels * p.bins[0] * p.bins[1])
 
 
 def pool_mean(p: RoIs, arrays: dict[str, Any], y: DeviceArray) -> None:
     """Fill y with the mean of each bin, from the channels of its own."""
-    work = Work(y)
-    call, kinds = _whole_call(work, p, arrays, y, None, with_x=True)
-    work.spread(pool_whole_cuda.mean_bins(*kinds), call, y.size)
+    with Work(y) as work:
+        call, kinds = _whole_call(work, p, arrays, y, None, with_x=True)
+        work.spread(pool_whole_cuda.mean_bins(*kinds), call, y.size)
 
 
 def pool_max_gradient(
@@ -216,10 +217,10 @@ def _whole_gradient(
     kernels: tuple[Any, Any],
 ) -> None:
     """`kernels`: that adds in any order, that adds in a fixed one."""
-    work = Work(grad_y)
-    total = _sum(work, grad_x)
-    call, kinds = _whole_call(work, p, arrays, grad_y, argmax, with_x=False)
-    call = call._replace(grad_x=total.array.address)
-    tasks = p.batch * p.in_channels * call.bands if options.deterministic else grad_y.size
-    work.spread(kernels[options.deterministic](*kinds), call, tasks)
-    total.finish(work)
+    with Work(grad_y) as work:
+        total = _sum(work, grad_x)
+        call, kinds = _whole_call(work, p, arrays, grad_y, argmax, with_x=False)
+        call = call._replace(grad_x=total.array.address)
+        tasks = p.batch * p.in_channels * call.bands if options.deterministic else grad_y.size
+        work.spread(kernels[options.deterministic](*kinds), call, tasks)
+        total.finish(work)

@@ -17,7 +17,11 @@ Weights = DeviceArray | PreparedWeights
 
 
 def _packed(
-    work: Work, w: Weights, layout: tuple[Any, ...], shape: tuple[int, ...], fill: Callable[[DeviceArray, DeviceArray], Any]
+    work: Work,
+    w: Weights,
+    layout: tuple[Any, ...],
+    shape: tuple[int, ...],
+    fill: Callable[[DeviceArray, DeviceArray], Any],
 ) -> int:
     """The address of memory of a shape that fill(weights, memory) filled: now, or, of prepared weights, once on a stream.
     `layout`: what tells it from other layouts."""

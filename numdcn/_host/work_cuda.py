@@ -31,11 +31,18 @@ class Plans(NamedTuple):
 
 
 class Work:
-    """Where the arrays of a call are, and what is done there."""
+    """Where the arrays of a call are, and what is done there, for the time of a `with` block."""
 
     def __init__(self, like: DeviceArray) -> None:
         self.framework, self.number, self.stream = like.framework, like.number, like.stream
         self._kept: list[DeviceArray] = []
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._kept:
+            self.framework.give_back(self._kept.pop())
 
     @property
     def multiprocessors(self) -> int:
@@ -53,15 +60,11 @@ class Work:
         return jit_cuda.has_tensor_cores(self.number)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """Memory of the caller's framework, unfilled, for as long as this object lives: then it may be used again, in the order
-        of the stream."""
+        """Memory of the caller's framework, unfilled, until the block ends: then it may be used again, in the order of the
+        stream."""
         made = self.framework.scratch(shape, dtype, self.number, self.stream)
         self._kept.append(made)
         return made
-
-    def __del__(self) -> None:
-        for array in self._kept:
-            self.framework.give_back(array)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         """Memory of zeros."""
@@ -238,13 +241,14 @@ def summed(dtype: Any) -> Any:
 
 def host_copy(array: DeviceArray) -> np.ndarray:
     """A NumPy array of the numbers of one on the GPU. Waits for it; float16 and bfloat16 become float32."""
-    work = Work(array)
-    plain = work.contiguous(array, summed(array.dtype))
-    return plain.framework.to_host(plain) if plain.size else np.empty(plain.shape, plain.dtype)
+    with Work(array) as work:
+        plain = work.contiguous(array, summed(array.dtype))
+        return plain.framework.to_host(plain) if plain.size else np.empty(plain.shape, plain.dtype)
 
 
 def copied(array: DeviceArray) -> DeviceArray:
     """A contiguous copy in the same framework."""
     made = array.framework.empty(array.shape, array.dtype, array.number, array.stream)
-    Work(array).copy(array, made)
+    with Work(array) as work:
+        work.copy(array, made)
     return made

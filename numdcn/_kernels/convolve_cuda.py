@@ -98,9 +98,8 @@ def plan(c, q, tap, og, offsets, mask, S, SAMPLED):  # type: ignore[no-untyped-d
 
 
 @device
-def sample(images, start, pitch, below, y, x, scale, corners, values, S, V, SAMPLED):  # type: ignore[no-untyped-def]
-    """values[0 : V] = the columns of V channels."""
-    gather(images, start, pitch, below, corners, V, V)
+def weigh(corners, y, x, scale, values, S, V, SAMPLED):  # type: ignore[no-untyped-def]
+    """values[0 : V] = the columns of V channels, from their corners."""
     if SAMPLED:
         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
         four = (S(w00), S(w01), S(w10), S(w11))
@@ -128,11 +127,8 @@ def sample_spot(c, images, spot, channel, low, high, live, places, owners, fract
         values[i] = S(0)
     if live and channel < high:
         start = (owners[spot] * c.pixels + places[spot]) * c.pitch + channel
-        below = c.pitch * (c.p.in_size[1] + 1)
-        sample(
-            images, start, c.pitch, below, fractions[0, spot], fractions[1, spot], fractions[2, spot], corners, values, S, V,
-            SAMPLED,
-        )  # fmt: skip
+        gather(images, start, c.pitch, c.pitch * (c.p.in_size[1] + 1), corners, V, V)
+        weigh(corners, fractions[0, spot], fractions[1, spot], fractions[2, spot], values, S, V, SAMPLED)
         for i in range(V):
             values[i] = values[i] if low <= channel + i and channel + i < high else S(0)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from numdcn._kernels.convolve_backward_cuda import begin_columns, end_columns, use_columns
-from numdcn._kernels.convolve_cuda import Call, offset_groups_of, plan_tile, sample_spot
-from numdcn._kernels.convolve_tensor_cuda import WarpTile, store_columns, tensor_variants
-from numdcn._kernels.jit_cuda import SIMULATED, compute_type, cuda, kernels, scalar_type
+from numdcn._kernels.convolve_cuda import Call, offset_groups_of, plan_tile
+from numdcn._kernels.convolve_tensor_cuda import WarpTile, gather_columns, store_columns, tensor_variants
+from numdcn._kernels.jit_cuda import SIMULATED, compute_type, cuda, device, kernels, scalar_type
 from numdcn._kernels.memory_cuda import copy_vector, put, vector_length, view, wait_for_copies
-from numdcn._kernels.tensor_cuda import bits, multiply_words, per_word
+from numdcn._kernels.tensor_cuda import bits, multiply_matrices, multiply_turned, per_word, piece_at
 
 I32 = np.int32
 
@@ -35,16 +35,42 @@ def _column_variants() -> list[tuple[object, ...]]:
     return [(*v, *way, *column_warps()) for v in tensor_variants() for way in ways]
 
 
+@device
+def copy_operands(
+    c, grad_y, weights, buffer, half, first, total, group, tap, chunk, low, high, out, owners, thread, ROWS, COLUMNS, WORDS,
+    THREADS, EACH,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """Begin to copy what a chunk of outputs, from `out` on, brings to the gradients of columns: grad_y of the tile's pixels, and the
+    weights of its channels, those from low to high."""
+    p = c.p
+    count, ins, PIECES = p.out_size[0] * p.out_size[1], p.in_channels // p.groups, WORDS // 4
+    for k in range(ROWS * PIECES // THREADS):
+        unit = thread + I32(k * THREADS)
+        spot, piece = unit // I32(PIECES), unit % I32(PIECES)
+        if first + spot < total:
+            line = (owners[spot] * (p.groups - 1) + group) * count + first + spot
+            place = half * (ROWS * WORDS) + piece_at(spot, piece, PIECES)
+            copy_vector(grad_y, line * c.depth + out + piece * (4 * EACH), buffer, place, True)
+    for k in range(COLUMNS * PIECES // THREADS):
+        unit = thread + I32(k * THREADS)
+        row, piece = unit // I32(PIECES), unit % I32(PIECES)
+        channel = chunk + row
+        if low <= channel and channel < high:
+            line = (group * p.taps + tap) * ins + channel - group * ins
+            place = 2 * ROWS * WORDS + half * (COLUMNS * WORDS) + piece_at(row, piece, PIECES)
+            copy_vector(weights, line * c.depth + out + piece * (4 * EACH), buffer, place, True)
+
+
 @kernels(Call, _column_variants, lambda *constants: (32 * constants[7] * constants[8], 1))
 def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: ignore[no-untyped-def]
     """As `gradients_of_columns`. The weights are (groups, taps, channels, depth) here."""
     S, A, V, EACH = scalar_type(T), compute_type(T), vector_length(T), per_word(T)
-    U, THREADS, CHUNK, PITCH = V, 32 * DOWN * ACROSS, WORDS * EACH, WORDS + 4
+    U, THREADS, CHUNK = V, 32 * DOWN * ACROSS, WORDS * EACH
     MINE_R, MINE_C, SLOTS, CORNERS = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS), COLUMNS // U, 4 * U
-    RIGHT, STAGED = 2 * ROWS * PITCH, COLUMNS + 4
-    BUFFER = max(RIGHT + 2 * COLUMNS * PITCH, ROWS * STAGED)
+    RIGHT, STAGED = 2 * ROWS * WORDS, COLUMNS + 4
+    BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, ROWS * STAGED)
 
-    def run(c):  # type: ignore[no-untyped-def]
+    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
         buffer = cuda.shared.array(BUFFER, np.uint32, alignment=16)
         parts = cuda.shared.array((3, SLOTS, ROWS), S)
         places = cuda.shared.array(ROWS, I32)
@@ -61,8 +87,8 @@ def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DO
         thread = I32(cuda.threadIdx.x)
         lane, warp = thread % I32(32), thread // I32(32)
         row, column = warp // I32(ACROSS) * I32(16 * MINE_R), warp % I32(ACROSS) * I32(8 * MINE_C)
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        total, ogs = p.batch * count, offset_groups_of(p)
+        outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
+        total, ogs = p.batch * p.out_size[0] * p.out_size[1], offset_groups_of(p)
         shared = p.in_channels // ogs
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * c.taps * ogs, cuda.gridDim.x):
             first, tap, og = task // (c.taps * ogs) * ROWS, c.first_tap + task % c.taps, task % (c.taps * ogs) // c.taps
@@ -73,7 +99,7 @@ def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DO
             low, last = og * shared, (og + 1) * shared
             while low < last:
                 group = low // ins
-                high, begin = min(last, (group + 1) * ins), group * ins
+                high = min(last, (group + 1) * ins)
                 for chunk in range(low // U * U, high, COLUMNS):
                     for i in range(MINE_R):
                         for j in range(MINE_C):
@@ -81,24 +107,21 @@ def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DO
                                 sums[i, j, k] = S(0)
                     cuda.syncthreads()
                     half = I32(0)
+                    copy_operands(
+                        c, grad_y, weights, buffer, half, first, total, group, tap, chunk, low, high, 0, owners, thread, ROWS, COLUMNS,
+                        WORDS, THREADS, EACH,
+                    )  # fmt: skip
                     for out in range(0, outs, CHUNK):
-                        for unit in range(thread, I32(ROWS * WORDS // 4), I32(THREADS)):
-                            spot, k = unit // I32(WORDS // 4), unit % I32(WORDS // 4) * I32(4)
-                            if first + spot < total:
-                                n = owners[spot]
-                                start = ((n * (p.groups - 1) + group) * count + first + spot) * c.depth + out + k * EACH
-                                copy_vector(grad_y, start, buffer, (half * ROWS + spot) * PITCH + k, True)
-                        for unit in range(thread, I32(COLUMNS * WORDS // 4), I32(THREADS)):
-                            line, k = unit // I32(WORDS // 4), unit % I32(WORDS // 4) * I32(4)
-                            channel = chunk + line
-                            if low <= channel and channel < high:
-                                start = ((group * p.taps + tap) * ins + channel - begin) * c.depth + out + k * EACH
-                                copy_vector(weights, start, buffer, RIGHT + (half * COLUMNS + line) * PITCH + k, True)
                         wait_for_copies()
                         cuda.syncthreads()
-                        multiply_words(
-                            buffer, (half * ROWS + row) * PITCH, RIGHT + (half * COLUMNS + column) * PITCH, PITCH, PITCH, lane, words,
-                            sums, MINE_R, MINE_C, False, WORDS, T, EACH,
+                        if out + CHUNK < outs:
+                            copy_operands(
+                                c, grad_y, weights, buffer, I32(1) - half, first, total, group, tap, chunk, low, high, out + CHUNK,
+                                owners, thread, ROWS, COLUMNS, WORDS, THREADS, EACH,
+                            )  # fmt: skip
+                        multiply_matrices(
+                            buffer, half * (ROWS * WORDS), row, RIGHT + half * (COLUMNS * WORDS), column, lane, words, sums, MINE_R,
+                            MINE_C, WORDS, T,
                         )  # fmt: skip
                         half = I32(1) - half
                     cuda.syncthreads()
@@ -121,6 +144,24 @@ def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DO
     return run
 
 
+@device
+def copy_pixels(
+    c, grad_y, buffer, start, first, end, planned, group, first_out, owners, thread, PITCH, ROWS, CHUNK, THREADS, V
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """Begin to copy grad_y of the outputs of a tile, for the CHUNK pixels from `first` on, zeros for those from `end` on."""
+    p = c.p
+    count, VECTORS = p.out_size[0] * p.out_size[1], ROWS // V
+    for k in range(CHUNK * VECTORS // THREADS):
+        unit = thread + I32(k * THREADS)
+        spot, piece = unit // I32(VECTORS), unit % I32(VECTORS)
+        q, out = first + spot, first_out + piece * V
+        line = I32(0)
+        if q < end:
+            line = (owners[q - planned] * (p.groups - 1) + group) * count + q
+        if out < c.depth:  # rows behind the last output are not used
+            copy_vector(grad_y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, q < end)
+
+
 @kernels(
     Call,
     lambda: [(*v, *tile) for v in tensor_variants() for tile in weight_warps()],
@@ -132,16 +173,17 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
     THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, COLUMNS // V, 4 * V
     MINE_R, MINE_C = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS)
     LEFT_PITCH, RIGHT_PITCH = ROWS // EACH + 8 // EACH, COLUMNS // EACH + 8 // EACH  # no two lanes at a bank
-    RIGHT = 2 * CHUNK * LEFT_PITCH
-    BUFFER = RIGHT + 2 * CHUNK * RIGHT_PITCH
+    UNITS, PLANNED, RIGHT = CHUNK * SLOTS // THREADS, 4 * CHUNK, 2 * CHUNK * LEFT_PITCH
+    RAW, BUFFER = 16 * UNITS, RIGHT + 2 * CHUNK * RIGHT_PITCH
 
-    def run(c):  # type: ignore[no-untyped-def]
+    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
         buffer = cuda.shared.array(BUFFER, np.uint32, alignment=16)
-        places = cuda.shared.array(CHUNK, I32)
-        owners = cuda.shared.array(CHUNK, I32)
-        fractions = cuda.shared.array((3, CHUNK), S)
+        places = cuda.shared.array(PLANNED, I32)
+        owners = cuda.shared.array(PLANNED, I32)
+        fractions = cuda.shared.array((3, PLANNED), S)
         sums = cuda.local.array((MINE_R, MINE_C, 4), S)
         words = cuda.local.array((MINE_R, 4), np.uint32)
+        raw = cuda.local.array(RAW, np.uint32)
         corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
         grad_y, partial = view(c.y, T), view(c.sums, A)
@@ -149,8 +191,8 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
         thread = I32(cuda.threadIdx.x)
         lane, warp = thread % I32(32), thread // I32(32)
         row, column = warp // I32(ACROSS) * I32(16 * MINE_R), warp % I32(ACROSS) * I32(8 * MINE_C)
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        total, shared = p.batch * count, p.in_channels // offset_groups_of(p)
+        outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
+        total, shared = p.batch * p.out_size[0] * p.out_size[1], p.in_channels // offset_groups_of(p)
         tall, lanes = (outs + ROWS - 1) // ROWS, (ins + COLUMNS - 1) // COLUMNS
         for task in range(cuda.blockIdx.x, c.splits * p.taps * p.groups * tall * lanes, cuda.gridDim.x):
             mine, first_out, rest = task % lanes, task // lanes % tall * ROWS, task // (lanes * tall)
@@ -168,36 +210,48 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
                             for k in range(4):
                                 sums[i, j, k] = S(0)
                     half = I32(0)
-                    for start_q in range(first, end, CHUNK):
+                    for planned in range(first, end, PLANNED):
+                        stop = min(end, planned + PLANNED)
                         plan_tile(
-                            c, start_q, end, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, CHUNK, THREADS
+                            c, planned, stop, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, PLANNED, THREADS
                         )  # fmt: skip
                         cuda.syncthreads()
-                        for unit in range(thread, I32(CHUNK * (ROWS // V)), I32(THREADS)):
-                            spot, slot = unit // I32(ROWS // V), unit % I32(ROWS // V)
-                            live, n = start_q + spot < end, I32(0)
-                            if live:
-                                n = owners[spot]
-                            o = first_out + slot * V
-                            if o < c.depth:  # rows behind the last output are not used
-                                start = ((n * (p.groups - 1) + group) * count + start_q + spot) * c.depth + o
-                                copy_vector(grad_y, start, buffer, (half * CHUNK + spot) * LEFT_PITCH + slot * 4, live)
-                        for unit in range(thread, I32(CHUNK * SLOTS), I32(THREADS)):
-                            spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
-                            sample_spot(
-                                c, images, spot, chunk + slot * V, low, high, start_q + spot < end, places, owners, fractions, corners,
-                                values, S, V, SAMPLED,
+                        copy_pixels(
+                            c, grad_y, buffer, half * (CHUNK * LEFT_PITCH), planned, stop, planned, group, first_out, owners, thread,
+                            LEFT_PITCH, ROWS, CHUNK, THREADS, V,
+                        )  # fmt: skip
+                        gather_columns(
+                            c, images, planned, stop, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
+                        )  # fmt: skip
+                        store_columns(
+                            c, planned, stop, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                            RIGHT + half * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T, SAMPLED,
+                        )  # fmt: skip
+                        for q in range(planned, stop, CHUNK):
+                            wait_for_copies()
+                            cuda.syncthreads()
+                            other, following = I32(1) - half, q + CHUNK
+                            if following < stop:
+                                copy_pixels(
+                                    c, grad_y, buffer, other * (CHUNK * LEFT_PITCH), following, stop, planned, group, first_out, owners,
+                                    thread, LEFT_PITCH, ROWS, CHUNK, THREADS, V,
+                                )  # fmt: skip
+                                gather_columns(
+                                    c, images, following, stop, following - planned, chunk, high, thread, places, owners, raw, SLOTS,
+                                    UNITS, THREADS, V,
+                                )  # fmt: skip
+                            multiply_turned(
+                                buffer, half * (CHUNK * LEFT_PITCH) + row // EACH, LEFT_PITCH,
+                                RIGHT + half * (CHUNK * RIGHT_PITCH) + column // EACH, RIGHT_PITCH, lane, words, sums, MINE_R, MINE_C,
+                                WORDS, T, EACH,
                             )  # fmt: skip
-                            store_columns(
-                                buffer, RIGHT + (half * CHUNK + spot) * RIGHT_PITCH + slot * 4, values, T, EACH
-                            )
-                        wait_for_copies()
-                        cuda.syncthreads()
-                        multiply_words(
-                            buffer, half * CHUNK * LEFT_PITCH + row // EACH, RIGHT + half * CHUNK * RIGHT_PITCH + column // EACH,
-                            LEFT_PITCH, RIGHT_PITCH, lane, words, sums, MINE_R, MINE_C, True, WORDS, T, EACH,
-                        )  # fmt: skip
-                        half = I32(1) - half
+                            if following < stop:
+                                store_columns(
+                                    c, following, stop, following - planned, chunk, low, high, thread, fractions, raw, corners, values,
+                                    buffer, RIGHT + other * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T,
+                                    SAMPLED,
+                                )  # fmt: skip
+                            half = other
                     for i in range(MINE_R):
                         for j in range(MINE_C):
                             for k in range(4):

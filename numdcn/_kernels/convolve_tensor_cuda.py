@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._kernels.convolve_cuda import Call, offset_groups_of, plan_tile, put_result, sample_spot
+from numdcn._kernels.convolve_cuda import Call, offset_groups_of, plan_tile, put_result, weigh
 from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, compute_type, cuda, device, kernels, scalar_type
-from numdcn._kernels.memory_cuda import copy_vector, vector_length, view, wait_for_copies
-from numdcn._kernels.tensor_cuda import bits, from_bits, multiply_words, per_word, store_words, word
+from numdcn._kernels.memory_cuda import copy_vector, unpack, vector_length, view, wait_for_copies
+from numdcn._kernels.sample_cuda import gather_words
+from numdcn._kernels.tensor_cuda import bits, from_bits, multiply_matrices, per_word, piece_at, store_words, word
 
 I32 = np.int32
 
@@ -33,7 +34,7 @@ def warp_tiles() -> tuple[WarpTile, ...]:
     """The tiles there are, those for few outputs first."""
     if SIMULATED:
         return (WarpTile(16, 16, 1, 1, 8),)
-    return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 2, 4, 16), WarpTile(64, 256, 1, 8, 8)
+    return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 16), WarpTile(64, 256, 2, 4, 16)
 
 
 def tensor_variants() -> list[tuple[object, ...]]:
@@ -43,20 +44,54 @@ def tensor_variants() -> list[tuple[object, ...]]:
 
 
 @device
-def copy_rows(source, first, pitch, buffer, place, buffer_pitch, thread, ROWS, WORDS, EACH, THREADS):  # type: ignore[no-untyped-def]
-    """Begin to copy WORDS words of each of ROWS rows of an array in memory to rows in shared memory."""
-    for unit in range(thread, I32(ROWS * WORDS // 4), I32(THREADS)):
-        row, k = unit // I32(WORDS // 4), unit % I32(WORDS // 4) * I32(4)
-        copy_vector(source, first + row * pitch + k * EACH, buffer, place + row * buffer_pitch + k, True)
+def copy_rows(source, first, pitch, buffer, start, thread, ROWS, PIECES, THREADS, V):  # type: ignore[no-untyped-def]
+    """Begin to copy PIECES pieces of 16 bytes of each of ROWS rows of an array in memory to rows for `load_matrices`."""
+    for k in range(ROWS * PIECES // THREADS):
+        unit = thread + I32(k * THREADS)
+        row, piece = unit // I32(PIECES), unit % I32(PIECES)
+        copy_vector(source, first + row * pitch + piece * V, buffer, start + piece_at(row, piece, PIECES), True)
 
 
 @device
-def store_columns(buffer, place, values, T, EACH):  # type: ignore[no-untyped-def]
-    """Store the columns of 16 bytes of channels, rounded, as four words."""
-    store_words(
-        buffer, place, word(values[0], values[EACH - 1], T), word(values[EACH], values[2 * EACH - 1], T),
-        word(values[2 * EACH], values[3 * EACH - 1], T), word(values[3 * EACH], values[4 * EACH - 1], T),
-    )  # fmt: skip
+def gather_columns(c, images, first, end, base, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V):  # type: ignore[no-untyped-def]
+    """Read what a chunk of columns is made of, for the pixels from `first` on whose plans begin at `base`: 16 words for each of the
+    UNITS pieces of a thread."""
+    for k in range(UNITS):
+        unit = thread + I32(k * THREADS)
+        spot, channel = unit // I32(SLOTS), chunk + unit % I32(SLOTS) * V
+        if first + spot < end and channel < high:
+            start = (owners[base + spot] * c.pixels + places[base + spot]) * c.pitch + channel
+            gather_words(images, start, c.pitch, c.pitch * (c.p.in_size[1] + 1), raw, 16 * k)
+
+
+@device
+def store_columns(
+    c, first, end, base, chunk, low, high, thread, fractions, raw, corners, values, buffer, start, S, SLOTS, UNITS, THREADS, V,
+    EACH, PITCH, T, SAMPLED,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    """Make the columns of what was read, and store them, rounded: in rows of pixels, PITCH words apart, or, if that is 0, for
+    `load_matrices`. They are 0 for pixels from `end` on and channels outside low to high."""
+    for k in range(UNITS):
+        unit = thread + I32(k * THREADS)
+        spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
+        channel = chunk + slot * V
+        for i in range(V):
+            values[i] = S(0)
+        if first + spot < end and channel < high:
+            for corner in range(4):
+                unpack(raw, 16 * k + 4 * corner, corners, corner * V, T)
+            y, x, scale = fractions[0, base + spot], fractions[1, base + spot], fractions[2, base + spot]
+            weigh(corners, y, x, scale, values, S, V, SAMPLED)
+            for i in range(V):
+                values[i] = values[i] if low <= channel + i and channel + i < high else S(0)
+        if PITCH == 0:
+            place = start + piece_at(spot, slot, SLOTS)
+        else:
+            place = start + spot * PITCH + slot * 4
+        store_words(
+            buffer, place, word(values[0], values[EACH - 1], T), word(values[EACH], values[2 * EACH - 1], T),
+            word(values[2 * EACH], values[3 * EACH - 1], T), word(values[3 * EACH], values[4 * EACH - 1], T),
+        )  # fmt: skip
 
 
 @kernels(
@@ -66,20 +101,21 @@ def store_columns(buffer, place, values, T, EACH):  # type: ignore[no-untyped-de
 )
 def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: ignore[no-untyped-def]
     """y, as `forward_tiles`. The weights are packed in parts, as many channels of a group as share their offsets; the last rows are
-    followed by COLUMNS more, which are read."""
+    followed by COLUMNS more, which are read. What the next chunk needs is on its way while one is multiplied."""
     S, A, V, EACH = scalar_type(T), compute_type(T), vector_length(T), per_word(T)
-    THREADS, CHUNK, PITCH = 32 * DOWN * ACROSS, WORDS * EACH, WORDS + 4
-    MINE_R, MINE_C, SLOTS, CORNERS = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS), CHUNK // V, 4 * V
-    RIGHT = 2 * ROWS * PITCH
-    BUFFER = max(RIGHT + 2 * COLUMNS * PITCH, 16 * DOWN * COLUMNS)
+    THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, WORDS // 4, 4 * V
+    MINE_R, MINE_C, UNITS = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS), ROWS * SLOTS // THREADS
+    RAW, RIGHT = 16 * UNITS, 2 * ROWS * WORDS
+    BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, 16 * DOWN * COLUMNS)
 
-    def run(c):  # type: ignore[no-untyped-def]
+    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
         buffer = cuda.shared.array(BUFFER, np.uint32, alignment=16)
         places = cuda.shared.array(ROWS, I32)
         owners = cuda.shared.array(ROWS, I32)
         fractions = cuda.shared.array((3, ROWS), S)
         sums = cuda.local.array((MINE_R, MINE_C, 4), S)
         words = cuda.local.array((MINE_R, 4), np.uint32)
+        raw = cuda.local.array(RAW, np.uint32)
         corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
         weights, bias, y, partial = view(c.weights, T), view(c.bias, T), view(c.y, T), view(c.sums, A)
@@ -87,11 +123,8 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
         thread = I32(cuda.threadIdx.x)
         lane, warp = thread % I32(32), thread // I32(32)
         row, column = warp // I32(ACROSS) * I32(16 * MINE_R), warp % I32(ACROSS) * I32(8 * MINE_C)
-        total, outs, ins = (
-            p.batch * p.out_size[0] * p.out_size[1],
-            I32(p.out_channels // p.groups),
-            I32(p.in_channels // p.groups),
-        )
+        total = p.batch * p.out_size[0] * p.out_size[1]
+        outs, ins = I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
         shared, width = I32(p.in_channels // offset_groups_of(p)), I32(c.part_channels)
         wide = (outs + COLUMNS - 1) // COLUMNS
         tasks = (total + ROWS - 1) // ROWS * wide * p.groups
@@ -106,32 +139,45 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
             half = I32(0)
             for tap in range(split * p.taps // c.splits, (split + 1) * p.taps // c.splits):
                 for low in range(group * ins, group * ins + ins, width):
-                    high, aligned = I32(low + width), I32(low // V * V)
+                    high, chunk = I32(low + width), I32(low // V * V)
+                    start = ((low // width * p.taps + tap) * outs + first_out) * c.depth - chunk
                     plan_tile(
                         c, first, total, tap, low // shared, offsets, mask, places, owners, fractions, thread, S, SAMPLED, ROWS,
                         THREADS,
                     )  # fmt: skip
+                    copy_rows(
+                        weights, start + chunk, c.depth, buffer, RIGHT + half * (COLUMNS * WORDS), thread, COLUMNS, SLOTS, THREADS, V
+                    )  # fmt: skip
                     cuda.syncthreads()
-                    start = ((low // width * p.taps + tap) * outs + first_out) * c.depth
-                    for chunk in range(aligned, high, CHUNK):
-                        copy_rows(
-                            weights, start + chunk - aligned, c.depth, buffer, RIGHT + half * COLUMNS * PITCH, PITCH, thread, COLUMNS,
-                            WORDS, EACH, THREADS,
-                        )  # fmt: skip
-                        for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
-                            spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
-                            sample_spot(
-                                c, images, spot, I32(chunk + slot * V), low, high, first + spot < total, places, owners, fractions,
-                                corners, values, S, V, SAMPLED,
-                            )  # fmt: skip
-                            store_columns(buffer, (half * ROWS + spot) * PITCH + slot * 4, values, T, EACH)
+                    gather_columns(
+                        c, images, first, total, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
+                    )  # fmt: skip
+                    store_columns(
+                        c, first, total, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer, half * (ROWS * WORDS),
+                        S, SLOTS, UNITS, THREADS, V, EACH, 0, T, SAMPLED,
+                    )  # fmt: skip
+                    while chunk < high:
                         wait_for_copies()
                         cuda.syncthreads()
-                        multiply_words(
-                            buffer, (half * ROWS + row) * PITCH, RIGHT + (half * COLUMNS + column) * PITCH, PITCH, PITCH, lane, words,
-                            sums, MINE_R, MINE_C, False, WORDS, T, EACH,
+                        other, chunk = I32(1) - half, chunk + I32(CHUNK)
+                        if chunk < high:
+                            copy_rows(
+                                weights, start + chunk, c.depth, buffer, RIGHT + other * (COLUMNS * WORDS), thread, COLUMNS, SLOTS,
+                                THREADS, V,
+                            )  # fmt: skip
+                            gather_columns(
+                                c, images, first, total, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
+                            )  # fmt: skip
+                        multiply_matrices(
+                            buffer, half * (ROWS * WORDS), row, RIGHT + half * (COLUMNS * WORDS), column, lane, words, sums, MINE_R,
+                            MINE_C, WORDS, T,
                         )  # fmt: skip
-                        half = I32(1) - half
+                        if chunk < high:
+                            store_columns(
+                                c, first, total, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                                other * (ROWS * WORDS), S, SLOTS, UNITS, THREADS, V, EACH, 0, T, SAMPLED,
+                            )  # fmt: skip
+                        half = other
             cuda.syncthreads()
             write_tensor(
                 c, y, partial, bias, buffer, sums, 0, thread, split, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
@@ -139,13 +185,6 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
             if MINE_R > 1:
                 write_tensor(
                     c, y, partial, bias, buffer, sums, 1, thread, split, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
-                )  # fmt: skip
-            if MINE_R > 2:
-                write_tensor(
-                    c, y, partial, bias, buffer, sums, 2, thread, split, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
-                )  # fmt: skip
-                write_tensor(
-                    c, y, partial, bias, buffer, sums, 3, thread, split, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
                 )  # fmt: skip
 
     return run

@@ -213,6 +213,27 @@ def _load_vector(typingctx, array, index, target, first):  # type: ignore[no-unt
     return types.void(array, types.int64, target, types.int64), codegen
 
 
+def _words(builder: Any, place: Any) -> list[Any]:
+    """IR: the words of 16 bytes of global memory that no one writes."""
+    text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
+    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
+    return [builder.extract_value(packed, i) for i in range(4)]
+
+
+def _unpacked(builder: Any, kind: Any, word: Any) -> list[Any]:
+    """IR: the elements of a word, widened."""
+    if kind == types.float32:
+        return [builder.bitcast(word, FLOAT)]
+    values = []
+    for shift in (0, 16):
+        half = builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16)
+        if kind == F16:
+            values.append(builder.fpext(builder.bitcast(half, HALF), FLOAT))
+        else:
+            values.append(builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT))
+    return values
+
+
 def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
     """IR: the elements of 16 bytes of global memory that no one writes, widened."""
     if kind == F64:
@@ -220,20 +241,7 @@ def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
             builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
         )
         return [builder.extract_value(packed, i) for i in range(2)]
-    text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
-    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
-    words = [builder.extract_value(packed, i) for i in range(4)]
-    if kind == types.float32:
-        return [builder.bitcast(word, FLOAT) for word in words]
-    values = []
-    for word in words:
-        for shift in (0, 16):
-            half = builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16)
-            if kind == F16:
-                values.append(builder.fpext(builder.bitcast(half, HALF), FLOAT))
-            else:
-                values.append(builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT))
-    return values
+    return [value for word in _words(builder, place) for value in _unpacked(builder, kind, word)]
 
 
 @twin(_load_vector)
@@ -247,6 +255,53 @@ def load_vector(array, index, target, first):  # type: ignore[no-untyped-def]
 def _check_vector(array: CheckedArray, index: int) -> None:
     if (array.elements.ctypes.data + (int(index) + array.origin) * array.elements.itemsize) % 16:
         raise ValueError(f"a vector is used at element {index}, which is not at a multiple of 16 bytes")
+
+
+@intrinsic
+def _load_words(typingctx, array, index, words, first):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+        for i, word in enumerate(_words(builder, place)):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(word, place_of(context, builder, sig.args[2], args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, words, types.int64), codegen
+
+
+@twin(_load_words)
+def load_words(array, index, words, first):  # type: ignore[no-untyped-def]
+    """Read 16 bytes of memory that nothing writes meanwhile, into words[first], ... words[first + 3] as they are."""
+    words[first : first + 4] = _simulated_words(array, index)
+
+
+@intrinsic
+def _unpack(typingctx, words, first, target, start, kind):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        values = []
+        for i in range(4):
+            position = builder.add(args[1], ir.Constant(args[1].type, i))
+            word = builder.load(place_of(context, builder, sig.args[0], args[0], position))
+            values += _unpacked(builder, kind.dtype, word)
+        for i, value in enumerate(values):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(value, place_of(context, builder, sig.args[2], args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, target, types.int64, kind), codegen
+
+
+@twin(_unpack)
+def unpack(words, first, target, start, kind):  # type: ignore[no-untyped-def]
+    """target[start], target[start + 1], ... = the elements of four words, widened."""
+    stored = np.dtype(np.uint16) if kind == types.uint16 else np.dtype(str(kind))
+    for i, element in enumerate(np.array(words[first : first + 4]).view(stored)):
+        target[start + i] = widen(element)
+
+
+def _simulated_words(array: CheckedArray, index: int) -> np.ndarray:
+    _check_vector(array, index)
+    return np.array([array[index + i] for i in range(16 // array.elements.itemsize)]).view(np.uint32)
 
 
 @intrinsic
@@ -326,10 +381,7 @@ def copy_vector(array, index, buffer, place, live):  # type: ignore[no-untyped-d
     """Begin to copy 16 bytes at an element, or if not `live` zeros, to the four words at a place, a multiple of four."""
     if place % 4:
         raise ValueError(f"four words are copied to {place}, which is no multiple of 4")
-    words = np.zeros(4, np.uint32)
-    if live:
-        _check_vector(array, index)
-        words[:] = np.array([array[index + i] for i in range(16 // array.elements.itemsize)]).view(np.uint32)
+    words = _simulated_words(array, index) if live else np.zeros(4, np.uint32)
     buffer[place], buffer[place + 1], buffer[place + 2], buffer[place + 3] = words
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from numdcn._kernels import bilinear
 from numdcn._kernels.jit_cuda import cuda, device
-from numdcn._kernels.memory_cuda import add_vector, load_vector, put
+from numdcn._kernels.memory_cuda import add_vector, load_vector, load_words, put
 from numdcn._kernels.scatter_cuda import SKIPPED
 
 I32 = np.int32
@@ -34,6 +34,15 @@ def gather(images, start, pitch, below, corners, U, V):  # type: ignore[no-untyp
         load_vector(images, start + pitch + part, corners, U + part)
         load_vector(images, start + below + part, corners, 2 * U + part)
         load_vector(images, start + below + pitch + part, corners, 3 * U + part)
+
+
+@device
+def gather_words(images, start, pitch, below, words, first):  # type: ignore[no-untyped-def]
+    """Read 16 bytes of channels of the four corners of a cell, as they are: words[first : first + 4] of the first corner, and so on."""
+    load_words(images, start, words, first)
+    load_words(images, start + pitch, words, first + 4)
+    load_words(images, start + below, words, first + 8)
+    load_words(images, start + below + pitch, words, first + 12)
 
 
 @device

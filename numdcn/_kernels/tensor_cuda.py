@@ -7,7 +7,8 @@ of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf3
 Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose
 words follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four
 words: of rows g and g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first
-and third are those of eight columns, the second and fourth those of the next eight.
+and third are those of eight columns, the second and fourth those of the next eight. Eight rows are read at once: pieces of 16 bytes
+are mixed within a row (`piece_at`), or rows padded, so that they come from different banks.
 """
 
 from __future__ import annotations
@@ -106,15 +107,21 @@ _plain, _transposed = _matrices(""), _matrices(".trans")
 
 
 @device
-def _load_matrices(buffer, first, pitch, lane):  # type: ignore[no-untyped-def]
-    return _plain(buffer, first + lane % 16 * pitch + lane // 16 * 4)
+def piece_at(row, piece, PIECES):  # type: ignore[no-untyped-def]
+    """The word at which a piece of a row of PIECES begins, in rows for `load_matrices`."""
+    return (row * PIECES + (piece ^ (row * PIECES // 8 % PIECES))) * 4
+
+
+@device
+def _load_matrices(buffer, start, row, piece, lane, PIECES):  # type: ignore[no-untyped-def]
+    return _plain(buffer, start + piece_at(row + lane % 16, piece + lane // 16, PIECES))
 
 
 @twin(_load_matrices)
-def load_matrices(buffer, first, pitch, lane):  # type: ignore[no-untyped-def]
-    """Words of sixteen rows, `pitch` words apart, from word `first` on."""
-    start = first + lane // 4 * pitch + lane % 4
-    return tuple(buffer[start + m % 2 * 8 * pitch + m // 2 * 4] for m in range(4))
+def load_matrices(buffer, start, row, piece, lane, PIECES):  # type: ignore[no-untyped-def]
+    """Words of sixteen rows from `row` on, of the pieces `piece` and the next; the rows begin at word `start`."""
+    rows, pieces = (row + lane // 4, row + lane // 4 + 8), (piece, piece + 1)
+    return tuple(buffer[start + piece_at(rows[m % 2], pieces[m // 2], PIECES) + lane % 4] for m in range(4))
 
 
 @device
@@ -222,23 +229,33 @@ multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else 
 
 
 @device
-def multiply_words(
-    buffer, left, right, left_pitch, right_pitch, lane, words, sums, MINE_R, MINE_C, TURNED, WORDS, T, EACH
-):  # type: ignore[no-untyped-def]
-    """sums += left times right, for the MINE_R sixteens of rows and MINE_C (even) eights of columns of a warp, WORDS words deep;
-    `words`: room for MINE_R x 4. TURNED: both lie across (see `load_turned`), and `left` and `right` count words there."""
+def multiply_step(words, both, sums, j, MINE_R, T):  # type: ignore[no-untyped-def]
+    """One step for two eights of columns, the j-th and the next."""
+    for i in range(MINE_R):
+        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[0], both[2], sums, i, j, T)
+        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[1], both[3], sums, i, j + 1, T)
+
+
+@device
+def multiply_matrices(buffer, left, row, right, column, lane, words, sums, MINE_R, MINE_C, WORDS, T):  # type: ignore[no-untyped-def]
+    """sums += left times right, WORDS words deep, for the MINE_R sixteens of rows from `row` on and the MINE_C (even) eights of columns
+    from `column` on of a warp; `words`: room for MINE_R x 4."""
     for step in range(0, WORDS, STEP):
         for i in range(MINE_R):
-            if TURNED:
-                four = load_turned(buffer, left + step * EACH * left_pitch + 16 // EACH * i, left_pitch, lane, EACH)
-            else:
-                four = load_matrices(buffer, left + 16 * i * left_pitch + step, left_pitch, lane)
+            four = load_matrices(buffer, left, row + 16 * i, step // 4, lane, WORDS // 4)
             words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
         for j in range(0, MINE_C, 2):
-            if TURNED:
-                both = load_turned(buffer, right + step * EACH * right_pitch + 8 // EACH * j, right_pitch, lane, EACH)
-            else:
-                both = load_matrices(buffer, right + 8 * j * right_pitch + step, right_pitch, lane)
-            for i in range(MINE_R):
-                multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[0], both[2], sums, i, j, T)
-                multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[1], both[3], sums, i, j + 1, T)
+            both = load_matrices(buffer, right, column + 8 * j, step // 4, lane, WORDS // 4)
+            multiply_step(words, both, sums, j, MINE_R, T)
+
+
+@device
+def multiply_turned(buffer, left, left_pitch, right, right_pitch, lane, words, sums, MINE_R, MINE_C, WORDS, T, EACH):  # type: ignore[no-untyped-def]
+    """The same for operands that lie across, at whose first row and column the words `left` and `right` are."""
+    for step in range(0, WORDS * EACH, STEP * EACH):
+        for i in range(MINE_R):
+            four = load_turned(buffer, left + step * left_pitch + 16 // EACH * i, left_pitch, lane, EACH)
+            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+        for j in range(0, MINE_C, 2):
+            both = load_turned(buffer, right + step * right_pitch + 8 // EACH * j, right_pitch, lane, EACH)
+            multiply_step(words, both, sums, j, MINE_R, T)

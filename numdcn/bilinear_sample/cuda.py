@@ -92,11 +92,11 @@ def forward_tiles(T, C):  # type: ignore[no-untyped-def]
 
 def forward(p: Problem, arrays: dict[str, Any], y: DeviceArray, options: Options) -> None:
     """Fill y. All arrays are checked, y is contiguous."""
-    work = Work(y)
-    images, points = work.pack(arrays["x"]), work.contiguous(arrays["points"])
-    call = _call(p, images, points, y)
-    blocks = p.batch * -(-p.points // POINTS)
-    work.launch(forward_tiles(stored(y.dtype), stored(points.dtype)), call, blocks)
+    with Work(y) as work:
+        images, points = work.pack(arrays["x"]), work.contiguous(arrays["points"])
+        call = _call(p, images, points, y)
+        blocks = p.batch * -(-p.points // POINTS)
+        work.launch(forward_tiles(stored(y.dtype), stored(points.dtype)), call, blocks)
 
 
 def _call(p: Problem, images: Images, points: DeviceArray, y: DeviceArray) -> Call:
@@ -196,28 +196,29 @@ def backward(
     p: Problem, grad_y: DeviceArray, arrays: dict[str, Any], grads: dict[str, DeviceArray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are checked, the gradients contiguous."""
-    work, x = Work(grad_y), arrays["x"]
-    points, grad_y = work.contiguous(arrays["points"]), work.contiguous(grad_y)
-    kinds = stored(x.dtype), stored(points.dtype)
-    grad_images = work.no_images(x.shape, x.dtype) if "x" in grads else None
-    scattered = grad_images is not None and options.deterministic
-    if "points" in grads or not scattered:
-        # where no gradient of the points is wanted, the images are not read: any of the right size will do
-        images = work.pack(x) if "points" in grads else work.image_sizes(x)
-        call = _call(p, images, points, grad_y)._replace(
-            grad_points=grads["points"].address if "points" in grads else 0
-        )
-        if grad_images is not None and not scattered:
-            call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
-        work.launch(backward_tiles(*kinds, work.vectors(x.dtype)), call, p.batch * -(-p.points // POINTS))
-    if grad_images is None:
-        return
-    if scattered:
-        plans = work.plans(p.batch, p.points, x.dtype)
-        call = _call(p, grad_images, points, grad_y)._replace(
-            images=plans.weights.address, grad_points=plans.places.address
-        )
-        work.spread(plan_points(*kinds), call, p.batch * p.points)
-        values = work.channels_last(grad_y.reshaped(p.batch, p.channels, p.points), summed(x.dtype))
-        work.scatter(plans, values, grad_images, x.shape)
-    work.unpack(grad_images, grads["x"])
+    with Work(grad_y) as work:
+        x = arrays["x"]
+        points, grad_y = work.contiguous(arrays["points"]), work.contiguous(grad_y)
+        kinds = stored(x.dtype), stored(points.dtype)
+        grad_images = work.no_images(x.shape, x.dtype) if "x" in grads else None
+        scattered = grad_images is not None and options.deterministic
+        if "points" in grads or not scattered:
+            # where no gradient of the points is wanted, the images are not read: any of the right size will do
+            images = work.pack(x) if "points" in grads else work.image_sizes(x)
+            call = _call(p, images, points, grad_y)._replace(
+                grad_points=grads["points"].address if "points" in grads else 0
+            )
+            if grad_images is not None and not scattered:
+                call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
+            work.launch(backward_tiles(*kinds, work.vectors(x.dtype)), call, p.batch * -(-p.points // POINTS))
+        if grad_images is None:
+            return
+        if scattered:
+            plans = work.plans(p.batch, p.points, x.dtype)
+            call = _call(p, grad_images, points, grad_y)._replace(
+                images=plans.weights.address, grad_points=plans.places.address
+            )
+            work.spread(plan_points(*kinds), call, p.batch * p.points)
+            values = work.channels_last(grad_y.reshaped(p.batch, p.channels, p.points), summed(x.dtype))
+            work.scatter(plans, values, grad_images, x.shape)
+        work.unpack(grad_images, grads["x"])

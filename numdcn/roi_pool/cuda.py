@@ -21,8 +21,9 @@ def backward(
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument; `arrays` may hold the forward's `argmax`, which is
     found again if not. A position in it that is in no image adds nothing. All arrays are checked, the gradients contiguous."""
-    work, argmax = Work(grad_y), arrays.get("argmax")
-    if argmax is None:
-        argmax = work.empty(p.out_shape, DTYPES["int32"])
-        pool_max(p, arrays, None, argmax)
-    pool_max_gradient(p, grad_y, arrays, argmax, grads["x"], options)
+    with Work(grad_y) as work:
+        argmax = arrays.get("argmax")
+        if argmax is None:
+            argmax = work.empty(p.out_shape, DTYPES["int32"])
+            pool_max(p, arrays, None, argmax)
+        pool_max_gradient(p, grad_y, arrays, argmax, grads["x"], options)
