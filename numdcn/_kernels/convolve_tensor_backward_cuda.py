@@ -146,20 +146,20 @@ def gradients_of_columns_tensor(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DO
 
 @device
 def copy_pixels(
-    c, grad_y, buffer, start, first, end, planned, group, first_out, owners, thread, PITCH, ROWS, CHUNK, THREADS, V
+    c, grad_y, buffer, start, first, count, base, group, first_out, owners, thread, PITCH, ROWS, CHUNK, THREADS, V
 ):  # type: ignore[no-untyped-def] # fmt: skip
-    """Begin to copy grad_y of the outputs of a tile, for the CHUNK pixels from `first` on, zeros for those from `end` on."""
+    """Begin to copy grad_y of the outputs of a tile, for `count` pixels from `first` on, whose plans begin at `base`, and zeros for
+    the rest of CHUNK."""
     p = c.p
-    count, VECTORS = p.out_size[0] * p.out_size[1], ROWS // V
+    pixels, VECTORS = p.out_size[0] * p.out_size[1], ROWS // V
     for k in range(CHUNK * VECTORS // THREADS):
         unit = thread + I32(k * THREADS)
         spot, piece = unit // I32(VECTORS), unit % I32(VECTORS)
-        q, out = first + spot, first_out + piece * V
-        line = I32(0)
-        if q < end:
-            line = (owners[q - planned] * (p.groups - 1) + group) * count + q
+        out, line = first_out + piece * V, first
+        if spot < count:
+            line = (owners[base + spot] * (p.groups - 1) + group) * pixels + first + spot
         if out < c.depth:  # rows behind the last output are not used
-            copy_vector(grad_y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, q < end)
+            copy_vector(grad_y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, spot < count)
 
 
 @kernels(
@@ -215,43 +215,32 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
                         plan_tile(
                             c, planned, stop, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, PLANNED, THREADS
                         )  # fmt: skip
-                        cuda.syncthreads()
-                        copy_pixels(
-                            c, grad_y, buffer, half * (CHUNK * LEFT_PITCH), planned, stop, planned, group, first_out, owners, thread,
-                            LEFT_PITCH, ROWS, CHUNK, THREADS, V,
-                        )  # fmt: skip
-                        gather_columns(
-                            c, images, planned, stop, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
-                        )  # fmt: skip
-                        store_columns(
-                            c, planned, stop, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
-                            RIGHT + half * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T, SAMPLED,
-                        )  # fmt: skip
-                        for q in range(planned, stop, CHUNK):
+                        q, ready = planned, False
+                        while ready or q < stop:
                             wait_for_copies()
                             cuda.syncthreads()
-                            other, following = I32(1) - half, q + CHUNK
-                            if following < stop:
+                            other, more, count = I32(1) - half, q < stop, I32(min(CHUNK, stop - q))
+                            if more:
                                 copy_pixels(
-                                    c, grad_y, buffer, other * (CHUNK * LEFT_PITCH), following, stop, planned, group, first_out, owners,
-                                    thread, LEFT_PITCH, ROWS, CHUNK, THREADS, V,
+                                    c, grad_y, buffer, other * (CHUNK * LEFT_PITCH), q, count, I32(q - planned), group, first_out,
+                                    owners, thread, LEFT_PITCH, ROWS, CHUNK, THREADS, V,
                                 )  # fmt: skip
                                 gather_columns(
-                                    c, images, following, stop, following - planned, chunk, high, thread, places, owners, raw, SLOTS,
-                                    UNITS, THREADS, V,
+                                    c, images, count, I32(q - planned), chunk, high, thread, places, owners, raw, SLOTS, UNITS,
+                                    THREADS, V,
                                 )  # fmt: skip
-                            multiply_turned(
-                                buffer, half * (CHUNK * LEFT_PITCH) + row // EACH, LEFT_PITCH,
-                                RIGHT + half * (CHUNK * RIGHT_PITCH) + column // EACH, RIGHT_PITCH, lane, words, sums, MINE_R, MINE_C,
-                                WORDS, T, EACH,
-                            )  # fmt: skip
-                            if following < stop:
+                            if ready:
+                                multiply_turned(
+                                    buffer, half * (CHUNK * LEFT_PITCH) + row // EACH, LEFT_PITCH,
+                                    RIGHT + half * (CHUNK * RIGHT_PITCH) + column // EACH, RIGHT_PITCH, lane, words, sums, MINE_R,
+                                    MINE_C, WORDS, T, EACH,
+                                )  # fmt: skip
+                            if more:
                                 store_columns(
-                                    c, following, stop, following - planned, chunk, low, high, thread, fractions, raw, corners, values,
-                                    buffer, RIGHT + other * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T,
-                                    SAMPLED,
+                                    count, I32(q - planned), chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                                    RIGHT + other * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T, SAMPLED,
                                 )  # fmt: skip
-                            half = other
+                            half, ready, q = other, more, q + CHUNK
                     for i in range(MINE_R):
                         for j in range(MINE_C):
                             for k in range(4):

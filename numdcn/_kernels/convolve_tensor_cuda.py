@@ -34,7 +34,7 @@ def warp_tiles() -> tuple[WarpTile, ...]:
     """The tiles there are, those for few outputs first."""
     if SIMULATED:
         return (WarpTile(16, 16, 1, 1, 8),)
-    return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 16), WarpTile(64, 256, 2, 4, 16)
+    return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 8), WarpTile(64, 256, 2, 4, 16)
 
 
 def tensor_variants() -> list[tuple[object, ...]]:
@@ -53,31 +53,31 @@ def copy_rows(source, first, pitch, buffer, start, thread, ROWS, PIECES, THREADS
 
 
 @device
-def gather_columns(c, images, first, end, base, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V):  # type: ignore[no-untyped-def]
-    """Read what a chunk of columns is made of, for the pixels from `first` on whose plans begin at `base`: 16 words for each of the
-    UNITS pieces of a thread."""
+def gather_columns(c, images, count, base, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V):  # type: ignore[no-untyped-def]
+    """Read what a chunk of columns is made of, for `count` pixels whose plans begin at `base`: 16 words for each of the UNITS pieces
+    of a thread."""
     for k in range(UNITS):
         unit = thread + I32(k * THREADS)
         spot, channel = unit // I32(SLOTS), chunk + unit % I32(SLOTS) * V
-        if first + spot < end and channel < high:
+        if spot < count and channel < high:
             start = (owners[base + spot] * c.pixels + places[base + spot]) * c.pitch + channel
             gather_words(images, start, c.pitch, c.pitch * (c.p.in_size[1] + 1), raw, 16 * k)
 
 
 @device
 def store_columns(
-    c, first, end, base, chunk, low, high, thread, fractions, raw, corners, values, buffer, start, S, SLOTS, UNITS, THREADS, V,
+    count, base, chunk, low, high, thread, fractions, raw, corners, values, buffer, start, S, SLOTS, UNITS, THREADS, V,
     EACH, PITCH, T, SAMPLED,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """Make the columns of what was read, and store them, rounded: in rows of pixels, PITCH words apart, or, if that is 0, for
-    `load_matrices`. They are 0 for pixels from `end` on and channels outside low to high."""
+    `load_matrices`. They are 0 for pixels from `count` on and channels outside low to high."""
     for k in range(UNITS):
         unit = thread + I32(k * THREADS)
         spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
         channel = chunk + slot * V
         for i in range(V):
             values[i] = S(0)
-        if first + spot < end and channel < high:
+        if spot < count and channel < high:
             for corner in range(4):
                 unpack(raw, 16 * k + 4 * corner, corners, corner * V, T)
             y, x, scale = fractions[0, base + spot], fractions[1, base + spot], fractions[2, base + spot]
@@ -132,52 +132,44 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
             split, mine = I32(task // tasks), task % tasks
             group, first_out = I32(mine % (wide * p.groups) // wide), I32(mine % wide * COLUMNS)
             first = mine // (wide * p.groups) * ROWS
+            count = I32(min(ROWS, total - first))
             for i in range(MINE_R):
                 for j in range(MINE_C):
                     for k in range(4):
                         sums[i, j, k] = S(0)
             half = I32(0)
             for tap in range(split * p.taps // c.splits, (split + 1) * p.taps // c.splits):
-                for low in range(group * ins, group * ins + ins, width):
-                    high, chunk = I32(low + width), I32(low // V * V)
-                    start = ((low // width * p.taps + tap) * outs + first_out) * c.depth - chunk
+                for part in range(group * ins // width, (group + 1) * ins // width):
+                    low = I32(part) * width
+                    high, chunk, ready = low + width, low // I32(V) * I32(V), False
+                    start = ((part * p.taps + tap) * outs + first_out) * c.depth - chunk
                     plan_tile(
                         c, first, total, tap, low // shared, offsets, mask, places, owners, fractions, thread, S, SAMPLED, ROWS,
                         THREADS,
                     )  # fmt: skip
-                    copy_rows(
-                        weights, start + chunk, c.depth, buffer, RIGHT + half * (COLUMNS * WORDS), thread, COLUMNS, SLOTS, THREADS, V
-                    )  # fmt: skip
-                    cuda.syncthreads()
-                    gather_columns(
-                        c, images, first, total, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
-                    )  # fmt: skip
-                    store_columns(
-                        c, first, total, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer, half * (ROWS * WORDS),
-                        S, SLOTS, UNITS, THREADS, V, EACH, 0, T, SAMPLED,
-                    )  # fmt: skip
-                    while chunk < high:
+                    while ready or chunk < high:
                         wait_for_copies()
                         cuda.syncthreads()
-                        other, chunk = I32(1) - half, chunk + I32(CHUNK)
-                        if chunk < high:
+                        other, more = I32(1) - half, chunk < high
+                        if more:
                             copy_rows(
                                 weights, start + chunk, c.depth, buffer, RIGHT + other * (COLUMNS * WORDS), thread, COLUMNS, SLOTS,
                                 THREADS, V,
                             )  # fmt: skip
                             gather_columns(
-                                c, images, first, total, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
+                                c, images, count, 0, chunk, high, thread, places, owners, raw, SLOTS, UNITS, THREADS, V
                             )  # fmt: skip
-                        multiply_matrices(
-                            buffer, half * (ROWS * WORDS), row, RIGHT + half * (COLUMNS * WORDS), column, lane, words, sums, MINE_R,
-                            MINE_C, WORDS, T,
-                        )  # fmt: skip
-                        if chunk < high:
+                        if ready:
+                            multiply_matrices(
+                                buffer, half * (ROWS * WORDS), row, RIGHT + half * (COLUMNS * WORDS), column, lane, words, sums,
+                                MINE_R, MINE_C, WORDS, T,
+                            )  # fmt: skip
+                        if more:
                             store_columns(
-                                c, first, total, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                                count, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
                                 other * (ROWS * WORDS), S, SLOTS, UNITS, THREADS, V, EACH, 0, T, SAMPLED,
                             )  # fmt: skip
-                        half = other
+                        half, ready, chunk = other, more, chunk + I32(CHUNK)
             cuda.syncthreads()
             write_tensor(
                 c, y, partial, bias, buffer, sums, 0, thread, split, first, group, first_out, MINE_R, MINE_C, DOWN, ACROSS, T
