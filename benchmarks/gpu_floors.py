@@ -107,12 +107,12 @@ RIVAL_SCALAR = 0.25  # of L2: one thread a sample and channel, planes of x, 4-by
 RIVAL_ATOMIC = 0.125  # of L2: scalar atomics
 
 
-TENSOR_CORES = ("forward",)  # the directions whose products are on tensor cores so far
 MULTIPROCESSORS = 132
 
 
 def share_of_blocks(case: Case) -> tuple[float, int]:
-    """Of the forward's tiles: how much of the GPU they keep busy, in whole rounds, and how often each sample is made."""
+    """Of the forward's tiles, their taps shared out where tiles are few: how much of the GPU they keep busy, in whole rounds, and how
+    often each sample is made."""
     outs = case.c_out // case.groups
     if case.groups == case.c:  # no tiles: one by one
         return 1.0, 1
@@ -120,14 +120,14 @@ def share_of_blocks(case: Case) -> tuple[float, int]:
     height, width = case.out_size
     repeated = -(-outs // columns)
     blocks = -(-case.n * height * width // rows) * repeated * case.groups
+    blocks *= max(1, min(2 * MULTIPROCESSORS // blocks, case.taps))
     return blocks / (-(-blocks // MULTIPROCESSORS) * MULTIPROCESSORS), repeated
 
 
-def planned(case: Case, direction: str, kind: str, rates: Rates, tensor: bool) -> float:
-    """Seconds of the kernels: the slowest unit of the fused kernel, and the copies to and from channels-last. `tensor`: with
-    the products of other types than float32 on tensor cores."""
-    seconds = floor(case, direction, kind).seconds(rates, kind if tensor else "float32")
-    product = PLANNED_TENSOR if tensor and kind != "float32" else PLANNED["product"]
+def planned(case: Case, direction: str, kind: str, rates: Rates) -> float:
+    """Seconds of the kernels: the slowest unit of the fused kernel, and the copies to and from channels-last."""
+    seconds = floor(case, direction, kind).seconds(rates, kind)
+    product = PLANNED["product"] if kind == "float32" else PLANNED_TENSOR
     share, repeated = share_of_blocks(case) if direction == "forward" else (1.0, 1)
     l2 = repeated * seconds["L2"] / PLANNED["L2"]
     fused = max(seconds["memory"] / PLANNED["memory"], seconds["product"] / product, l2) / share
@@ -196,22 +196,19 @@ TARGETS = {  # times as fast as torchvision's, a mean over batch 16 of S1 to S6;
 
 def plans_table(direction: str, rates: Rates = H100) -> list[str]:
     """Predicted milliseconds of the kernels and of torchvision's way, and their quotients beside their targets."""
-    built = direction in TENSOR_CORES
-    ways = [("float32", "float32", built), ("float16", "float16", built)]
-    ways.insert(1, ("tf32", "tf32", True) if built else ("float16 on tensor cores", "float16", True))
-    head = ["row", "batch", *(name for name, _, _ in ways), "torchvision float32", "torchvision float16"]
-    head += [f"times as fast: {name}" for name, _, _ in ways]
+    head = ["row", "batch", *RIVAL, "torchvision float32", "torchvision float16"]
+    head += [f"times as fast: {kind}" for kind in RIVAL]
     rows, means = [], []
     for name in ROWS:
         for batch in BATCHES:
             case = row(name, batch)
-            own = [planned(case, direction, kind, rates, tensor) for _, kind, tensor in ways]
+            own = [planned(case, direction, kind, rates) for kind in RIVAL]
             theirs = {kind: rival(case, direction, kind, rates) for kind in ("float32", "float16")}
-            over = [theirs[RIVAL[kind]] / seconds for (_, kind, _), seconds in zip(ways, own, strict=True)]
+            over = [theirs[rival_kind] / seconds for rival_kind, seconds in zip(RIVAL.values(), own, strict=True)]
             rows.append([name, str(batch), *map(ms, [*own, *theirs.values()]), *map(number, over)])
             means += [over] if batch == 16 and name in DENSE else []
     means_text = [number(geometric_mean(values)) for values in zip(*means, strict=True)]
-    wanted = [f"{TARGETS[direction][kind]:g}" for _, kind, _ in ways]
+    wanted = [f"{TARGETS[direction][kind]:g}" if kind in TARGETS[direction] else "" for kind in RIVAL]
     rows.append(["S1 to S6, geometric mean", "16", *[""] * 5, *means_text])
     rows.append(["wanted", "16", *[""] * 5, *wanted])
     return table(head, rows)

@@ -1,6 +1,7 @@
 """What test_cuda_memory.py has the server of the device run: small kernels on the functions of `memory_cuda`, the copies and
 layouts of `Work`. Arrays come and go as NumPy's."""
 
+import ctypes
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,25 @@ from numdcn._kernels.memory_cuda import at, load_vector, narrow, put, vector_len
 KINDS = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
 
 
+class There:
+    """A copy of a NumPy array on a GPU, with its strides and of its type, which Numba need not know."""
+
+    def __init__(self, array):
+        self.array, (self.low, high) = array, np.lib.array_utils.byte_bounds(array)
+        self.memory = cuda.to_device(np.frombuffer(ctypes.string_at(self.low, high - self.low), np.uint8))
+        self.dtype = array.dtype
+
+    @property
+    def __cuda_array_interface__(self):
+        start = self.memory.__cuda_array_interface__["data"][0] + self.array.ctypes.data - self.low
+        told = {"shape": self.array.shape, "strides": self.array.strides, "typestr": self.dtype.str}
+        return {**told, "data": (start, False), "version": 3}
+
+    def copy_to_host(self):
+        raw, start = self.memory.copy_to_host(), self.array.ctypes.data - self.low
+        return np.ndarray(self.array.shape, self.dtype, raw, start, self.array.strides)
+
+
 def on_device(array):
     """An array of the server, and what the library sees of it."""
     if jit_cuda.SIMULATED:
@@ -23,7 +43,7 @@ def on_device(array):
 
         made = FakeCUDAArray(array)
     else:
-        made = cuda.to_device(np.ascontiguousarray(array))
+        made = There(array)
     return made, FRAMEWORKS[-1].seen(made)
 
 

@@ -253,10 +253,7 @@ class Numba(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
         cuda = numba_cuda()
-        kind = dtype
-        if dtype is BFLOAT16:
-            kind = np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
-        made = _on_device(number, lambda: cuda.device_array(shape, kind))
+        made = _on_device(number, lambda: cuda.device_array(shape, _numpy_dtype(dtype)))
         if _simulates(made):
             return _simulated(made, self)
         pointer = made.__cuda_array_interface__["data"][0]
@@ -282,7 +279,7 @@ class Numba(Framework):
         numba_cuda()
         from numdcn._kernels.launch_cuda import read
 
-        host = np.empty(array.shape, array.dtype)
+        host = np.empty(array.shape, _numpy_dtype(array.dtype))
         read(array.number, array.stream, array.address, host)
         return host
 
@@ -303,6 +300,13 @@ def numba_cuda() -> Any:
     from numdcn._kernels.jit_cuda import cuda
 
     return cuda
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype:
+    """A dtype for NumPy: of bfloat16 that of ml_dtypes, if it was imported, else its bits."""
+    if dtype is not BFLOAT16:
+        return dtype
+    return np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
 
 
 def _on_device(number: int, action: Callable[[], Any]) -> Any:

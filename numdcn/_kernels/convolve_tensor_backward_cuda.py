@@ -27,7 +27,7 @@ def weight_warps() -> tuple[WarpTile, ...]:
     """The tiles of outputs and channels, those for few outputs first; `words` of pixels at a time."""
     if SIMULATED:
         return (WarpTile(16, 16, 1, 1, 8),)
-    return WarpTile(64, 64, 4, 2, 16), WarpTile(128, 64, 4, 2, 16)
+    return WarpTile(64, 64, 4, 2, 16), WarpTile(128, 64, 4, 2, 16), WarpTile(256, 64, 4, 2, 16)
 
 
 def _column_variants() -> list[tuple[object, ...]]:
