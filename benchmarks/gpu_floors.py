@@ -110,26 +110,45 @@ RIVAL_ATOMIC = 0.125  # of L2: scalar atomics
 MULTIPROCESSORS = 132
 
 
-def share_of_blocks(case: Case) -> tuple[float, int]:
-    """Of the forward's tiles, their taps shared out where tiles are few: how much of the GPU they keep busy, in whole rounds, and how
-    often each sample is made."""
+def tile(case: Case) -> tuple[int, int]:
+    """Pixels and outputs of the forward's tile."""
     outs = case.c_out // case.groups
+    return (128, 64) if outs <= 64 else (128, 128) if outs <= 128 else (64, 256)
+
+
+def share_of_blocks(case: Case) -> float:
+    """How much of the GPU the forward's tiles keep busy, in whole rounds; their taps are shared out where they are few."""
     if case.groups == case.c:  # no tiles: one by one
-        return 1.0, 1
-    rows, columns = (128, 64) if outs <= 64 else (128, 128) if outs <= 128 else (64, 256)
-    height, width = case.out_size
-    repeated = -(-outs // columns)
-    blocks = -(-case.n * height * width // rows) * repeated * case.groups
+        return 1.0
+    (rows, columns), (height, width) = tile(case), case.out_size
+    blocks = -(-case.n * height * width // rows) * -(-case.c_out // case.groups // columns) * case.groups
     blocks *= max(1, min(2 * MULTIPROCESSORS // blocks, case.taps))
-    return blocks / (-(-blocks // MULTIPROCESSORS) * MULTIPROCESSORS), repeated
+    return blocks / (-(-blocks // MULTIPROCESSORS) * MULTIPROCESSORS)
+
+
+def through_l2(case: Case, direction: str, kind: str) -> float:
+    """Bytes that the kernels move through L2: corners, as often as they are read, and the other operands of their products."""
+    size, outs = BYTES[kind], case.c_out // case.groups
+    if case.groups == case.c:
+        return floor(case, direction, kind).corners
+    if direction == "forward":  # a sample for each block of outputs, and the weights for each tile of pixels
+        rows, columns = tile(case)
+        each = -(-outs // columns) * (4 + columns / rows) * size
+    else:
+        rows = 64 if outs <= 64 else 128 if outs <= 128 or kind == "float32" else 256
+        made = 4 * (size + GRAD_BYTES) + outs * size / 32  # tiles of 64 x 64: grad_y and the weights for each
+        each = (
+            made + -(-outs // rows) * (4 + rows / 64) * size
+        )  # grad_w: samples made again, grad_y for each 64 channels
+    return samples(case) * each
 
 
 def planned(case: Case, direction: str, kind: str, rates: Rates) -> float:
     """Seconds of the kernels: the slowest unit of the fused kernel, and the copies to and from channels-last."""
     seconds = floor(case, direction, kind).seconds(rates, kind)
     product = PLANNED["product"] if kind == "float32" else PLANNED_TENSOR
-    share, repeated = share_of_blocks(case) if direction == "forward" else (1.0, 1)
-    l2 = repeated * seconds["L2"] / PLANNED["L2"]
+    share = share_of_blocks(case) if direction == "forward" else 1.0
+    l2 = through_l2(case, direction, kind) / rates.l2 / PLANNED["L2"]
     fused = max(seconds["memory"] / PLANNED["memory"], seconds["product"] / product, l2) / share
     copied = 2 * elements(case, "x") * BYTES[kind]
     if direction == "backward":

@@ -170,7 +170,7 @@ def copy_pixels(
 def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: ignore[no-untyped-def]
     """As `gradients_of_weights`. Columns are rounded to T."""
     S, A, V, EACH = scalar_type(T), compute_type(T), vector_length(T), per_word(T)
-    THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, COLUMNS // V, 4 * V
+    THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, COLUMNS // V, 4 * EACH
     MINE_R, MINE_C = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS)
     LEFT_PITCH, RIGHT_PITCH = ROWS // EACH + 8 // EACH, COLUMNS // EACH + 8 // EACH  # no two lanes at a bank
     UNITS, PLANNED, RIGHT = CHUNK * SLOTS // THREADS, 4 * CHUNK, 2 * CHUNK * LEFT_PITCH
@@ -184,7 +184,11 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
         sums = cuda.local.array((MINE_R, MINE_C, 4), S)
         words = cuda.local.array((MINE_R, 4), np.uint32)
         raw = cuda.local.array(RAW, np.uint32)
-        corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
+        corners, values, packed = (
+            cuda.local.array(CORNERS, S),
+            cuda.local.array(EACH, S),
+            cuda.local.array(4, np.uint32),
+        )
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
         grad_y, partial = view(c.y, T), view(c.sums, A)
         p = c.p
@@ -237,7 +241,7 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
                                 )  # fmt: skip
                             if more:
                                 store_columns(
-                                    count, I32(q - planned), chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                                    count, I32(q - planned), chunk, low, high, thread, fractions, raw, corners, values, packed, buffer,
                                     RIGHT + other * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T, SAMPLED,
                                 )  # fmt: skip
                             half, ready, q = other, more, q + CHUNK

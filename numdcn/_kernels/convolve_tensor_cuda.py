@@ -66,7 +66,7 @@ def gather_columns(c, images, count, base, chunk, high, thread, places, owners, 
 
 @device
 def store_columns(
-    count, base, chunk, low, high, thread, fractions, raw, corners, values, buffer, start, S, SLOTS, UNITS, THREADS, V,
+    count, base, chunk, low, high, thread, fractions, raw, corners, values, packed, buffer, start, S, SLOTS, UNITS, THREADS, V,
     EACH, PITCH, T, SAMPLED,
 ):  # type: ignore[no-untyped-def] # fmt: skip
     """Make the columns of what was read, and store them, rounded: in rows of pixels, PITCH words apart, or, if that is 0, for
@@ -75,23 +75,24 @@ def store_columns(
         unit = thread + I32(k * THREADS)
         spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
         channel = chunk + slot * V
-        for i in range(V):
-            values[i] = S(0)
-        if spot < count and channel < high:
-            for corner in range(4):
-                unpack(raw, 16 * k + 4 * corner, corners, corner * V, T)
+        live = spot < count and channel < high
+        if live:
             y, x, scale = fractions[0, base + spot], fractions[1, base + spot], fractions[2, base + spot]
-            weigh(corners, y, x, scale, values, S, V, SAMPLED)
-            for i in range(V):
-                values[i] = values[i] if low <= channel + i and channel + i < high else S(0)
+        else:
+            y, x, scale = S(0), S(0), S(0)
+        for i in range(4):
+            for corner in range(4):
+                unpack(raw, 16 * k + 4 * corner + i, corners, corner * EACH, T)
+            weigh(corners, y, x, scale, values, S, EACH, SAMPLED)
+            for j in range(EACH):
+                inside = live and low <= channel + i * EACH + j and channel + i * EACH + j < high
+                values[j] = values[j] if inside else S(0)
+            packed[i] = word(values[0], values[EACH - 1], T)
         if PITCH == 0:
             place = start + piece_at(spot, slot, SLOTS)
         else:
             place = start + spot * PITCH + slot * 4
-        store_words(
-            buffer, place, word(values[0], values[EACH - 1], T), word(values[EACH], values[2 * EACH - 1], T),
-            word(values[2 * EACH], values[3 * EACH - 1], T), word(values[3 * EACH], values[4 * EACH - 1], T),
-        )  # fmt: skip
+        store_words(buffer, place, packed[0], packed[1], packed[2], packed[3])
 
 
 @kernels(
@@ -103,7 +104,7 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
     """y, as `forward_tiles`. The weights are packed in parts, as many channels of a group as share their offsets; the last rows are
     followed by COLUMNS more, which are read. What the next chunk needs is on its way while one is multiplied."""
     S, A, V, EACH = scalar_type(T), compute_type(T), vector_length(T), per_word(T)
-    THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, WORDS // 4, 4 * V
+    THREADS, CHUNK, SLOTS, CORNERS = 32 * DOWN * ACROSS, WORDS * EACH, WORDS // 4, 4 * EACH
     MINE_R, MINE_C, UNITS = ROWS // (16 * DOWN), COLUMNS // (8 * ACROSS), ROWS * SLOTS // THREADS
     RAW, RIGHT = 16 * UNITS, 2 * ROWS * WORDS
     BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, 16 * DOWN * COLUMNS)
@@ -116,7 +117,11 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
         sums = cuda.local.array((MINE_R, MINE_C, 4), S)
         words = cuda.local.array((MINE_R, 4), np.uint32)
         raw = cuda.local.array(RAW, np.uint32)
-        corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
+        corners, values, packed = (
+            cuda.local.array(CORNERS, S),
+            cuda.local.array(EACH, S),
+            cuda.local.array(4, np.uint32),
+        )
         images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
         weights, bias, y, partial = view(c.weights, T), view(c.bias, T), view(c.y, T), view(c.sums, A)
         p = c.p
@@ -166,7 +171,7 @@ def forward_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):  # type: 
                             )  # fmt: skip
                         if more:
                             store_columns(
-                                count, 0, chunk, low, high, thread, fractions, raw, corners, values, buffer,
+                                count, 0, chunk, low, high, thread, fractions, raw, corners, values, packed, buffer,
                                 other * (ROWS * WORDS), S, SLOTS, UNITS, THREADS, V, EACH, 0, T, SAMPLED,
                             )  # fmt: skip
                         half, ready, chunk = other, more, chunk + I32(CHUNK)

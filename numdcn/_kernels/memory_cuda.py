@@ -276,14 +276,10 @@ def load_words(array, index, words, first):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _unpack(typingctx, words, first, target, start, kind):  # type: ignore[no-untyped-def]
+def _unpack(typingctx, words, index, target, start, kind):  # type: ignore[no-untyped-def]
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-        values = []
-        for i in range(4):
-            position = builder.add(args[1], ir.Constant(args[1].type, i))
-            word = builder.load(place_of(context, builder, sig.args[0], args[0], position))
-            values += _unpacked(builder, kind.dtype, word)
-        for i, value in enumerate(values):
+        word = builder.load(place_of(context, builder, sig.args[0], args[0], args[1]))
+        for i, value in enumerate(_unpacked(builder, kind.dtype, word)):
             position = builder.add(args[3], ir.Constant(args[3].type, i))
             builder.store(value, place_of(context, builder, sig.args[2], args[2], position))
         return context.get_dummy_value()
@@ -292,10 +288,10 @@ def _unpack(typingctx, words, first, target, start, kind):  # type: ignore[no-un
 
 
 @twin(_unpack)
-def unpack(words, first, target, start, kind):  # type: ignore[no-untyped-def]
-    """target[start], target[start + 1], ... = the elements of four words, widened."""
+def unpack(words, index, target, start, kind):  # type: ignore[no-untyped-def]
+    """target[start], or for half types also target[start + 1], = the elements of a word, widened."""
     stored = np.dtype(np.uint16) if kind == types.uint16 else np.dtype(str(kind))
-    for i, element in enumerate(np.array(words[first : first + 4]).view(stored)):
+    for i, element in enumerate(np.array(words[index : index + 1]).view(stored)):
         target[start + i] = widen(element)
 
 
