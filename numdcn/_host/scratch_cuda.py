@@ -38,13 +38,13 @@ def take(number: int, stream: int, nbytes: int) -> Block | None:
 
 def give_back(number: int, stream: int, block: Block) -> None:
     """Keep a block whose use on the stream has been issued, if the limit allows."""
-    kept = _kept.setdefault((number, stream), [])
-    kept.append(block)
-    while kept_bytes() > get_scratch_limit():
-        try:
-            kept.pop(0)
-        except IndexError:
-            return
+    _kept.setdefault((number, stream), []).append(block)
+    for kept in list(_kept.values()):  # those of streams that are gone, too
+        while kept and kept_bytes() > get_scratch_limit():
+            try:
+                kept.pop(0)
+            except IndexError:
+                break
 
 
 def kept_bytes() -> int:
