@@ -26,7 +26,10 @@ class Bits:
 
     def __init__(self, bits: Any) -> None:
         self.bits = bits
-        self.__cuda_array_interface__ = {**bits.__cuda_array_interface__, "typestr": "|V2"}
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {**self.bits.__cuda_array_interface__, "typestr": "|V2"}
 
     @property
     def shape(self) -> tuple[int, ...]:

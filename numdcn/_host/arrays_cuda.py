@@ -37,7 +37,9 @@ DTYPES: dict[str, Any] = {
 class DeviceArray:
     """An array on a GPU as the library sees it, whichever framework made it."""
 
-    __slots__ = ("address", "dtype", "framework", "keep", "number", "owner", "shape", "stream", "strides", "writable")
+    __slots__ = (
+        "address", "dtype", "framework", "keep", "number", "own_stream", "owner", "shape", "stream", "strides", "writable"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class DeviceArray:
         self.dtype = dtype
         self.shape = shape
         self.strides = strides  # in elements
-        self.stream = stream  # on which it may be used
+        self.own_stream = stream  # on which its owner used it, and will
+        self.stream = stream  # on which it is used here
         self.writable = writable
         self.keep: Any = None  # what must live as long
 
@@ -253,7 +256,7 @@ class Numba(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
         cuda = numba_cuda()
-        made = _on_device(number, lambda: cuda.device_array(shape, _numpy_dtype(dtype)))
+        made = _with_memory(number, lambda: cuda.device_array(shape, _numpy_dtype(dtype), stream=_numba_stream(stream)))
         if _simulates(made):
             return _simulated(made, self)
         pointer = made.__cuda_array_interface__["data"][0]
@@ -314,6 +317,35 @@ def _on_device(number: int, action: Callable[[], Any]) -> Any:
     from numdcn._kernels.launch_cuda import on_device
 
     return on_device(number, action)
+
+
+def _numba_stream(stream: int) -> Any:
+    """A stream as Numba's, which its array then tells others of."""
+    return numba_cuda().external_stream(stream) if stream else 0
+
+
+def _with_memory(number: int, action: Callable[[], Any]) -> Any:
+    """What `action` returns, on a device; once more without the scratch memory that is kept, if there was no room."""
+    try:
+        return _on_device(number, action)
+    except Exception:
+        if not scratch_cuda.clear():
+            raise
+    return _on_device(number, action)
+
+
+def join(array: DeviceArray, first: DeviceArray) -> None:
+    """Have an array used on the stream of another one, after what was done to it on its own."""
+    if array.stream != first.stream:
+        follow(array.number, first.stream, array.stream)
+        array.stream = first.stream
+
+
+def follow(number: int, stream: int, other: int) -> None:
+    """Let all that is issued on a stream from now on wait for what was issued on another one."""
+    from numdcn._kernels import launch_cuda
+
+    launch_cuda.follow(number, stream, other)
 
 
 def _simulates(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from numdcn._host.arrays import addressable, check_array, check_out, received
-from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray
+from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, follow, join
 from numdcn._host.checks import describe, wanted_names
 from numdcn._host.options import Options
 from numdcn._host.weights import PreparedWeights
@@ -38,7 +38,17 @@ def receive(arrays: dict[str, Any]) -> dict[str, Any]:
         first = on_gpu[0]
         for name, value in seen.items():
             check_place(name, value, first, seen[first])
+        for name in on_gpu:
+            _join(seen[name], home(seen[first]))
     return seen
+
+
+def _join(value: Any, first: Any) -> None:
+    """Have an array on a GPU used on the stream of the first one."""
+    if type(value) is not PreparedWeights:
+        join(value, first)
+    elif value.array.stream != first.stream:  # others may be using them on theirs
+        follow(first.number, first.stream, value.array.stream)
 
 
 def home(value: Any) -> DeviceArray | None:
@@ -99,6 +109,8 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
     grad_y = received(grad_y)
     check_array("grad_y", grad_y, None, axes)
     check_place("grad_y", grad_y, "x", x)
+    if home(grad_y) is not None:
+        join(grad_y, x)
     if grad_y.dtype != x.dtype:
         raise TypeError(f"`grad_y` has dtype {grad_y.dtype} but `x` has {x.dtype}; expected one dtype for all")
     if grad_y.shape != shape:
@@ -130,12 +142,18 @@ def room(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[s
         check_place(name, out, first, inputs[first])
     plain = {n: a.array if isinstance(a, PreparedWeights) else a for n, a in inputs.items() if a is not None}
     check_out(name, out, shape, dtype, plain)
+    if like is not None:
+        join(out, like)
     return out
 
 
 def given_back(array: Any) -> Any:
-    """What the caller gets for a result."""
-    return array.owner if isinstance(array, DeviceArray) else array
+    """What the caller gets for a result, whose own stream waits for what was done to it here."""
+    if not isinstance(array, DeviceArray):
+        return array
+    if array.own_stream != array.stream:
+        follow(array.number, array.own_stream, array.stream)
+    return array.owner
 
 
 @functools.cache

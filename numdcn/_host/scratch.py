@@ -32,8 +32,8 @@ _kept: dict[int, np.ndarray] = {}  # free buffers by id, the most recently used 
 def set_scratch_limit(nbytes: int) -> None:
     """Set how many bytes of scratch memory are kept between calls (default 64 MiB; `NUMDCN_SCRATCH_LIMIT`).
 
-    0 keeps nothing. Memory above the limit is given back at once. As much again may be kept on GPUs, for arrays of `numba.cuda` (torch and
-    CuPy have allocators of their own); there the next call gives back what is above a new limit.
+    0 keeps nothing. Memory above the limit is given back at once. As much again may be kept on GPUs, for arrays of
+    `numba.cuda` (torch and CuPy have allocators of their own); there the next call gives back what is above a new limit.
 
     Raises `TypeError` or `ValueError` unless `nbytes` is a whole number of at least 0.
     """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.scratch_cuda import stream_key
 from numdcn._host.weights import PreparedWeights
 from numdcn._host.work_cuda import Work, stored
 from numdcn._kernels.convolution import Convolution
@@ -29,7 +30,7 @@ def _packed(
         made = work.empty(shape, w.dtype)
         fill(w, made)
         return made.address
-    key = (*layout, work.stream)
+    key = (*layout, *stream_key(work.stream))
     if key not in w.layouts:
         made = work.framework.empty(shape, w.dtype, work.number, work.stream)
         fill(w.array, made)

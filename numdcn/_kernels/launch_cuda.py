@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,18 @@ def _scalars(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def _flatten(values: Iterable[Any], into: list[Any]) -> None:
-    for value in values:
-        if isinstance(value, tuple):
-            _flatten(value, into)
-        else:
-            into.append(value)
+def _flat(kind: Any, name: str) -> str:
+    """The scalars of a tuple of this type, called `name`, as items of a tuple in Python: those that follow one another at once."""
+    items, plain = [], [not isinstance(part, types.BaseTuple) for part in kind]
+    i = 0
+    while i < len(plain):
+        end = next((j for j in range(i, len(plain)) if not plain[j]), len(plain))
+        if end > i:
+            items.append(f"*{name}[{i}:{end}]")
+        if end < len(plain):
+            items.append(_flat(kind[end], f"{name}[{end}]"))
+        i = end + 1
+    return ", ".join(items)
 
 
 class _Room:
@@ -56,10 +62,11 @@ class Kernel:
 
     def __init__(self, dispatcher: Any, signature: tuple[Any, ...]) -> None:
         self.dispatcher, self._signature = dispatcher, signature
-        codes = [CODES[kind] for argument in signature for kind in _scalars(argument)]
+        codes = [CODES[kind] for kind in _scalars(signature[0])]
         self._packing = struct.Struct("@" + "".join(codes))
         ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
         self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
+        self._flatten = eval(f"lambda c: ({_flat(signature[0], 'c')},)")  # numbers and brackets alone
         self._handles: dict[int, Any] = {}  # by device
         self._rooms: list[_Room] = []  # not in use
         self._lock = threading.Lock()
@@ -76,13 +83,11 @@ class Kernel:
     ) -> None:
         handle = self._handles.get(number) or self._load(number)
         across, down = threads if isinstance(threads, tuple) else (threads, 1)
-        scalars: list[Any] = []
-        _flatten(call, scalars)
         try:
             room = self._rooms.pop()
         except IndexError:
             room = _Room(self._packing.size, self._offsets)
-        self._packing.pack_into(room.memory, 0, *scalars)
+        self._packing.pack_into(room.memory, 0, *self._flatten(call))
         (error,) = driver.cuLaunchKernel(handle, blocks, 1, 1, across, down, 1, 0, stream, room.address, 0)
         self._rooms.append(room)
         check(error, "a kernel could not be launched")
@@ -147,3 +152,16 @@ def read(number: int, stream: int, address: int, host: np.ndarray) -> None:
         check(driver.cuMemcpyDtoH(host.ctypes.data, address, host.nbytes)[0], "memory of a GPU could not be read")
 
     on_device(number, wait_and_copy)
+
+
+def follow(number: int, stream: int, other: int) -> None:
+    """Let all that is issued on a stream from now on wait for what was issued on another one. The host does not wait."""
+
+    def record_and_wait() -> None:
+        error, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        check(error, "an event could not be made")
+        check(driver.cuEventRecord(event, other)[0], "an event could not be recorded")
+        check(driver.cuStreamWaitEvent(stream, event, 0)[0], "a stream could not be made to wait")
+        check(driver.cuEventDestroy(event)[0], "an event could not be destroyed")
+
+    on_device(number, record_and_wait)

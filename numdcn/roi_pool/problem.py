@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.arrays import received
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.arrays_cuda import DeviceArray, join
 from numdcn._host.checks import describe
 from numdcn._host.door import check_place
 from numdcn._host.rois import ROIS, RoIs, X, check_rois
@@ -32,6 +32,8 @@ def check_argmax(argmax: Any, p: Problem, x: Any) -> Any:
     if not isinstance(argmax, (np.ndarray, DeviceArray)):
         raise TypeError(f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32")
     check_place("argmax", argmax, "x", x)
+    if isinstance(argmax, DeviceArray):
+        join(argmax, x)
     if argmax.dtype != np.int32:
         raise TypeError(f"`argmax` has dtype {argmax.dtype}, expected int32")
     if argmax.shape != p.out_shape:
