@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
+import numdcn
 from numdcn._host.arrays_cuda import FRAMEWORKS
 from numdcn._host.work_cuda import Images, Plans, Work, stored
 from numdcn._kernels import jit_cuda
@@ -151,3 +152,18 @@ def outside(count, index):
 
     cuda.jit(kernel)[1, 1](Convert(seen.address, 0, index))
     return made.copy_to_host()
+
+
+def prepared(arrays):
+    """(with plain weights, with prepared ones, once more, how many layouts those kept after each): forward and backward."""
+    x, offsets, w, grad_y = (on_device(arrays[name])[0] for name in ("x", "offsets", "w", "grad_y"))
+    ready = numdcn.prepare_weights(w, groups=2)
+
+    def both(weights):
+        y = numdcn.deform_conv_forward(x, offsets, weights, padding=1)
+        g = numdcn.deform_conv_backward(grad_y, x, offsets, weights, padding=1, deterministic=True)
+        results = {"y": y, "x": g.x, "offsets": g.offsets, "w": g.w}
+        return {name: result.copy_to_host() for name, result in results.items()}
+
+    plain, first, kept = both(w), both(ready), [len(ready.layouts)]
+    return plain, first, both(ready), [*kept, len(ready.layouts)]

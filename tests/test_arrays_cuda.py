@@ -13,18 +13,8 @@ from checks import run_python
 import numdcn
 from numdcn._host import arrays_cuda
 from numdcn._host.arrays import check_array, check_out, received
-from numdcn._host.arrays_cuda import (
-    BFLOAT16,
-    DTYPES,
-    Cupy,
-    DeviceArray,
-    Numba,
-    Torch,
-    c_strides,
-    collapsed,
-    framework_of,
-    strides_of,
-)
+from numdcn._host.arrays_cuda import Cupy, Numba, Torch, framework_of
+from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._host.door import check_place, receive, room
 
 
@@ -236,7 +226,7 @@ def test_empty_results_need_no_gpu(torch):
 def test_without_numba_cuda(torch, monkeypatch):
     monkeypatch.setattr(arrays_cuda.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
-        arrays_cuda.numba_cuda()
+        arrays_cuda.numba_cuda.__wrapped__()  # not what an earlier call found
 
 
 def test_a_call_without_numba_cuda():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays_cuda import BFLOAT16, DeviceArray, framework_of
+from numdcn._host.arrays_cuda import framework_of
 from numdcn._host.checks import describe
+from numdcn._host.device_array import BFLOAT16, DeviceArray
 from numdcn._kernels.parameters_cpu import Place
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.weights_cuda import by_channel, by_depth, by_output, in_parts
 from numdcn._host.work_cuda import Images, Plans, Work, stored, summed

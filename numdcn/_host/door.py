@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from numdcn._host.arrays import addressable, check_array, check_out, received
-from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, follow, join
+from numdcn._host.arrays_cuda import follow, join
 from numdcn._host.checks import describe, wanted_names
+from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.weights import PreparedWeights
 

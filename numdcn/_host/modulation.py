@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.arrays import received
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.door import new_like
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays_cuda import DTYPES, DeviceArray
+from numdcn._host.device_array import DTYPES, DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.rois import FAR, RoIs
 from numdcn._host.work_cuda import Work, stored, summed

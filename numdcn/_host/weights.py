@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.arrays import addressable, check_array, place, received
-from numdcn._host.arrays_cuda import DeviceArray
 from numdcn._host.checks import integer
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.threads import launch, plan_threads
 from numdcn._kernels.weights_cpu import Packing, PackWeights, pack_weights, packing
 

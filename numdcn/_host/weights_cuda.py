@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.scratch_cuda import stream_key
 from numdcn._host.weights import PreparedWeights
 from numdcn._host.work_cuda import Work, stored

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays_cuda import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, numba_cuda
+from numdcn._host.arrays_cuda import numba_cuda
+from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
 
 numba_cuda()  # an error that names the extra, before others
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.work_cuda import Images, Work, stored, summed
 from numdcn._kernels import bilinear

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numdcn._host import convolve_cuda
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.options import Options
 from numdcn.conv.problem import Problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.arrays_cuda import DeviceArray
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.pool_cuda import pool_mean, pool_mean_gradient
 from numdcn.ps_roi_pool.problem import Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.arrays_cuda import DTYPES, DeviceArray
+from numdcn._host.device_array import DTYPES, DeviceArray
 from numdcn._host.options import Options
 from numdcn._host.pool_cuda import pool_max, pool_max_gradient
 from numdcn._host.work_cuda import Work

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from numdcn._host.arrays import received
-from numdcn._host.arrays_cuda import DeviceArray, join
+from numdcn._host.arrays_cuda import join
 from numdcn._host.checks import describe
+from numdcn._host.device_array import DeviceArray
 from numdcn._host.door import check_place
 from numdcn._host.rois import ROIS, RoIs, X, check_rois
 

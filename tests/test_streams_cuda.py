@@ -1,0 +1,197 @@
+"""What is kept and ordered between GPU calls: streams, scratch memory, prepared weights, launches' parameters.
+
+Nothing here needs a GPU: streams are handles whose orders are written down instead of being given.
+"""
+
+import importlib.util
+import threading
+from typing import NamedTuple
+
+import device
+import numpy as np
+import pytest
+from checks import assert_same_bits
+from test_arrays_cuda import Interface, Tensor
+
+import numdcn
+from numdcn._host import arrays_cuda, door, scratch_cuda
+from numdcn._host.device_array import DTYPES, DeviceArray, c_strides
+from numdcn._host.door import given_back, receive, room
+
+NUMBA = next(f for f in arrays_cuda.FRAMEWORKS if f.name == "numba")
+
+
+@pytest.fixture
+def orders(monkeypatch):
+    """[(device, stream, stream that it is to wait for), ...]"""
+    told = []
+    for module in (arrays_cuda, door):
+        monkeypatch.setattr(module, "follow", lambda *order: told.append(order))
+    monkeypatch.setattr(arrays_cuda, "_device_of", lambda address: 0)
+    return told
+
+
+def array(stream, address=0x1000, shape=(4, 3)):
+    return DeviceArray(object(), NUMBA, 0, address, DTYPES["float32"], shape, c_strides(shape), stream)
+
+
+def test_arrays_of_other_streams_are_waited_for(orders):
+    seen = receive({"x": Interface(stream=5), "w": Interface(stream=7), "bias": None, "mask": Interface(stream=5)})
+    assert orders == [(0, 5, 7)]
+    assert [seen[name].stream for name in ("x", "w", "mask")] == [5, 5, 5]
+
+
+def test_one_stream_waits_for_nothing(orders):
+    receive({"x": Interface(stream=5), "w": Interface(stream=5)})
+    given_back(array(5))
+    assert orders == []
+
+
+def test_the_stream_of_out_waits_for_the_result(orders):
+    out = room("out", array(7, 0x2000), (4, 3), np.dtype(np.float32), {"x": array(5, 0x8000)})
+    assert orders == [(0, 5, 7)] and out.stream == 5
+    assert given_back(out) is out.owner
+    assert orders == [(0, 5, 7), (0, 7, 5)]
+
+
+def test_prepared_weights_keep_their_stream(orders):
+    """Other threads may be using them on other streams."""
+    made = object.__new__(numdcn.PreparedWeights)
+    made._array = array(7)
+    seen = receive({"x": Interface(stream=5), "w": made})
+    assert orders == [(0, 5, 7)] and seen["w"].array.stream == 7
+
+
+# Scratch memory.
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(scratch_cuda, "_kept", {})
+    before = numdcn.get_scratch_limit()
+    yield
+    numdcn.set_scratch_limit(before)
+
+
+def block(nbytes):
+    return scratch_cuda.Block(object(), 0x1000 * nbytes, nbytes)
+
+
+def test_blocks_are_taken_on_their_stream_and_of_about_their_size(nothing_kept):
+    small, middle, large = block(1000), block(5000), block(2**24)
+    for one in (small, large, middle):
+        scratch_cuda.give_back(0, 5, one)
+    assert scratch_cuda.kept_bytes() == 6000 + 2**24
+    assert scratch_cuda.take(0, 6, 1000) is None and scratch_cuda.take(1, 5, 1000) is None
+    assert scratch_cuda.take(0, 5, 1001) == middle
+    assert scratch_cuda.take(0, 5, 1001) is None  # the large one would be a waste
+    assert scratch_cuda.take(0, 5, 2**23) == large
+    assert scratch_cuda.take(0, 5, 10) == small
+    assert scratch_cuda.kept_bytes() == 0
+
+
+def test_the_limit(nothing_kept):
+    numdcn.set_scratch_limit(5000)
+    for number, stream in ((0, 0), (0, 1), (1, 0)):
+        scratch_cuda.give_back(number, stream, block(2000))
+    assert scratch_cuda.kept_bytes() == 4000
+    assert scratch_cuda.take(1, 0, 2000) is not None  # the newest
+    numdcn.set_scratch_limit(0)
+    scratch_cuda.give_back(0, 0, block(1))
+    assert scratch_cuda.kept_bytes() == 0
+
+
+def test_a_default_stream_of_each_thread(nothing_kept):
+    """Handle 2 is another stream in every thread."""
+    there = []
+    mine = block(1000)
+    scratch_cuda.give_back(0, scratch_cuda.PER_THREAD, mine)
+    thread = threading.Thread(target=lambda: there.append(scratch_cuda.take(0, scratch_cuda.PER_THREAD, 1000)))
+    thread.start()
+    thread.join()
+    assert there == [None]
+    assert scratch_cuda.take(0, scratch_cuda.PER_THREAD, 1000) is mine
+
+
+def test_no_room_makes_room(nothing_kept, monkeypatch):
+    monkeypatch.setattr(arrays_cuda, "_on_device", lambda number, action: action())
+    tries = []
+
+    def action():
+        tries.append(scratch_cuda.kept_bytes())
+        if tries[-1]:
+            raise MemoryError
+        return "made"
+
+    scratch_cuda.give_back(0, 0, block(1000))
+    assert arrays_cuda._with_memory(0, action) == "made" and tries == [1000, 0]
+
+    def never():
+        raise MemoryError("still")
+
+    with pytest.raises(MemoryError, match="still"):
+        arrays_cuda._with_memory(0, never)
+
+
+# Prepared weights.
+
+
+@pytest.mark.parametrize("kind", device.KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_prepared_weights_are_packed_once(kind, dtype):
+    reason = device.missing(kind)
+    if reason:
+        pytest.skip(reason)
+    rng = np.random.default_rng(0)
+    shapes = {"x": (1, 16, 4, 3), "offsets": (1, 36, 4, 3), "w": (6, 8, 3, 3), "grad_y": (1, 6, 4, 3)}
+    arrays = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    plain, first, again, layouts = device.program(kind, "memory_programs", "prepared", arrays)
+    for name, want in plain.items():
+        assert_same_bits(first[name], want, name)
+        assert_same_bits(again[name], want, name)
+    assert layouts == [2, 2]  # forward and backward have one each, after the first and the second round
+
+
+# Launches.
+
+
+class Inner(NamedTuple):
+    sizes: tuple[int, int]
+    count: int
+
+
+def test_parameters_are_flat():
+    """As Numba passes them: every scalar a parameter."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda is not installed: pip install -e .[test]")
+    from numba.cuda import types
+
+    from numdcn._kernels.jit_cuda import Scalar, _numba_type
+    from numdcn._kernels.launch_cuda import Kernel
+
+    class Outer(NamedTuple):
+        first: int
+        inner: Inner
+        scale: Scalar
+        pair: tuple[int, int]
+        last: int
+
+    Outer.__annotations__ = {"first": int, "inner": Inner, "scale": Scalar, "pair": tuple[int, int], "last": int}
+    kernel = Kernel(None, (_numba_type(Outer, types.float32),))
+    call = Outer(1, Inner((2, 3), 4), 0.5, (6, 7), 8)
+    assert kernel._flatten(call) == (1, 2, 3, 4, 0.5, 6, 7, 8)
+    assert kernel._packing.format == "@qqqqfqqq"
+    assert kernel._offsets == [0, 8, 16, 24, 32, 40, 48, 56]
+    assert Kernel(None, (_numba_type(Inner, types.float64),))._flatten(Inner((2, 3), 4)) == (2, 3, 4)
+
+
+def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
+    """torch tells of one stream, the current one."""
+    import types
+
+    streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=9))
+    monkeypatch.setitem(
+        arrays_cuda.sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, cuda=streams, float32="float32")
+    )
+    seen = receive({"x": Tensor(), "w": Tensor()})
+    assert orders == [] and seen["w"].stream == 9
