@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from numdcn._host.checks import describe
 from numdcn._host.device_array import BFLOAT16, DeviceArray
 from numdcn._kernels.parameters_cpu import Place
 
+Array = TypeVar("Array")  # NumPy's or those of a framework on a GPU: one kind for all arrays of a call, and its results
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 

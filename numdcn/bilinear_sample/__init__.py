@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
 from numdcn.bilinear_sample.problem import problem
 
 
-def bilinear_sample_forward(x: np.ndarray, points: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None) -> Array:
     """Sample images at points by bilinear interpolation, with zeros outside::
 
         y[n, c, ...] = sum over pixels (i, j) of  max(0, 1 - |py - i|) * max(0, 1 - |px - j|) * x[n, c, i, j]
@@ -42,22 +41,22 @@ def bilinear_sample_forward(x: np.ndarray, points: np.ndarray, *, out: np.ndarra
     return run_forward(__name__, problem(arrays), arrays, out)
 
 
-class BilinearSampleGradients(NamedTuple):
+class BilinearSampleGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `bilinear_sample_forward`'s arguments; None where not asked for."""
 
-    x: np.ndarray | None = None
-    points: np.ndarray | None = None
+    x: Array | None = None
+    points: Array | None = None
 
 
 def bilinear_sample_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    points: np.ndarray,
+    grad_y: Array,
+    x: Array,
+    points: Array,
     *,
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
-    out: BilinearSampleGradients | None = None,
-) -> BilinearSampleGradients:
+    out: BilinearSampleGradients[Array] | None = None,
+) -> BilinearSampleGradients[Array]:
     """Gradients of `bilinear_sample_forward`, given the gradient of its result.
 
     Args:

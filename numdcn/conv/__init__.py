@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis, Padding
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -15,16 +14,16 @@ from numdcn.conv.problem import problem
 
 
 def conv_forward(
-    x: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array | PreparedWeights,
+    bias: Array | None = None,
     *,
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     allow_tf32: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Convolution (cross-correlation, as in all deep learning), with zeros around the image::
 
         y[n,o,i,j] = bias[o] + sum over c, ky, kx of
@@ -56,19 +55,19 @@ def conv_forward(
     )
 
 
-class ConvGradients(NamedTuple):
+class ConvGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `conv_forward`'s arguments; None where not asked for or without such an input."""
 
-    x: np.ndarray | None = None
-    w: np.ndarray | None = None
-    bias: np.ndarray | None = None
+    x: Array | None = None
+    w: Array | None = None
+    bias: Array | None = None
 
 
 def conv_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    bias: np.ndarray | None = None,
+    grad_y: Array,
+    x: Array,
+    w: Array | PreparedWeights,
+    bias: Array | None = None,
     *,
     stride: IntPerAxis = 1,
     padding: Padding = 0,
@@ -76,8 +75,8 @@ def conv_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
-    out: ConvGradients | None = None,
-) -> ConvGradients:
+    out: ConvGradients[Array] | None = None,
+) -> ConvGradients[Array]:
     """Gradients of `conv_forward`, given the gradient of its result.
 
     Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis, Padding
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -15,18 +14,18 @@ from numdcn.deform_conv.problem import problem
 
 
 def deform_conv_forward(
-    x: np.ndarray,
-    offsets: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    bias: np.ndarray | None = None,
+    x: Array,
+    offsets: Array,
+    w: Array | PreparedWeights,
+    bias: Array | None = None,
     *,
-    mask: np.ndarray | None = None,
+    mask: Array | None = None,
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     allow_tf32: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Deformable convolution: each tap of the kernel looks where its offset points.
 
     With k = ky*kw + kx the number of a tap, g the offset group of channel c, and S bilinear interpolation::
@@ -68,32 +67,32 @@ def deform_conv_forward(
     return run_forward(__name__, p, arrays, out, options(allow_tf32=allow_tf32))
 
 
-class DeformConvGradients(NamedTuple):
+class DeformConvGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `deform_conv_forward`'s arguments; None where not asked for or without such an input."""
 
-    x: np.ndarray | None = None
-    offsets: np.ndarray | None = None
-    w: np.ndarray | None = None
-    bias: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    x: Array | None = None
+    offsets: Array | None = None
+    w: Array | None = None
+    bias: Array | None = None
+    mask: Array | None = None
 
 
 def deform_conv_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    offsets: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    bias: np.ndarray | None = None,
+    grad_y: Array,
+    x: Array,
+    offsets: Array,
+    w: Array | PreparedWeights,
+    bias: Array | None = None,
     *,
-    mask: np.ndarray | None = None,
+    mask: Array | None = None,
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
-    out: DeformConvGradients | None = None,
-) -> DeformConvGradients:
+    out: DeformConvGradients[Array] | None = None,
+) -> DeformConvGradients[Array]:
     """Gradients of `deform_conv_forward`, given the gradient of its result.
 
     Args:

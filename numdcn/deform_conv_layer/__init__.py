@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays import check_dtype, received
+from numdcn._host.arrays import Array, check_dtype, received
 from numdcn._host.checks import IntPerAxis, Padding, flag, integer, per_axis
 from numdcn._host.door import check_grad_y, given_back, receive, room, wanted_gradients
 from numdcn._host.modulation import add_to, join_gradients, split_prediction, zeros
@@ -18,20 +18,20 @@ from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform
 from numdcn.deform_conv_layer.problem import Problem, problem
 
 
-class DeformConvLayerResult(NamedTuple):
+class DeformConvLayerResult(NamedTuple, Generic[Array]):
     """What `deform_conv_layer_forward` returns: y, and what its backward can reuse."""
 
-    y: np.ndarray
-    offsets: np.ndarray
-    mask: np.ndarray | None  # None unless modulated
+    y: Array
+    offsets: Array
+    mask: Array | None  # None unless modulated
 
 
 def deform_conv_layer_forward(
-    x: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    offset_w: np.ndarray | PreparedWeights,
-    offset_b: np.ndarray | None,
-    bias: np.ndarray | None = None,
+    x: Array,
+    w: Array | PreparedWeights,
+    offset_w: Array | PreparedWeights,
+    offset_b: Array | None,
+    bias: Array | None = None,
     *,
     modulated: bool = False,
     mask_scale: int = 1,
@@ -39,8 +39,8 @@ def deform_conv_layer_forward(
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
     allow_tf32: bool = False,
-    out: np.ndarray | None = None,
-) -> DeformConvLayerResult:
+    out: Array | None = None,
+) -> DeformConvLayerResult[Array]:
     """Deformable convolution whose offsets, and mask if `modulated`, a convolution of the same geometry predicts::
 
         z       = conv(x, offset_w, offset_b)
@@ -82,26 +82,26 @@ def deform_conv_layer_forward(
     return DeformConvLayerResult(*map(given_back, (y, offsets, mask)))
 
 
-class DeformConvLayerGradients(NamedTuple):
+class DeformConvLayerGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of the layer's arguments; None where not asked for or without such an input."""
 
-    x: np.ndarray | None = None
-    w: np.ndarray | None = None
-    offset_w: np.ndarray | None = None
-    offset_b: np.ndarray | None = None
-    bias: np.ndarray | None = None
+    x: Array | None = None
+    w: Array | None = None
+    offset_w: Array | None = None
+    offset_b: Array | None = None
+    bias: Array | None = None
 
 
 def deform_conv_layer_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    w: np.ndarray | PreparedWeights,
-    offset_w: np.ndarray | PreparedWeights,
-    offset_b: np.ndarray | None,
-    bias: np.ndarray | None = None,
+    grad_y: Array,
+    x: Array,
+    w: Array | PreparedWeights,
+    offset_w: Array | PreparedWeights,
+    offset_b: Array | None,
+    bias: Array | None = None,
     *,
-    offsets: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
+    offsets: Array | None = None,
+    mask: Array | None = None,
     modulated: bool = False,
     mask_scale: int = 1,
     stride: IntPerAxis = 1,
@@ -110,8 +110,8 @@ def deform_conv_layer_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
-    out: DeformConvLayerGradients | None = None,
-) -> DeformConvLayerGradients:
+    out: DeformConvLayerGradients[Array] | None = None,
+) -> DeformConvLayerGradients[Array]:
     """Gradients of `deform_conv_layer_forward`, given the gradient of its y.
 
     Args:

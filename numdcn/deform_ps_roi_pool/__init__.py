@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -14,9 +13,9 @@ from numdcn.deform_ps_roi_pool.problem import problem
 
 
 def deform_ps_roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
-    trans: np.ndarray | None = None,
+    x: Array,
+    rois: Array,
+    trans: Array | None = None,
     *,
     output_size: IntPerAxis,
     group_size: int,
@@ -24,8 +23,8 @@ def deform_ps_roi_pool_forward(
     trans_std: float = 0.1,
     spatial_scale: float = 1.0,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Position-sensitive RoI pooling whose bins are shifted by learned offsets, of each class its own::
 
         top  = round(y1)*spatial_scale - 0.5,   h = max((round(y2) + 1)*spatial_scale - 0.5 - top, 0.1)   (x likewise)
@@ -70,19 +69,19 @@ def deform_ps_roi_pool_forward(
     return run_forward(__name__, p, arrays, out)
 
 
-class DeformPSRoIPoolGradients(NamedTuple):
+class DeformPSRoIPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `deform_ps_roi_pool_forward`'s arguments; None where not asked for or without such an
     input."""
 
-    x: np.ndarray | None = None
-    trans: np.ndarray | None = None
+    x: Array | None = None
+    trans: Array | None = None
 
 
 def deform_ps_roi_pool_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
-    trans: np.ndarray | None = None,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
+    trans: Array | None = None,
     *,
     output_size: IntPerAxis,
     group_size: int,
@@ -92,8 +91,8 @@ def deform_ps_roi_pool_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: DeformPSRoIPoolGradients | None = None,
-) -> DeformPSRoIPoolGradients:
+    out: DeformPSRoIPoolGradients[Array] | None = None,
+) -> DeformPSRoIPoolGradients[Array]:
     """Gradients of `deform_ps_roi_pool_forward`, given the gradient of its result.
 
     Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -14,18 +13,18 @@ from numdcn.deform_roi_pool.problem import problem
 
 
 def deform_roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
-    offsets: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
+    x: Array,
+    rois: Array,
+    offsets: Array | None = None,
+    mask: Array | None = None,
     *,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """RoI align whose bins are shifted by learned offsets, and weighted by a learned mask::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5,   h = bottom - top,   w = right - left
@@ -64,20 +63,20 @@ def deform_roi_pool_forward(
     return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check), arrays, out)
 
 
-class DeformRoIPoolGradients(NamedTuple):
+class DeformRoIPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `deform_roi_pool_forward`'s arguments; None where not asked for or without such an input."""
 
-    x: np.ndarray | None = None
-    offsets: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    x: Array | None = None
+    offsets: Array | None = None
+    mask: Array | None = None
 
 
 def deform_roi_pool_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
-    offsets: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
+    offsets: Array | None = None,
+    mask: Array | None = None,
     *,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
@@ -86,8 +85,8 @@ def deform_roi_pool_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: DeformRoIPoolGradients | None = None,
-) -> DeformRoIPoolGradients:
+    out: DeformRoIPoolGradients[Array] | None = None,
+) -> DeformRoIPoolGradients[Array]:
     """Gradients of `deform_roi_pool_forward`, given the gradient of its result.
 
     Args:

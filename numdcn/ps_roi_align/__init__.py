@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -14,15 +13,15 @@ from numdcn.ps_roi_align.problem import problem
 
 
 def ps_roi_align_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of interpolated samples::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5
@@ -57,16 +56,16 @@ def ps_roi_align_forward(
     return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, check), arrays, out)
 
 
-class PSRoIAlignGradients(NamedTuple):
+class PSRoIAlignGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `ps_roi_align_forward`'s arguments."""
 
-    x: np.ndarray | None = None
+    x: Array | None = None
 
 
 def ps_roi_align_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -74,8 +73,8 @@ def ps_roi_align_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: PSRoIAlignGradients | None = None,
-) -> PSRoIAlignGradients:
+    out: PSRoIAlignGradients[Array] | None = None,
+) -> PSRoIAlignGradients[Array]:
     """Gradients of `ps_roi_align_forward`, given the gradient of its result.
 
     Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -14,14 +13,14 @@ from numdcn.ps_roi_pool.problem import problem
 
 
 def ps_roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of whole pixels::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
@@ -54,24 +53,24 @@ def ps_roi_pool_forward(
     return run_forward(__name__, problem(arrays, output_size, spatial_scale, check), arrays, out)
 
 
-class PSRoIPoolGradients(NamedTuple):
+class PSRoIPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `ps_roi_pool_forward`'s arguments."""
 
-    x: np.ndarray | None = None
+    x: Array | None = None
 
 
 def ps_roi_pool_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: PSRoIPoolGradients | None = None,
-) -> PSRoIPoolGradients:
+    out: PSRoIPoolGradients[Array] | None = None,
+) -> PSRoIPoolGradients[Array]:
     """Gradients of `ps_roi_pool_forward`, given the gradient of its result.
 
     Args:

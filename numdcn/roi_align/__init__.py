@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-import numpy as np
-
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis
 from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
 from numdcn._host.options import options
@@ -14,16 +13,16 @@ from numdcn.roi_align.problem import problem
 
 
 def roi_align_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    out: Array | None = None,
+) -> Array:
     """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - (0.5 if aligned else 0)
@@ -61,16 +60,16 @@ def roi_align_forward(
     )
 
 
-class RoIAlignGradients(NamedTuple):
+class RoIAlignGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `roi_align_forward`'s arguments."""
 
-    x: np.ndarray | None = None
+    x: Array | None = None
 
 
 def roi_align_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -79,8 +78,8 @@ def roi_align_backward(
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: RoIAlignGradients | None = None,
-) -> RoIAlignGradients:
+    out: RoIAlignGradients[Array] | None = None,
+) -> RoIAlignGradients[Array]:
     """Gradients of `roi_align_forward`, given the gradient of its result.
 
     Args:

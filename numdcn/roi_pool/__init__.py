@@ -3,55 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, overload
+from typing import Generic, Literal, NamedTuple, overload
 
 import numpy as np
 
+from numdcn._host.arrays import Array
 from numdcn._host.checks import IntPerAxis, flag
 from numdcn._host.door import check_grad_y, given_back, new_like, receive, run_backward, run_forward
 from numdcn._host.options import options
 from numdcn.roi_pool.problem import check_argmax, problem
 
 
-class RoIPoolResult(NamedTuple):
+class RoIPoolResult(NamedTuple, Generic[Array]):
     """What `roi_pool_forward` returns with `return_argmax=True`."""
 
-    y: np.ndarray
-    argmax: np.ndarray  # int32
+    y: Array
+    argmax: Array  # int32
 
 
 @overload
 def roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
     return_argmax: Literal[False] = False,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray: ...
+    out: Array | None = None,
+) -> Array: ...
 @overload
 def roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
     return_argmax: Literal[True],
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> RoIPoolResult: ...
+    out: Array | None = None,
+) -> RoIPoolResult[Array]: ...
 def roi_pool_forward(
-    x: np.ndarray,
-    rois: np.ndarray,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
     return_argmax: bool = False,
     check: bool = False,
-    out: np.ndarray | None = None,
-) -> np.ndarray | RoIPoolResult:
+    out: Array | None = None,
+) -> Array | RoIPoolResult[Array]:
     """Pool boxes of any size to Ph x Pw bins, each the largest of its pixels::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
@@ -90,25 +91,25 @@ def roi_pool_forward(
     return RoIPoolResult(y, given_back(argmax))
 
 
-class RoIPoolGradients(NamedTuple):
+class RoIPoolGradients(NamedTuple, Generic[Array]):
     """Gradients by the names of `roi_pool_forward`'s arguments."""
 
-    x: np.ndarray | None = None
+    x: Array | None = None
 
 
 def roi_pool_backward(
-    grad_y: np.ndarray,
-    x: np.ndarray,
-    rois: np.ndarray,
+    grad_y: Array,
+    x: Array,
+    rois: Array,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
-    argmax: np.ndarray | None = None,
+    argmax: Array | None = None,
     wrt: str | Iterable[str] | None = None,
     deterministic: bool = False,
     check: bool = False,
-    out: RoIPoolGradients | None = None,
-) -> RoIPoolGradients:
+    out: RoIPoolGradients[Array] | None = None,
+) -> RoIPoolGradients[Array]:
     """Gradients of `roi_pool_forward`, given the gradient of its result.
 
     Args:
