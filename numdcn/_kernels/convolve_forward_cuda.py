@@ -61,24 +61,25 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):  # type: ignore[n
             split, part = I32(task // tasks), task % tasks
             group, first_out = I32(part % (wide * p.groups) // wide), I32(part % wide * COLUMNS)
             first = part // (wide * p.groups) * ROWS
+            count = I32(min(ROWS, total - first))
             for i in range(MINE_R):
                 for j in range(MINE_C):
                     sums[i, j] = S(0)
             half = I32(0)
-            begin = group * ins
-            end = begin + ins
-            for tap in range(split * p.taps // c.splits, (split + 1) * p.taps // c.splits):
-                for og in range(begin // shared, (end - 1) // shared + 1):
+            begin = I32(group * ins)
+            end = I32(begin + ins)
+            for tap in range(I32(split * p.taps // c.splits), I32((split + 1) * p.taps // c.splits)):
+                for og in range(I32(begin // shared), I32((end - 1) // shared + 1)):
                     plan_tile(
                         c, first, total, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, ROWS, THREADS
                     )  # fmt: skip
                     cuda.syncthreads()
                     low, high = I32(max(begin, og * shared)), I32(min(end, (og + 1) * shared))
-                    for chunk in range(low // V * V, high, CHUNK):
+                    for chunk in range(I32(low // V * V), high, I32(CHUNK)):
                         for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
                             spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
                             sample_spot(
-                                c, images, spot, I32(chunk + slot), low, high, first + spot < total, places, owners, fractions,
+                                c, images, spot, I32(chunk + slot), low, high, spot < count, places, owners, fractions,
                                 corners, values, S, V, SAMPLED,
                             )  # fmt: skip
                             for i in range(V):

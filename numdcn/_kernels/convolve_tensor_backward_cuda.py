@@ -203,9 +203,9 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
             group, tap, split = rest % p.groups, rest // p.groups % p.taps, rest // (p.groups * p.taps)
             first, end = split * total // c.splits, (split + 1) * total // c.splits
             begin, tile = group * ins, 0
-            for og in range(begin // shared, (begin + ins - 1) // shared + 1):
-                low, high = max(begin, og * shared), min(begin + ins, (og + 1) * shared)
-                for chunk in range(low // V * V, high, COLUMNS):
+            for og in range(I32(begin // shared), I32((begin + ins - 1) // shared + 1)):
+                low, high = I32(max(begin, og * shared)), I32(min(begin + ins, (og + 1) * shared))
+                for chunk in range(I32(low // V * V), high, I32(COLUMNS)):
                     tile += 1
                     if (tile - 1) % lanes != mine:
                         continue
@@ -219,18 +219,18 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
                         plan_tile(
                             c, planned, stop, tap, og, offsets, mask, places, owners, fractions, thread, S, SAMPLED, PLANNED, THREADS
                         )  # fmt: skip
-                        q, ready = planned, False
-                        while ready or q < stop:
+                        place, ready, length = I32(0), False, I32(stop - planned)
+                        while ready or place < length:
                             wait_for_copies()
                             cuda.syncthreads()
-                            other, more, count = I32(1) - half, q < stop, I32(min(CHUNK, stop - q))
+                            other, more, count = I32(1) - half, place < length, I32(min(CHUNK, length - place))
                             if more:
                                 copy_pixels(
-                                    c, grad_y, buffer, other * (CHUNK * LEFT_PITCH), q, count, I32(q - planned), group, first_out,
+                                    c, grad_y, buffer, other * (CHUNK * LEFT_PITCH), planned + place, count, place, group, first_out,
                                     owners, thread, LEFT_PITCH, ROWS, CHUNK, THREADS, V,
                                 )  # fmt: skip
                                 gather_columns(
-                                    c, images, count, I32(q - planned), chunk, high, thread, places, owners, raw, SLOTS, UNITS,
+                                    c, images, count, place, chunk, high, thread, places, owners, raw, SLOTS, UNITS,
                                     THREADS, V,
                                 )  # fmt: skip
                             if ready:
@@ -241,10 +241,10 @@ def gradients_of_weights_tensor(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORD
                                 )  # fmt: skip
                             if more:
                                 store_columns(
-                                    count, I32(q - planned), chunk, low, high, thread, fractions, raw, corners, values, packed, buffer,
+                                    count, place, chunk, low, high, thread, fractions, raw, corners, values, packed, buffer,
                                     RIGHT + other * (CHUNK * RIGHT_PITCH), S, SLOTS, UNITS, THREADS, V, EACH, RIGHT_PITCH, T, SAMPLED,
                                 )  # fmt: skip
-                            half, ready, q = other, more, q + CHUNK
+                            half, ready, place = other, more, I32(place + CHUNK)
                     for i in range(MINE_R):
                         for j in range(MINE_C):
                             for k in range(4):
