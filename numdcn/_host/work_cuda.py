@@ -52,8 +52,8 @@ class Work:
 
     def shares(self, tasks: int) -> int:
         """Into how many parts to share out each of so many tasks, that all multiprocessors have two blocks; in the simulator
-        two, so that there is something to add."""
-        return 2 if jit_cuda.SIMULATED else 2 * self.multiprocessors // tasks
+        three, so that there is something to add."""
+        return 3 if jit_cuda.SIMULATED else 2 * self.multiprocessors // tasks
 
     @property
     def tensor_cores(self) -> bool:

@@ -20,13 +20,13 @@ I32 = np.int32
 
 def column_warps() -> WarpTile:
     """The tile of pixels and channels."""
-    return WarpTile(16, 16, 1, 1, 8) if SIMULATED else WarpTile(64, 64, 4, 2, 16)
+    return WarpTile(32, 32, 2, 1, 16) if SIMULATED else WarpTile(64, 64, 4, 2, 16)
 
 
 def weight_warps() -> tuple[WarpTile, ...]:
     """The tiles of outputs and channels, those for few outputs first; `words` of pixels at a time."""
     if SIMULATED:
-        return (WarpTile(16, 16, 1, 1, 8),)
+        return WarpTile(16, 16, 1, 1, 8), WarpTile(32, 32, 1, 2, 16)
     return WarpTile(64, 64, 4, 2, 16), WarpTile(128, 64, 4, 2, 16), WarpTile(256, 64, 4, 2, 16)
 
 

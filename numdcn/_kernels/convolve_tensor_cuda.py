@@ -33,7 +33,7 @@ class WarpTile(NamedTuple):
 def warp_tiles() -> tuple[WarpTile, ...]:
     """The tiles there are, those for few outputs first."""
     if SIMULATED:
-        return (WarpTile(16, 16, 1, 1, 8),)
+        return WarpTile(16, 16, 1, 1, 8), WarpTile(32, 32, 1, 2, 16)
     return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 8), WarpTile(64, 256, 2, 4, 16)
 
 

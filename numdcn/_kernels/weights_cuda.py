@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._kernels.jit_cuda import BF16, F16, F32, SIMULATED, cuda, kernels
+from numdcn._kernels.jit_cuda import BF16, F16, F32, cuda, kernels
 from numdcn._kernels.memory_cuda import at, put, vector_length, view
 from numdcn._kernels.tensor_cuda import from_bits, per_word, word
 
-DEPTH = 8 if SIMULATED else 16  # words of which rows have a multiple
+DEPTH = 16  # words of which rows have a multiple
 
 
 class Pack(NamedTuple):
