@@ -15,7 +15,7 @@ TILES = {  # more than one of everything, in the simulator; taps that three bloc
     "channels and outputs": Case(3, 30, 35, (2, 3), (1, 5), padding=(0, 2), offset_groups=2, mask=True, bias=True),
     "groups": Case(2, 30, 68, (1, 3), (1, 2), padding=(0, 1), groups=2, mask=True, bias=True),
     "few outputs": Case(2, 18, 9, (2, 3), (1, 4), padding=(0, 1), mask=True, bias=True),
-    "pixels": Case(3, 16, 2, (5, 9), (1, 1), groups=2, mask=True),
+    "pixels": Case(2, 16, 2, (5, 14), (1, 1), groups=2, mask=True),
 }
 
 

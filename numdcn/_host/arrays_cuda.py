@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._host import scratch_cuda
-from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides
+from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, name_of
 
 
 class Framework:
@@ -71,7 +71,7 @@ class Torch(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
         torch = sys.modules["torch"]
-        made = torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{number}")
+        made = torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device=f"cuda:{number}")
         return DeviceArray(made, self, number, made.data_ptr(), dtype, shape, c_strides(shape), stream)
 
     def to_host(self, array: DeviceArray) -> np.ndarray:

@@ -29,6 +29,12 @@ DTYPES: dict[str, Any] = {
 }
 
 
+@functools.cache
+def name_of(dtype: Any) -> str:
+    """Its name, which NumPy takes a while to make."""
+    return str(dtype.name)
+
+
 class DeviceArray:
     """An array on a GPU as the library sees it, whichever framework made it."""
 
