@@ -1,0 +1,86 @@
+"""Builds the driver, into a folder of its sources' version."""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+GCC = 12  # the least version: _Float16
+
+
+def missing():
+    """What is not here of what the emulator needs; None if it is all there."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "the emulator is for Linux on x86_64"
+    for name in ("gcc", "g++"):
+        if not shutil.which(name):
+            return f"{name} is not installed"
+        told = subprocess.run([name, "-dumpversion"], capture_output=True, text=True).stdout
+        if int(told.split(".")[0] or 0) < GCC:
+            return f"{name} is of version {told.strip()}, {GCC} is needed"
+    if importlib.util.find_spec("numba_cuda") is None or headers() is None:
+        return "numba-cuda's compiler and cuda.h are not installed: pip install -e .[cuda]"
+    return None
+
+
+def headers():
+    """The folder of cuda.h, or None."""
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+    except ImportError:
+        return None
+    folder = find_nvidia_header_directory("cudart")
+    return folder if folder and (pathlib.Path(folder) / "cuda.h").exists() else None
+
+
+def version(folder, *more):
+    """A hash of all sources in a folder."""
+    told = hashlib.sha256(repr(more).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            told.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return told.hexdigest()[:16]
+
+
+def cache():
+    """The folder for all that belongs to this version of the emulator."""
+    usual = pathlib.Path(tempfile.gettempdir()) / f"numdcn-emulator-{os.getuid()}"
+    top = pathlib.Path(os.environ.get("NUMDCN_EMULATOR_CACHE") or usual).absolute()
+    top.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if top.stat().st_uid != os.getuid():  # code from there is run
+        raise PermissionError(f"{top} belongs to somebody else")
+    folder = top / version(HERE, str(HERE), sys.executable)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def kernels(folder):
+    """The folder for Numba's cache of numdcn's kernels: it is empty after each change of numdcn, as Numba does not see that a
+    kernel's helper in another file has changed."""
+    return folder / f"numba-{version(ROOT / 'numdcn')}"
+
+
+def driver(folder):
+    """The folder of libcuda.so.1, which is built if it is not there."""
+    target, translations = folder / "driver" / "libcuda.so.1", folder / "translations"
+    for needed in (target.parent, translations):
+        needed.mkdir(exist_ok=True)
+    if target.exists():
+        return target.parent
+    places = {"ROOT": ROOT, "PYTHON": sys.executable, "LINKER": HERE / "linker.py", "TRANSLATIONS": translations}
+    if any({"'", '"', "\\"} & {*str(place)} for place in places.values()):
+        raise ValueError(f"a quote or backslash in one of {[*map(str, places.values())]}")
+    made = target.with_suffix(f".{os.getpid()}")
+    command = ["g++", "-O2", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", f"-I{headers()}"]
+    command += [f'-D{name}="{place}"' for name, place in places.items()]
+    command += [*map(str, sorted((HERE / "driver").glob("*.cpp"))), "-o", str(made), "-Wl,-soname,libcuda.so.1"]
+    subprocess.run(command, check=True)
+    made.rename(target)  # whole or not at all
+    return target.parent
