@@ -96,11 +96,8 @@ class Cupy(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, number: int, stream: int) -> DeviceArray:
         cupy = sys.modules["cupy"]
-        kind = dtype
-        if dtype is BFLOAT16:
-            kind = np.dtype(sys.modules["ml_dtypes"].bfloat16)  # only arrays of ml_dtypes bring bfloat16 here
         with cupy.cuda.Device(number):
-            made = cupy.empty(shape, kind)
+            made = cupy.empty(shape, _numpy_dtype(dtype))
         return DeviceArray(made, self, number, made.data.ptr, dtype, shape, c_strides(shape), stream)
 
     def to_host(self, array: DeviceArray) -> np.ndarray:

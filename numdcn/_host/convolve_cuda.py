@@ -44,12 +44,12 @@ def forward(p: Convolution, arrays: dict[str, Any], y: DeviceArray, options: Opt
             work.spread(forward_each(*kinds), call, y.size)
             return
         if _tensor(work, p, kinds, options):
-            tile: Any = next((t for t in warp_tiles() if outs <= t.columns), warp_tiles()[-1])
+            tile: Any = _narrowest(warp_tiles(), outs, "columns")
             kernel, threads = forward_tensor(*kinds, *tile), tile.threads
             address, depth, width = in_parts(work, p, w, tile.columns)
             call = call._replace(weights=address, depth=depth, part_channels=width)
         else:
-            tile = next((t for t in tiles(kinds[0]) if outs <= t.columns), tiles(kinds[0])[-1])
+            tile = _narrowest(tiles(kinds[0]), outs, "columns")
             kernel, threads = forward_tiles(*kinds, *tile), THREADS
             call = call._replace(weights=by_channel(work, p, w))
         blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
@@ -66,6 +66,11 @@ def _tensor(work: Work, p: Convolution, kinds: tuple[Any, ...], options: Options
     """Whether products are made by tensor cores."""
     wanted = kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32)
     return wanted and work.tensor_cores and not _few(p)
+
+
+def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
+    """The first tile that holds so many outputs along its rows or columns, or the widest."""
+    return next((tile for tile in tiles if outs <= getattr(tile, side)), tiles[-1])
 
 
 def _pixels(p: Convolution) -> int:
@@ -205,8 +210,7 @@ def _weights(
     kinds, size = _kinds(p, arrays), grad_w.size
     outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
     few = _few(p)
-    choice: tuple[Any, ...] = weight_warps() if tensor else weights_tiles(kinds[0])
-    tile = next((t for t in choice if outs <= t.rows), choice[-1])
+    tile: Any = _narrowest(weight_warps() if tensor else weights_tiles(kinds[0]), outs, "rows")
     tasks = p.taps * p.groups * -(-outs // tile.rows) * -(-ins // tile.columns)
     if few:
         tasks = -(-size // THREADS)
