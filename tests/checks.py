@@ -301,6 +301,15 @@ LAYOUTS = {
 }
 
 
+def threads_asked_for(monkeypatch):
+    """A list that grows by the number of threads of each kernel that is run from now on."""
+    import numdcn._host.threads as pool
+
+    run, asked = pool.run, []
+    monkeypatch.setattr(pool, "run", lambda *call: (asked.append(call[-1] + 1), run(*call))[1])
+    return asked
+
+
 def run_python(code, *arguments, timeout=180, check=True, **environment):
     """Runs a program in a fresh interpreter that sees numdcn and the tests; a value of None removes a variable."""
     import numdcn

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from checks import LAYOUTS, ROUNDINGS, assert_close, assert_same_bits, dot, reference, run_python
+from checks import LAYOUTS, ROUNDINGS, assert_close, assert_same_bits, dot, reference, run_python, threads_asked_for
 
 DTYPES = [np.float32, np.float64]
 STEP = 0.02  # of finite differences, in the units of the argument
@@ -318,10 +318,8 @@ class Family(Joined):
     def test_the_large_cases_are_shared_out(self, backend, monkeypatch):
         """Some forward and some backward are given to several threads; else the next test would show nothing."""
         import numdcn
-        import numdcn._host.threads as pool
 
-        run, asked, before = pool.run, [], numdcn.get_num_threads()
-        monkeypatch.setattr(pool, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+        asked, before = threads_asked_for(monkeypatch), numdcn.get_num_threads()
         problems = [make(np.float32) for make in self.large.values()]
         try:
             numdcn.set_num_threads(7)

@@ -4,16 +4,26 @@ Determinism is tested in this process; forks, signals, interrupts and interprete
 (the programs are in thread_programs.py), because a defect there would hang or kill the test run.
 """
 
+import ctypes
 import itertools
 import os
 import signal
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from checks import NAMES, Case, assert_same_bits, assert_same_gradients, cpu, make, run_python
+from checks import (
+    NAMES,
+    Case,
+    assert_same_bits,
+    assert_same_gradients,
+    cpu,
+    make,
+    run_python,
+    threads_asked_for,
+)
+from team_kernels import Meeting, fail, meet
 
 import numdcn
 import numdcn._host.threads as pool
@@ -53,10 +63,7 @@ def assert_same(got, want):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
     """They are large enough for several threads, forward and backward; otherwise the tests below would show nothing."""
-    run, asked = pool.run, []
-    for module in [module for name, module in sys.modules.items() if name.startswith("numdcn.")]:
-        if getattr(module, "run", None) is run:
-            monkeypatch.setattr(module, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+    asked = threads_asked_for(monkeypatch)
     numdcn.set_num_threads(7)
     problem = make(PROBLEMS[name], np.float32)
     for direction in ("forward", "backward"):
@@ -113,6 +120,32 @@ def test_a_gradient_does_not_depend_on_what_else_is_wanted(case):
             assert_same_gradients(some, whole, wrt)
     assert_same_gradients(problem.backward(cpu(), wrt="w"), whole, ["w"])
     assert all(gradient is None for gradient in problem.backward(cpu(), wrt=()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_all_threads_of_a_call_meet(threads):
+    """As many as were asked for run a kernel at the same time, also more than there are processors."""
+    words = np.zeros(2, np.int64)
+    pool.launch(meet, np.float64(1), Meeting(words.ctypes.data, threads), threads)
+    assert words.tolist() == [threads, threads]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_that_goes_wrong_raises(threads):
+    words = np.zeros(1, np.int64)
+    with pytest.raises(RuntimeError, match="fail"):
+        pool.launch(fail, np.float32(1), Meeting(words.ctypes.data, threads), threads)
+    test_all_threads_of_a_call_meet(threads)
+
+
+def test_more_calls_at_once_than_can_have_help():
+    """The ones that are too many run alone."""
+    numdcn.set_num_threads(2)
+    problem = make(PROBLEMS["grouped"], np.float32)
+    want = both(problem)
+    with ThreadPoolExecutor(70) as executor:
+        for result in executor.map(lambda _: both(problem), range(280)):
+            assert_same(result, want)
 
 
 def test_many_python_threads_at_once():
@@ -244,12 +277,6 @@ def test_an_interrupt_at_any_line(direction):
     run_program("interrupt_at_every_line", direction)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "TimeoutError"])
-def test_an_exception_waits_for_the_helpers(kind):
-    run_program("exception_while_waiting", kind)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no user signals")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_signal_handler_that_calls_at_any_line(direction):
@@ -277,7 +304,7 @@ def test_a_call_during_interpreter_exit_works_or_fails_cleanly(order):
 
 @pytest.mark.parametrize("operator", sorted(_small_calls(np.dtype(np.float32))))
 def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
-    """A helper that comes late, or is told to stop, takes a number that no kernel may mistake for a task."""
+    """A helper that comes late takes a number that no kernel may mistake for a task."""
     arguments, keywords = _small_calls(np.dtype(np.float32))[operator]
     numdcn.warmup(operators=operator)
     forward, backward = (getattr(numdcn, f"{operator}_{direction}") for direction in ("forward", "backward"))
@@ -286,9 +313,12 @@ def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
     kept = {} if operator != "roi_pool" else {"argmax": forward(*arguments, **keywords, return_argmax=True).argmax}
     grads = backward(y, *arguments, **keywords, **kept, wrt="x")
 
-    def over(work, threads):
+    run = pool.run
+
+    def over(board, entry, wide, parameters, counter, helpers):
         for late in (2**62, 2**62 + 1, 2**62 + 1000):
-            work(np.full(1, late).ctypes.data, 0)
+            ctypes.c_int64.from_address(counter).value = late
+            assert run(board, entry, wide, parameters, counter, 0) == 0
 
     monkeypatch.setattr(pool, "run", over)
     out = np.full_like(y, 7)

@@ -224,33 +224,6 @@ def _nan_like(array):
     return None if array is None else np.full_like(array, np.nan)
 
 
-def exception_while_waiting(kind):
-    """A signal handler raises while the caller waits for a helper: only when the helper is done does the call raise."""
-    from numdcn._host.threads import run
-
-    entered, left = threading.Event(), []
-
-    def work(counter, slot):
-        if slot == 0:
-            assert entered.wait(20), "no helper came"
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-        else:
-            entered.set()
-            time.sleep(0.5)
-            left.append(slot)
-
-    def handler(*_):
-        raise {"KeyboardInterrupt": KeyboardInterrupt, "TimeoutError": TimeoutError}[kind]
-
-    signal.signal(signal.SIGALRM, handler)
-    try:
-        run(work, 2)
-    except (KeyboardInterrupt, TimeoutError):
-        assert left, "the call raised while a helper was at work"
-    else:
-        raise AssertionError("the exception was lost")
-
-
 def signal_at_every_line(direction):
     """A signal before each line of the library, whose handler makes a call: no lock may be in its way."""
     problem, inner = make(CASE, np.float32), make(CASE, np.float32, 1)
@@ -318,7 +291,7 @@ def at_exit(order):
 PROGRAMS = {
     f.__name__: f
     for f in (fork, fork_of_a_fork, fork_while_calls_run, multiprocessing_fork, multiprocessing_spawn)
-    + (signal_handler, signal_at_every_line, interrupt, interrupt_at_every_line, exception_while_waiting, at_exit)
+    + (signal_handler, signal_at_every_line, interrupt, interrupt_at_every_line, at_exit)
 }
 
 if __name__ == "__main__":

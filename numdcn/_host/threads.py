@@ -1,24 +1,28 @@
-"""The pool that runs CPU kernels: the caller works too, helpers come from one `ThreadPoolExecutor`.
+"""Running CPU kernels: how many threads a call may use, and the helpers among them.
 
-A call shares out tasks by a counter in memory that its kernels increment. The caller takes tasks until none are left,
-then closes the call: a helper that comes late finds it closed and leaves; the caller waits for those within. So a call
-needs no helper to make progress, and returns or raises only when nobody is in its buffers.
+The hand-off itself is compiled (`team_cpu.run`), so that no signal handler can come between its steps. What is left here
+may be interrupted anywhere: it only starts helpers, which need nobody, and remembers where machine code lies.
 """
 
 from __future__ import annotations
 
+import _thread
+import atexit
+import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numba.core import types
+from numba.core.compiler_lock import global_compiler_lock
 
 from numdcn._host.checks import integer
+from numdcn._kernels import team_cpu
 from numdcn._kernels.parameters_cpu import parameters
-
-_MOST = 1024
+from numdcn._kernels.team_cpu import BOARD_WORDS, MOST_THREADS, run, serve
 
 
 def available_cpus() -> int:
@@ -53,19 +57,19 @@ def _threads_from_environment() -> int:
     text = os.environ.get("NUMDCN_NUM_THREADS", "").strip()
     if not text:
         return available_cpus()
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
-        message = f"the environment variable NUMDCN_NUM_THREADS is {text!r}, expected a number from 1 to {_MOST}"
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        message = f"the environment variable NUMDCN_NUM_THREADS is {text!r}, expected a number from 1 to {MOST_THREADS}"
         raise ValueError(message)
     return int(text)
 
 
 _threads = _threads_from_environment()
-_lock = threading.RLock()
-_executor: ThreadPoolExecutor | None = None
-_executor_size = 0
-_here = threading.local()
-_ready: set[Any] = set()  # kernels that have been called, and with which type
-_NO_MORE = np.int64(2**62)  # a counter that hands out no task
+_board = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet
+_BOARD = -(-ctypes.addressof(_board) // 128) * 128
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board))  # for ever: helpers sleep there until the process ends
+_helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
+_next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
+_entries: dict[Any, tuple[int, int]] = {}  # by kernel and type of one
 
 
 def set_num_threads(n: int) -> None:
@@ -75,8 +79,8 @@ def set_num_threads(n: int) -> None:
     """
     global _threads
     count = integer("n", n, 1)
-    if count > _MOST:
-        raise ValueError(f"`n` is {count}, expected at most {_MOST}")
+    if count > MOST_THREADS:
+        raise ValueError(f"`n` is {count}, expected at most {MOST_THREADS}")
     _threads = count
 
 
@@ -85,129 +89,108 @@ def get_num_threads() -> int:
     return _threads
 
 
-def _helpers(count: int) -> ThreadPoolExecutor:
-    """The executor, with room for `count` helpers."""
-    global _executor, _executor_size
-    with _lock:
-        if _executor is None or _executor_size < count:
-            old, _executor_size = _executor, count
-            _executor = ThreadPoolExecutor(count, thread_name_prefix="numdcn")
-            if old is not None:
-                old.shutdown(wait=False)  # finishes what other calls gave it
-        return _executor
-
-
-class _Call:
-    """One kernel run by several threads."""
-
-    def __init__(self, work: Callable[[int, int], None]) -> None:
-        self.work = work
-        self.counter = np.zeros(1, np.int64)  # the next task
-        self.changed = threading.Condition()
-        self.entered = self.inside = 0
-        self.closed = False
-        self.error: BaseException | None = None
-
-    def help(self) -> None:
-        """Work in a helper thread, unless the call is over."""
-        with self.changed:
-            if self.closed:
-                return
-            self.entered += 1
-            self.inside += 1
-            slot = self.entered
-        _here.busy = True
-        try:
-            self.work(self.counter.ctypes.data, slot)
-        except BaseException as error:
-            self.error = error
-        finally:
-            _here.busy = False
-            with self.changed:
-                self.inside -= 1
-                self.changed.notify_all()
-
-    def close(self) -> None:
-        """Let nobody in any more, hand out no more tasks, wait for those inside."""
-        self.counter[0] = _NO_MORE
-        with self.changed:
-            self.closed = True
-            while self.inside:
-                self.changed.wait()
-
-
-def run(work: Callable[[int, int], None], threads: int) -> None:
-    """Run `work(counter_address, slot)` in up to `threads` threads at once, slot 0 in this one, until all return.
-
-    `work` takes task after task from the counter; slots tell its threads apart.
-    """
-    if threads <= 1 or getattr(_here, "busy", False):
-        counter = np.zeros(1, np.int64)
-        work(counter.ctypes.data, 0)
-        return
-    call = _Call(work)
-    try:
-        try:
-            _share_out(call, threads)
-        finally:
-            _close(call)
-    finally:
-        _close(call)  # again, should an interruption have come at the door of the first
-        _here.busy = False
-    if call.error is not None:
-        raise call.error
-
-
-def _share_out(call: _Call, threads: int) -> None:
-    """Ask for helpers, and work."""
-    _here.busy = True  # a signal handler that calls the library now must not wait for what this thread holds
-    try:
-        executor = _helpers(threads - 1)
-        for _ in range(threads - 1):
-            executor.submit(call.help)
-    except RuntimeError:
-        pass  # the interpreter is shutting down, or no thread could be started: this thread does it all
-    call.work(call.counter.ctypes.data, 0)
-
-
-def launch(kernel: Callable[[Any, int, int, int], None], one: Any, values: Any, threads: int) -> None:
-    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements."""
-    array = parameters(values)
-    address = array.buffer_info()[0]
-    key = (kernel, type(one))
-    if key not in _ready:  # compile or load it here: several threads would get in each other's way
-        counter = np.full(1, _NO_MORE)
-        kernel(one, address, counter.ctypes.data, 0)
-        _ready.add(key)
-    run(lambda counter, slot: kernel(one, address, counter, slot), threads)
-
-
-def _close(call: _Call) -> None:
-    """Close the call, even if a signal handler raises meanwhile; then let that exception go on."""
-    interruption: BaseException | None = None
-    while True:
-        try:
-            call.close()
-            break
-        except BaseException as error:
-            interruption = error
-    if interruption is not None:
-        raise interruption
-
-
-def _after_fork() -> None:
-    """The child has none of the parent's threads."""
-    global _executor, _executor_size, _lock, _here
-    _executor, _executor_size, _lock, _here = None, 0, threading.RLock(), threading.local()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 def plan_threads(tasks: int, work: float) -> int:
     """How many threads so many tasks and so much work (multiply-adds of a product, or what takes as long) are worth."""
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 
 _WORTH = 4e6  # multiply-adds that pay for waking one more thread
+
+
+def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
+    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements.
+
+    It returns when the last of them is done. An exception from a signal handler comes before the kernel or after it.
+    """
+    entry, wide = _entries.get((kernel, type(one))) or _load(kernel, type(one))
+    array, counter = parameters(values)
+    if threads > 1:
+        _recruit(threads - 1)
+    if run(_BOARD, entry, wide, array.buffer_info()[0], counter, threads - 1):
+        raise RuntimeError(f"{kernel.__name__} failed")
+
+
+def _recruit(count: int) -> None:
+    """Start helpers until there are `count`, or no more can be had: then the call does with fewer.
+
+    After a failure the next attempt waits, each time twice as long, as each leaks some memory of the interpreter.
+    """
+    global _helpers, _next_attempt, _pause
+    while _helpers < count and time.monotonic() >= _next_attempt:
+        try:
+            _thread.start_new_thread(serve, (_BOARD,))
+        except RuntimeError:  # a limit of the system, or the interpreter is ending
+            _next_attempt, _pause = time.monotonic() + _pause, 2 * _pause
+            return
+        _helpers += 1
+
+
+def _load(kernel: Any, kind: type) -> tuple[int, int]:
+    """Where the machine code of a kernel for a type lies, and whether the type is float64."""
+    wide = int(kind is np.float64)
+    element = types.float64 if wide else types.float32
+
+    def compiled() -> int:
+        """Compile or load from the cache everything that a launch needs."""
+        with _compiler:
+            team_cpu.run.compile((types.int64,) * 6)
+            team_cpu.serve.compile((types.int64,))
+            signature = (element, types.int64, types.int64, types.int64)
+            kernel.compile(signature)
+            result = kernel.overloads[signature]
+            return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+
+    _entries[kernel, kind] = found = _without_signals(compiled), wide
+    return found
+
+
+def _without_signals(action: Callable[[], int]) -> int:
+    """What `action` returns, run where no signal handler can break it off half done: not in the main thread. An exception from
+    a handler ends the wait here, while the action goes on."""
+    if threading.current_thread() is not threading.main_thread():
+        return action()
+    results: list[int] = []
+    errors: list[BaseException] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.release()
+
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # a limit of the system, or the interpreter is ending
+        return action()
+    done.acquire()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads."""
+    global _helpers, _next_attempt, _pause
+    _next_attempt, _pause = 0.0, 1.0
+    ctypes.memset(_board, 0, ctypes.sizeof(_board))
+    _helpers = 0
+
+
+# While a thread compiles, a fork waits, as the child's compiler would be in the middle of something for ever; and the
+# interpreter does not end under it. The lock's own methods cannot be interrupted half done.
+_compiler: Any = global_compiler_lock._lock
+
+
+def _let_compilation_end() -> None:
+    with _compiler:
+        pass
+
+
+atexit.register(_let_compilation_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_compiler.acquire, after_in_parent=_compiler.release, after_in_child=_compiler.release)

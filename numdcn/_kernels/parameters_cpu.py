@@ -43,9 +43,14 @@ def _flatten_large(value: Any) -> list[int]:
     return flatten(value)
 
 
-def parameters(value: Any) -> array:  # type: ignore[type-arg]
-    """The array of int64 that `unpack` reads."""
-    return array("q", flatten(value))
+_COUNTER = [0] * 17  # words from the last parameter to the counter: two cache lines that are not written between
+
+
+def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
+    """The array of int64 that `unpack` reads, and the address of a counter of tasks at its end."""
+    words = array("q", flatten(value) + _COUNTER)
+    address, count = words.buffer_info()
+    return words, address + 8 * (count - 1)
 
 
 @functools.cache

@@ -1,0 +1,58 @@
+"""Kernels that show what the threads of a call do, for tests of the team."""
+
+from typing import NamedTuple
+
+from numdcn._kernels.jit_cpu import kernel
+from numdcn._kernels.parameters_cpu import unpack
+from numdcn._kernels.team_cpu import _add, _exchange, _pause, _read
+
+PATIENCE = 2_000_000_000  # looks at a word: minutes
+
+
+class Meeting(NamedTuple):
+    """Parameters of `meet` and `leave_late`."""
+
+    place: int  # address of int64s
+    expected: int
+
+
+@kernel
+def meet(one, params, counter, slot):
+    """Wait until the expected number of threads has come; word 0 counts them, word 1 those that met all others."""
+    a = unpack(params, Meeting)
+    _add(a.place, 1)
+    looks = 0
+    while _read(a.place) < a.expected and looks < PATIENCE:
+        _pause()
+        looks += 1
+    if _read(a.place) >= a.expected:
+        _add(a.place + 8, 1)
+
+
+@kernel
+def leave_late(one, params, counter, slot):
+    """The caller is done when a helper is in (word 0). The helper stays until word 1 is set; word 2 tells that it left."""
+    a = unpack(params, Meeting)
+    if slot == 0:
+        looks = 0
+        while _read(a.place) == 0 and looks < PATIENCE:
+            _pause()
+            looks += 1
+        return
+    _exchange(a.place, 1)
+    while _read(a.place + 8) == 0:
+        _pause()
+    _exchange(a.place + 16, 1)
+
+
+@kernel
+def fail(one, params, counter, slot):
+    """A kernel that goes wrong in a helper, or where it is alone."""
+    a = unpack(params, Meeting)
+    _add(a.place, 1)
+    looks = 0
+    while _read(a.place) < a.expected and looks < PATIENCE:
+        _pause()
+        looks += 1
+    if slot == a.expected - 1:
+        raise ZeroDivisionError

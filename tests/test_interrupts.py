@@ -1,0 +1,58 @@
+"""Interrupts: whenever Ctrl-C or another exception of a signal handler comes, the library is as before it, and usable.
+
+Each test is a program in a process of its own (interrupt_programs.py), as a defect hangs or kills. NUMDCN_TEST_INTERRUPTS is
+the number of interrupts at random moments for each number of threads; the moments differ from run to run.
+"""
+
+import os
+import random
+import signal
+
+import pytest
+from checks import run_python
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+COUNT = int(os.environ.get("NUMDCN_TEST_INTERRUPTS", 1500))
+
+
+def run_program(name, *arguments, **environment):
+    done = run_python(["-m", "interrupt_programs"], name, *arguments, timeout=180 + COUNT / 20, **environment)
+    assert f"{name} is right" in done.stdout, done.stdout + done.stderr
+    print(done.stdout)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_interrupts_at_random_moments(threads):
+    run_program("interrupts", COUNT, threads, random.randrange(10**6))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_an_interrupt_at_every_instruction(direction):
+    run_program("every_instruction", direction)
+
+
+def test_an_exception_waits_for_the_helpers():
+    run_program("waits_for_helpers")
+
+
+def test_handlers_that_call_at_random_moments():
+    run_program("handler_calls", random.randrange(10**6))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_handlers_that_fork_at_random_moments():
+    run_program("handler_forks", random.randrange(10**6))
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.5, 1.5])
+def test_an_interrupt_while_kernels_are_compiled(delay, tmp_path):
+    run_program("first_call", delay, NUMBA_CACHE_DIR=tmp_path)
+
+
+def test_an_interrupt_while_kernels_are_compiled_and_then_the_end(tmp_path):
+    run_program("ends_while_compiling", NUMBA_CACHE_DIR=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user with a limit")
+def test_no_thread_can_be_started():
+    run_program("no_thread")
