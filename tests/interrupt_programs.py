@@ -163,7 +163,6 @@ def every_instruction(direction):
             raised += 1
         if number % 20 == 0 or not going:
             _same(call(), want)
-            print(number, flush=True)
     _helpers_come(3)
     assert _threads() == before
     assert raised > 1000, f"only {raised} instructions"
@@ -307,6 +306,21 @@ def first_call(delay):
     alarm.during(lambda: None, 0, 0)
 
 
+def first_call_forks(delay):
+    """A handler forks while kernels are compiled; parent and child go on with the call."""
+    numdcn.set_num_threads(3)
+    x, w = np.ones((1, 40, 30, 30), np.float32), np.ones((40, 40, 1, 1), np.float32)
+    children = []
+    alarm = Alarm(lambda: children.append(os.fork()))
+    y = alarm.during(lambda: numdcn.conv_forward(x, w), float(delay), 1)
+    if children == [0]:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(100)
+        os._exit(not (y == 40).all() or not (numdcn.conv_forward(x, w) == 40).all())
+    assert (y == 40).all() and children, "no fork" * (not children)
+    _wait_for(children)
+
+
 def ends_while_compiling():
     """Ctrl-C while kernels are compiled, and nothing else: the interpreter ends."""
     alarm = Alarm(_raise)
@@ -349,7 +363,7 @@ def no_thread():
 PROGRAMS = {
     f.__name__: f
     for f in (interrupts, every_instruction, waits_for_helpers, handler_calls, handler_forks)
-    + (first_call, ends_while_compiling, no_thread)
+    + (first_call, first_call_forks, ends_while_compiling, no_thread)
 }
 
 if __name__ == "__main__":

@@ -49,6 +49,12 @@ def test_an_interrupt_while_kernels_are_compiled(delay, tmp_path):
     run_program("first_call", delay, NUMBA_CACHE_DIR=tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("delay", [0.005, 0.7])
+def test_a_fork_while_kernels_are_compiled(delay, tmp_path):
+    run_program("first_call_forks", delay, NUMBA_CACHE_DIR=tmp_path)
+
+
 def test_an_interrupt_while_kernels_are_compiled_and_then_the_end(tmp_path):
     run_program("ends_while_compiling", NUMBA_CACHE_DIR=tmp_path)
 

@@ -10,7 +10,6 @@ import _thread
 import atexit
 import ctypes
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -140,18 +139,16 @@ def _load(kernel: Any, kind: type) -> tuple[int, int]:
             result = kernel.overloads[signature]
             return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
-    _entries[kernel, kind] = found = _without_signals(compiled), wide
+    _entries[kernel, kind] = found = _undisturbed(compiled), wide
     return found
 
 
-def _without_signals(action: Callable[[], int]) -> int:
-    """What `action` returns, run where no signal handler can break it off half done: not in the main thread. An exception from
+def _undisturbed(action: Callable[[], int]) -> int:
+    """What `action` returns, run in a thread of its own, where no signal handler can break it off half done. An exception from
     a handler ends the wait here, while the action goes on."""
-    if threading.current_thread() is not threading.main_thread():
-        return action()
     results: list[int] = []
     errors: list[BaseException] = []
-    done = _thread.allocate_lock()
+    process, done = os.getpid(), _thread.allocate_lock()
     done.acquire()
 
     def work() -> None:
@@ -166,7 +163,9 @@ def _without_signals(action: Callable[[], int]) -> int:
         _thread.start_new_thread(work, ())
     except RuntimeError:  # a limit of the system, or the interpreter is ending
         return action()
-    done.acquire()
+    while not done.acquire(timeout=0.1):
+        if os.getpid() != process:  # a handler forked: this is the child, where that thread is not
+            return action()
     if errors:
         raise errors[0]
     return results[0]
