@@ -15,14 +15,11 @@ import numpy as np
 import numdcn
 from numdcn._host import scratch, threads
 from numdcn._kernels import gemm_cpu, jit_cpu
-from numdcn.deform_conv import cpu
 
 
 def cache_folder() -> str:
     """Where compiled kernels are kept."""
-    cache = cpu.forward_tiles._cache
-    path = getattr(cache, "cache_path", None)
-    return str(path) if path else "none (no folder that can be written to): kernels are compiled in every process"
+    return jit_cpu.STORE.writable() or "none (no folder that can be written to): kernels are compiled in every process"
 
 
 def gpu() -> str:

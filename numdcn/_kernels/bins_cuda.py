@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba.cuda.extending import intrinsic
 
 from numdcn._kernels import bilinear
 from numdcn._kernels.jit_cuda import F64, Scalar, device
 from numdcn._kernels.memory_cuda import at, twin, widen
+from numdcn._kernels.numba_cuda import intrinsic
 
 I64 = np.int64
 

@@ -7,20 +7,35 @@ No fast-math flag is used anywhere: where a fused multiply-add or a reordered su
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite
 import numba
+import numpy as np
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
+from numdcn._kernels import cache
+
+STORE = cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile an entry point: cached on disk where a cache directory can be written, compiled in memory where not."""
-    try:
-        return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # Numba found no directory that it may write
-        return numba.njit(**_OPTIONS)(function)
+    """Compile an entry point: kept on disk where a folder can be written, in memory alone where not."""
+    return cache.attach(STORE, numba.njit(**_OPTIONS)(function), _pack, _unpack)
+
+
+def _pack(result: CompileResult) -> bytes | None:
+    """A compiled kernel as bytes; None if it holds addresses of this process."""
+    return None if result.library.has_dynamic_globals else dumps(result._reduce())
+
+
+def _unpack(target_context: Any, content: bytes) -> CompileResult:
+    target_context.refresh()  # this may be the first code of this process
+    return CompileResult._rebuild(target_context, *pickle.loads(content))
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -35,7 +50,7 @@ def block(function: Callable[..., Any]) -> Any:
 
 @functools.cache
 def target() -> tuple[str, str, frozenset[str]]:
-    """The machine that Numba compiles for: architecture, CPU name, enabled features. Part of Numba's own cache key."""
+    """The machine that Numba compiles for: architecture, CPU name, enabled features. Part of a file's name in the cache."""
     from numba.core.registry import cpu_target
 
     triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()

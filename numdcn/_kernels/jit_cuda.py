@@ -1,4 +1,4 @@
-"""Decorators, flags and variants of the CUDA kernels. Here and in `launch_cuda` alone `numba.cuda` is imported.
+"""Decorators, flags and variants of the CUDA kernels.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
 types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
@@ -11,21 +11,21 @@ vector loads) has a plain twin in `memory_cuda`.
 from __future__ import annotations
 
 import functools
+import pickle
 import sys
 import threading
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
-from numba import cuda
-from numba.cuda import types
-from numba.cuda.core import config
 
-from numdcn._kernels import launch_cuda
+from numdcn._kernels import cache, launch_cuda, numba_cuda
+from numdcn._kernels.numba_cuda import SIMULATED, cuda, types
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
+STORE = cache.Store("cuda", numba.__version__, llvmlite.__version__, np.__version__, numba_cuda.VERSION)
 THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
 
 
@@ -33,7 +33,7 @@ def _mend_simulator() -> None:
     """Give the simulator's shared arrays a lock: threads of a block that ask for one at once would get two.
     They are filled with NaN. (An
     alignment means nothing here.)"""
-    from numba.cuda.simulator import kernelapi
+    from numdcn._kernels.numba_cuda import kernelapi
 
     lock = threading.Lock()
 
@@ -103,10 +103,18 @@ def kernels(
 def _jit(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if SIMULATED:
         return cuda.jit(function)
-    try:
-        return cuda.jit(cache=True, **options)(function)
-    except RuntimeError:  # Numba found no directory that it may write
-        return cuda.jit(**options)(function)
+    return cache.attach(STORE, cuda.jit(**options)(function), _pack, _unpack)
+
+
+def _pack(kernel: Any) -> bytes:
+    """A compiled kernel as bytes."""
+    return numba_cuda.serialize.dumps(kernel._reduce_states())
+
+
+def _unpack(target_context: Any, content: bytes) -> Any:
+    with numba_cuda.utils.numba_target_override():
+        target_context.refresh()  # this may be the first code of this process
+        return numba_cuda.dispatcher._Kernel._rebuild(**pickle.loads(content))
 
 
 def device(function: Callable[..., Any]) -> Any:

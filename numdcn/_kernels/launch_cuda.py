@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numba import cuda
-from numba.cuda import types
-from numba.cuda.core import config
 
-if not config.ENABLE_CUDASIM:
-    from cuda.bindings import driver
+from numdcn._kernels.numba_cuda import SIMULATED, cuda, types
+
+if not SIMULATED:
+    from numdcn._kernels.numba_cuda import driver
 
 CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
 
@@ -73,7 +72,7 @@ class Kernel:
 
     def run(self, blocks: int, threads: int | tuple[int, int], stream: int, number: int, call: tuple[Any, ...]) -> None:
         """Launch on a stream of a device, without waiting. An error of the launch is raised."""
-        if config.ENABLE_CUDASIM:
+        if SIMULATED:
             self.dispatcher[blocks, threads](call)
             return
         on_device(number, lambda: self._launch(blocks, threads, stream, number, call))
@@ -113,7 +112,7 @@ _contexts: dict[int, int] = {}  # the primary context of each device
 
 def on_device(number: int, action: Callable[[], Any]) -> Any:
     """What `action` returns, with the primary context of a device current. Where there was none it stays."""
-    if config.ENABLE_CUDASIM:
+    if SIMULATED:
         return action()
     known = _contexts.get(number)
     if known is None:

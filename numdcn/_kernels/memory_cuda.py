@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic
 
 from numdcn._kernels.jit_cuda import F16, F64, SIMULATED, cuda
+from numdcn._kernels.numba_cuda import cgutils, intrinsic, types
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()

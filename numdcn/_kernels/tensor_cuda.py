@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.cuda import cgutils, types
-from numba.cuda.extending import intrinsic
 
 from numdcn._kernels.jit_cuda import F16, F32, SIMULATED, cuda, device
 from numdcn._kernels.memory_cuda import FLOAT, I32, asm, narrow, place_of, shared_place, twin
+from numdcn._kernels.numba_cuda import cgutils, intrinsic, types
 
 STEP = 8  # words of a step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
