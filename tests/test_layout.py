@@ -94,6 +94,13 @@ def test_only_cuda_files_import_cuda(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_numba_cuda_is_imported_in_one_place(path):
+    """Where NumPy is made fit for it. (`numdcn._kernels.numba_cuda` is that place.)"""
+    if name_of(path) != "numdcn/_kernels/numba_cuda.py":
+        assert not [m for m in imports(path) if m.split(".")[0] == "numba_cuda" or m.startswith("numba.cuda")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_frameworks_are_imported_by_adapters_only(path):
     if "adapters" not in path.parts:
         outside = {m.split(".")[0] for m in imports(path)} & {

@@ -94,9 +94,29 @@ class Kernel:
     def _load(self, number: int) -> Any:
         """The kernel on a device, compiled or from Numba's cache."""
         with self._lock:
-            compiled = self.dispatcher.compile(self._signature)
-            handle = self._handles[number] = compiled._codelibrary.get_cufunc().handle
+            try:
+                compiled = self.dispatcher.compile(self._signature)
+                handle = self._handles[number] = compiled._codelibrary.get_cufunc().handle
+            except Exception as error:
+                if "OUTDATED_LIBRARY" in str(error):
+                    raise RuntimeError(_outdated_linker()) from error
+                raise
         return handle
+
+
+def _outdated_linker() -> str:
+    """What to do about nvJitLink refusing what a newer libnvvm has made."""
+    from cuda.bindings import nvjitlink
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    linker, compiler = (load_nvidia_dynamic_lib(name).abs_path for name in ("nvJitLink", "nvvm"))
+    major, minor = nvjitlink.version()
+    suffix, package = ("", "nvidia-nvvm") if major >= 13 else (f"-cu{major}", f"nvidia-cuda-nvcc-cu{major}")
+    return (
+        f"CUDA's linker, nvJitLink {major}.{minor} ({linker}), is older than its compiler, libnvvm ({compiler}), and refuses "
+        f"what that has made; expected a linker at least as new. A newer one: pip install --upgrade nvidia-nvjitlink{suffix}. "
+        f'Or an older compiler: pip install "{package}=={major}.{minor}.*"'
+    )
 
 
 def check(error: Any, what: str) -> None:

@@ -62,9 +62,8 @@ def cache():
 
 
 def kernels(folder):
-    """The folder for Numba's cache of numdcn's kernels: it is empty after each change of numdcn, as Numba does not see that a
-    kernel's helper in another file has changed."""
-    return folder / f"numba-{version(ROOT / 'numdcn')}"
+    """The folder for the cache of numdcn's kernels: not that of a GPU, whose code is no PTX."""
+    return folder / "kernels"
 
 
 def driver(folder):
