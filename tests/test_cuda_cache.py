@@ -1,0 +1,122 @@
+"""What the package numba-cuda needs from outside, and the cache of its kernels. No GPU is needed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import test_cuda_compile
+from checks import run_python
+
+PROCESSES = 8
+VARIANTS = """
+import pathlib, sys, time
+import test_cuda_compile
+from numba.cuda.dispatcher import _Kernel
+
+class Kernel:
+    "What the cache sees of a compiled kernel; its machine code is its name."
+    def __init__(self, name): self.name = name
+    def _reduce_states(self): return {"name": self.name}
+    @property
+    def codegen(self): return Target
+class Target:
+    @staticmethod
+    def codegen(): return Target
+    @staticmethod
+    def magic_tuple(): return "a GPU", (9, 0)
+    @staticmethod
+    def refresh(): pass
+_Kernel._rebuild = staticmethod(Kernel)
+every = []
+for maker in test_cuda_compile.makers().values():
+    for constants in maker.variants():
+        kernel = maker(*constants)
+        dispatcher = kernel.dispatcher
+        cells = [str(cell.cell_contents) for cell in dispatcher.py_func.__closure__ or ()]  # not each uses all constants
+        name = f"{maker.name} {cells} {kernel._signature} {dispatcher.targetoptions}"
+        every.append((name, dispatcher._cache, kernel._signature))
+"""
+WRITE = f"""
+number, folder = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+pathlib.Path(folder, "ready" + sys.argv[1]).touch()
+while len(list(folder.glob("ready*"))) < {PROCESSES}:
+    time.sleep(0.001)
+for name, cache, signature in every[number::{PROCESSES}]:
+    cache.save_overload(signature, Kernel(name))
+"""
+READ = """
+for name, cache, signature in every:
+    found = cache.load_overload(signature, Target)
+    print(name, found and found.name, sep=" | ")
+"""
+
+
+@pytest.fixture(autouse=True)
+def compiler():
+    reason = test_cuda_compile.missing()
+    if reason:
+        pytest.skip(reason)
+
+
+def test_processes_that_keep_variants_at_once(tmp_path):
+    """Each variant is found again, and is itself."""
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        for job in [
+            pool.submit(run_python, VARIANTS + WRITE, number, tmp_path, NUMBA_CACHE_DIR=tmp_path / "cache")
+            for number in range(PROCESSES)
+        ]:
+            job.result()
+    told = run_python(VARIANTS + READ, NUMBA_CACHE_DIR=tmp_path / "cache").stdout
+    rows = [line.split(" | ") for line in told.splitlines()]
+    assert len(rows) > 100
+    assert not [row for row in rows if row[0] != row[1]]
+
+
+def test_compilation_without_row_stack():
+    """NumPy 2.5 has none; it is not there afterwards either."""
+    code = """
+import numpy
+vars(numpy).pop("row_stack", None)
+numpy.__all__ = [name for name in numpy.__all__ if name != "row_stack"]
+import test_cuda_compile
+job = next(job for job in test_cuda_compile.jobs() if job[0].endswith("layout_cuda.fill"))
+rows, _ = test_cuda_compile.compiled(job)
+print([row[2] for row in rows], hasattr(numpy, "row_stack"))
+"""
+    assert run_python(code).stdout == "['sm_80', 'sm_90'] False\n"
+
+
+def test_numpy_keeps_its_own_row_stack():
+    code = """
+import numpy
+numpy.row_stack = before = numpy.vstack
+from numdcn._kernels import jit_cuda
+assert numpy.row_stack is before
+"""
+    run_python(code)
+
+
+class Refused:
+    """A dispatcher whose code the linker does not take."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def compile(self, signature):
+        raise self.error
+
+
+def test_a_linker_that_is_too_old():
+    from cuda.bindings import nvjitlink
+    from numba.cuda import types
+
+    from numdcn._kernels.launch_cuda import Kernel
+
+    outdated = nvjitlink.nvJitLinkError(int(nvjitlink.Result.ERROR_OUTDATED_LIBRARY))
+    kernel = Kernel(Refused(outdated), (types.UniTuple(types.int64, 2),))
+    with pytest.raises(RuntimeError, match=r"nvJitLink \d+\.\d+ .*older.*libnvvm.*pip install") as raised:
+        kernel._load(0)
+    assert raised.value.__cause__ is outdated
+    other = nvjitlink.nvJitLinkError(int(nvjitlink.Result.ERROR_INTERNAL))
+    with pytest.raises(nvjitlink.nvJitLinkError) as raised:
+        Kernel(Refused(other), (types.UniTuple(types.int64, 2),))._load(0)
+    assert raised.value is other
