@@ -354,8 +354,19 @@ def test_a_file_that_cannot_be_replaced(monkeypatch, tmp_path):
     assert store.read("a.nbc") == b"a"
 
 
+def test_a_package_in_an_archive(site):
+    code = (
+        SAMPLE
+        + "from numdcn.bilinear_sample.cpu import forward_tiles as f; print('hits', sum(f.stats.cache_hits.values()))"
+    )
+    archive = pathlib.Path(shutil.make_archive(str(site.parent / "archive"), "zip", site))
+    for hits in 0, 1:
+        told = run_copy(archive, code)
+        assert "y 1.25" in told and f"hits {hits}" in told
+
+
 def test_a_package_without_sources(monkeypatch, tmp_path):
-    """In an archive: nothing is kept, as nothing tells one version from another."""
+    """Nothing is kept, as nothing tells one version from another."""
     monkeypatch.setattr(cache, "_AT_IMPORT", {})
     monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
     with warnings.catch_warnings():

@@ -1,10 +1,13 @@
 """What the package numba-cuda needs from outside, and the cache of its kernels. No GPU is needed."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import device
 import pytest
 import test_cuda_compile
-from checks import run_python
+from checks import ROOT, run_python
+from emulator import build
 
 PROCESSES = 8
 VARIANTS = """
@@ -69,6 +72,38 @@ def test_processes_that_keep_variants_at_once(tmp_path):
     rows = [line.split(" | ") for line in told.splitlines()]
     assert len(rows) > 100
     assert not [row for row in rows if row[0] != row[1]]
+
+
+def test_real_kernels_are_kept(tmp_path):
+    """On a GPU, or an emulated one: processes that compile at once are right, and the next one compiles nothing."""
+    code = """
+import sys
+import numba
+import numpy as np
+numba.config.CACHE_DIR = sys.argv[1]
+import numba.cuda
+import numdcn
+from numdcn._kernels import jit_cuda
+for dtype in np.float32, np.float64:
+    x, w = np.arange(36, dtype=dtype).reshape(1, 1, 6, 6), np.ones((2, 1, 3, 3), dtype)
+    y = numdcn.conv_forward(numba.cuda.to_device(x), numba.cuda.to_device(w)).copy_to_host()
+    assert np.array_equal(y, numdcn.conv_forward(x, w))
+dispatchers = [kernel.dispatcher for maker in jit_cuda.MAKERS for kernel in maker._compiled.values()]
+print(*(sum(sum(d.stats[number].values()) for d in dispatchers) for number in (1, 2)))  # loaded, compiled
+"""
+    reason = None if device.count_gpus() else build.missing()
+    if reason:
+        pytest.skip(reason)
+    emulated = [] if device.count_gpus() else ["-m", "tests.emulator", sys.executable]
+
+    def run(_):
+        return run_python([*emulated, "-c", code, tmp_path], PYTHONPATH=ROOT, PYTHONSAFEPATH=None).stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        first = list(pool.map(run, range(2)))
+    compiled = sum(int(told.split()[1]) for told in first)
+    loaded, more = map(int, run(0).split())
+    assert compiled >= loaded >= 4 and more == 0
 
 
 def test_compilation_without_row_stack():

@@ -37,28 +37,36 @@ SETTINGS = (  # of Numba, which change its code and belong to no options
 )
 
 
-def _stamps(folder: str = PACKAGE) -> dict[str, tuple[int, ...]]:
-    """When each source was changed, and its size; none where the package lies in an archive."""
-    found: dict[str, tuple[int, ...]] = {}
+Stamp = tuple[int, int, int]
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _below(folder: str) -> dict[str, Stamp]:
+    found: dict[str, Stamp] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".py"):
-                status = entry.stat()
-                found[entry.path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+                found[entry.path] = _stamp(entry.stat())
             elif entry.name != "__pycache__" and entry.is_dir():
-                found |= _stamps(entry.path)
+                found |= _below(entry.path)
     return found
 
 
-def _stamps_if_any() -> dict[str, tuple[int, ...]]:
+def _stamps() -> dict[str, Stamp]:
+    """When each source was changed, and its size; or of the archive or program that holds them all; none if unknown."""
     try:
-        return _stamps()
+        found = _below(PACKAGE) if os.path.isdir(PACKAGE) else {}
+        archive = sys.executable if getattr(sys, "frozen", False) else getattr(__spec__.loader, "archive", None)
+        return {archive: _stamp(os.stat(archive))} if archive and not found else found
     except OSError:
         return {}
 
 
 # Of what this process imports. Code of a source that has changed since must not be kept as that of the new text.
-_AT_IMPORT = _stamps_if_any()
+_AT_IMPORT = _stamps()
 
 
 @functools.cache
@@ -96,7 +104,7 @@ class Store:
             name = self._prefix + fingerprint(self._versions)
         except OSError:
             return []
-        if not _AT_IMPORT or _stamps_if_any() != _AT_IMPORT:
+        if not _AT_IMPORT or _stamps() != _AT_IMPORT:
             return []
         return [os.path.join(place, name) for place in _places()]
 
