@@ -247,7 +247,12 @@ class Family(Joined):
     # Memory.
 
     def test_any_memory_layout(self, backend, layout):
-        check_against_naive(backend, self.usual(np.float32).map(lambda _, array: LAYOUTS[layout](array)))
+        """The right numbers, and the bits of contiguous arrays."""
+        p = self.usual(np.float32)
+        laid = p.map(lambda _, array: LAYOUTS[layout](array))
+        result, g = check_against_naive(backend, laid)
+        assert_same(result, p.forward(backend))
+        assert_same(g, p.backward(backend))
 
     def test_broadcast_arrays(self, backend):
         """Zero strides: the first entry of each array shown several times."""

@@ -18,6 +18,8 @@ from checks import (
     Case,
     Problem,
     assert_close,
+    assert_same_bits,
+    assert_same_gradients,
     between_pixels,
     check_against_naive,
     dot,
@@ -183,8 +185,11 @@ def test_against_naive_without_and_with_wild_offsets(backend, spread):
     ids=["grouped", "depthwise"],
 )
 def test_any_memory_layout(backend, case, layout):
+    """The right numbers, and the bits of contiguous arrays."""
     plain = make(case, np.float32)
-    check_against_naive(backend, plain.map(lambda _, array: LAYOUTS[layout](array)))
+    y, g = check_against_naive(backend, plain.map(lambda _, array: LAYOUTS[layout](array)))
+    assert_same_bits(y, plain.forward(backend))
+    assert_same_gradients(g, plain.backward(backend))
 
 
 def test_broadcast_arrays(backend):

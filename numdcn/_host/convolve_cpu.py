@@ -9,6 +9,7 @@ import numpy as np
 from numdcn._host.arrays import place
 from numdcn._host.images_cpu import RimmedImages
 from numdcn._host.scratch import Scratch
+from numdcn._host.sums_cpu import sum_pixels
 from numdcn._host.threads import launch, plan_threads
 from numdcn._host.weights import PreparedWeights, pack
 from numdcn._kernels.convolution import Convolution
@@ -64,7 +65,7 @@ def backward(
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument, by an operator's kernel."""
     if "bias" in grads:
-        np.sum(grad_y, axis=(0, 2, 3), out=grads["bias"])
+        sum_pixels(grad_y, grads["bias"])
     if not grads.keys() - {"bias"}:
         return
     x, w = arrays["x"], arrays["w"]

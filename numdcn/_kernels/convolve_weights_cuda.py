@@ -22,6 +22,7 @@ from numdcn._kernels.jit_cuda import BF16, F16, F32, F64, SIMULATED, THREADS, co
 from numdcn._kernels.memory_cuda import at, narrow, put, vector_length, view, widen
 
 I32 = np.int32
+LINE = 2 if SIMULATED else 256  # numbers of a bias's gradient that a thread adds one by one
 
 
 def weights_tiles(kind: object) -> tuple[Tile, ...]:
@@ -180,7 +181,8 @@ def sum_parts(T):  # type: ignore[no-untyped-def]
 
 @kernels(Sums, lambda: [(kind,) for kind in (F32, F64, F16, BF16)])
 def sum_bias(T):  # type: ignore[no-untyped-def]
-    """target[o] = sum of source[n, o, q] over images and pixels: a block for each, its threads' sums added pair by pair."""
+    """target[o] = sum of source[n, o, q] over images and pixels: a block for each. Each thread has sums of LINE numbers, and of
+    these; those of the threads are added pair by pair."""
     S = scalar_type(T)
 
     def run(c):  # type: ignore[no-untyped-def]
@@ -190,8 +192,11 @@ def sum_bias(T):  # type: ignore[no-untyped-def]
         for task in range(cuda.blockIdx.x, c.count, cuda.gridDim.x):
             total = S(0)
             for n in range(c.splits):
-                for q in range(thread, c.pixels, THREADS):
-                    total += widen(at(source, (n * c.count + task) * c.pixels + q))
+                for first in range(thread, c.pixels, THREADS * LINE):
+                    line = S(0)
+                    for q in range(first, min(first + THREADS * LINE, c.pixels), THREADS):
+                        line += widen(at(source, (n * c.count + task) * c.pixels + q))
+                    total += line
             parts[thread] = total
             cuda.syncthreads()
             width = THREADS // 2
