@@ -22,8 +22,8 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
     layer = (x, w, np.zeros((3, 40, 1, 1), kind), np.zeros(3, kind))
     return {
         "bilinear_sample": ((x, np.ones((1, 1, 2), kind)), {}),
-        "conv": ((x, w), {}),
-        "deform_conv": ((x, offsets, w), {"mask": mask}),
+        "conv": ((x, w, np.zeros(2, kind)), {}),
+        "deform_conv": ((x, offsets, w, np.zeros(2, kind)), {"mask": mask}),
         "deform_conv_layer": (layer, {"modulated": True}),
         "deform_ps_roi_pool": ((x, rois, trans), {**size, "group_size": 2}),
         "deform_roi_pool": ((x, rois, trans, bin_mask), size),

@@ -19,11 +19,22 @@ GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 
 
 def received(value: Any) -> Any:
-    """`value`, or if it is an array on a GPU, that array as the library sees it."""
-    if isinstance(value, (np.ndarray, DeviceArray)) or value is None:
+    """`value` as the library sees it: a NumPy array as a plain one on the same memory, an array on a GPU as a `DeviceArray`.
+
+    The plain one is private: no subclass has a say in what is done with it, and nobody else can change its shape after it
+    was checked. What is no array, or a masked one, stays as it is, to be refused.
+    """
+    if issubclass(type(value), np.ndarray):
+        return value if is_masked(value) else np.ndarray.view(value, type=np.ndarray)
+    if isinstance(value, DeviceArray) or value is None:
         return value
     framework = framework_of(value)
     return value if framework is None else framework.seen(value)
+
+
+def is_masked(value: Any) -> bool:
+    """Whether this is an array some of whose elements do not count."""
+    return type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
 def check_dtype(name: str, value: Any) -> np.dtype:
@@ -43,7 +54,7 @@ def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
     if isinstance(value, DeviceArray):
         if value.dtype not in GPU_FLOATS:
             raise TypeError(f"`{name}` has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
-    elif not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+    elif not isinstance(value, np.ndarray) or is_masked(value):
         raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}")
     elif value.dtype not in FLOATS:
         hint = ""
@@ -119,7 +130,7 @@ def _overlap(a: Any, b: Any) -> bool:
 
 def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> None:
     """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
-    if not isinstance(out, (np.ndarray, DeviceArray)) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, (np.ndarray, DeviceArray)) or is_masked(out):
         raise TypeError(f"`{name}` is {describe(out)}, expected a NumPy array of shape {shape} and dtype {dtype}")
     if out.dtype != dtype:
         raise TypeError(f"`{name}` has dtype {out.dtype}, expected {dtype}")

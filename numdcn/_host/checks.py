@@ -53,6 +53,7 @@ def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
     if not _is_sequence(value):
         number = integer(name, value, least)
         return number, number
+    value = tuple(value)  # a list may change under our hands
     if len(value) != len(AXES):
         raise ValueError(f"`{name}` is {describe(value)}, expected an int or one int for each axis ({', '.join(AXES)})")
     first, second = (integer(f"{name}[{i}]", item, least) for i, item in enumerate(value))
@@ -61,6 +62,8 @@ def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
 
 def padding_per_axis(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding before and after each axis, from an int, an int for each axis, or a (before, after) pair for each axis."""
+    if _is_sequence(value):
+        value = tuple(tuple(item) if _is_sequence(item) else item for item in tuple(value))  # as they are now
     if _is_sequence(value) and any(_is_sequence(item) for item in value):
         if len(value) != len(AXES) or not all(_is_sequence(item) and len(item) == 2 for item in value):
             raise ValueError(
@@ -98,11 +101,17 @@ def coordinate_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
+def is_real(value: Any) -> bool:
+    """Whether this is a real number: no bool, and no duration, which NumPy counts among the integers."""
+    return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.timedelta64))
+
+
 def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
-    """A real number that is finite where coordinates are computed, and above 0 if `positive`; a bool or a string is none."""
+    """A real number that is finite where coordinates are computed, and above 0 if `positive`; a bool, a string or a duration
+    is none."""
     dtype = coordinate_dtype(dtype)
     wanted = f"a finite number{' above 0' if positive else ''}, in {dtype} too"
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+    if not is_real(value):
         raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
     try:
         with np.errstate(all="ignore"):

@@ -32,8 +32,8 @@ class Argument(NamedTuple):
 
 
 def receive(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, arrays on a GPU as `DeviceArray`s. Raises where some are there and some are not."""
-    seen = {name: value if type(value) is np.ndarray else received(value) for name, value in arrays.items()}
+    """The arguments by name as `received`. Raises where some are on a GPU and some are not."""
+    seen = {name: received(value) for name, value in arrays.items()}
     on_gpu = [name for name, value in seen.items() if home(value) is not None]
     if on_gpu:
         first = on_gpu[0]
@@ -128,7 +128,7 @@ def check_shapes(expected: Mapping[str, tuple[Any, tuple[int, ...]]], table: tup
 
 
 def room(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:
-    """`out`, checked, or a fresh array, where the inputs are."""
+    """`out` as `received`, checked, or a fresh array, where the inputs are."""
     like = next((a for a in map(home, inputs.values()) if a is not None), None)
     if out is None:
         try:
@@ -148,10 +148,10 @@ def room(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[s
     return out
 
 
-def given_back(array: Any) -> Any:
-    """What the caller gets for a result, whose own stream waits for what was done to it here."""
+def given_back(array: Any, out: Any = None) -> Any:
+    """What the caller gets for a result: `out`, if that was given for it. Its own stream waits for what was done here."""
     if not isinstance(array, DeviceArray):
-        return array
+        return array if out is None else out
     if array.own_stream != array.stream:
         follow(array.number, array.own_stream, array.stream)
     return array.owner
@@ -176,7 +176,7 @@ def run_forward(
     `more`: other results to be filled, by name; the twin finds them among the arrays."""
     y = room("out", out, p.out_shape, arrays["x"].dtype, arrays)
     if y.size == 0:
-        return given_back(y)
+        return given_back(y, out)
     everything = {**arrays, **(more or {})}
     if isinstance(y, DeviceArray):
         _on_gpu(y, lambda target: _twin(operator, "cuda").forward(p, everything, target, options))
@@ -186,7 +186,7 @@ def run_forward(
         _twin(operator, "cpu").forward(p, _addressable(everything), target, options)
     if target is not y:
         y[...] = target
-    return y
+    return given_back(y, out)
 
 
 def run_backward(
@@ -206,7 +206,7 @@ def run_backward(
     everything = {**arrays, **(saved or {})}
     if isinstance(grad_y, DeviceArray):
         _gradients_on_gpu(operator, p, grad_y, everything, grads, options)
-        return kind(**{name: given_back(grad) for name, grad in grads.items()})
+        return gradients_back(kind, grads, out)
     targets = {name: addressable(grad) for name, grad in grads.items()}
     if grad_y.size == 0:
         for target in targets.values():
@@ -217,7 +217,12 @@ def run_backward(
     for name, target in targets.items():
         if target is not grads[name]:
             grads[name][...] = target
-    return kind(**grads)
+    return gradients_back(kind, grads, out)
+
+
+def gradients_back(kind: type[Gradients], grads: dict[str, Any], out: Gradients | None) -> Gradients:
+    """What the caller gets for gradients, those of `out` where they were given."""
+    return kind(**{name: given_back(grad, getattr(out, name, None)) for name, grad in grads.items()})
 
 
 def _on_gpu(y: DeviceArray, fill: Any) -> None:

@@ -27,6 +27,7 @@ class RoIs(NamedTuple):
     rois: int
     bins: tuple[int, int]  # of a box
     scale: float  # from the boxes' coordinates to pixels
+    boxes: Any  # (R, 5): the copy that was checked, as the caller's array may change meanwhile; None on a GPU
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -62,8 +63,9 @@ def check_rois(
         raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
     bins = per_axis("output_size", output_size, 1)
     scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
-    if flag("check", check) or isinstance(rois, np.ndarray):
-        _check_boxes(host_copy(rois), x.shape[0])
+    boxes = np.array(rois, order="C") if isinstance(rois, np.ndarray) else None
+    if flag("check", check) or boxes is not None:
+        _check_boxes(host_copy(rois) if boxes is None else boxes, x.shape[0])
     channels = x.shape[1]
     if group_size is not None:
         cells = group_size[0] * group_size[1]
@@ -73,7 +75,7 @@ def check_rois(
                 f"{group_size[0]}*{group_size[1]}: channels of its own for each cell of the boxes"
             )
         channels //= cells
-    return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale)
+    return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale, boxes)
 
 
 def _check_boxes(rois: np.ndarray, batch: int) -> None:
@@ -91,9 +93,9 @@ def _check_boxes(rois: np.ndarray, batch: int) -> None:
     raise ValueError(f"`rois` has batch index {n} in row {row}, expected {some}")
 
 
-def _corners(rois: np.ndarray, scale: float) -> np.ndarray:
+def _corners(p: RoIs) -> np.ndarray:
     """Scaled corners (R, 2, 2): first and second, y and x, no farther than `FAR`."""
-    return np.clip(rois[:, 1:] * rois.dtype.type(scale), -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
+    return np.clip(p.boxes[:, 1:] * p.boxes.dtype.type(p.scale), -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
 
 
 def _round(values: np.ndarray) -> np.ndarray:
@@ -102,9 +104,9 @@ def _round(values: np.ndarray) -> np.ndarray:
     return whole + np.copysign(np.abs(values - whole) >= 0.5, values).astype(values.dtype)
 
 
-def image_numbers(rois: np.ndarray) -> np.ndarray:
+def image_numbers(p: RoIs) -> np.ndarray:
     """The image of each box."""
-    return rois[:, 0].astype(np.int64)
+    return p.boxes[:, 0].astype(np.int64)
 
 
 def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray, reach: float) -> np.ndarray:
@@ -118,38 +120,36 @@ def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray,
     return np.ascontiguousarray(np.stack(columns, axis=-1), dtype)
 
 
-def align_boxes(
-    rois: np.ndarray, p: RoIs, sampling_ratio: int, half_pixel: bool, least: float | None, reach: float = 0.0
-) -> Boxes:
+def align_boxes(p: RoIs, sampling_ratio: int, half_pixel: bool, least: float | None, reach: float = 0.0) -> Boxes:
     """Boxes of the RoI align family (rule R): `sampling_ratio` samples an axis and bin, or if it is not above 0 about one a
     pixel; shifted by half a pixel or not; at least `least` long."""
-    dtype = rois.dtype
-    corners = _corners(rois, p.scale) - dtype.type(0.5 if half_pixel else 0.0)
+    dtype = p.boxes.dtype
+    corners = _corners(p) - dtype.type(0.5 if half_pixel else 0.0)
     start, size = corners[:, 0], corners[:, 1] - corners[:, 0]
     if least is not None:
         size = np.maximum(size, dtype.type(least))
     samples = np.full(size.shape, sampling_ratio, dtype)
     if sampling_ratio <= 0:
         samples = np.maximum(np.ceil(size / np.array(p.bins, dtype)), dtype.type(0))
-    return Boxes(RULE_R, image_numbers(rois), _geometry(start, size, p, samples, reach))
+    return Boxes(RULE_R, image_numbers(p), _geometry(start, size, p, samples, reach))
 
 
-def sampled_boxes(rois: np.ndarray, p: RoIs, samples: int, reach: float) -> Boxes:
+def sampled_boxes(p: RoIs, samples: int, reach: float) -> Boxes:
     """Boxes of deformable position-sensitive pooling (rule P): whole pixels of the boxes' own coordinates, both ends
     counted, `samples` samples an axis and bin."""
-    dtype = rois.dtype
+    dtype = p.boxes.dtype
     limit = min(FAR / p.scale, float(np.finfo(dtype).max) / 4)
-    corners = _round(np.clip(rois[:, 1:], -limit, limit)).reshape(-1, 2, 2)[:, :, ::-1]
+    corners = _round(np.clip(p.boxes[:, 1:], -limit, limit)).reshape(-1, 2, 2)[:, :, ::-1]
     scale, half = dtype.type(p.scale), dtype.type(0.5)
     start = corners[:, 0] * scale - half
     size = np.clip((corners[:, 1] + 1) * scale - half - start, dtype.type(0.1), dtype.type(2 * FAR))
-    return Boxes(RULE_P, image_numbers(rois), _geometry(start, size, p, np.array(samples, dtype), reach))
+    return Boxes(RULE_P, image_numbers(p), _geometry(start, size, p, np.array(samples, dtype), reach))
 
 
-def whole_boxes(rois: np.ndarray, p: RoIs, inclusive: bool) -> Boxes:
+def whole_boxes(p: RoIs, inclusive: bool) -> Boxes:
     """Boxes of RoI pooling: corners rounded to whole pixels, of which the second counts if `inclusive`; bins of whole
     pixels, which may overlap, clipped to the image."""
-    corners = _round(_corners(rois, p.scale)).astype(np.int64)
+    corners = _round(_corners(p)).astype(np.int64)
     start, size = corners[:, 0], np.maximum(corners[:, 1] - corners[:, 0] + inclusive, 1)
     ranges = []
     for axis in (0, 1):
@@ -157,4 +157,4 @@ def whole_boxes(rois: np.ndarray, p: RoIs, inclusive: bool) -> Boxes:
         first = steps * size[:, axis, None] // bins + start[:, axis, None]
         end = -(-(steps + 1) * size[:, axis, None] // bins) + start[:, axis, None]
         ranges.append(np.clip(np.stack((first, end), axis=-1), 0, p.size[axis]))
-    return Boxes(WHOLE_PIXELS, image_numbers(rois), np.ascontiguousarray(np.concatenate(ranges, axis=1)))
+    return Boxes(WHOLE_PIXELS, image_numbers(p), np.ascontiguousarray(np.concatenate(ranges, axis=1)))

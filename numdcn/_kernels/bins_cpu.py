@@ -14,7 +14,7 @@ import numpy as np
 from numdcn._kernels.bilinear import taps_p, taps_r
 from numdcn._kernels.jit_cpu import block, helper
 from numdcn._kernels.parameters_cpu import Place
-from numdcn._kernels.simd_cpu import at, like, load_scalar, pointer, store
+from numdcn._kernels.simd_cpu import at, like, load_once, load_scalar, pointer, store
 
 RULE_R, RULE_P, WHOLE_PIXELS = 0, 1, 2
 START, BIN, STEP, SAMPLES, REACH = range(5)  # of an axis of a box, see `Grid`
@@ -185,7 +185,7 @@ def shift_of(one, grid, r, axis, class_, i, j):  # type: ignore[no-untyped-def]
     strides = grid.shifts.strides
     part_i, part_j = i * grid.parts[0] // grid.bins[0], j * grid.parts[1] // grid.bins[1]
     spot = r * strides[0] + (1 - axis) * strides[1] + part_i * strides[2] + part_j * strides[3]
-    value = load_scalar(pointer(grid.shifts.address, one), spot + class_ * grid.class_stride)
+    value = load_once(pointer(grid.shifts.address, one), spot + class_ * grid.class_stride)
     return load_scalar(pointer(grid.geometry, one), (2 * r + axis) * AXIS + REACH) * value
 
 

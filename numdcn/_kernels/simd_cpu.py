@@ -279,6 +279,18 @@ def load_scalar(typingctx, p, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def load_once(typingctx, p, index):  # type: ignore[no-untyped-def]
+    """Element `index` of memory that others may write meanwhile: whatever is made of it, the compiler reads it once only.
+
+    So a number that was found to be in range stays the number that was found."""
+
+    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "monotonic", p.dtype.bitwidth // 8)
+
+    return p.dtype(p, types.intp), codegen
+
+
+@intrinsic
 def store(typingctx, p, index, value):  # type: ignore[no-untyped-def]
     """Write a vector or a scalar at element `index`."""
 

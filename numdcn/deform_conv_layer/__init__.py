@@ -9,7 +9,7 @@ import numpy as np
 
 from numdcn._host.arrays import Array, check_dtype, received
 from numdcn._host.checks import IntPerAxis, Padding, flag, integer, per_axis
-from numdcn._host.door import check_grad_y, given_back, receive, room, wanted_gradients
+from numdcn._host.door import check_grad_y, given_back, gradients_back, receive, room, wanted_gradients
 from numdcn._host.modulation import add_to, join_gradients, split_prediction, zeros
 from numdcn._host.options import options
 from numdcn._host.weights import PreparedWeights
@@ -79,7 +79,7 @@ def deform_conv_layer_forward(
     calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
     offsets, mask = _predict(p, arrays, calls)
     deform_conv_forward(arrays["x"], offsets, arrays["w"], arrays["bias"], mask=mask, out=y, **calls)
-    return DeformConvLayerResult(*map(given_back, (y, offsets, mask)))
+    return DeformConvLayerResult(given_back(y, out), given_back(offsets), given_back(mask))
 
 
 class DeformConvLayerGradients(NamedTuple, Generic[Array]):
@@ -160,7 +160,7 @@ def deform_conv_layer_backward(
     g = deform_conv_backward(grad_y, x_, offsets, w_, bias_, mask=mask, wrt=inner, out=room_for, **calls)
     if predicted:
         _through_prediction(p, g, arrays, mask, predicted, grads, calls)
-    return DeformConvLayerGradients(**{name: given_back(grad) for name, grad in grads.items()})
+    return gradients_back(DeformConvLayerGradients, grads, out)
 
 
 def _predict(p: Problem, arrays: Any, calls: Any) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.checks import describe, flag
+from numdcn._host.checks import describe, flag, is_real
 from numdcn._host.convolution import convolution
 from numdcn._host.door import Argument, check_arguments, check_shapes
 
@@ -44,7 +44,9 @@ def problem(
     modulated = flag("modulated", modulated)
     x, w, offset_w, offset_b, bias = (arrays[a.name] for a in ARGUMENTS)
     made = convolution(x, w, bias, stride, padding, dilation)
-    if not isinstance(mask_scale, (int, np.integer)) or isinstance(mask_scale, bool) or mask_scale not in (1, 2):
+    if not is_real(mask_scale):
+        raise TypeError(f"`mask_scale` is {describe(mask_scale)}, expected 1 or 2")
+    if not isinstance(mask_scale, (int, np.integer)) or mask_scale not in (1, 2):
         raise ValueError(f"`mask_scale` is {describe(mask_scale)}, expected 1 or 2")
     predicted = (3 if modulated else 2) * made.taps
     channels = offset_w.shape[0]

@@ -13,20 +13,20 @@ from numdcn._kernels.bins_cpu import REACH
 from numdcn.deform_ps_roi_pool.problem import Problem
 
 
-def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
-    return sampled_boxes(rois, p.rois, p.sample_per_part, p.trans_std)
+def _boxes(p: Problem) -> Boxes:
+    return sampled_boxes(p.rois, p.sample_per_part, p.trans_std)
 
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
-    pool_planes(p.rois, arrays["x"], _boxes(p, arrays["rois"]), p.group_size, y, arrays["trans"])
+    pool_planes(p.rois, arrays["x"], _boxes(p), p.group_size, y, arrays["trans"])
 
 
 def backward(
     p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
-    boxes, x, trans, wanted = _boxes(p, arrays["rois"]), arrays["x"], arrays["trans"], "trans" in grads
+    boxes, x, trans, wanted = _boxes(p), arrays["x"], arrays["trans"], "trans" in grads
     slopes = pool_planes_gradients(p.rois, x, boxes, p.group_size, grad_y, grads.get("x"), trans, with_sums=wanted)
     if slopes is None:
         return

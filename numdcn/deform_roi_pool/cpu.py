@@ -13,20 +13,20 @@ from numdcn._kernels.bins_cpu import REACH, SAMPLES
 from numdcn.deform_roi_pool.problem import Problem
 
 
-def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
-    return align_boxes(rois, p.rois, p.sampling_ratio, half_pixel=True, least=None, reach=p.gamma)
+def _boxes(p: Problem) -> Boxes:
+    return align_boxes(p.rois, p.sampling_ratio, half_pixel=True, least=None, reach=p.gamma)
 
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
-    pool(p.rois, arrays["x"], _boxes(p, arrays["rois"]), y, arrays["offsets"], arrays["mask"])
+    pool(p.rois, arrays["x"], _boxes(p), y, arrays["offsets"], arrays["mask"])
 
 
 def backward(
     p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
-    boxes, offsets, mask = _boxes(p, arrays["rois"]), arrays["offsets"], arrays["mask"]
+    boxes, offsets, mask = _boxes(p), arrays["offsets"], arrays["mask"]
     wanted = bool(grads.keys() & {"offsets", "mask"})
     sums = pool_gradients(p.rois, arrays["x"], boxes, grad_y, grads.get("x"), offsets, mask, with_sums=wanted)
     if sums is None:

@@ -12,18 +12,18 @@ from numdcn._host.rois import Boxes, align_boxes
 from numdcn.ps_roi_align.problem import Problem
 
 
-def _boxes(p: Problem, rois: np.ndarray) -> Boxes:
-    return align_boxes(rois, p.rois, p.sampling_ratio, half_pixel=True, least=None)
+def _boxes(p: Problem) -> Boxes:
+    return align_boxes(p.rois, p.sampling_ratio, half_pixel=True, least=None)
 
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
-    pool_planes(p.rois, arrays["x"], _boxes(p, arrays["rois"]), p.rois.bins, y)
+    pool_planes(p.rois, arrays["x"], _boxes(p), p.rois.bins, y)
 
 
 def backward(
     p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
-    boxes = _boxes(p, arrays["rois"])
+    boxes = _boxes(p)
     pool_planes_gradients(p.rois, arrays["x"], boxes, p.rois.bins, grad_y, grads["x"])

@@ -14,12 +14,12 @@ from numdcn.ps_roi_pool.problem import Problem
 
 def forward(p: Problem, arrays: dict[str, Any], y: np.ndarray, options: Options) -> None:
     """Fill y. All arrays are addressable and checked."""
-    pool_planes(p, arrays["x"], whole_boxes(arrays["rois"], p, inclusive=False), p.bins, y)
+    pool_planes(p, arrays["x"], whole_boxes(p, inclusive=False), p.bins, y)
 
 
 def backward(
     p: Problem, grad_y: np.ndarray, arrays: dict[str, Any], grads: dict[str, np.ndarray], options: Options
 ) -> None:
     """Fill the gradients in `grads`, each by the name of its argument. All arrays are addressable and checked."""
-    boxes = whole_boxes(arrays["rois"], p, inclusive=False)
+    boxes = whole_boxes(p, inclusive=False)
     pool_planes_gradients(p, arrays["x"], boxes, p.bins, grad_y, grads["x"])

@@ -27,6 +27,7 @@ from numdcn._kernels.simd_cpu import (
     at,
     full,
     load_like,
+    load_once,
     load_scalar,
     next_task,
     part,
@@ -141,7 +142,7 @@ def max_bins(one, params, counter, slot):  # type: ignore[no-untyped-def]
 def _find(p: Problem, arrays: dict[str, Any], y: np.ndarray, argmax: np.ndarray | None) -> None:
     """Fill y, and the positions of the maxima. All arrays are addressable and checked."""
     x, dtype, many = arrays["x"], y.dtype, p.bins[0] * p.bins[1]
-    boxes, panel = whole_boxes(arrays["rois"], p, inclusive=True), forward_panel(p.channels, dtype)
+    boxes, panel = whole_boxes(p, inclusive=True), forward_panel(p.channels, dtype)
     shape = (p.rois, p.channels, 1, many)
     found = None if argmax is None else argmax.reshape(shape)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, (min(many, MOST_PIXELS) + 32) * (panel + 16) * 4)
@@ -196,7 +197,7 @@ def add_at_maxima(one, params, counter, slot):  # type: ignore[no-untyped-def]
                 start = (r * a.channels + c) * a.many
                 where, gradient = at(positions, start), at(pointer(a.grad_y, one), start)
                 for b in range(a.many):
-                    pixel = np.int64(load_scalar(where, b))
+                    pixel = np.int64(load_once(where, b))
                     if pixel >= 0 and pixel < a.pixels:
                         store(plane, pixel, load_scalar(plane, pixel) + load_scalar(gradient, b))
                     elif pixel != -1:
@@ -214,7 +215,7 @@ def backward(
         _find(p, arrays, np.empty(p.out_shape, grad_y.dtype), argmax)
     argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
     target = grad_x if grad_x.flags.c_contiguous else np.empty(grad_x.shape, grad_x.dtype)
-    numbers, stray = image_numbers(arrays["rois"]), np.full(1, -1, np.int64)
+    numbers, stray = image_numbers(p), np.full(1, -1, np.int64)
     call = BackwardCall(
         p.batch, p.channels, p.rois, p.size[0] * p.size[1], p.bins[0] * p.bins[1], numbers.ctypes.data,
         argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,

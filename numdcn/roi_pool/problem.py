@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays import received
+from numdcn._host.arrays import is_masked, received
 from numdcn._host.arrays_cuda import join
 from numdcn._host.checks import describe
 from numdcn._host.device_array import DeviceArray
@@ -30,7 +30,7 @@ def check_argmax(argmax: Any, p: Problem, x: Any) -> Any:
     """Raise unless `argmax` is shaped and typed as the forward's and where x is; its values are checked where they are used.
     Returns it as `receive` does."""
     argmax = received(argmax)
-    if not isinstance(argmax, (np.ndarray, DeviceArray)):
+    if not isinstance(argmax, (np.ndarray, DeviceArray)) or is_masked(argmax):
         raise TypeError(f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32")
     check_place("argmax", argmax, "x", x)
     if isinstance(argmax, DeviceArray):
