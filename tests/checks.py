@@ -310,8 +310,16 @@ def threads_asked_for(monkeypatch):
     return asked
 
 
+def limit(seconds):
+    """A time limit: these seconds on a usual machine, NUMDCN_TEST_TIME times as many on a slow one, in whole seconds."""
+    return math.ceil(seconds * float(os.environ.get("NUMDCN_TEST_TIME", 1)))
+
+
 def run_python(code, *arguments, timeout=180, check=True, **environment):
-    """Runs a program in a fresh interpreter that sees numdcn and the tests; a value of None removes a variable."""
+    """Runs a program in a fresh interpreter that sees numdcn and the tests; a value of None removes a variable.
+
+    `timeout` is that of a usual machine; see `limit`.
+    """
     import numdcn
 
     paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), str(pathlib.Path(__file__).parent)]
@@ -322,7 +330,7 @@ def run_python(code, *arguments, timeout=180, check=True, **environment):
             env[name] = str(value)
     command = [sys.executable, "-c", code] if isinstance(code, str) else [sys.executable, *code]
     done = subprocess.run(
-        [*command, *map(str, arguments)], env=env, cwd=ROOT, timeout=timeout, capture_output=True, text=True
+        [*command, *map(str, arguments)], env=env, cwd=ROOT, timeout=limit(timeout), capture_output=True, text=True
     )
     if check:
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -18,9 +18,9 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from checks import ROOT, Backend
+from checks import ROOT, Backend, limit
 
-SECONDS = 300  # that a call may take
+SECONDS = limit(300)  # that a call may take
 
 
 class Sent(NamedTuple):

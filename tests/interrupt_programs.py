@@ -15,7 +15,7 @@ import time
 import tracemalloc
 
 import numpy as np
-from checks import assert_same_bits
+from checks import assert_same_bits, limit
 from team_kernels import Meeting, leave_late, meet
 
 import numdcn
@@ -253,7 +253,7 @@ def handler_forks(seed):
             return
         in_child = True
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)  # a child that hangs dies
+        signal.alarm(limit(60))  # a child that hangs dies
         if random.random() < 0.5:
             _leave(calls)
 
@@ -272,7 +272,7 @@ def handler_forks(seed):
 
 def _leave(calls):
     """End a child, well if calls are right."""
-    signal.setitimer(signal.ITIMER_REAL, 60)
+    signal.setitimer(signal.ITIMER_REAL, limit(60))
     code = 1
     try:
         for call, want, _ in random.sample(calls, 2):
@@ -315,7 +315,7 @@ def first_call_forks(delay):
     y = alarm.during(lambda: numdcn.conv_forward(x, w), float(delay), 1)
     if children == [0]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(100)
+        signal.alarm(limit(100))
         os._exit(not (y == 40).all() or not (numdcn.conv_forward(x, w) == 40).all())
     assert (y == 40).all() and children, "no fork" * (not children)
     _wait_for(children)

@@ -3,10 +3,11 @@
 import ast
 import inspect
 import re
+import subprocess
 import typing
 
 import pytest
-from checks import ROOT
+from checks import ROOT, limit, run_python
 
 import numdcn
 
@@ -195,3 +196,24 @@ def test_numba_is_configured_in_one_place():
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Assign):
                 assert not any("numba.config" in ast.unparse(target) for target in node.targets), name_of(path)
+
+
+def test_time_limits_follow_the_environment(monkeypatch):
+    monkeypatch.delenv("NUMDCN_TEST_TIME", raising=False)
+    assert limit(60) == 60
+    monkeypatch.setenv("NUMDCN_TEST_TIME", "2.5")
+    assert limit(60) == 150
+    monkeypatch.setenv("NUMDCN_TEST_TIME", "0.001")
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_python("import time; time.sleep(60)", timeout=100)
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path.parts[-2] == "tests"], ids=name_of)
+def test_no_time_limit_but_through_limit(path):
+    """A number where something is waited for would be too short on a slow machine."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            waits = node.func.attr in ("alarm", "get", "join", "result", "wait") and len(node.args) == 1
+            given = [*node.args * waits, *(k.value for k in node.keywords if k.arg == "timeout")]
+            numbers = [a for a in given if isinstance(a, ast.Constant) and isinstance(a.value, (int, float))]
+            assert not numbers, f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}"

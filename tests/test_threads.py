@@ -19,6 +19,7 @@ from checks import (
     assert_same_bits,
     assert_same_gradients,
     cpu,
+    limit,
     make,
     run_python,
     threads_asked_for,
@@ -169,7 +170,7 @@ def test_many_python_threads_at_once():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(limit(60))
         assert not thread.is_alive(), "a call hangs"
     assert not failures, failures[0]
 
@@ -182,7 +183,7 @@ def test_the_number_of_threads_changes_while_calls_run():
         for threads in (1, 5, 2, 7, 3, 1, 4) * 3:
             numdcn.set_num_threads(threads)
         for call in calls:
-            assert_same(call.result(60), want)
+            assert_same(call.result(limit(60)), want)
 
 
 def test_calls_from_the_workers_of_a_pool():

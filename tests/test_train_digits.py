@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from checks import ROOT, assert_same_bits
+from checks import ROOT, assert_same_bits, limit
 
 import numdcn
 
@@ -225,12 +225,12 @@ def test_killed_at_any_time_it_goes_on_from_a_whole_checkpoint(tmp_path):
         before = path.stat().st_mtime_ns if path.exists() else 0
         process = subprocess.Popen([*command, *more], env=env, stdout=subprocess.DEVNULL)
         try:
-            until = time.monotonic() + 90
+            until = time.monotonic() + limit(90)
             while not path.exists() or path.stat().st_mtime_ns == before:
                 assert process.poll() is None and time.monotonic() < until
                 time.sleep(0.02)
             process.send_signal(number)
-            assert process.wait(60) == code
+            assert process.wait(limit(60)) == code
         finally:
             process.kill()
             process.wait()

@@ -14,7 +14,7 @@ import threading
 import time
 
 import numpy as np
-from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
+from checks import Case, assert_same_bits, assert_same_gradients, cpu, limit, make
 
 CASE = Case(2, 36, 34, (34, 35), padding=1, groups=2, offset_groups=4, mask=True, bias=True)  # work for three threads
 LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
@@ -37,7 +37,7 @@ def in_child(function, seconds=30):
     if child == 0:
         code = 1
         try:
-            signal.alarm(seconds)  # a child that hangs dies
+            signal.alarm(limit(seconds))  # a child that hangs dies
             code = 0 if function() else 2
         finally:
             os._exit(code)
@@ -100,7 +100,7 @@ def _forward_sum(seed):
 def _in_a_pool(method):
     wanted = [_forward_sum(seed) for seed in range(4)]
     with multiprocessing.get_context(method).Pool(2) as pool:
-        for got, want in zip(pool.map_async(_forward_sum, range(4)).get(100), wanted, strict=True):
+        for got, want in zip(pool.map_async(_forward_sum, range(4)).get(limit(100)), wanted, strict=True):
             same((got[0], got[1]), want)
 
 
@@ -125,7 +125,7 @@ def signal_handler():
 
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.005)
-    until = time.monotonic() + 60
+    until = time.monotonic() + limit(60)
     while len(calls) < 8:
         same(both(outer), want_outer)
         assert time.monotonic() < until, "the handler does not run"
@@ -236,7 +236,7 @@ def signal_at_every_line(direction):
         calls += same(both(inner), want_inner)
 
     signal.signal(signal.SIGUSR1, handler)
-    signal.alarm(40)
+    signal.alarm(limit(40))
 
     def run():
         got = getattr(problem, direction)(cpu())
