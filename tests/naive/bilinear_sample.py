@@ -43,16 +43,23 @@ def backward(grad_y, x, points, *, lower=-1.0):
             g_points[n, at, 1] += (slope_x * products).sum(axis=0)
             for c, plane in enumerate(g_x[n]):
                 np.add.at(plane, (rows, cols), grad_y[n, c, at] * weight)
+        outside = ~_active(flat, x.shape[2:])
+        g_points[n, outside] = (0 * grad_y[n][:, outside]).sum(axis=0)[:, None]  # NaN, where a gradient is not finite
         g_points[n, np.isnan(flat).any(axis=1)] = np.nan
     return Gradients(g_x, g_points.reshape(points.shape))
+
+
+def _active(points, size):
+    """Whether -1 <= p < N on both axes; not for NaN."""
+    return ((points >= -1) & (points < np.asarray(size, points.dtype))).all(axis=1)
 
 
 def _taps(points, size, lower=-1.0):
     """The four taps: (rows, columns, numbers of the points that have this tap, weights, their derivatives).
 
-    A point is active iff -1 <= p < N on both axes; an active point has those taps that are pixels.
+    An active point has those taps that are pixels.
     """
-    active = ((points >= -1) & (points < np.asarray(size, points.dtype))).all(axis=1)  # false for NaN
+    active = _active(points, size)
     numbers = np.flatnonzero(active)
     cells = np.floor(points[active])
     f_y, f_x = (points[active].astype(np.float64) - cells).T

@@ -1,0 +1,235 @@
+"""What is checked of a problem. Error bounds are those of checks.py and family.py: no other tolerance is here."""
+
+import re
+import sys
+
+import numpy as np
+import test_deform_conv_layer
+from checks import LAYOUTS, Backend, assert_same_bits, cpu, reference
+from family import assert_same, blank, check_against_naive, expected, main, only, outputs
+from family_errors import WRONG_KINDS, wrong_outs
+from guard_pages import KEPT, guarded
+
+import numdcn
+from fuzz.draw import COORDINATES, Dice, draw
+
+OUT_LAYOUTS = [LAYOUTS[name] for name in LAYOUTS if name != "read_only"]
+
+
+def check(operator, seed):
+    """Draws the problem of this seed and raises an AssertionError that tells of it unless everything about it is right."""
+    dice, threads = Dice(operator, seed), numdcn.get_num_threads()
+    with np.errstate(all="ignore"):  # numbers that are not finite are what most problems are about
+        p = draw(operator, dice)
+        hostile = dice.chance(0.25) and not dice.large
+        try:
+            (misuse if hostile else use)(dice, backend_of(operator), p)
+        except Exception as error:
+            error.add_note(described(p, hostile))
+            raise
+        finally:
+            numdcn.set_num_threads(threads)
+            KEPT.clear()
+
+
+def backend_of(operator):
+    backend = cpu(operator)
+    return test_deform_conv_layer.of_y(backend) if operator == "deform_conv_layer" else backend
+
+
+def described(p, hostile):
+    arrays = ", ".join(f"{name} {p[name].shape}" for name in ("grad_y", *p.given()))
+    return f"{'before a wrong call' * hostile} {p.dtype}: {arrays}, {p.params}"
+
+
+def use(dice, backend, p):
+    """Against the reference, then again in another way, with the same bits. Large problems are not for the reference."""
+    if not dice.large:
+        compared = p.map(lambda _, array: dice.one(*LAYOUTS.values())(array))
+        check_against_naive(*blurred(backend, compared) if has_infinities(p) else (backend, compared))
+    numdcn.set_num_threads(1)
+    result, g = p.forward(backend), p.backward(backend)
+    another_way(dice, backend, p, result, g)
+    if p.operator.name in MORE:
+        MORE[p.operator.name](dice, backend, p, g)
+
+
+def has_infinities(p):
+    return p.operator.name != "roi_pool" and any(
+        np.isinf(p[name]).any() for name in ("grad_y", *p.given()) if name not in COORDINATES
+    )
+
+
+def blurred(backend, p):
+    """The same, with NaN for infinities in all results: inf*a + inf*b - inf*b is either, by the order of the sum."""
+
+    def blur(result):
+        for array in outputs(result).values():
+            array[~np.isfinite(array)] = np.nan
+        return result
+
+    def expected_of(q):
+        exact = expected(q._replace(operator=p.operator))
+        return {name: (np.where(np.isfinite(value), value, np.nan), bound) for name, (value, bound) in exact.items()}
+
+    forward, backward = (lambda *a, run=run, **k: blur(run(*a, **k)) for run in (backend.forward, backend.backward))
+    return Backend(backend.name, forward, backward), p._replace(operator=p.operator._replace(expected=expected_of))
+
+
+def another_way(dice, backend, p, result, g):
+    """Other places in memory, another number of threads, some of the gradients, prepared weights: the same bits."""
+    end = dice.one(None, "before", "after") if sys.platform.startswith("linux") else None
+
+    def placed(array, layouts):
+        return guarded(array, end) if end and array.size else dice.one(*layouts)(array)
+
+    other = p.map(lambda _, array: placed(array, [*LAYOUTS.values()]))
+    kept = other.map(lambda _, array: array.copy())
+    call, names = other, dice.some(p.wanted())
+    if "w" in p.given() and dice.chance(0.3):
+        weights = numdcn.prepare_weights(other["w"], groups=p["x"].shape[1] // p["w"].shape[1])
+        call = other._replace(arrays={**other.arrays, "w": weights})
+    numdcn.set_num_threads(dice.one(1, 2, 3, 7))
+    for fresh, run, more in ((result, call.forward, {}), (only(g, names), call.backward, {"wrt": names})):
+        out = dice.one(None, blank(fresh, layout=lambda array: placed(array, OUT_LAYOUTS)))
+        got = run(backend, out=out, **more)
+        assert_same(got, fresh)
+        assert out is None or all(a is b for a, b in zip(outputs(got).values(), outputs(out).values(), strict=True))
+    for name in ("grad_y", *p.given()):
+        assert_same_bits(other[name], kept[name], f"{name} after the call")
+
+
+def given_argmax(dice, backend, p, g):
+    result, want = (p.forward(b, return_argmax=True) for b in (backend, reference("roi_pool")))
+    np.testing.assert_array_equal(result.argmax, want.argmax)
+    assert_same(p.backward(backend, argmax=dice.one(*LAYOUTS.values())(result.argmax)), g)
+
+
+def given_offsets(dice, backend, p, g):
+    result = p.forward(cpu("deform_conv_layer"))
+    made = {name: getattr(result, name) for name in ("offsets", "mask") if getattr(result, name) is not None}
+    assert_same(p.backward(backend, **{name: dice.one(*LAYOUTS.values())(made[name]) for name in dice.some(made)}), g)
+
+
+MORE = {"roi_pool": given_argmax, "deform_conv_layer": given_offsets}
+
+# Wrong calls.
+
+INTS = ("stride", "padding", "dilation", "output_size", "group_size", "sample_per_part", "sampling_ratio")
+NO_INTS = [2.0, "2", None, True, b"1", 1j, object(), np.float32(1), np.timedelta64(1), np.array([1]), 2**70, (1, 2.5)]
+NO_INTS += [(1, 2, 3), (), {1}, slice(2)]
+NO_NUMBERS = ["1", None, 1j, True, (1.0,), np.nan, np.inf, -np.inf, np.timedelta64(1), np.array([1.0]), 10**400, 1e300]
+NO_FLAGS = [1, 0, None, "yes", np.array([True]), 1.0]
+NO_WRT = ["weight", 3, ("x", 3), ("x", "rois "), b"x", 1.5]
+KINDS = {name: change for name, (change, *_) in WRONG_KINDS.items() if name != "float64 among float32"}
+KINDS["other float"] = lambda a: a.astype(np.float64 if a.dtype == np.float32 else np.float32)
+KINDS["masked"] = np.ma.masked_array
+SHAPES = {
+    "one axis less": lambda a, axis: a[0] if len(a) else a[..., 0],
+    "one axis more": lambda a, axis: a[..., None],
+    "no elements": lambda a, axis: a.take([], axis),
+    "one less": lambda a, axis: a[(slice(None),) * axis + (slice(1, None),)],
+    "twice": lambda a, axis: np.concatenate([a, a], axis),
+    "transposed": lambda a, axis: a.T,
+    "matrix": lambda a, axis: np.asmatrix(a.reshape(len(a), -1)) if a.size else a,
+}
+
+
+def misuse(dice, backend, p):
+    """One thing is wrong: a TypeError or ValueError names it, and nothing is written. A changed shape may be right."""
+    wrong = dice.one(wrong_parameter, wrong_kind, wrong_shape, wrong_boxes, wrong_wrt, wrong_out)
+    wrong(dice, backend, p)
+
+
+def refused(call, names, *outs):
+    kept = [array.copy() for array in outs]
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        assert re.search(rf"`({'|'.join(names)})\b", str(error)), f"none of {names} is named by: {error!r}"
+    else:
+        raise AssertionError(f"no error: {names} were wrong")
+    for array, copy in zip(outs, kept, strict=True):
+        assert_same_bits(array, copy, "out after an error")
+
+
+def both_refuse(backend, p, right, name, tell, names=None):
+    """Forward and backward refuse a problem; of the forward, whose result would be that of `right`, `out` stays as it was."""
+    out = blank(right.forward(backend), 7)
+    try:
+        if name != "grad_y":
+            refused(lambda: p.forward(backend, out=out), names or [name], out)
+        refused(lambda: p.backward(backend), names or [name])
+    except Exception as error:
+        error.add_note(f"`{name}` was {tell}")
+        raise
+
+
+def having(p, name, value):
+    return p._replace(grad_y=value) if name == "grad_y" else p._replace(arrays={**p.arrays, name: value})
+
+
+def wrong_parameter(dice, backend, p):
+    if not p.params:
+        return
+    name = dice.one(*p.params)
+    if name in INTS:
+        value = dice.one(
+            *NO_INTS, *[-1, -7] * (name != "sampling_ratio"), *[0] * (name not in ("padding", "sampling_ratio"))
+        )
+    elif isinstance(p.params[name], (bool, np.bool_)):
+        value = dice.one(*NO_FLAGS)
+    else:
+        values = NO_NUMBERS if name != "mask_scale" else [*NO_NUMBERS, 0, 3, 1.5]
+        value = dice.one(
+            *values[: len(values) - (p.dtype == np.float64 and name != "mask_scale")]
+        )  # 1e300 is one there
+    both_refuse(backend, p._replace(params={**p.params, name: value}), p, name, repr(value))
+
+
+def wrong_kind(dice, backend, p):
+    name, kind = dice.one("grad_y", *p.given()), dice.one(*KINDS)
+    names = ["grad_y", *p.given()] if kind == "other float" else [name]
+    both_refuse(backend, having(p, name, KINDS[kind](p[name])), p, name, kind, names)
+
+
+def wrong_boxes(dice, backend, p):
+    if "rois" not in p.given() or not len(p["rois"]):
+        return
+    rois, column = p["rois"].copy(), int(dice.rng.integers(5))
+    numbers = [np.nan, np.inf, -np.inf]
+    rois[dice.rng.integers(len(rois)), column] = dice.one(*numbers, *[-1, 0.5, len(p["x"]), 1e30] * (column == 0))
+    both_refuse(backend, p.having(rois=rois), p, "rois", f"{rois}")
+
+
+def wrong_shape(dice, backend, p):
+    """Refused by the name of an array, or else right: as the reference says."""
+    name, kind = dice.one("grad_y", *p.given()), dice.one(*SHAPES)
+    array = SHAPES[kind](p[name], int(dice.rng.integers(p[name].ndim)))
+    changed, names = having(p, name, array), ["grad_y", *p.operator.arrays]
+    try:
+        y = main(changed.forward(backend))
+    except (TypeError, ValueError):
+        refused(lambda: changed.forward(backend), names)
+        refused(lambda: changed.backward(backend), names)
+        return
+    if y.shape != changed.grad_y.shape or type(changed.grad_y) is not np.ndarray:
+        refused(lambda: changed.backward(backend), ["grad_y"])
+    check_against_naive(backend, changed._replace(grad_y=np.ones_like(y)))
+
+
+def wrong_wrt(dice, backend, p):
+    absent = [name for name in p.operator.arrays if name not in p.wanted()]
+    refused(lambda: p.backward(backend, wrt=dice.one(*NO_WRT, *absent)), ["wrt"])
+
+
+def wrong_out(dice, backend, p):
+    g = p.backward(backend)
+    name = dice.one(*p.wanted())
+    for right, run in ((main(p.forward(backend)), p.forward), (getattr(g, name), p.backward)):
+        wrong = [[1.0]]
+        if right.size and right.dtype == np.float32:  # as wrong_outs has it; its last one is right along an axis of one
+            wrong = [array for array, *_ in wrong_outs(right)][: -1 if len(right) == 1 else None]
+        wrong = dice.one(*wrong)
+        out = wrong if run == p.forward else only(blank(g), [])._replace(**{name: wrong})
+        refused(lambda run=run, out=out: run(backend, out=out), ["out"])

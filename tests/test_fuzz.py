@@ -1,0 +1,95 @@
+"""The fuzzer (tests/fuzz) finds faults that are planted, tells their seeds, and finds them again by these."""
+
+import os
+import re
+import signal
+
+import pytest
+from checks import ROOT, run_python
+from fuzz.check import check
+from fuzz.draw import DRAW
+from test_layout import OPERATORS
+
+import numdcn
+
+WRAPPED = """
+import os, signal, time
+import numdcn
+right = numdcn.roi_align_forward
+
+def wrong(x, rois, *more, **options):
+    y = right(x, rois, *more, **options)
+    {}
+    return y
+
+numdcn.roi_align_forward = wrong
+"""
+
+
+def fuzz(folder, fault, *arguments, **environment):
+    """(exit code, what was printed) of the command, with a line more in every roi_align_forward."""
+    (folder / "sitecustomize.py").write_text(WRAPPED.format(fault))
+    path = os.pathsep.join(map(str, (folder, ROOT)))
+    done = run_python(["-m", "tests.fuzz"], *arguments, check=False, PYTHONPATH=path, **environment)
+    return done.returncode, done.stdout
+
+
+def found(printed):
+    """The seeds that were told, of roi_align."""
+    return [int(seed) for seed in re.findall(r"^--seed (\d+) --only roi_align$", printed, re.MULTILINE)]
+
+
+def test_every_operator_is_drawn():
+    assert sorted(DRAW) == OPERATORS
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_wrong_element_is_found(operator, direction, monkeypatch):
+    name = f"{operator}_{direction}"
+    right = getattr(numdcn, name)
+
+    def wrong(*arrays, **options):
+        result = right(*arrays, **options)
+        first = next((a for a in (result if isinstance(result, tuple) else [result]) if a is not None), None)
+        if first is not None and first.size:
+            first[(-1,) * first.ndim] += first.dtype.type(0.01)
+        return result
+
+    monkeypatch.setattr(numdcn, name, wrong)
+    with pytest.raises(AssertionError, match="expected .* within") as raised:
+        for seed in range(20):
+            check(operator, seed)
+    assert "grad_y (" in raised.value.__notes__[-1]  # a note tells of the problem
+
+
+def test_a_seed_is_told_and_replays(tmp_path):
+    fault = "y[1:2, :, -1:, -1:] *= 1.001"
+    code, printed = fuzz(tmp_path, fault, "--seconds", 100, "--seed", 3, "--only", "roi_align", "--most", 1)
+    (seed,) = found(printed)
+    assert code == 1 and "seed 3" in printed and "1 failures of" in printed
+    code, again = fuzz(tmp_path, fault, "--seed", seed, "--only", "roi_align")
+    assert code == 1 and "1 failures of 1 problems" in again and found(again) == [seed]
+    assert re.findall("^AssertionError.*", again, re.MULTILINE) == re.findall(
+        "^AssertionError.*", printed, re.MULTILINE
+    )
+    code, right = fuzz(tmp_path, "pass", "--seed", seed, "--only", "roi_align")
+    assert code == 0 and "0 failures of 1 problems" in right
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes end with other codes there")
+def test_crashes_are_told_with_their_seeds(tmp_path):
+    fault = "if x.shape[-1] == 3: os.kill(os.getpid(), signal.SIGSEGV)"
+    code, printed = fuzz(tmp_path, fault, "--seconds", 100, "--seed", 5, "--only", "roi_align", "--most", 2)
+    first, second = found(printed)  # it goes on after the first
+    assert code == 1 and first < second and printed.count(f"the process died with exit code {-signal.SIGSEGV}") == 2
+
+
+def test_what_hangs_is_told_with_its_seed(tmp_path):
+    code, printed = fuzz(tmp_path, "time.sleep(60)", "--seed", 6, "--only", "roi_align", NUMDCN_TEST_TIME=0.04)
+    assert code == 1 and found(printed) == [6] and "still running after 5 s" in printed
+
+
+def test_every_run_has_another_seed(tmp_path):
+    seeds = {fuzz(tmp_path, "pass", "--only", "roi_align")[1].splitlines()[0] for _ in range(2)}
+    assert len(seeds) == 2 and all(re.fullmatch(r"seed \d+", seed) for seed in seeds)
