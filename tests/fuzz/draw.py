@@ -27,12 +27,13 @@ COORDINATES = ("rois", "offsets", "points", "trans", "offset_w", "offset_b")  # 
 
 
 class Dice:
-    """Random choices, the same for the same operator and seed. `large`: whether the problem is for several threads."""
+    """Random choices, the same for the same operator and seed. `large`: whether the problem is for several threads; `told`: what
+    of it is wrong on purpose."""
 
     def __init__(self, operator, seed):
         self.rng = np.random.default_rng([seed, zlib.crc32(operator.encode())])
         self.dtype, self.seed = self.one(np.float32, np.float64), seed
-        self.large = self.chance(0.03)
+        self.large, self.told = self.chance(0.03), ""
 
     def one(self, *values):
         return values[self.rng.integers(len(values))]
@@ -43,6 +44,10 @@ class Dice:
     def chance(self, share):
         return bool(self.rng.random() < share)
 
+    def much(self, usual, large):
+        """One of `usual`, or of a large problem one of `large`."""
+        return self.one(*(large if self.large else usual))
+
     def some(self, names):
         return [name for name in names if self.chance(0.5)]
 
@@ -51,13 +56,13 @@ def convolution(dice, **more):
     """A checks.Case: enough image for at least one output, beyond what the padding gives."""
     groups, dilation, kernel = dice.one(1, 1, 2, 3, 5), dice.pair(1, 3), dice.pair(1, 4)
     padding = dice.pair(0, 3), dice.pair(0, 3)
-    channels = groups * dice.one(1, 1, 2, 3, 4, 6, 17, 40)
-    most = 60 if dice.large else 7
-    size = [max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) + n for a, n in enumerate(dice.pair(0, most))]
+    channels = groups * dice.much([1, 1, 2, 3, 4, 6, 17, 40], [12, 17, 40])
+    more_pixels = dice.much([dice.pair(0, 7)], [dice.pair(60, 90)])
+    size = [max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) + n for a, n in enumerate(more_pixels)]
     return Case(
-        batch=dice.one(0, 1, 1, 2, 3),
+        batch=dice.much([0, 1, 1, 2, 3], [2, 5]),
         channels=channels,
-        c_out=groups * dice.one(1, 1, 2, 3, 5, 16, 33),
+        c_out=groups * dice.much([1, 1, 2, 3, 5, 16, 33], [16, 33]),
         size=tuple(size),
         kernel=kernel,
         stride=dice.pair(1, 3),
@@ -90,9 +95,12 @@ def deform_conv_layer(dice):
 
 
 def bilinear_sample(dice):
-    points = [dice.one(0, 1, 1, 2, 3, 7, 20) for _ in range(dice.one(0, 1, 2, 3))] + [9000] * dice.large
+    points = [dice.much([0, 1, 1, 2, 3, 7, 20], [70, 90]) for _ in range(dice.much([0, 1, 2, 3], [2]))]
     case = test_bilinear_sample.Case(
-        dice.one(0, 1, 1, 2, 3), dice.one(1, 1, 2, 3, 7, 8, 16, 17, 40), dice.pair(1, 9), tuple(points)
+        batch=dice.much([0, 1, 1, 2, 3], [2, 5]),
+        channels=dice.much([1, 1, 2, 3, 7, 8, 16, 17, 40], [17, 40]),
+        size=dice.pair(1, 9),
+        points=tuple(points),
     )
     odd = test_bilinear_sample.odd_points(case, dice.dtype, dice.one(0.1, 0.7, 1.0), dice.one(0.0, 0.0, 0.01, 0.2))
     return test_bilinear_sample.make(case, dice.dtype, dice.seed, odd)
@@ -103,14 +111,14 @@ def boxes(make, channels_of=1, **params):
 
     def draw(dice):
         chosen = {name: dice.one(*values) for name, values in params.items()}
-        count = dice.one(0, 1, 2, 5, 9)
+        count = dice.much([0, 1, 2, 5, 9], [1500])
         case = Boxes(
-            batch=dice.one(int(count > 0 or dice.large), 1, 2, 3),
-            channels=dice.one(1, 2, 3, 8, 17) * channels_of,
-            size=dice.pair(1, 9),
+            batch=dice.one(int(count > 0), 1, 2, 3),
+            channels=dice.much([1, 2, 3, 8, 17], [40, 64]) * channels_of,
+            size=dice.much([dice.pair(1, 9)], [dice.pair(30, 50)]),
             output=dice.pair(1, 4),
-            boxes=dice.one(*KINDS, "quarter", "quarter", "mixed"),
-            count=500 if dice.large else count,
+            boxes=dice.much([*KINDS, "quarter", "quarter", "mixed"], ["whole", "mixed"]),
+            count=count,
             scale=dice.one(1.0, 1.0, 0.5, 0.25, 2.0, 0.7, 1 / 3, 1 / 16, 1e-30, 1e30),
             params={name: value for name, value in chosen.items() if value is not None},
         )
