@@ -3,14 +3,17 @@
 import os
 import re
 import signal
+import sys
 
+import numpy as np
 import pytest
 from checks import ROOT, run_python
-from fuzz.check import check
-from fuzz.draw import DRAW
+from fuzz.check import backend_of, check
+from fuzz.draw import DRAW, Dice, draw
 from test_layout import OPERATORS
 
 import numdcn
+import numdcn._host.threads as pool
 
 WRAPPED = """
 import os, signal, time
@@ -93,3 +96,22 @@ def test_what_hangs_is_told_with_its_seed(tmp_path):
 def test_every_run_has_another_seed(tmp_path):
     seeds = {fuzz(tmp_path, "pass", "--only", "roi_align")[1].splitlines()[0] for _ in range(2)}
     assert len(seeds) == 2 and all(re.fullmatch(r"seed \d+", seed) for seed in seeds)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_large_problems_are_shared_out(operator, monkeypatch):
+    """Some are given to several threads; else that their number does not matter would show nothing."""
+    run, asked = pool.run, []
+    for module in [m for name, m in sys.modules.items() if name.startswith("numdcn.") and getattr(m, "run", 0) is run]:
+        monkeypatch.setattr(module, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+    before = numdcn.get_num_threads()
+    numdcn.set_num_threads(7)
+    try:
+        for dice in [dice for dice in (Dice(operator, seed) for seed in range(300)) if dice.large]:
+            with np.errstate(all="ignore"):
+                draw(operator, dice).forward(backend_of(operator))
+            if max(asked, default=1) > 1:
+                return
+    finally:
+        numdcn.set_num_threads(before)
+    raise AssertionError("none is")
