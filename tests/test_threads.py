@@ -316,10 +316,10 @@ def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
 
     run = pool.run
 
-    def over(board, entry, wide, parameters, counter, helpers):
+    def over(board, code, wide, parameters, counter, helpers):
         for late in (2**62, 2**62 + 1, 2**62 + 1000):
             ctypes.c_int64.from_address(counter).value = late
-            assert run(board, entry, wide, parameters, counter, 0) == 0
+            assert run(board, code, wide, parameters, counter, 0) == 0
 
     monkeypatch.setattr(pool, "run", over)
     out = np.full_like(y, 7)

@@ -68,7 +68,7 @@ _BOARD = -(-ctypes.addressof(_board) // 128) * 128
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board))  # for ever: helpers sleep there until the process ends
 _helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
 _next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
-_entries: dict[Any, tuple[int, int]] = {}  # by kernel and type of one
+_codes: dict[Any, tuple[int, int]] = {}  # by kernel and type of one
 
 
 def set_num_threads(n: int) -> None:
@@ -101,11 +101,11 @@ def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
 
     It returns when the last of them is done. An exception from a signal handler comes before the kernel or after it.
     """
-    entry, wide = _entries.get((kernel, type(one))) or _load(kernel, type(one))
+    code, wide = _codes.get((kernel, type(one))) or _load(kernel, type(one))
     array, counter = parameters(values)
     if threads > 1:
         _recruit(threads - 1)
-    if run(_BOARD, entry, wide, array.buffer_info()[0], counter, threads - 1):
+    if run(_BOARD, code, wide, array.buffer_info()[0], counter, threads - 1):
         raise RuntimeError(f"{kernel.__name__} failed")
 
 
@@ -139,7 +139,7 @@ def _load(kernel: Any, kind: type) -> tuple[int, int]:
             result = kernel.overloads[signature]
             return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
-    _entries[kernel, kind] = found = _undisturbed(compiled), wide
+    _codes[kernel, kind] = found = _undisturbed(compiled), wide
     return found
 
 

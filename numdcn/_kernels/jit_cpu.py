@@ -21,11 +21,17 @@ from numdcn._kernels import cache
 
 STORE = cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+_INTERNAL = {**_OPTIONS, "no_cpython_wrapper": True}  # Python does not call it
+
+
+def entry(function: Callable[..., Any]) -> Any:
+    """Compile what Python calls: kept on disk where a folder can be written, in memory alone where not."""
+    return cache.attach(STORE, numba.njit(**_OPTIONS)(function), _pack, _unpack)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile an entry point: kept on disk where a folder can be written, in memory alone where not."""
-    return cache.attach(STORE, numba.njit(**_OPTIONS)(function), _pack, _unpack)
+    """The same for what threads run together, by the address of its machine code (`threads.launch`)."""
+    return cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
 
 
 def _pack(result: CompileResult) -> bytes | None:
@@ -45,7 +51,7 @@ def helper(function: Callable[..., Any]) -> Any:
 
 def block(function: Callable[..., Any]) -> Any:
     """A part of a kernel, compiled by itself (which halves compile time) and called a few times a tile."""
-    return numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function)
+    return numba.njit(**_INTERNAL)(function)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from numdcn._kernels.jit_cpu import block, helper, kernel, target
+from numdcn._kernels.jit_cpu import block, entry, helper, target
 from numdcn._kernels.simd_cpu import I32, I64, load_scalar, pointer, store
 
 MOST_THREADS = 1024
@@ -36,7 +36,7 @@ _WANTED = 0xFFFF * _WANT_ONE
 _TAKEN, _WAITING = 1 << 32, 1 << 33  # waiting: the caller sleeps until the last helper rings
 
 # Its other words, and those of a helper's record, after the first, its state.
-_ENTRY, _WIDE, _PARAMETERS, _COUNTER, _FAILED, _CALL_BELL = range(1, 7)
+_CODE, _WIDE, _PARAMETERS, _COUNTER, _FAILED, _CALL_BELL = range(1, 7)
 _IDLE, _BUSY = 1, 2  # 0: no such helper yet
 _BELL = 1
 
@@ -156,8 +156,8 @@ def _new_bell(address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _call(typingctx, one, entry, parameters, counter, slot):  # type: ignore[no-untyped-def]
-    """Run the kernel whose machine code is at `entry`; 0 if all went well."""
+def _call(typingctx, one, code, parameters, counter, slot):  # type: ignore[no-untyped-def]
+    """Run the kernel whose machine code is at `code`; 0 if all went well."""
     arguments = (one, types.int64, types.int64, types.int64)
 
     def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -170,11 +170,11 @@ def _call(typingctx, one, entry, parameters, counter, slot):  # type: ignore[no-
 
 
 @block
-def _run_kernel(entry, wide, parameters, counter, slot):  # type: ignore[no-untyped-def]
+def _run_kernel(code, wide, parameters, counter, slot):  # type: ignore[no-untyped-def]
     """The same for a kernel of float64 elements if `wide`, else of float32 ones."""
     if wide:
-        return _call(np.float64(1), entry, parameters, counter, slot)
-    return _call(np.float32(1), entry, parameters, counter, slot)
+        return _call(np.float64(1), code, parameters, counter, slot)
+    return _call(np.float32(1), code, parameters, counter, slot)
 
 
 @helper
@@ -214,7 +214,7 @@ def _help(board, record):  # type: ignore[no-untyped-def]
             slot = (word & _WANTED) // _WANT_ONE
             _wake(board, slot - 1)
             failed = _run_kernel(
-                _field(record, _ENTRY),
+                _field(record, _CODE),
                 _field(record, _WIDE),
                 _field(record, _PARAMETERS),
                 _field(record, _COUNTER),
@@ -230,7 +230,7 @@ def _help(board, record):  # type: ignore[no-untyped-def]
         word = _read(record)
 
 
-@kernel
+@entry
 def serve(board):  # type: ignore[no-untyped-def]
     """A helper's life. It ends with the process."""
     number = _add(board, 1)
@@ -257,7 +257,7 @@ def serve(board):  # type: ignore[no-untyped-def]
 
 
 @helper
-def _open(board, entry, wide, parameters, counter, helpers):  # type: ignore[no-untyped-def]
+def _open(board, code, wide, parameters, counter, helpers):  # type: ignore[no-untyped-def]
     """The record of a call that is open to helpers; 0 where all are taken."""
     for number in range(_CALLS):
         record = board + 8 * (_CALLS_AT + _LINE * number)
@@ -266,7 +266,7 @@ def _open(board, entry, wide, parameters, counter, helpers):  # type: ignore[no-
                 _exchange(record, 0)
                 return 0
             fields = pointer(record, np.int64(0))
-            store(fields, _ENTRY, entry)
+            store(fields, _CODE, code)
             store(fields, _WIDE, wide)
             store(fields, _PARAMETERS, parameters)
             store(fields, _COUNTER, counter)
@@ -293,12 +293,12 @@ def _close(record):  # type: ignore[no-untyped-def]
     return failed
 
 
-@kernel
-def run(board, entry, wide, parameters, counter, helpers):  # type: ignore[no-untyped-def]
+@entry
+def run(board, code, wide, parameters, counter, helpers):  # type: ignore[no-untyped-def]
     """Run a kernel, slot 0 in this thread and slots 1 to `helpers` in helpers that have time. Returns when the last of
     them is done: 0 if all went well."""
-    record = _open(board, entry, wide, parameters, counter, helpers) if helpers > 0 else 0
-    failed = _run_kernel(entry, wide, parameters, counter, 0)
+    record = _open(board, code, wide, parameters, counter, helpers) if helpers > 0 else 0
+    failed = _run_kernel(code, wide, parameters, counter, 0)
     if record != 0:
         failed |= _close(record)
     return failed
