@@ -195,29 +195,6 @@ def test_code_of_other_packages_is_not_kept():
     assert isinstance(jit_cpu.kernel(function)._cache, cache.KernelCache)
 
 
-def test_loaded_code_has_an_address(tmp_path):
-    """A kernel that was kept can be called by address, as one that was just compiled."""
-    code = """
-import ctypes
-import numpy as np
-from numba import types
-from numdcn._kernels.images_cpu import ClearCall, clear
-from numdcn._kernels.parameters_cpu import parameters
-clear.compile((types.float32, types.int64, types.int64, types.int64))
-(result,) = clear.overloads.values()
-address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
-a, counter = np.ones(7, np.float32), np.zeros(1, np.int64)
-params = parameters(ClearCall(a.ctypes.data, a.size))
-back, error = ctypes.c_void_p(), ctypes.c_void_p()
-place = ctypes.c_void_p
-function = ctypes.CFUNCTYPE(ctypes.c_int, place, place, ctypes.c_float, *[ctypes.c_int64] * 3)(address)
-status = function(ctypes.addressof(back), ctypes.addressof(error), 1, params.buffer_info()[0], counter.ctypes.data, 0)
-print("status", status, "sum", a.sum(), "hits", sum(clear.stats.cache_hits.values()))
-"""
-    for hits in 0, 1:
-        assert f"status 0 sum 0.0 hits {hits}" in run_python(code, NUMBA_CACHE_DIR=tmp_path).stdout
-
-
 def test_processes_that_compile_at_once(tmp_path):
     """Each gets its own kernel, and so does the one that comes last."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'), sum(clear.stats.cache_hits.values()))"
