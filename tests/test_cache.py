@@ -11,12 +11,13 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from checks import run_python
 
 import numdcn
-from numdcn._kernels import cache, jit_cpu
+from numdcn._kernels import cache, images_cpu, jit_cpu
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
 SAMPLE = """
@@ -43,9 +44,9 @@ def site(tmp_path):
     return tmp_path / "site"
 
 
-def run_copy(site, code, **environment):
+def run_copy(site, code):
     """What a program prints that imports the copy; compiled code is kept beside it."""
-    environment = {"NUMBA_CACHE_DIR": site.parent / "cache", "PYTHONDONTWRITEBYTECODE": 1, **environment}
+    environment = {"NUMBA_CACHE_DIR": site.parent / "cache", "PYTHONDONTWRITEBYTECODE": 1}
     done = run_python(f"import sys; sys.path.insert(0, {str(site)!r})\n{code}\nprint(numdcn.__file__)", **environment)
     assert str(site) in done.stdout, done.stdout
     return done.stdout
@@ -57,9 +58,9 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def kept(folder):
-    """The files of compiled code, and when each was written."""
-    return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*.nbc")}
+def kept(folder, kernel=""):
+    """The files of compiled code, of one kernel if it is named, and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob(f"*{kernel}-*.nbc")}
 
 
 # Sources.
@@ -195,13 +196,36 @@ def test_code_of_other_packages_is_not_kept():
     assert isinstance(jit_cpu.kernel(function)._cache, cache.KernelCache)
 
 
+def test_code_that_holds_addresses_is_not_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
+    images_cpu.clear._cache.save_overload((), SimpleNamespace(library=SimpleNamespace(has_dynamic_globals=True)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_of_a_dispatcher_can_be_emptied_and_disabled(tmp_path):
+    """`recompile` empties it, of this kernel alone."""
+    code = CLEAR + "import numdcn; numdcn.conv_forward(np.ones((1, 1, 2, 2)), np.ones((1, 1, 1, 1)))\n"
+    run_python(code + "zeroed('f4')", NUMBA_CACHE_DIR=tmp_path)
+    before = kept(tmp_path)
+    run_python(code + "zeroed('f4'); clear.recompile(); clear._cache.disable(); zeroed('f8')", NUMBA_CACHE_DIR=tmp_path)
+    after = kept(tmp_path)
+    assert before.keys() == after.keys() and len(before) > 2
+    assert [path.name.partition("-")[0] for path in before if before[path] != after[path]] == [
+        "_kernels.images_cpu.clear"
+    ]
+
+
+def test_numba_without_its_compiler():
+    run_python("import numdcn", NUMBA_DISABLE_JIT=1)
+
+
 def test_processes_that_compile_at_once(tmp_path):
     """Each gets its own kernel, and so does the one that comes last."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'), sum(clear.stats.cache_hits.values()))"
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(run_python, code, NUMBA_CACHE_DIR=tmp_path) for _ in range(4)]
         assert all(job.result().stdout.startswith("0.0 0.0") for job in jobs)
-    assert len(kept(tmp_path)) == 2
+    assert len(kept(tmp_path, "clear")) == 2
     assert run_python(code, NUMBA_CACHE_DIR=tmp_path).stdout == "0.0 0.0 2\n"
 
 
@@ -258,23 +282,23 @@ def test_damaged_kernels_are_replaced(tmp_path):
     """They are compiled anew, a process tells so once, and the next one finds them whole."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'))"
     run_python(code, NUMBA_CACHE_DIR=tmp_path)
-    kernels = sorted(kept(tmp_path))
+    kernels = sorted(kept(tmp_path, "clear"))
     for path, damaged in zip(kernels, damages(kernels[0].read_bytes())):
         path.write_bytes(damaged)
-    damaged = kept(tmp_path)
+    damaged = kept(tmp_path, "clear")
     done = run_python(code, NUMBA_CACHE_DIR=tmp_path)
     assert "is damaged" in told_once(done) and done.stdout == "0.0 0.0\n"
-    whole = kept(tmp_path)
+    whole = kept(tmp_path, "clear")
     assert whole.keys() == damaged.keys() and not whole.items() & damaged.items()
     done = run_python(code, NUMBA_CACHE_DIR=tmp_path)
-    assert done.stdout == "0.0 0.0\n" and not done.stderr and kept(tmp_path) == whole
+    assert done.stdout == "0.0 0.0\n" and not done.stderr and kept(tmp_path, "clear") == whole
 
 
 def test_a_file_that_is_something_else(tmp_path):
     """Its checksum is right, but it holds no kernel."""
     code = CLEAR + "print(zeroed('f4'))"
     run_python(code, NUMBA_CACHE_DIR=tmp_path)
-    (path,) = kept(tmp_path)
+    (path,) = kept(tmp_path, "clear")
     cache._write(str(path), hashlib.sha256(b"else").digest() + b"else")
     done = run_python(code, NUMBA_CACHE_DIR=tmp_path)
     assert "cannot be loaded" in told_once(done) and done.stdout == "0.0\n"

@@ -12,7 +12,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba.core import types
@@ -62,13 +62,14 @@ def _threads_from_environment() -> int:
     return int(text)
 
 
+Result = TypeVar("Result")
 _threads = _threads_from_environment()
 _board = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet
 _BOARD = -(-ctypes.addressof(_board) // 128) * 128
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board))  # for ever: helpers sleep there until the process ends
 _helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
 _next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
-_codes: dict[Any, tuple[int, int]] = {}  # by kernel and type of one
+_codes: dict[Any, tuple[int, int, Any]] = {}  # by kernel and type of one; see `_load`
 
 
 def set_num_threads(n: int) -> None:
@@ -101,7 +102,7 @@ def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
 
     It returns when the last of them is done. An exception from a signal handler comes before the kernel or after it.
     """
-    code, wide = _codes.get((kernel, type(one))) or _load(kernel, type(one))
+    code, wide, _ = _codes.get((kernel, type(one))) or _load(kernel, type(one))
     array, counter = parameters(values)
     if threads > 1:
         _recruit(threads - 1)
@@ -124,29 +125,28 @@ def _recruit(count: int) -> None:
         _helpers += 1
 
 
-def _load(kernel: Any, kind: type) -> tuple[int, int]:
-    """Where the machine code of a kernel for a type lies, and whether the type is float64."""
+def _load(kernel: Any, kind: type) -> tuple[int, int, Any]:
+    """Where the machine code of a kernel for a type lies, whether the type is float64, and what keeps the code alive."""
     wide = int(kind is np.float64)
-    element = types.float64 if wide else types.float32
+    signature = (types.float64 if wide else types.float32, types.int64, types.int64, types.int64)
 
-    def compiled() -> int:
-        """Compile or load from the cache everything that a launch needs."""
+    def compiled() -> tuple[int, int, Any]:
+        """Compile, or load from the cache, all that a launch needs."""
         with _compiler:
             team_cpu.run.compile((types.int64,) * 6)
             team_cpu.serve.compile((types.int64,))
-            signature = (element, types.int64, types.int64, types.int64)
             kernel.compile(signature)
             result = kernel.overloads[signature]
-            return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+            return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
 
-    _codes[kernel, kind] = found = _undisturbed(compiled), wide
+    _codes[kernel, kind] = found = _undisturbed(compiled)
     return found
 
 
-def _undisturbed(action: Callable[[], int]) -> int:
+def _undisturbed(action: Callable[[], Result]) -> Result:
     """What `action` returns, run in a thread of its own, where no signal handler can break it off half done. An exception from
     a handler ends the wait here, while the action goes on."""
-    results: list[int] = []
+    results: list[Result] = []
     errors: list[BaseException] = []
     process, done = os.getpid(), _thread.allocate_lock()
     done.acquire()

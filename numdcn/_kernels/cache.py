@@ -145,8 +145,8 @@ class Store:
                 trouble = trouble or error
         if trouble is not None:
             _warn(
-                f"a compiled kernel could not be kept on disk ({trouble}), so every process compiles it anew; make room, or name "
-                "a folder that can be written by the environment variable NUMBA_CACHE_DIR"
+                f"a compiled kernel could not be kept on disk ({trouble}), so every process compiles it anew; make room, or set "
+                "the environment variable NUMBA_CACHE_DIR to a folder that can be written"
             )
 
     def remove(self, prefix: str) -> None:
