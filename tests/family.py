@@ -194,6 +194,7 @@ class Joined:
             "case": self.cases,
             "smooth_case": self.smooth,
             "large_case": self.large,
+            "odd_case": {"usual": type(self).usual, **self.wild},
             "layout": LAYOUTS,
             "dtype": {kind.__name__: kind for kind in DTYPES},
             "name": dict.fromkeys(self.operator.arrays),
@@ -212,6 +213,12 @@ class Family(Joined):
 
     def test_against_naive(self, backend, case, dtype):
         check_against_naive(backend, case(dtype))
+
+    def test_nan_in_the_output_gradient(self, backend, odd_case, dtype):
+        """Ordinary arithmetic, wherever the samples lie: outside the value and its slopes are 0, and NaN times 0 is NaN."""
+        p = odd_case(dtype)
+        chosen = np.random.default_rng(3).random(p.grad_y.shape) < 0.1
+        check_against_naive(backend, p.having(grad_y=np.where(chosen, np.nan, p.grad_y)))
 
     # Identities, in float64, where agreement is to about 1e-12. They also run on the reference.
 

@@ -147,6 +147,12 @@ def pool_bin_backward(image, grad_image, wanted, y, x, row, channels, count, gra
     """The backward of `pool_bin`: adds to `grad_image`, and to `sums` (three numbers), each if `wanted`."""
     one, c = like(1.0, scale), 0
     step = width(one)
+    if y.length == 0 or x.length == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
+        nothing = one - one
+        for i in range(count if wanted[1] else 0):
+            nothing = nothing + load_scalar(gradient, i) * (one - one)
+        fill(sums, 0, 3 if wanted[1] else 0, nothing)
+        return
     while c < count:
         x_c, g_c, rest = at(image, c), at(grad_image, c), count - c
         if rest >= step:

@@ -15,6 +15,7 @@ from numdcn._kernels.bins_cuda import Boxes, counted, first_of, image_of, lines_
 from numdcn._kernels.jit_cuda import SIMULATED, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._kernels.memory_cuda import at, narrow, put, view, widen
 
+I64 = np.int64
 BLOCK = 2 if SIMULATED else 16  # channels of a partial sum
 
 
@@ -223,7 +224,7 @@ def sum_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
             if n >= 0:
                 line_y, line_x = lines_of(rois, shifts, r, class_, i, j, g, RULE_P, S)
                 if not nowhere(line_y, line_x, S):
-                    by_value, by_x, by_y = S(0), S(0), S(0)
+                    by_value, by_x, by_y, runs = S(0), S(0), S(0), I64(0)
                     start = plane_of(n, first, i, j, c)
                     gradients = ((r * c.channels + first) * g.bins[0] + i) * g.bins[1] + j
                     u, end_u = visits(line_y, -1, height, S)
@@ -233,6 +234,7 @@ def sum_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
                         v = begin if many else end_v
                         while v < end_v:
                             v, left, right, lower_x, upper_x, slope_x, many = run_of(v, end_v, line_x, width, RULE_P, S)
+                            runs += many
                             for k in range(end - first if many else 0):
                                 plane = start + k * step
                                 x00, x01, x10, x11 = corners_of(
@@ -243,6 +245,10 @@ def sum_bins(T, C, RULE_P):  # type: ignore[no-untyped-def]
                                 by_value += gradient * (lower_y * near + upper_y * far)
                                 by_y += gradient * (slope_y * (far - near))
                                 by_x += gradient * (slope_x * (lower_y * (x01 - x00) + upper_y * (x11 - x10)))
+                    if runs == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
+                        for k in range(end - first):
+                            by_value += widen(at(grad_y, gradients + k * many_bins)) * S(0)
+                        by_x, by_y = by_value, by_value
                     divisor = counted(line_y, height, RULE_P, S) * counted(line_x, width, RULE_P, S)
                     share = S(1) / max(divisor, S(1))
                     by_value, by_x, by_y = by_value * share, by_x * share * line_x[4], by_y * share * line_y[4]

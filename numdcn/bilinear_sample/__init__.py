@@ -69,7 +69,7 @@ def bilinear_sample_backward(
 
     A pixel receives grad_y in the weights with which it was sampled; a coordinate the sum over channels of grad_y times
     the slope along its axis. At an integer coordinate the slope is the one to its right, also at -1 exactly. Outside the
-    image both are 0. A NaN point has NaN gradients and adds nothing to that of x.
+    image both are 0; the slope times a NaN in grad_y is NaN. A NaN point has NaN gradients and adds nothing to that of x.
 
     Returns:
         A `BilinearSampleGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;

@@ -108,9 +108,9 @@ def deform_conv_backward(
     weights of the four corners, that of an offset is mask * sum of A * (slope of S), that of the mask is the sum of
     A * S, that of w is the sum over pixels and images of grad_y * mask * S, that of the bias the sum of grad_y.
 
-    At an integer coordinate the slope is the one to its right, also at -1 exactly. Outside the image all gradients are
-    0. A NaN offset makes NaN of the gradients of both its coordinates, of its mask and of the weights of its tap, and
-    adds nothing to that of x.
+    At an integer coordinate the slope is the one to its right, also at -1 exactly. Outside the image S and its slopes are
+    0, and so are all gradients; a NaN in grad_y, w or mask times that 0 is NaN. A NaN offset makes NaN of the gradients of
+    both its coordinates, of its mask and of the weights of its tap, and adds nothing to that of x.
 
     Returns:
         A `DeformConvGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;

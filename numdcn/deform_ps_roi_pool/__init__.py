@@ -51,7 +51,8 @@ def deform_ps_roi_pool_forward(
         out: an array to fill, (R, C/group_size**2, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for half a pixel beyond their centres; samples farther
-    out, infinitely far too, do not count in the mean. A NaN offset makes its bins NaN. A bin without samples is 0.
+    out, infinitely far too, do not count in the mean. A NaN offset makes its bins NaN, and so does an infinite one times a
+    trans_std of 0. A bin without samples is 0.
 
     Returns:
         y, (R, C/group_size**2, Ph, Pw). The same bits for any number of threads.
@@ -107,7 +108,8 @@ def deform_ps_roi_pool_backward(
     A pixel receives grad_y in the weights with which the counted samples of a bin read it, over their number; an offset
     the sum over its bins, channels and samples of that gradient times the slope along its axis, times trans_std and the
     box's size. Slopes at integer coordinates are those to the right, and 0 where the outermost pixels are continued. A NaN
-    offset has NaN gradients and adds nothing to that of x.
+    offset has NaN gradients and adds nothing to that of x. Where no sample counts, the bin and its slopes are 0; times a NaN in
+    grad_y that is NaN.
 
     Returns:
         A `DeformPSRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;

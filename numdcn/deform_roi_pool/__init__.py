@@ -46,7 +46,8 @@ def deform_roi_pool_forward(
         out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out,
-    infinitely far too, are 0, and count in the mean. A NaN offset makes its bin NaN. A bin without samples is 0.
+    infinitely far too, are 0, and count in the mean. A NaN offset makes its bin NaN, and so does an infinite one times a gamma
+    or a size of 0. A bin without samples is 0.
 
     Returns:
         y, (R, C, Ph, Pw). The same bits for any number of threads.
@@ -101,7 +102,8 @@ def deform_roi_pool_backward(
     A pixel receives grad_y * mask in the weights with which the samples of a bin read it, over their number; an offset the
     sum over channels and samples of that gradient times the slope along its axis, times gamma and the box's size; the mask
     the sum over channels of grad_y times the bin. Slopes at integer coordinates are those to the right, and 0 where the
-    outermost pixels are continued. A NaN offset has NaN gradients, as its mask has, and adds nothing to that of x.
+    outermost pixels are continued. A NaN offset has NaN gradients, as its mask has, and adds nothing to that of x. Where all
+    samples lie outside, or there are none, the bin and its slopes are 0; times a NaN in grad_y that is NaN.
 
     Returns:
         A `DeformRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;

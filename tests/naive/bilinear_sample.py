@@ -44,13 +44,13 @@ def backward(grad_y, x, points, *, lower=-1.0):
             for c, plane in enumerate(g_x[n]):
                 np.add.at(plane, (rows, cols), grad_y[n, c, at] * weight)
         outside = ~_active(flat, x.shape[2:])
-        g_points[n, outside] = (0 * grad_y[n][:, outside]).sum(axis=0)[:, None]  # NaN, where a gradient is not finite
+        g_points[n, outside] = (0 * grad_y[n][:, outside]).sum(axis=0)[:, None]  # 0, but for a NaN or an infinity
         g_points[n, np.isnan(flat).any(axis=1)] = np.nan
     return Gradients(g_x, g_points.reshape(points.shape))
 
 
 def _active(points, size):
-    """Whether -1 <= p < N on both axes; not for NaN."""
+    """Where -1 <= p < N on both axes: false for NaN."""
     return ((points >= -1) & (points < np.asarray(size, points.dtype))).all(axis=1)
 
 

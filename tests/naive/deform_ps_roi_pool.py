@@ -67,7 +67,7 @@ def backward(
     for b in _bins(maps, rois, trans, pooled, sample_per_part, trans_std, spatial_scale, lower):
         if b.nan:
             g_trans[b.part] = np.nan
-        else:
+        else:  # without samples all sums are 0; times a NaN that is NaN
             delta = grad_y[b.y].astype(np.float64) / max(b.count, 1)
             _roi.scatter(g_maps[b.x], delta, b.rows, b.cols)
             along_x = (delta * _roi.total(maps[b.x], b.rows, b.cols, "weight", "slope")).sum()
@@ -92,7 +92,7 @@ def _bins(maps, rois, trans, pooled, samples, trans_std, scale, lower=-1.0):
                 step = length[a] / T(pooled[a])
                 first = start + T(index) * step
                 if trans is not None:
-                    first = first + _roi.reach(trans_std, length[a]) * trans[(r, 2 * k + 1 - a, *part)]
+                    first = first + _roi.reach(T(trans_std), length[a]) * trans[(r, 2 * k + 1 - a, *part)]
                 nan |= bool(np.isnan(first))
                 positions = np.array([first + T(u) * (step / T(samples)) for u in range(samples)], T)
                 taps.append(_roi.rule_p(positions, maps.shape[4 + a], lower))

@@ -31,6 +31,12 @@ def clipped(corner):
     return np.clip(corner, type(corner)(-LIMIT), type(corner)(LIMIT))
 
 
+def reach(gamma, length):
+    """How far an offset of 1 shifts a bin: a finite number, so that an offset of 0 shifts nothing."""
+    most = np.finfo(gamma.dtype).max
+    return np.clip(gamma * length, -most, most)
+
+
 def rounded(value):
     """The nearest integer, halves away from zero, in the dtype of value."""
     whole = np.trunc(value)
