@@ -51,12 +51,6 @@ def align_box(roi, scale, aligned):
     return int(roi[0]), (y1, x1), (y2 - y1, x2 - x1)
 
 
-def reach(share, length):
-    """How far an offset of 1 moves a bin; never infinitely far, so that one of 0 does not at all."""
-    most = np.finfo(type(length)).max
-    return np.clip(type(length)(share) * length, -most, most)
-
-
 def align_positions(start, length, bins, index, ratio, size):
     """(positions of the samples of bin `index` that can be inside an image of `size` pixels, number of all samples).
 
