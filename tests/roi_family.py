@@ -4,11 +4,10 @@ Rules R and P are told here along one axis of four pixels, for the tests of the 
 """
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, threads_asked_for
 from family import check_against_naive, expected, main, near, outputs
 from roi_cases import Case
 
@@ -135,12 +134,8 @@ class RoIFamily:
     def test_large_problems_are_shared_out(self, backend, large_case, monkeypatch):
         """They are work for several threads in both directions; otherwise the test of threads would show nothing."""
         import numdcn
-        from numdcn._host import threads
 
-        run, asked, before = threads.run, [], numdcn.get_num_threads()
-        for module in [module for name, module in sys.modules.items() if name.startswith("numdcn.")]:
-            if getattr(module, "run", None) is run:
-                monkeypatch.setattr(module, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+        asked, before = threads_asked_for(monkeypatch), numdcn.get_num_threads()
         numdcn.set_num_threads(7)
         try:
             for direction in (large_case(np.float32).forward, large_case(np.float32).backward):

@@ -3,17 +3,15 @@
 import os
 import re
 import signal
-import sys
 
 import numpy as np
 import pytest
-from checks import ROOT, run_python
+from checks import ROOT, run_python, threads_asked_for
 from fuzz.check import backend_of, check
 from fuzz.draw import DRAW, Dice, draw
 from test_layout import OPERATORS
 
 import numdcn
-import numdcn._host.threads as pool
 
 WRAPPED = """
 import os, signal, time
@@ -101,9 +99,7 @@ def test_every_run_has_another_seed(tmp_path):
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_large_problems_are_shared_out(operator, monkeypatch):
     """Some are given to several threads; else that their number does not matter would show nothing."""
-    run, asked = pool.run, []
-    for module in [m for name, m in sys.modules.items() if name.startswith("numdcn.") and getattr(m, "run", 0) is run]:
-        monkeypatch.setattr(module, "run", lambda work, threads: (asked.append(threads), run(work, threads)))
+    asked = threads_asked_for(monkeypatch)
     before = numdcn.get_num_threads()
     numdcn.set_num_threads(7)
     try:
