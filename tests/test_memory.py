@@ -15,7 +15,10 @@ import pytest
 from checks import run_python
 
 import numdcn
-from numdcn._host.scratch import kept_bytes
+import numdcn.bilinear_sample.cpu
+import numdcn.roi_pool.cpu
+from numdcn._host import convolve_cpu, pool_cpu
+from numdcn._host.scratch import Scratch, kept_bytes
 
 MB = 2**20
 SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
@@ -99,6 +102,77 @@ def test_backward_scratch_does_not_grow_with_the_image(name):
     extra = measure("backward", case)["extra"]
     bound = 1.3 * copies(case, channels, channels, c_out) + 2.6 * weights + blocks * sums + THREADS * 32 * MB + SLACK
     assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and gradients, allowed {bound / MB:.0f} MB"
+
+
+SIZES = [(1, 2**20), (2**20, 1), (3, 70_000), (2, 2**18), (60, 50)]
+BOXES = {
+    **{name: {} for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")},
+    "deform_roi_pool": {"gamma": 0.1},
+    "deform_ps_roi_pool": {"group_size": 1},
+}
+
+
+@pytest.fixture
+def slots(monkeypatch):
+    """The last bytes that each call took as scratch, which are a thread's: the calls have one thread."""
+    before, taken = numdcn.get_num_threads(), []
+
+    class Recorded(Scratch):
+        def __init__(self, *sizes):
+            taken.append(sizes[-1])
+            super().__init__(*sizes)
+
+    for module in (pool_cpu, convolve_cpu, numdcn.roi_pool.cpu, numdcn.bilinear_sample.cpu):
+        monkeypatch.setattr(module, "Scratch", Recorded)
+    numdcn.set_num_threads(1)
+    yield taken
+    numdcn.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("output", [1, (1, 14), (14, 1)], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("operator", BOXES)
+def test_scratch_of_a_thread_for_boxes(slots, operator, size, output, dtype):
+    """At most 32 MB, or 80 bytes for each pixel of the longer side of an image: two lists of pixels with a number, a weight
+    and a slope, (8 + 2*8)*2, and the columns of planes, 3*8, make 72."""
+    cells = 14 if operator in ("ps_roi_align", "ps_roi_pool") and output != 1 else 1
+    x = np.broadcast_to(dtype(1), (1, cells, *size))
+    rois = np.array([[0, 0, 0, size[1], size[0]]], dtype)
+    more = {"output_size": output, **BOXES[operator]}
+    y = getattr(numdcn, f"{operator}_forward")(x, rois, **more)
+    getattr(numdcn, f"{operator}_backward")(y, x, rois, **more)
+    assert len(slots) >= 2, "nothing was measured"
+    assert max(slots) <= max(32 * MB, 80 * max(size)), f"{max(slots) / MB:.0f} MB"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sizes", [(4, 2**16), (2**16, 4), (3, 5)], ids=str)
+@pytest.mark.parametrize("operator", ["conv", "deform_conv", "bilinear_sample"])
+def test_scratch_of_a_thread_for_all_else(slots, operator, sizes, dtype):
+    """At most 32 MB, up to as many outputs as nobody has."""
+    channels, outputs = sizes
+    x = np.broadcast_to(dtype(1), (1, channels, 3, 5))
+    w, still = np.ones((outputs, channels, 1, 1), dtype), np.zeros((1, 2, 3, 5), dtype)
+    arrays = {"conv": (x, w), "deform_conv": (x, still, w), "bilinear_sample": (x, still.reshape(1, 15, 2))}[operator]
+    y = getattr(numdcn, f"{operator}_forward")(*arrays)
+    getattr(numdcn, f"{operator}_backward")(y, *arrays)
+    assert len(slots) >= 2, "nothing was measured"
+    assert max(slots) <= 32 * MB, f"{max(slots) / MB:.0f} MB"
+
+
+@pytest.mark.parametrize("operator", ["roi_align", "deform_roi_pool"])
+def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
+    """The same bits whether the lists of pixels of all columns of bins are kept or not."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 19, 30, 31)).astype(np.float32)
+    rois = np.array([[0, 1, 2, 27, 25], [1, -3, 0, 40, 12], [0, 5, 5, 6, 9]], np.float32)
+    forward, backward = (getattr(numdcn, f"{operator}_{way}") for way in ("forward", "backward"))
+    y = forward(x, rois, output_size=(11, 13))
+    g = backward(y, x, rois, output_size=(11, 13))
+    monkeypatch.setattr(pool_cpu, "SHARED_BYTES", 0)
+    assert (forward(x, rois, output_size=(11, 13)) == y).all()
+    assert (backward(y, x, rois, output_size=(11, 13)).x == g.x).all()
 
 
 @linux_only

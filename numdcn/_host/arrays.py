@@ -24,6 +24,8 @@ def received(value: Any) -> Any:
     The plain one is private: no subclass has a say in what is done with it, and nobody else can change its shape after it
     was checked. What is no array, or a masked one, stays as it is, to be refused.
     """
+    if type(value) is np.ndarray:
+        return value.view()
     if issubclass(type(value), np.ndarray):
         return value if is_masked(value) else np.ndarray.view(value, type=np.ndarray)
     if isinstance(value, DeviceArray) or value is None:

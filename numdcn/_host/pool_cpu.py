@@ -16,6 +16,9 @@ from numdcn._kernels.pool_planes_cpu import PlanesCall, columns_bytes, planes_ba
 
 READS = 32.0  # operations that a bin takes for each channel, about
 CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
+SHARED_BYTES = (
+    8 * 2**20
+)  # of lists that bins share; longer ones are quickly made again, beside what reading the pixels takes
 
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
@@ -23,14 +26,20 @@ def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Gri
     moved = place(shifts)
     parts = shifts.shape[2:] if shifts is not None else (1, 1)
     return Grid(
-        p.rois, p.size, p.bins, boxes.rule, columns, max(p.size) + 2, boxes.images.ctypes.data, boxes.geometry.ctypes.data,
+        p.rois, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.images.ctypes.data, boxes.geometry.ctypes.data,
         moved, parts, 2 * moved.strides[1],
     )  # fmt: skip
 
 
-def _shared(p: RoIs, shifts: np.ndarray | None) -> int:
-    """The columns of bins that rows of bins share."""
-    return p.bins[1] if shifts is None else 1
+def _pitch(p: RoIs) -> int:
+    """Elements from one list of pixels to the next."""
+    return max(p.size) + 2
+
+
+def _shared(p: RoIs, shifts: np.ndarray | None, dtype: np.dtype) -> int:
+    """The columns of bins that rows of bins share: all or, where an offset moves each bin or the lists are long, none."""
+    short = lists_bytes(p.bins[1], _pitch(p), dtype.itemsize) <= SHARED_BYTES
+    return p.bins[1] if shifts is None and short else 1
 
 
 def _lists(grid: Grid, dtype: np.dtype) -> int:
@@ -47,7 +56,7 @@ def pool(
 ) -> None:
     """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
     dtype, many = y.dtype, p.bins[0] * p.bins[1]
-    grid = _grid(p, boxes, shifts, _shared(p, shifts))
+    grid = _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     cut = points_cut(many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype))
     threads = plan_threads(p.rois * cut.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
@@ -71,7 +80,7 @@ def pool_gradients(
     """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
     the samples, of their slopes along y, and along x: None unless `with_sums`."""
     dtype, many = grad_y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts))
+    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     panel = backward_panel(p.channels, dtype)
     cut = points_cut(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * cut.blocks, p.batch * cut.image_size * dtype.itemsize
@@ -111,7 +120,7 @@ def _planes_call(
     classes = 1 if shifts is None else shifts.shape[1] // 2
     per_class, lists = p.channels // classes, _lists(grid, dtype)
     blocks = -(-per_class // CHANNEL_BLOCK)
-    slot = -(-(lists + columns_bytes(p.size[1])) // 4096) * 4096
+    slot = -(-(lists + columns_bytes(p.size[1], dtype.itemsize)) // 4096) * 4096
     return PlanesCall(
         p.batch, p.channels, group_size, classes, blocks, -(-per_class // blocks), grid, NOWHERE, NOWHERE, NOWHERE, NOWHERE,
         0, 0, slot, lists, dtype.itemsize,

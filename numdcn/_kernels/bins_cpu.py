@@ -33,7 +33,7 @@ class Grid(NamedTuple):
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
     rule: int
-    columns: int  # lists along x that are kept at a time; along y it is one
+    columns: int  # lists along x that are kept at a time: those of all columns, or one; along y it is one
     pitch: int  # elements from one list to the next
     images: int  # addresses: the image of each box, as int64,
     geometry: int  # see above
@@ -214,14 +214,15 @@ def plan_bin(one, grid, mask, r, i, j, class_, ys, xs):  # type: ignore[no-untyp
 @helper
 def plan_next_bin(one, grid, mask, r, b, first, ys, xs):  # type: ignore[no-untyped-def]
     """The same of bin number b, where bins come in rising order from `first` on: where nothing shifts them, rows share
-    lists, and columns do."""
+    lists, and columns do if those of all are kept."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
-    slot = 0 if shifted else j
+    kept = not shifted and grid.columns == grid.bins[1]
+    slot = j if kept else 0
     known_y, known_x = True, True
     if shifted or b == first or j == 0:
         known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys, 0)
-    if shifted or b < first + grid.bins[1]:
+    if not kept or b < first + grid.bins[1]:
         known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, slot)
     return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, slot)
 

@@ -63,9 +63,9 @@ class Columns(NamedTuple):
     vectors: int
 
 
-def columns_bytes(width_: int) -> int:
+def columns_bytes(width_: int, itemsize: int) -> int:
     """Scratch for `Columns` of an image so wide."""
-    return 3 * (width_ * 8 + 128)
+    return 3 * (width_ * itemsize + 128)
 
 
 @helper
