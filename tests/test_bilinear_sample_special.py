@@ -318,3 +318,14 @@ def test_an_axis_that_float32_cannot_count_is_refused():
         x = np.broadcast_to(np.float32(1), (1, 1, 1, 2**24 + 1))
         with pytest.raises(ValueError, match=r"`x` is 16777217 pixels.*at most 16777216"):
             getattr(numdcn, f"{operator}_forward")(x, *more)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_constant_is_sampled_to_within_4_eps(backend, dtype, channels):
+    """Each corner goes through 7 roundings of half an eps at most: 1 - f along both axes, their product, the product with
+    the pixel, three sums. So a constant 4 eps below the largest number never overflows."""
+    info = np.finfo(dtype)
+    points = np.random.default_rng(0).uniform(0, 19, (1, 20_000, 2)).astype(dtype)
+    for constant in (dtype(1), info.max * dtype(1 - 4 * info.eps), -info.max * dtype(1 - 4 * info.eps)):
+        y = backend.forward(np.full((1, channels, 20, 20), constant), points)
+        assert np.isfinite(y).all() and (np.abs(y / constant - 1) <= 4 * info.eps).all()
