@@ -297,3 +297,16 @@ def test_an_offset_of_0_shifts_nothing_however_far_1_would(backend):
     offsets = np.zeros((1, 2, 2, 2), np.float32)
     y = backend.forward(x, rois, offsets, output_size=2, gamma=1e38)
     np.testing.assert_array_equal(y, backend.forward(x, rois, output_size=2))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 17])
+def test_the_sums_of_a_whole_image_are_made_row_by_row(backend, channels):
+    """A running sum of float32 that has come to 2**24 gains nothing by 1: only the first row's ones may be lost."""
+    side = 300
+    x, rois = np.ones((1, channels, side, side), np.float32), np.array([[0, 0, 0, side, side]], np.float32)
+    x[:, :, 0, 0] = 2.0**24
+    offsets, mask = np.zeros((1, 2, 1, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    y = backend.forward(x, rois, offsets, mask, output_size=1)
+    g = backend.backward(np.ones_like(y), x, rois, offsets, mask, output_size=1, wrt="mask")
+    total = 2.0**24 + side**2 - 1
+    assert abs(g.mask.item() * side**2 / channels - total) <= side + 8 * np.finfo(np.float32).eps * total

@@ -225,3 +225,14 @@ def test_mmcv(subject, case):
     more = output, float(v["spatial_scale"]), int(v["sampling_ratio"]), bool(v["aligned"])
     near(subject.forward(v["x"], v["rois"], *more), v["out"])
     near(subject.backward(v["grad_out"], v["x"], v["rois"], *more).x, v["grad_x"])
+
+
+@pytest.mark.parametrize("channels", [1, 5, 17, 70])
+def test_the_mean_of_a_whole_image_is_summed_row_by_row(backend, channels):
+    """A running sum of float32 that has come to 2**24 gains nothing by 1: only the first row's ones may be lost."""
+    side = 300
+    x, rois = np.ones((1, channels, side, side), np.float32), np.array([[0, 0, 0, side, side]], np.float32)
+    x[:, :, 0, 0] = 2.0**24
+    y = backend.forward(x, rois, 1, aligned=True)  # a sample on each pixel
+    total = 2.0**24 + side**2 - 1
+    assert (np.abs(y * side**2 - total) <= side + 8 * np.finfo(np.float32).eps * total).all()

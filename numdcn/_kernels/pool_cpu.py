@@ -35,18 +35,19 @@ class PoolCall(NamedTuple):
 
 @helper
 def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
-    """target = scale * the bin, for four vectors of channels."""
+    """target = scale * the bin, for four vectors of channels. Rows are summed by themselves, as a bin may be a whole image."""
     zero = kind - kind
     a, b, c, d = zero, zero, zero, zero
     for i in range(y.length):
-        line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+        line, weight = at(image, load_scalar(y.index, i) * row), like(load_scalar(y.weight, i), kind)
+        row_a, row_b, row_c, row_d = zero, zero, zero, zero
         for j in range(x.length):
-            pixel = load_scalar(x.index, j) * channels
-            w = like(weight * load_scalar(x.weight, j), kind)
-            a = fma(w, load_like(line, pixel, kind), a)
-            b = fma(w, load_like(line, pixel + lanes, kind), b)
-            c = fma(w, load_like(line, pixel + 2 * lanes, kind), c)
-            d = fma(w, load_like(line, pixel + 3 * lanes, kind), d)
+            pixel, w = load_scalar(x.index, j) * channels, like(load_scalar(x.weight, j), kind)
+            row_a = fma(w, load_like(line, pixel, kind), row_a)
+            row_b = fma(w, load_like(line, pixel + lanes, kind), row_b)
+            row_c = fma(w, load_like(line, pixel + 2 * lanes, kind), row_c)
+            row_d = fma(w, load_like(line, pixel + 3 * lanes, kind), row_d)
+        a, b, c, d = fma(weight, row_a, a), fma(weight, row_b, b), fma(weight, row_c, c), fma(weight, row_d, d)
     s = like(scale, kind)
     store(target, 0, a * s)
     store(target, lanes, b * s)
@@ -56,13 +57,14 @@ def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):  # type:
 
 @helper
 def _pool_one(kind, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
-    """target = scale * the bin, for one vector of channels."""
+    """The same for one vector of channels."""
     total = kind - kind
     for i in range(y.length):
-        line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+        line, in_row = at(image, load_scalar(y.index, i) * row), kind - kind
         for j in range(x.length):
-            w = like(weight * load_scalar(x.weight, j), kind)
-            total = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), total)
+            w = like(load_scalar(x.weight, j), kind)
+            in_row = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), in_row)
+        total = fma(like(load_scalar(y.weight, i), kind), in_row, total)
     store(target, 0, total * like(scale, kind))
 
 
@@ -129,16 +131,20 @@ def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, 
     by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, kind)
     for i in range(y.length):
         start, weight_y, slope_y = load_scalar(y.index, i) * row, load_scalar(y.weight, i), load_scalar(y.slope, i)
+        in_row, sloped = zero, zero
         for j in range(x.length):
             spot, weight_x = start + load_scalar(x.index, j) * channels, load_scalar(x.weight, j)
-            w = weight_y * weight_x
             if wanted[0]:
-                store(grad_image, spot, fma(like(w, kind), scaled, load_like(grad_image, spot, kind)))
+                w = like(weight_y * weight_x, kind)
+                store(grad_image, spot, fma(w, scaled, load_like(grad_image, spot, kind)))
             if wanted[1]:
                 product = gradient * load_like(image, spot, kind)
-                by_value = fma(like(w, kind), product, by_value)
-                by_y = fma(like(slope_y * weight_x, kind), product, by_y)
-                by_x = fma(like(weight_y * load_scalar(x.slope, j), kind), product, by_x)
+                in_row = fma(like(weight_x, kind), product, in_row)
+                sloped = fma(like(load_scalar(x.slope, j), kind), product, sloped)
+        if wanted[1]:
+            by_value = fma(like(weight_y, kind), in_row, by_value)
+            by_y = fma(like(slope_y, kind), in_row, by_y)
+            by_x = fma(like(weight_y, kind), sloped, by_x)
     return sum3(by_value, by_y, by_x)
 
 
