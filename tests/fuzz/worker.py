@@ -6,7 +6,7 @@ import traceback
 
 from checks import limit
 
-SECONDS = limit(120)  # that a problem may take, its kernels' compilation included
+SECONDS = limit(400)  # that a problem may take, its kernels' compilation included
 
 
 def work(connection):
