@@ -188,6 +188,7 @@ def _at_instruction(number, function):
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return on_instruction
 
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for one such frame when tracing begins
     sys.settrace(on_call)
     try:
         function()
