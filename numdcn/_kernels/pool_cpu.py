@@ -17,6 +17,9 @@ from numdcn._kernels.sample_cpu import ROW, place_tile, tile_at
 from numdcn._kernels.simd_cpu import at, fma, full, like, load_like, load_scalar, next_task, part, pointer, store, width
 
 
+SUMMED = 256  # pixels that are added one by one
+
+
 class PoolCall(NamedTuple):
     """Parameters of `pool_forward` and `pool_backward`."""
 
@@ -34,37 +37,51 @@ class PoolCall(NamedTuple):
 
 
 @helper
+def _end_of_rows(first, y, x):  # type: ignore[no-untyped-def]
+    """Where the block of rows ends that begins at `first`: after about SUMMED pixels, where there are more."""
+    if y.length * x.length <= SUMMED:
+        return y.length
+    return min(first + SUMMED // x.length + 1, y.length)
+
+
+@helper
 def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
-    """target = scale * the bin, for four vectors of channels. Rows are summed by themselves, as a bin may be a whole image."""
-    zero = kind - kind
-    a, b, c, d = zero, zero, zero, zero
-    for i in range(y.length):
-        line, weight = at(image, load_scalar(y.index, i) * row), like(load_scalar(y.weight, i), kind)
-        row_a, row_b, row_c, row_d = zero, zero, zero, zero
-        for j in range(x.length):
-            pixel, w = load_scalar(x.index, j) * channels, like(load_scalar(x.weight, j), kind)
-            row_a = fma(w, load_like(line, pixel, kind), row_a)
-            row_b = fma(w, load_like(line, pixel + lanes, kind), row_b)
-            row_c = fma(w, load_like(line, pixel + 2 * lanes, kind), row_c)
-            row_d = fma(w, load_like(line, pixel + 3 * lanes, kind), row_d)
-        a, b, c, d = fma(weight, row_a, a), fma(weight, row_b, b), fma(weight, row_c, c), fma(weight, row_d, d)
+    """target = scale * the bin, for four vectors of channels: the sum of blocks of rows, as a bin may be a whole image."""
+    zero, first = kind - kind, 0
+    total_a, total_b, total_c, total_d = zero, zero, zero, zero
+    while first < y.length:
+        a, b, c, d = zero, zero, zero, zero
+        end = _end_of_rows(first, y, x)
+        for i in range(first, end):
+            line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+            for j in range(x.length):
+                pixel = load_scalar(x.index, j) * channels
+                w = like(weight * load_scalar(x.weight, j), kind)
+                a = fma(w, load_like(line, pixel, kind), a)
+                b = fma(w, load_like(line, pixel + lanes, kind), b)
+                c = fma(w, load_like(line, pixel + 2 * lanes, kind), c)
+                d = fma(w, load_like(line, pixel + 3 * lanes, kind), d)
+        total_a, total_b, total_c, total_d = total_a + a, total_b + b, total_c + c, total_d + d
+        first = end
     s = like(scale, kind)
-    store(target, 0, a * s)
-    store(target, lanes, b * s)
-    store(target, 2 * lanes, c * s)
-    store(target, 3 * lanes, d * s)
+    store(target, 0, total_a * s)
+    store(target, lanes, total_b * s)
+    store(target, 2 * lanes, total_c * s)
+    store(target, 3 * lanes, total_d * s)
 
 
 @helper
 def _pool_one(kind, image, y, x, row, channels, scale, target):  # type: ignore[no-untyped-def]
     """The same for one vector of channels."""
-    total = kind - kind
-    for i in range(y.length):
-        line, in_row = at(image, load_scalar(y.index, i) * row), kind - kind
-        for j in range(x.length):
-            w = like(load_scalar(x.weight, j), kind)
-            in_row = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), in_row)
-        total = fma(like(load_scalar(y.weight, i), kind), in_row, total)
+    total, first = kind - kind, 0
+    while first < y.length:
+        part_, end = kind - kind, _end_of_rows(first, y, x)
+        for i in range(first, end):
+            line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+            for j in range(x.length):
+                w = like(weight * load_scalar(x.weight, j), kind)
+                part_ = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), part_)
+        total, first = total + part_, end
     store(target, 0, total * like(scale, kind))
 
 
