@@ -16,7 +16,6 @@ from numdcn._kernels.points_cpu import PointsCut
 from numdcn._kernels.sample_cpu import ROW, place_tile, tile_at
 from numdcn._kernels.simd_cpu import at, fma, full, like, load_like, load_scalar, next_task, part, pointer, store, width
 
-
 SUMMED = 256  # pixels that are added one by one
 
 
