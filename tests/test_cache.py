@@ -85,7 +85,7 @@ print("y", numdcn.ps_roi_align_forward(x, rois, output_size=2).tolist())
     right = f"y {[[[[1.0] * 2] * 2] * 2]}"
     assert right in run_copy(site, code)
     edit(site / "numdcn/_kernels/bins_cpu.py", "    pitch: int  #", "    spare: int\n    pitch: int  #")
-    edit(site / "numdcn/_host/pool_cpu.py", "columns, max(p.size) + 2", "columns, 0, max(p.size) + 2")
+    edit(site / "numdcn/_host/pool_cpu.py", "columns, _pitch(p)", "columns, 0, _pitch(p)")
     assert right in run_copy(site, code)
 
 
