@@ -200,6 +200,29 @@ def test_only_the_pixels_of_the_cell_count(subject, y, x):
         near(clean.having(x=spoilt).backward(subject).x, clean.backward(subject).x)
 
 
+FAR_BOXES = {  # (scale, corners): no box is in another place, or of another size, for being far away or hardly scaled
+    "corners far outside once scaled": (2.0**33, [5, 5, 9, 9]),
+    "corners near the largest number": (1e-37, [1e38, 2e38, 3e38, 3.3e38]),
+}
+
+
+@pytest.mark.parametrize("name", FAR_BOXES)
+def test_corners_and_scales_of_any_size(name, backend):
+    check_far_boxes(name, backend)
+
+
+@pytest.mark.parametrize("name", FAR_BOXES)
+def test_corners_and_scales_of_any_size_on_a_gpu(name, gpu):
+    check_far_boxes(name, gpu)
+
+
+def check_far_boxes(name, backend):
+    scale, corners = FAR_BOXES[name]
+    case = Case(1, 4, (9, 60), (2, 2), "inside", 1, params={"sample_per_part": 2, "spatial_scale": scale})
+    p = make(case, np.float32, spread=0.0)
+    check_against_naive(backend, p.having(rois=np.array([[0, *corners]], np.float32)))
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30, -1e30, 2.0**31, 1e300])
 @pytest.mark.parametrize("axes", ["y", "x", "yx"])
 def test_infinite_and_huge_trans_is_outside(subject, value, axes):

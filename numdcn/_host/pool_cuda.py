@@ -23,26 +23,24 @@ class Grid(NamedTuple):
     samples: int
     half: float
     least: float
-    most: float
     reach: float
 
 
 def align_grid(sampling_ratio: int, half_pixel: bool, least: float | None, reach: float = 0.0) -> Grid:
     """Boxes of the RoI align family (rule R)."""
-    return Grid(False, sampling_ratio, 0.5 if half_pixel else 0.0, -np.inf if least is None else least, np.inf, reach)
+    return Grid(False, sampling_ratio, 0.5 if half_pixel else 0.0, -np.inf if least is None else least, reach)
 
 
 def sampled_grid(samples: int, reach: float) -> Grid:
     """Boxes of deformable position-sensitive pooling (rule P)."""
-    return Grid(True, samples, 0.5, 0.1, 2 * FAR, reach)
+    return Grid(True, samples, 0.5, 0.1, reach)
 
 
 def _boxes(p: RoIs, grid: Grid, rois: DeviceArray, shifts: DeviceArray | None, dtype: Any) -> Boxes:
     """The boxes for the kernels; rois and shifts are contiguous and of one type, `dtype` is that of x."""
     largest = float(np.finfo(summed(dtype)).max)
-    limit = min(FAR / p.scale, largest / 4) if grid.rule_p else FAR
     classes, parts = (1, p.bins) if shifts is None else (shifts.shape[1] // 2, (shifts.shape[2], shifts.shape[3]))
-    numbers = (p.scale, limit, grid.half, grid.least, grid.most, grid.reach, largest)
+    numbers = (p.scale, FAR, grid.half, grid.least, grid.reach, largest)
     return Boxes(
         rois.address, 0 if shifts is None else shifts.address, p.rois, p.batch, p.size, p.bins, parts, classes, grid.samples,
         *map(jit_cuda.scalar_type(stored(dtype)), numbers),  # type: ignore[arg-type]

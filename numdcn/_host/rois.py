@@ -138,11 +138,10 @@ def sampled_boxes(p: RoIs, samples: int, reach: float) -> Boxes:
     """Boxes of deformable position-sensitive pooling (rule P): whole pixels of the boxes' own coordinates, both ends
     counted, `samples` samples an axis and bin."""
     dtype = p.boxes.dtype
-    limit = min(FAR / p.scale, float(np.finfo(dtype).max) / 4)
-    corners = _round(np.clip(p.boxes[:, 1:], -limit, limit)).reshape(-1, 2, 2)[:, :, ::-1]
+    first, last = _round(p.boxes[:, 1:]).reshape(-1, 2, 2).swapaxes(0, 1)[:, :, ::-1]
     scale, half = dtype.type(p.scale), dtype.type(0.5)
-    start = corners[:, 0] * scale - half
-    size = np.clip((corners[:, 1] + 1) * scale - half - start, dtype.type(0.1), dtype.type(2 * FAR))
+    start = np.clip(first * scale, -FAR, FAR) - half
+    size = np.maximum(np.clip((last + 1) * scale, -FAR, FAR) - half - start, dtype.type(0.1))
     return Boxes(RULE_P, image_numbers(p), _geometry(start, size, p, np.array(samples, dtype), reach))
 
 

@@ -32,10 +32,9 @@ class Boxes(NamedTuple):
     classes: int
     samples: int  # of a bin along an axis; not above 0: about one a pixel
     scale: Scalar
-    limit: Scalar  # corners are clipped to it: scaled ones, but under rule P before they are scaled
+    limit: Scalar  # scaled corners are clipped to it
     half: Scalar  # subtracted from scaled corners
-    least: Scalar  # sizes of boxes are clipped to these
-    most: Scalar
+    least: Scalar  # size of a box
     reach: Scalar  # of a box's size, what an offset of 1 shifts a bin by
     largest: Scalar  # number of its type
 
@@ -113,14 +112,11 @@ def ranges_of(rois, r, i, j, inclusive, g, S):  # type: ignore[no-untyped-def]
 def line_of(near, far, bins, index, shift, g, RULE_P, S):  # type: ignore[no-untyped-def]
     """The line of bin `index` along an axis, where a box has corners `near` and `far`."""
     if RULE_P:
-        first = rounded(min(max(near, -g.limit), g.limit), S)
-        second = rounded(min(max(far, -g.limit), g.limit), S)
-        start = product(first, g.scale) - g.half
-        size = product(second + S(1), g.scale) - g.half - start
+        first, end = product(rounded(near, S), g.scale), product(rounded(far, S) + S(1), g.scale)
     else:
-        start = min(max(near * g.scale, -g.limit), g.limit) - g.half
-        size = min(max(far * g.scale, -g.limit), g.limit) - g.half - start
-    size = min(max(size, g.least), g.most)
+        first, end = near * g.scale, far * g.scale
+    start = min(max(first, -g.limit), g.limit) - g.half
+    size = max(min(max(end, -g.limit), g.limit) - g.half - start, g.least)
     bin_, samples = size / S(bins), S(g.samples)
     if g.samples <= 0:
         samples = S(I64(bin_))
