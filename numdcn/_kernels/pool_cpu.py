@@ -147,17 +147,16 @@ def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, 
     by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, kind)
     for i in range(y.length):
         start, weight_y, slope_y = load_scalar(y.index, i) * row, load_scalar(y.weight, i), load_scalar(y.slope, i)
-        in_row, sloped = zero, zero
-        for j in range(x.length):
-            spot, weight_x = start + load_scalar(x.index, j) * channels, load_scalar(x.weight, j)
-            if wanted[0]:
-                w = like(weight_y * weight_x, kind)
+        if wanted[0]:
+            for j in range(x.length):
+                spot, w = start + load_scalar(x.index, j) * channels, like(weight_y * load_scalar(x.weight, j), kind)
                 store(grad_image, spot, fma(w, scaled, load_like(grad_image, spot, kind)))
-            if wanted[1]:
-                product = gradient * load_like(image, spot, kind)
-                in_row = fma(like(weight_x, kind), product, in_row)
-                sloped = fma(like(load_scalar(x.slope, j), kind), product, sloped)
         if wanted[1]:
+            in_row, sloped = zero, zero
+            for j in range(x.length):
+                product = gradient * load_like(image, start + load_scalar(x.index, j) * channels, kind)
+                in_row = fma(like(load_scalar(x.weight, j), kind), product, in_row)
+                sloped = fma(like(load_scalar(x.slope, j), kind), product, sloped)
             by_value = fma(like(weight_y, kind), in_row, by_value)
             by_y = fma(like(slope_y, kind), in_row, by_y)
             by_x = fma(like(weight_y, kind), sloped, by_x)
