@@ -21,7 +21,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numdcn._host.checks import integer
 from numdcn._kernels import team_cpu
 from numdcn._kernels.parameters_cpu import parameters
-from numdcn._kernels.team_cpu import BOARD_WORDS, MOST_THREADS, run, serve
+from numdcn._kernels.team_cpu import BOARD_WORDS, MOST_THREADS, run
 
 
 def available_cpus() -> int:
@@ -118,7 +118,7 @@ def _recruit(count: int) -> None:
     global _helpers, _next_attempt, _pause
     while _helpers < count and time.monotonic() >= _next_attempt:
         try:
-            _thread.start_new_thread(serve, (_BOARD,))
+            _thread.start_new_thread(team_cpu.run, (_BOARD, 0, 0, 0, 0, 0))
         except RuntimeError:  # a limit of the system, or the interpreter is ending
             _next_attempt, _pause = time.monotonic() + _pause, 2 * _pause
             return
@@ -134,7 +134,6 @@ def _load(kernel: Any, kind: type) -> tuple[int, int, Any]:
         """Compile, or load from the cache, all that a launch needs."""
         with _compiler:
             team_cpu.run.compile((types.int64,) * 6)
-            team_cpu.serve.compile((types.int64,))
             kernel.compile(signature)
             result = kernel.overloads[signature]
             return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
