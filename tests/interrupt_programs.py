@@ -4,7 +4,6 @@ An interrupt is an exception that a signal handler raises at a moment that nobod
 frame of numdcn is on the stack, so that it is always a call of the library that is interrupted, never the program itself.
 """
 
-import collections
 import contextlib
 import os
 import random
@@ -172,29 +171,46 @@ def every_instruction(direction):
 def _at_instruction(number, function):
     """function(), raising just before its instruction `number`; says whether there was one. Of the repetitions of an
     instruction the first counts."""
-    count, seen = 0, collections.Counter()
+    seen = set()
 
-    def on_instruction(frame, event, _):
-        nonlocal count
-        if event == "opcode":
-            place = frame.f_code, frame.f_lasti
-            seen[place] += 1
-            count += seen[place] == 1
-            if count == number and seen[place] == 1:
+    def on_instruction(code, offset):
+        if code.co_filename != __file__ and (code, offset) not in seen:
+            seen.add((code, offset))
+            if len(seen) == number:
                 _raise()
-        return on_instruction
 
-    def on_call(frame, *_):
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return on_instruction
-
-    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for one such frame when tracing begins
-    sys.settrace(on_call)
-    try:
+    with _watching(on_instruction):
         function()
+    return len(seen) >= number
+
+
+@contextlib.contextmanager
+def _watching(on_instruction):
+    """on_instruction(code, offset) before each instruction. (Traced frames of Python 3.13 do not tell of all of them.)"""
+    if hasattr(sys, "monitoring"):
+        tool, events = sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION
+        sys.monitoring.use_tool_id(tool, "interrupts")
+        sys.monitoring.register_callback(tool, events, on_instruction)
+        sys.monitoring.set_events(tool, events)
+        try:
+            yield
+        finally:
+            sys.monitoring.set_events(tool, 0)
+            sys.monitoring.free_tool_id(tool)
+        return
+
+    def on_event(frame, event, _):
+        if event == "opcode":
+            on_instruction(frame.f_code, frame.f_lasti)
+        else:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return on_event
+
+    sys.settrace(on_event)
+    try:
+        yield
     finally:
         sys.settrace(None)
-    return count >= number
 
 
 def waits_for_helpers():

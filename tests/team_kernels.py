@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from numdcn._kernels.jit_cpu import kernel
+from numdcn._kernels.jit_cpu import helper, kernel
 from numdcn._kernels.parameters_cpu import unpack
 from numdcn._kernels.team_cpu import _add, _exchange, _pause, _read
 
@@ -16,17 +16,22 @@ class Meeting(NamedTuple):
     expected: int
 
 
+@helper
+def _wait_for(word, number):
+    """Whether a word became as large as that, as 1 or 0."""
+    looks = 0
+    while _read(word) < number and looks < PATIENCE:
+        _pause()
+        looks += 1
+    return int(_read(word) >= number)
+
+
 @kernel
 def meet(one, params, counter, slot):
     """Wait until the expected number of threads has come; word 0 counts them, word 1 those that met all others."""
     a = unpack(params, Meeting)
     _add(a.place, 1)
-    looks = 0
-    while _read(a.place) < a.expected and looks < PATIENCE:
-        _pause()
-        looks += 1
-    if _read(a.place) >= a.expected:
-        _add(a.place + 8, 1)
+    _add(a.place + 8, _wait_for(a.place, a.expected))
 
 
 @kernel
@@ -34,14 +39,10 @@ def leave_late(one, params, counter, slot):
     """The caller is done when a helper is in (word 0). The helper stays until word 1 is set; word 2 tells that it left."""
     a = unpack(params, Meeting)
     if slot == 0:
-        looks = 0
-        while _read(a.place) == 0 and looks < PATIENCE:
-            _pause()
-            looks += 1
+        _wait_for(a.place, 1)
         return
     _exchange(a.place, 1)
-    while _read(a.place + 8) == 0:
-        _pause()
+    _wait_for(a.place + 8, 1)
     _exchange(a.place + 16, 1)
 
 
@@ -50,9 +51,6 @@ def fail(one, params, counter, slot):
     """A kernel that goes wrong in a helper, or where it is alone."""
     a = unpack(params, Meeting)
     _add(a.place, 1)
-    looks = 0
-    while _read(a.place) < a.expected and looks < PATIENCE:
-        _pause()
-        looks += 1
+    _wait_for(a.place, a.expected)
     if slot == a.expected - 1:
         raise ZeroDivisionError
