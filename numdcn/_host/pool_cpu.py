@@ -16,9 +16,7 @@ from numdcn._kernels.pool_planes_cpu import PlanesCall, columns_bytes, planes_ba
 
 READS = 32.0  # operations that a bin takes for each channel, about
 CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
-SHARED_BYTES = (
-    8 * 2**20
-)  # of lists that bins share; longer ones are quickly made again, beside what reading the pixels takes
+SHARED_BYTES = 8 * 2**20  # of lists that bins share; to make longer ones again is little beside reading the pixels
 
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
