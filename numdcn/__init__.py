@@ -1,8 +1,8 @@
 """Deformable operators for everyone who has arrays: Numba kernels, forward and backward, on plain NumPy arrays."""
 
-from numdcn._host.scratch import get_scratch_limit, set_scratch_limit
-from numdcn._host.threads import get_num_threads, set_num_threads
-from numdcn._host.weights import PreparedWeights, prepare_weights
+from numdcn._call.prepared import PreparedWeights
+from numdcn._call.scratch import get_scratch_limit, set_scratch_limit
+from numdcn._cpu.threads import get_num_threads, set_num_threads
 from numdcn.bilinear_sample import BilinearSampleGradients, bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
@@ -20,6 +20,7 @@ from numdcn.deform_ps_roi_pool import (
     deform_ps_roi_pool_forward,
 )
 from numdcn.deform_roi_pool import DeformRoIPoolGradients, deform_roi_pool_backward, deform_roi_pool_forward
+from numdcn.prepare import prepare_weights
 from numdcn.ps_roi_align import PSRoIAlignGradients, ps_roi_align_backward, ps_roi_align_forward
 from numdcn.ps_roi_pool import PSRoIPoolGradients, ps_roi_pool_backward, ps_roi_pool_forward
 from numdcn.roi_align import RoIAlignGradients, roi_align_backward, roi_align_forward

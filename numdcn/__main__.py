@@ -13,13 +13,14 @@ import numba
 import numpy as np
 
 import numdcn
-from numdcn._host import scratch, threads
-from numdcn._kernels import gemm_cpu, jit_cpu
+from numdcn._call import scratch
+from numdcn._cpu import gemm, jit, threads
+from numdcn._formulas.jit import has_fma, simd_bytes, target
 
 
 def cache_folder() -> str:
     """Where compiled kernels are kept."""
-    return jit_cpu.STORE.writable() or "none (no folder that can be written to): kernels are compiled in every process"
+    return jit.STORE.writable() or "none (no folder that can be written to): kernels are compiled in every process"
 
 
 def gpu() -> str:
@@ -64,7 +65,7 @@ def self_check() -> tuple[float, float, float]:
 
 def report() -> list[tuple[str, str]]:
     """Names and values."""
-    architecture, name, _ = jit_cpu.target()
+    architecture, name, _ = target()
     rows = [
         ("numdcn", numdcn.__version__),
         ("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
@@ -72,8 +73,8 @@ def report() -> list[tuple[str, str]]:
         ("numpy", np.__version__),
         ("system", f"{platform.system()} {platform.release()}"),
         ("CPU", f"{architecture}, {name}"),
-        ("SIMD width", f"{8 * jit_cpu.simd_bytes()} bits, {'with' if jit_cpu.has_fma() else 'without'} FMA"),
-        ("register tile", f"{gemm_cpu.ROWS} rows x {gemm_cpu.VECTORS} vectors"),
+        ("SIMD width", f"{8 * simd_bytes()} bits, {'with' if has_fma() else 'without'} FMA"),
+        ("register tile", f"{gemm.ROWS} rows x {gemm.VECTORS} vectors"),
         ("threads", f"{threads.get_num_threads()} of {threads.available_cpus()} CPUs for this process"),
         ("scratch kept", f"at most {scratch.get_scratch_limit() / 2**20:g} MiB between calls"),
         ("cache folder", cache_folder()),

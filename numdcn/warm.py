@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import numdcn
-from numdcn._host.arrays import check_dtype
-from numdcn._host.checks import describe, flag
+from numdcn._call.arrays import check_dtype
+from numdcn._call.checks import describe, flag
 
 
 def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:

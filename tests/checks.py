@@ -303,7 +303,7 @@ LAYOUTS = {
 
 def threads_asked_for(monkeypatch):
     """A list that grows by the number of threads of each kernel that is run from now on."""
-    import numdcn._host.threads as pool
+    import numdcn._cpu.threads as pool
 
     run, asked = pool.run, []
     monkeypatch.setattr(pool, "run", lambda *call: (asked.append(call[-1] + 1), run(*call))[1])

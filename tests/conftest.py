@@ -57,7 +57,7 @@ def pytest_configure(config):
 
 def pytest_report_header():
     from numdcn import __version__, get_num_threads
-    from numdcn._kernels.jit_cpu import simd_bytes, target
+    from numdcn._formulas.jit import simd_bytes, target
 
     gpus = device.count_gpus() or "no"
     return f"numdcn {__version__}: {8 * simd_bytes()}-bit vectors for {target()[1]}, {get_num_threads()} threads, {gpus} GPU"

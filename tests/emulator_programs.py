@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import numdcn._kernels.numba_cuda  # noqa: F401 - with it numba-cuda works with NumPy 2.5
+import numdcn._call.numba_cuda  # noqa: F401 - with it numba-cuda works with NumPy 2.5
 
 FAULTS = {}  # name: a function that launches a kernel and returns what shall be told
 

@@ -18,7 +18,7 @@ from checks import assert_same_bits, limit
 from team_kernels import Meeting, leave_late, meet
 
 import numdcn
-from numdcn._host.threads import launch
+from numdcn._cpu.threads import launch
 
 RNG = np.random.default_rng(0)
 

@@ -1,5 +1,5 @@
-"""What test_cuda_memory.py has the server of the device run: small kernels on the functions of `memory_cuda`, the copies and
-layouts of `Work`. Arrays come and go as NumPy's."""
+"""What test_cuda_memory.py has the server of the device run: small kernels on the functions of `memory`, the copies and
+layouts of `Workspace`. Arrays come and go as NumPy's."""
 
 import ctypes
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import numpy as np
 from numba import cuda
 
 import numdcn
-from numdcn._host.arrays_cuda import FRAMEWORKS
-from numdcn._host.work_cuda import Images, Plans, Work, stored
-from numdcn._kernels import jit_cuda
-from numdcn._kernels.jit_cuda import BF16, F16, F32, F64
-from numdcn._kernels.jit_cuda import cuda as real
-from numdcn._kernels.memory_cuda import at, load_vector, narrow, put, vector_length, view, widen
+from numdcn._call.frameworks import FRAMEWORKS
+from numdcn._cuda.workspace import Images, Plans, Workspace, stored
+from numdcn._cuda import jit
+from numdcn._cuda.jit import BF16, F16, F32, F64
+from numdcn._cuda.jit import cuda as real
+from numdcn._cuda.memory import at, load_vector, narrow, put, vector_length, view, widen
 
 KINDS = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
 
@@ -39,7 +39,7 @@ class There:
 
 def on_device(array):
     """An array of the server, and what the library sees of it."""
-    if jit_cuda.SIMULATED:
+    if jit.SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         made = FakeCUDAArray(array)
@@ -70,7 +70,7 @@ def converted(array, kind):
     _, seen = on_device(array)
     target, there = on_device(np.zeros(array.shape, array_kind(kind)))
     kernel = cuda.jit(_converting(stored(seen.dtype), KINDS[kind]))
-    kernel[2, jit_cuda.THREADS](Convert(seen.address, there.address, array.size))
+    kernel[2, jit.THREADS](Convert(seen.address, there.address, array.size))
     return target.copy_to_host()
 
 
@@ -81,48 +81,48 @@ def array_kind(kind):
 
 
 def copied(array, target):
-    """`Work.copy` of an array, into one of the strides of `target`."""
+    """`Workspace.copy` of an array, into one of the strides of `target`."""
     _, source = on_device(array)
     made, there = on_device(target)
-    Work(source).copy(source, there)
+    Workspace(source).copy(source, there)
     return made.copy_to_host()
 
 
 def contiguous(array):
-    """`Work.contiguous` of an array."""
+    """`Workspace.contiguous` of an array."""
     _, source = on_device(array)
-    made = Work(source).contiguous(source)
+    made = Workspace(source).contiguous(source)
     return made.framework.to_host(made)
 
 
 def packed(x):
-    """(images, pitch, pixels) of `Work.pack`."""
+    """(images, pitch, pixels) of `Workspace.pack`."""
     _, source = on_device(x)
-    images = Work(source).pack(source)
+    images = Workspace(source).pack(source)
     return images.array.framework.to_host(images.array), images.pitch, images.pixels
 
 
 def unpacked(images, x):
-    """`Work.unpack` of images into an array like x, in its layout."""
+    """`Workspace.unpack` of images into an array like x, in its layout."""
     _, source = on_device(images)
     made, target = on_device(x)
-    Work(target).unpack(Images(source, images.shape[2], images.shape[1]), target)
+    Workspace(target).unpack(Images(source, images.shape[2], images.shape[1]), target)
     return made.copy_to_host()
 
 
 def scattered(places, weights, values, images, shape, first_channel):
-    """`Work.scatter`."""
+    """`Workspace.scatter`."""
     seen = [on_device(array) for array in (places, weights, values, images)]
-    work = Work(seen[0][1])
+    work = Workspace(seen[0][1])
     there = Images(seen[3][1], images.shape[2], images.shape[1])
     work.scatter(Plans(seen[0][1], seen[1][1]), seen[2][1], there, shape, first_channel)
     return seen[3][0].copy_to_host()
 
 
 def cleared(array):
-    """`Work.clear`."""
+    """`Workspace.clear`."""
     made, seen = on_device(array)
-    Work(seen).clear(seen)
+    Workspace(seen).clear(seen)
     return made.copy_to_host()
 
 

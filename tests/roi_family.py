@@ -14,7 +14,7 @@ from roi_cases import Case
 HUGE = [-3e38, -1e30, -(2.0**31), 0.0, 3.0, 2.0**31, 2.0**63, 1e30, 3e38]
 
 # p -> (value, slope), by the table of rule R and of rule P.
-RULE_R = {
+ALIGN = {
     -1.25: lambda v: (0, 0),
     -1.0: lambda v: (v[0], 0),
     -0.5: lambda v: (v[0], 0),
@@ -27,11 +27,11 @@ RULE_R = {
     4.0: lambda v: (v[3], 0),
     4.25: lambda v: (0, 0),
 }
-RULE_P = {
+PSROI = {
     -0.75: lambda v: (0, 0),
     -0.5: lambda v: (v[0], 0),
     -0.25: lambda v: (v[0], 0),
-    **{p: RULE_R[p] for p in (0.0, 1.0, 1.25, 2.0, 3.0)},
+    **{p: ALIGN[p] for p in (0.0, 1.0, 1.25, 2.0, 3.0)},
     3.25: lambda v: (v[3], 0),
     3.5: lambda v: (v[3], 0),
     3.75: lambda v: (0, 0),

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from numdcn._kernels.jit_cpu import helper, kernel
-from numdcn._kernels.parameters_cpu import unpack
-from numdcn._kernels.team_cpu import _add, _exchange, _pause, _read
+from numdcn._cpu.jit import kernel
+from numdcn._formulas.jit import helper
+from numdcn._cpu.parameters import unpack
+from numdcn._cpu.team import _add, _exchange, _pause, _read
 
 PATIENCE = 2_000_000_000  # looks at a word: minutes
 

@@ -11,11 +11,12 @@ import pytest
 from checks import run_python
 
 import numdcn
-from numdcn._host import arrays_cuda
-from numdcn._host.arrays import check_array, check_out, received
-from numdcn._host.arrays_cuda import Cupy, Numba, Torch, framework_of
-from numdcn._host.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
-from numdcn._host.door import check_place, receive, room
+from numdcn._call import frameworks
+from numdcn._call.arrays import check_array, check_out, received
+from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
+from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
+from numdcn._call.arguments import check_place, receive
+from numdcn._call.results import room
 
 
 class Tensor:
@@ -65,7 +66,7 @@ def torch(monkeypatch):
     names = {name: name for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")}
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=100 + number))
     module = types.SimpleNamespace(Tensor=Tensor, cuda=streams, empty=empty, **names)
-    monkeypatch.setitem(arrays_cuda.sys.modules, "torch", module)
+    monkeypatch.setitem(frameworks.sys.modules, "torch", module)
     return module
 
 
@@ -77,7 +78,7 @@ def cupy(monkeypatch):
     module = types.SimpleNamespace(
         ndarray=Array, cuda=stream, empty=lambda shape, dtype: Array(shape, dtype, Device.current[-1], 0xA000)
     )
-    monkeypatch.setitem(arrays_cuda.sys.modules, "cupy", module)
+    monkeypatch.setitem(frameworks.sys.modules, "cupy", module)
     return module
 
 
@@ -135,7 +136,7 @@ class Interface:
 
 @pytest.fixture
 def one_gpu(monkeypatch):
-    monkeypatch.setattr(arrays_cuda, "_device_of", lambda address: 0)
+    monkeypatch.setattr(frameworks, "_device_of", lambda address: 0)
 
 
 @pytest.mark.parametrize("given, stream", [(None, 0), (1, 0), (2, 2), (77, 77)])
@@ -224,9 +225,9 @@ def test_empty_results_need_no_gpu(torch):
 
 
 def test_without_numba_cuda(torch, monkeypatch):
-    monkeypatch.setattr(arrays_cuda.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(frameworks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
-        arrays_cuda.numba_cuda.__wrapped__()  # not what an earlier call found
+        frameworks.numba_cuda.__wrapped__()  # not what an earlier call found
 
 
 def test_a_call_without_numba_cuda():

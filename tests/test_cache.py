@@ -17,7 +17,8 @@ import pytest
 from checks import run_python
 
 import numdcn
-from numdcn._kernels import cache, images_cpu, jit_cpu
+from numdcn import _cache
+from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
 SAMPLE = """
@@ -28,8 +29,8 @@ print("y", numdcn.bilinear_sample_forward(x, np.array([[[0.25, 0.5]]], np.float3
 """
 CLEAR = """
 import numpy as np
-from numdcn._host.threads import launch
-from numdcn._kernels.images_cpu import ClearCall, clear
+from numdcn._cpu.threads import launch
+from numdcn._cpu.images import ClearCall, clear
 def zeroed(dtype):
     a = np.ones(7, dtype)
     launch(clear, a.dtype.type(1), ClearCall(a.ctypes.data, a.size), 1)
@@ -191,14 +192,14 @@ def test_code_of_other_packages_is_not_kept():
     def function():
         pass
 
-    assert type(jit_cpu.kernel(function)._cache).__name__ == "NullCache"
+    assert type(jit.kernel(function)._cache).__name__ == "NullCache"
     function.__module__ = "numdcn.part"
-    assert isinstance(jit_cpu.kernel(function)._cache, cache.KernelCache)
+    assert isinstance(jit.kernel(function)._cache, cache.KernelCache)
 
 
 def test_code_that_holds_addresses_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
-    images_cpu.clear._cache.save_overload((), SimpleNamespace(library=SimpleNamespace(has_dynamic_globals=True)))
+    images.clear._cache.save_overload((), SimpleNamespace(library=SimpleNamespace(has_dynamic_globals=True)))
     assert not list(tmp_path.iterdir())
 
 

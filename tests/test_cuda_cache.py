@@ -144,7 +144,7 @@ def test_a_linker_that_is_too_old():
     from cuda.bindings import nvjitlink
     from numba.cuda import types
 
-    from numdcn._kernels.launch_cuda import Kernel
+    from numdcn._cuda.launch import Kernel
 
     outdated = nvjitlink.nvJitLinkError(int(nvjitlink.Result.ERROR_OUTDATED_LIBRARY))
     kernel = Kernel(Refused(outdated), (types.UniTuple(types.int64, 2),))

@@ -55,9 +55,9 @@ def makers():
     """Every kernel of the library, by name."""
     for path in sorted((HERE.parent / "numdcn").glob("*/cuda.py")):
         importlib.import_module(f"numdcn.{path.parent.name}.cuda")
-    from numdcn._kernels import jit_cuda
+    from numdcn._cuda import jit
 
-    return {maker.name: maker for maker in jit_cuda.MAKERS}
+    return {maker.name: maker for maker in jit.MAKERS}
 
 
 def told(constants):

@@ -28,7 +28,7 @@ from roi_cases import (
     pair,
     table,
 )
-from roi_family import RULE_P, RoIFamily, cell
+from roi_family import PSROI, RoIFamily, cell
 
 OPERATOR = family.Operator(
     "deform_ps_roi_pool",
@@ -171,15 +171,15 @@ def one_sample(y, x, channels=3, classes=1):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("at", RULE_P)
+@pytest.mark.parametrize("at", PSROI)
 def test_values_and_right_slopes_along_an_axis(subject, at, axis):
     p = one_sample(*((at, 1.0) if axis == 0 else (1.0, at)))
     lines = p["x"][0, :, :, 1] if axis == 0 else p["x"][0, :, 1, :]
-    values, slopes = (np.array([RULE_P[at](line)[k] for line in lines]) for k in (0, 1))
+    values, slopes = (np.array([PSROI[at](line)[k] for line in lines]) for k in (0, 1))
     near(main(p.forward(subject)).ravel(), values)
     g = p.backward(subject)
     near(g.trans[0, 1 - axis], p.grad_y.ravel() @ slopes)
-    weights = [RULE_P[at](line)[0] for line in np.eye(4)]
+    weights = [PSROI[at](line)[0] for line in np.eye(4)]
     near(g.x[0].sum(axis=2 - axis), np.outer(p.grad_y, weights))
 
 

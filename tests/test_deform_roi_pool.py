@@ -30,7 +30,7 @@ from roi_cases import (
     pair,
     table,
 )
-from roi_family import RULE_R, RoIFamily, cell
+from roi_family import ALIGN, RoIFamily, cell
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
 OPERATOR = family.Operator(
@@ -180,16 +180,16 @@ def one_sample(y, x, channels=3, mask=1.5):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("at", RULE_R)
+@pytest.mark.parametrize("at", ALIGN)
 def test_values_and_right_slopes_along_an_axis(subject, at, axis):
     p = one_sample(*((at, 1.0) if axis == 0 else (1.0, at)))
     lines = p["x"][0, :, :, 1] if axis == 0 else p["x"][0, :, 1, :]
-    values, slopes = (np.array([RULE_R[at](line)[k] for line in lines]) for k in (0, 1))
+    values, slopes = (np.array([ALIGN[at](line)[k] for line in lines]) for k in (0, 1))
     near(main(p.forward(subject)).ravel(), 1.5 * values)
     g = p.backward(subject)
     near(g.offsets[0, 1 - axis], 1.5 * (p.grad_y.ravel() @ slopes))
     near(g.mask.item(), p.grad_y.ravel() @ values)
-    weights = [RULE_R[at](line)[0] for line in np.eye(4)]
+    weights = [ALIGN[at](line)[0] for line in np.eye(4)]
     near(g.x[0].sum(axis=2 - axis), 1.5 * np.outer(p.grad_y, weights))
 
 

@@ -120,7 +120,7 @@ def test_code_that_is_not_there_is_missing(tmp_path):
     """An operator without cuda.py is told of; the exit code is 1."""
     pytest.importorskip("numba_cuda", reason="needs the cuda extra")
     code = (
-        "import sys, numdcn._host.door as door\n"
+        "import sys, numdcn._call.arguments as door\n"
         "sys.argv = ['gpu', '--simulator', '--worker', 'bilinear_sample', '--kinds', 'float32']\n"
         "real = door._twin\n"
         "def twin(operator, hardware):\n"

@@ -96,7 +96,7 @@ def test_only_cuda_files_import_cuda(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_numba_cuda_is_imported_in_one_place(path):
-    """Where NumPy is made fit for it. (`numdcn._kernels.numba_cuda` is that place.)"""
+    """Where NumPy is made fit for it. (`numdcn._call.numba_cuda` is that place.)"""
     if name_of(path) != "numdcn/_kernels/numba_cuda.py":
         assert not [m for m in imports(path) if m.split(".")[0] == "numba_cuda" or m.startswith("numba.cuda")]
 

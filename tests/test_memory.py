@@ -17,8 +17,9 @@ from checks import run_python
 import numdcn
 import numdcn.bilinear_sample.cpu
 import numdcn.roi_pool.cpu
-from numdcn._host import convolve_cpu, pool_cpu
-from numdcn._host.scratch import Scratch, kept_bytes
+from numdcn._cpu.conv import run
+from numdcn._cpu.roi import run
+from numdcn._call.scratch import Scratch, kept_bytes
 
 MB = 2**20
 SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile

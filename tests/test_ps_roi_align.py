@@ -25,7 +25,7 @@ from roi_cases import (
     pair,
     table,
 )
-from roi_family import RULE_R, RoIFamily, cell
+from roi_family import ALIGN, RoIFamily, cell
 
 OPERATOR = family.Operator(
     "ps_roi_align",
@@ -110,12 +110,12 @@ def one_sample(y, x):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("at", RULE_R)
+@pytest.mark.parametrize("at", ALIGN)
 def test_values_along_an_axis(subject, at, axis):
     p = one_sample(*((at, 1.0) if axis == 0 else (1.0, at)))
     lines = p["x"][0, :, :, 1] if axis == 0 else p["x"][0, :, 1, :]
-    near(main(p.forward(subject)).ravel(), [RULE_R[at](line)[0] for line in lines])
-    weights = [RULE_R[at](line)[0] for line in np.eye(4)]
+    near(main(p.forward(subject)).ravel(), [ALIGN[at](line)[0] for line in lines])
+    weights = [ALIGN[at](line)[0] for line in np.eye(4)]
     near(p.backward(subject).x[0].sum(axis=2 - axis), np.outer(p.grad_y, weights))
 
 

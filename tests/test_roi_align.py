@@ -11,7 +11,7 @@ import roi_cases
 from family import DTYPES, check_against_naive, main, near
 from hypothesis import given
 from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, grid_samples, laid_out, length, table
-from roi_family import RULE_R, RoIFamily, cell
+from roi_family import ALIGN, RoIFamily, cell
 
 VECTORS = pathlib.Path(__file__).parent / "vectors"
 OPERATOR = family.Operator(
@@ -89,12 +89,12 @@ def one_sample(y, x, dtype=np.float64, channels=3):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("at", RULE_R)
+@pytest.mark.parametrize("at", ALIGN)
 def test_values_along_an_axis(subject, at, axis):
     p = one_sample(*((at, 1.0) if axis == 0 else (1.0, at)))
     lines = p["x"][0, :, :, 1] if axis == 0 else p["x"][0, :, 1, :]
-    near(main(p.forward(subject)).ravel(), [RULE_R[at](line)[0] for line in lines])
-    weights = [RULE_R[at](line)[0] for line in np.eye(4)]
+    near(main(p.forward(subject)).ravel(), [ALIGN[at](line)[0] for line in lines])
+    weights = [ALIGN[at](line)[0] for line in np.eye(4)]
     want = np.zeros((3, 4, 4))
     want[(slice(None), slice(None), 1) if axis == 0 else (slice(None), 1)] = np.outer(p.grad_y, weights)
     near(p.backward(subject).x[0], want)

@@ -26,7 +26,7 @@ def cache(tmp_path_factory):
 
 def width(**environment):
     """Bits of a vector of the machine that Numba compiles for."""
-    code = "from numdcn._kernels.jit_cpu import simd_bytes; print(8 * simd_bytes())"
+    code = "from numdcn._cpu.jit import simd_bytes; print(8 * simd_bytes())"
     return int(run_python(code, **environment).stdout)
 
 

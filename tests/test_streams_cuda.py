@@ -14,20 +14,21 @@ from checks import assert_same_bits
 from test_arrays_cuda import Interface, Tensor
 
 import numdcn
-from numdcn._host import arrays_cuda, door, scratch_cuda
-from numdcn._host.device_array import DTYPES, DeviceArray, c_strides
-from numdcn._host.door import given_back, receive, room
+from numdcn._call import frameworks, arguments, device_scratch
+from numdcn._call.device_array import DTYPES, DeviceArray, c_strides
+from numdcn._call.arguments import receive
+from numdcn._call.results import given_back, room
 
-NUMBA = next(f for f in arrays_cuda.FRAMEWORKS if f.name == "numba")
+NUMBA = next(f for f in frameworks.FRAMEWORKS if f.name == "numba")
 
 
 @pytest.fixture
 def orders(monkeypatch):
     """[(device, stream, stream that it is to wait for), ...]"""
     told = []
-    for module in (arrays_cuda, door):
+    for module in (frameworks, door):
         monkeypatch.setattr(module, "follow", lambda *order: told.append(order))
-    monkeypatch.setattr(arrays_cuda, "_device_of", lambda address: 0)
+    monkeypatch.setattr(frameworks, "_device_of", lambda address: 0)
     return told
 
 
@@ -67,70 +68,70 @@ def test_prepared_weights_keep_their_stream(orders):
 
 @pytest.fixture
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(scratch_cuda, "_kept", {})
+    monkeypatch.setattr(device_scratch, "_kept", {})
     before = numdcn.get_scratch_limit()
     yield
     numdcn.set_scratch_limit(before)
 
 
 def block(nbytes):
-    return scratch_cuda.Block(object(), 0x1000 * nbytes, nbytes)
+    return device_scratch.Block(object(), 0x1000 * nbytes, nbytes)
 
 
 def test_blocks_are_taken_on_their_stream_and_of_about_their_size(nothing_kept):
     small, middle, large = block(1000), block(5000), block(2**24)
     for one in (small, large, middle):
-        scratch_cuda.give_back(0, 5, one)
-    assert scratch_cuda.kept_bytes() == 6000 + 2**24
-    assert scratch_cuda.take(0, 6, 1000) is None and scratch_cuda.take(1, 5, 1000) is None
-    assert scratch_cuda.take(0, 5, 1001) == middle
-    assert scratch_cuda.take(0, 5, 1001) is None  # the large one would be a waste
-    assert scratch_cuda.take(0, 5, 2**23) == large
-    assert scratch_cuda.take(0, 5, 10) == small
-    assert scratch_cuda.kept_bytes() == 0
+        device_scratch.give_back(0, 5, one)
+    assert device_scratch.kept_bytes() == 6000 + 2**24
+    assert device_scratch.take(0, 6, 1000) is None and device_scratch.take(1, 5, 1000) is None
+    assert device_scratch.take(0, 5, 1001) == middle
+    assert device_scratch.take(0, 5, 1001) is None  # the large one would be a waste
+    assert device_scratch.take(0, 5, 2**23) == large
+    assert device_scratch.take(0, 5, 10) == small
+    assert device_scratch.kept_bytes() == 0
 
 
 def test_the_limit(nothing_kept):
     numdcn.set_scratch_limit(5000)
     for number, stream in ((0, 0), (0, 1), (1, 0)):
-        scratch_cuda.give_back(number, stream, block(2000))
-    assert scratch_cuda.kept_bytes() == 4000
-    assert scratch_cuda.take(1, 0, 2000) is not None  # the newest
+        device_scratch.give_back(number, stream, block(2000))
+    assert device_scratch.kept_bytes() == 4000
+    assert device_scratch.take(1, 0, 2000) is not None  # the newest
     numdcn.set_scratch_limit(0)
-    scratch_cuda.give_back(0, 0, block(1))
-    assert scratch_cuda.kept_bytes() == 0
+    device_scratch.give_back(0, 0, block(1))
+    assert device_scratch.kept_bytes() == 0
 
 
 def test_a_default_stream_of_each_thread(nothing_kept):
     """Handle 2 is another stream in every thread."""
     there = []
     mine = block(1000)
-    scratch_cuda.give_back(0, scratch_cuda.PER_THREAD, mine)
-    thread = threading.Thread(target=lambda: there.append(scratch_cuda.take(0, scratch_cuda.PER_THREAD, 1000)))
+    device_scratch.give_back(0, device_scratch.PER_THREAD, mine)
+    thread = threading.Thread(target=lambda: there.append(device_scratch.take(0, device_scratch.PER_THREAD, 1000)))
     thread.start()
     thread.join()
     assert there == [None]
-    assert scratch_cuda.take(0, scratch_cuda.PER_THREAD, 1000) is mine
+    assert device_scratch.take(0, device_scratch.PER_THREAD, 1000) is mine
 
 
 def test_no_room_makes_room(nothing_kept, monkeypatch):
-    monkeypatch.setattr(arrays_cuda, "_on_device", lambda number, action: action())
+    monkeypatch.setattr(frameworks, "_on_device", lambda number, action: action())
     tries = []
 
     def action():
-        tries.append(scratch_cuda.kept_bytes())
+        tries.append(device_scratch.kept_bytes())
         if tries[-1]:
             raise MemoryError
         return "made"
 
-    scratch_cuda.give_back(0, 0, block(1000))
-    assert arrays_cuda._with_memory(0, action) == "made" and tries == [1000, 0]
+    device_scratch.give_back(0, 0, block(1000))
+    assert frameworks._with_memory(0, action) == "made" and tries == [1000, 0]
 
     def never():
         raise MemoryError("still")
 
     with pytest.raises(MemoryError, match="still"):
-        arrays_cuda._with_memory(0, never)
+        frameworks._with_memory(0, never)
 
 
 # Prepared weights.
@@ -166,8 +167,8 @@ def test_parameters_are_flat():
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
     from numba.cuda import types
 
-    from numdcn._kernels.jit_cuda import Scalar, _numba_type
-    from numdcn._kernels.launch_cuda import Kernel
+    from numdcn._cuda.jit import Scalar, _numba_type
+    from numdcn._cuda.launch import Kernel
 
     class Outer(NamedTuple):
         first: int
@@ -191,7 +192,7 @@ def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
 
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=9))
     monkeypatch.setitem(
-        arrays_cuda.sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, cuda=streams, float32="float32")
+        frameworks.sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, cuda=streams, float32="float32")
     )
     seen = receive({"x": Tensor(), "w": Tensor()})
     assert orders == [] and seen["w"].stream == 9

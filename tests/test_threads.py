@@ -27,7 +27,7 @@ from checks import (
 from team_kernels import Meeting, fail, meet
 
 import numdcn
-import numdcn._host.threads as pool
+import numdcn._cpu.threads as pool
 from numdcn.warm import _small_calls
 
 PROBLEMS = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.bilinear_sample.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.options import options
+from numdcn._call.points import PointArrays
+from numdcn._run import run_backward, run_forward, samplings
+from numdcn.bilinear_sample.problem import ARGUMENTS, problem
 
 
 def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None) -> Array:
@@ -37,8 +39,8 @@ def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None
 
     Source: Jaderberg et al., Spatial Transformer Networks (2015), equation 5.
     """
-    arrays = receive({"x": x, "points": points})
-    return run_forward(__name__, problem(arrays), arrays, out)
+    arrays = receive(ARGUMENTS, PointArrays(x=x, points=points))
+    return run_forward(samplings, ARGUMENTS, problem(arrays), arrays, out)
 
 
 class BilinearSampleGradients(NamedTuple, Generic[Array]):
@@ -80,7 +82,9 @@ def bilinear_sample_backward(
 
     Source: as `bilinear_sample_forward`, equations 6 and 7.
     """
-    arrays = receive({"x": x, "points": points})
+    arrays = receive(ARGUMENTS, PointArrays(x=x, points=points))
     p = problem(arrays)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C, ...), with the axes of points between N and 2", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, BilinearSampleGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C, ...), with the axes of points between N and 2", arrays.x)
+    return run_backward(
+        samplings, ARGUMENTS, p, grad_y, arrays, BilinearSampleGradients, wrt, out, options(deterministic)
+    )

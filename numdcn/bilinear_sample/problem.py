@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
-from numdcn._host.checks import countable
-from numdcn._host.door import Argument, check_arguments
+from numdcn._call.arguments import Argument, check_arguments
+from numdcn._call.checks import countable
+from numdcn._call.points import PointArrays, Sampling
 
 ARGUMENTS = (
-    Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("points", "(N, ..., 2)", None, False, True, True, coordinates=True),
+    Argument("x", "(N, C, H, W)", 4),
+    Argument("points", "(N, ..., 2)", None, coordinates=True),
 )
 
 
-class Problem(NamedTuple):
-    """The sizes of one sampling."""
-
-    batch: int
-    channels: int
-    size: tuple[int, int]  # y first
-    points: int  # of an image
-    out_shape: tuple[int, ...]
-
-
-def problem(arrays: dict[str, Any]) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name."""
+def problem(arrays: PointArrays) -> Sampling:
+    """Measure and check everything once."""
     check_arguments(ARGUMENTS, arrays)
-    x, points = arrays["x"], arrays["points"]
+    x, points = arrays.x, arrays.points
     if points.ndim < 2 or points.shape[-1] != 2:
         raise ValueError(f"`points` has shape {points.shape}, expected (N, ..., 2): y and x last")
     if points.shape[0] != x.shape[0]:
@@ -39,4 +29,4 @@ def problem(arrays: dict[str, Any]) -> Problem:
     countable("x", max(x.shape[2:]), x.dtype)
     between = points.shape[1:-1]
     batch, channels, *size = x.shape
-    return Problem(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))
+    return Sampling(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))

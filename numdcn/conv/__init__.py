@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis, Padding
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn._host.weights import PreparedWeights
-from numdcn.conv.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis, Padding
+from numdcn._call.convolution import ConvArrays
+from numdcn._call.options import options
+from numdcn._call.prepared import PreparedWeights
+from numdcn._run import convolutions, run_backward, run_forward
+from numdcn.conv.problem import ARGUMENTS, problem
 
 
 def conv_forward(
@@ -49,9 +51,9 @@ def conv_forward(
 
     Source: `deform_conv_forward` with offsets of 0 (Dai et al., Deformable Convolutional Networks, 2017, equation 1).
     """
-    arrays = receive({"x": x, "w": w, "bias": bias})
+    arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     return run_forward(
-        __name__, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32)
+        convolutions, ARGUMENTS, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32)
     )
 
 
@@ -100,7 +102,9 @@ def conv_backward(
 
     Source: as `conv_forward`.
     """
-    arrays = receive({"x": x, "w": w, "bias": bias})
+    arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     p = problem(arrays, stride, padding, dilation)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, ConvGradients, wrt, out, options(deterministic, allow_tf32))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
+    return run_backward(
+        convolutions, ARGUMENTS, p, grad_y, arrays, ConvGradients, wrt, out, options(deterministic, allow_tf32)
+    )

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.convolution import Sizes, convolution
-from numdcn._host.door import Argument, check_arguments, check_shapes
+from numdcn._call.arguments import Argument, check_arguments, check_shapes
+from numdcn._call.convolution import ConvArrays, Convolution, convolution
 
 ARGUMENTS = (
-    Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
-    Argument("bias", "(C_out,)", None, True, True, False),
+    Argument("x", "(N, C, H, W)", 4),
+    Argument("w", "(C_out, C/groups, kh, kw)", 4),
+    Argument("bias", "(C_out,)", None, optional=True),
 )
 
-Problem = Sizes
 
-
-def problem(arrays: dict[str, Any], stride: Any, padding: Any, dilation: Any) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
+def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
+    """Measure and check everything once."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
-    x, w, bias = (arrays[a.name] for a in ARGUMENTS)
-    made = convolution(x, w, bias, stride, padding, dilation)
-    check_shapes({"bias": (bias, (made.out_channels,))}, ARGUMENTS, f"C_out={made.out_channels}")
+    made = convolution(arrays, stride, padding, dilation)
+    check_shapes(ARGUMENTS, arrays, {"bias": (made.out_channels,)}, f"C_out={made.out_channels}")
     return made

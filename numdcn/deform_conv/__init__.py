@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis, Padding
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn._host.weights import PreparedWeights
-from numdcn.deform_conv.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis, Padding
+from numdcn._call.convolution import ConvArrays
+from numdcn._call.options import options
+from numdcn._call.prepared import PreparedWeights
+from numdcn._run import convolutions, run_backward, run_forward
+from numdcn.deform_conv.problem import ARGUMENTS, problem
 
 
 def deform_conv_forward(
@@ -62,9 +64,9 @@ def deform_conv_forward(
 
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
-    arrays = receive({"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask})
+    arrays = receive(ARGUMENTS, ConvArrays(x=x, offsets=offsets, w=w, bias=bias, mask=mask))
     p = problem(arrays, stride, padding, dilation)
-    return run_forward(__name__, p, arrays, out, options(allow_tf32=allow_tf32))
+    return run_forward(convolutions, ARGUMENTS, p, arrays, out, options(allow_tf32=allow_tf32))
 
 
 class DeformConvGradients(NamedTuple, Generic[Array]):
@@ -121,7 +123,9 @@ def deform_conv_backward(
 
     Sources: as `deform_conv_forward`.
     """
-    arrays = receive({"x": x, "offsets": offsets, "w": w, "bias": bias, "mask": mask})
+    arrays = receive(ARGUMENTS, ConvArrays(x=x, offsets=offsets, w=w, bias=bias, mask=mask))
     p = problem(arrays, stride, padding, dilation)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, DeformConvGradients, wrt, out, options(deterministic, allow_tf32))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
+    return run_backward(
+        convolutions, ARGUMENTS, p, grad_y, arrays, DeformConvGradients, wrt, out, options(deterministic, allow_tf32)
+    )

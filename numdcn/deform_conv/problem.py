@@ -7,33 +7,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.convolution import Sizes, convolution
-from numdcn._host.door import Argument, check_arguments, check_shapes
+from numdcn._call.arguments import Argument, check_arguments, check_shapes
+from numdcn._call.convolution import ConvArrays, Convolution, convolution
 
 ARGUMENTS = (
-    Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, False, True, True, coordinates=True),
-    Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
-    Argument("bias", "(C_out,)", None, True, True, False),
-    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, True, True),
+    Argument("x", "(N, C, H, W)", 4),
+    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, coordinates=True),
+    Argument("w", "(C_out, C/groups, kh, kw)", 4),
+    Argument("bias", "(C_out,)", None, optional=True),
+    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, optional=True),
 )
 
-Problem = Sizes
 
-
-def problem(arrays: dict[str, Any], stride: Any, padding: Any, dilation: Any) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
+def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
+    """Measure and check everything once."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
-    x, offsets, w, bias, mask = (arrays[a.name] for a in ARGUMENTS)
-    made = convolution(x, w, bias, stride, padding, dilation)
-    made = made._replace(offset_groups=_offset_groups(x, offsets, made.taps), masked=int(mask is not None))
+    made = convolution(arrays, stride, padding, dilation)
+    made = made._replace(offset_groups=_offset_groups(arrays.x, arrays.offsets, made.taps))
     channels = made.offset_groups * made.taps
     expected = {
-        "offsets": (offsets, (made.batch, 2 * channels, *made.out_size)),
-        "bias": (bias, (made.out_channels,)),
-        "mask": (mask, (made.batch, channels, *made.out_size)),
+        "offsets": (made.batch, 2 * channels, *made.out_size),
+        "bias": (made.out_channels,),
+        "mask": (made.batch, channels, *made.out_size),
     }
-    check_shapes(expected, ARGUMENTS, made.describe_shapes())
+    check_shapes(ARGUMENTS, arrays, expected, made.describe_shapes())
     return made
 
 

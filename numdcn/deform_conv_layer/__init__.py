@@ -7,15 +7,16 @@ from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from numdcn._host.arrays import Array, check_dtype, received
-from numdcn._host.checks import IntPerAxis, Padding, flag, integer, per_axis
-from numdcn._host.door import check_grad_y, given_back, gradients_back, receive, room, wanted_gradients
-from numdcn._host.modulation import add_to, join_gradients, split_prediction, zeros
-from numdcn._host.options import options
-from numdcn._host.weights import PreparedWeights
+from numdcn._call.arguments import check_grad_y, named, receive
+from numdcn._call.arrays import Array, check_dtype, received
+from numdcn._call.checks import IntPerAxis, Padding, flag, integer, per_axis
+from numdcn._call.options import options
+from numdcn._call.prepared import PreparedWeights
+from numdcn._call.results import given_back, gradients_back, new_like, output_array, wanted_gradients
+from numdcn._run import clear, modulation
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
-from numdcn.deform_conv_layer.problem import Problem, problem
+from numdcn.deform_conv_layer.problem import ARGUMENTS, RESULTS, LayerArrays, Problem, problem
 
 
 class DeformConvLayerResult(NamedTuple, Generic[Array]):
@@ -72,13 +73,13 @@ def deform_conv_layer_forward(
 
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
-    arrays = receive({"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias})
+    arrays = receive(ARGUMENTS, LayerArrays(x, w, offset_w, offset_b, bias))
     p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
-    y = room("out", out, p.out_shape, arrays["x"].dtype, arrays)
+    y = output_array("out", out, p.out_shape, arrays.x.dtype, named(ARGUMENTS, arrays))
     how = options(allow_tf32=allow_tf32)
     calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
     offsets, mask = _predict(p, arrays, calls)
-    deform_conv_forward(arrays["x"], offsets, arrays["w"], arrays["bias"], mask=mask, out=y, **calls)
+    deform_conv_forward(arrays.x, offsets, arrays.w, arrays.bias, mask=mask, out=y, **calls)
     return DeformConvLayerResult(given_back(y, out), given_back(offsets), given_back(mask))
 
 
@@ -135,53 +136,55 @@ def deform_conv_layer_backward(
 
     Sources: as `deform_conv_layer_forward`.
     """
-    arrays: dict[str, Any] = {"x": x, "w": w, "offset_w": offset_w, "offset_b": offset_b, "bias": bias}
-    everything = receive({**arrays, "offsets": offsets, "mask": mask})
-    p = problem(everything, modulated, mask_scale, stride, padding, dilation)
-    arrays, given = ({name: everything[name] for name in names} for names in (arrays, ("offsets", "mask")))
-    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays["x"])
-    grads = wanted_gradients(DeformConvLayerGradients, wrt, out, arrays, grad_y, given)
+    table = (*ARGUMENTS, *RESULTS)
+    arrays = receive(table, LayerArrays(x, w, offset_w, offset_b, bias, offsets, mask))
+    p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
+    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
+    grads = wanted_gradients(table, arrays, grad_y, DeformConvLayerGradients, wrt, out)
     how = options(deterministic, allow_tf32)
     if not grads:
         return DeformConvLayerGradients()
     calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
-    offsets, mask = given["offsets"], given["mask"]
-    if grads.keys() != {"bias"} and (offsets is None or (p.modulated and mask is None)):
+    given: Any = arrays.offsets
+    given_mask: Any = arrays.mask
+    if grads.keys() != {"bias"} and (given is None or (p.modulated and given_mask is None)):
         again, mask_again = _predict(p, arrays, calls)
-        offsets, mask = again if offsets is None else offsets, mask_again if mask is None else mask
-    elif offsets is None:  # the gradient of the bias depends on none
-        offsets, mask = zeros((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays["x"]), None
+        given, given_mask = again if given is None else given, mask_again if given_mask is None else given_mask
+    elif given is None:  # the gradient of the bias depends on none
+        given = new_like((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays.x.dtype, arrays.x)
+        given_mask = None
+        clear(given)
     inner: list[str] = [name for name in ("x", "w", "bias") if name in grads]
     predicted: list[str] = [name for name in ("x", "offset_w", "offset_b") if name in grads]
     inner += [*["offsets"] * bool(predicted), *["mask"] * bool(predicted and p.modulated)]
     room_for = DeformConvGradients(x=grads.get("x"), w=grads.get("w"), bias=grads.get("bias"))
     calls["deterministic"] = how.deterministic
-    x_, w_, bias_ = arrays["x"], arrays["w"], arrays["bias"]
-    g = deform_conv_backward(grad_y, x_, offsets, w_, bias_, mask=mask, wrt=inner, out=room_for, **calls)
+    x_, w_, bias_ = arrays.x, arrays.w, arrays.bias
+    g = deform_conv_backward(grad_y, x_, given, w_, bias_, mask=given_mask, wrt=inner, out=room_for, **calls)
     if predicted:
-        _through_prediction(p, g, arrays, mask, predicted, grads, calls)
+        _through_prediction(p, g, arrays, given_mask, predicted, grads, calls)
     return gradients_back(DeformConvLayerGradients, grads, out)
 
 
-def _predict(p: Problem, arrays: Any, calls: Any) -> tuple[Any, Any]:
+def _predict(p: Problem, arrays: LayerArrays, calls: Any) -> tuple[Any, Any]:
     """The offsets, and the mask if the layer is modulated."""
-    z = received(conv_forward(arrays["x"], arrays["offset_w"], arrays["offset_b"], **calls))
-    return split_prediction(z, p.offset_channels, p.mask_scale) if p.modulated else (z, None)
+    z = received(conv_forward(arrays.x, arrays.offset_w, arrays.offset_b, **calls))
+    return modulation(z).split_prediction(z, p.offset_channels, p.mask_scale) if p.modulated else (z, None)
 
 
 def _through_prediction(
-    p: Problem, g: DeformConvGradients, arrays: Any, mask: Any, names: Iterable[str], grads: Any, calls: Any
+    p: Problem, g: DeformConvGradients, arrays: LayerArrays, mask: Any, names: Iterable[str], grads: Any, calls: Any
 ) -> None:
     """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
     grad_z: Any = received(g.offsets)
     if p.modulated:
-        grad_z = join_gradients(grad_z, received(g.mask), mask, p.mask_scale)
+        grad_z = modulation(grad_z).join_gradients(grad_z, received(g.mask), mask, p.mask_scale)
     inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
     room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
     wanted = [inner[name] for name in names]
-    more = conv_backward(grad_z, arrays["x"], arrays["offset_w"], arrays["offset_b"], wrt=wanted, out=room_for, **calls)
+    more = conv_backward(grad_z, arrays.x, arrays.offset_w, arrays.offset_b, wrt=wanted, out=room_for, **calls)
     if more.x is not None:
-        add_to(grads["x"], received(more.x))
+        modulation(grads["x"]).add_to(grads["x"], received(more.x))
 
 
 class DeformConvLayerParameters(NamedTuple):

@@ -9,21 +9,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._host.checks import describe, flag, is_real
-from numdcn._host.convolution import convolution
-from numdcn._host.door import Argument, check_arguments, check_shapes
+from numdcn._call.arguments import Argument, check_arguments, check_shapes
+from numdcn._call.checks import describe, flag, is_real
+from numdcn._call.convolution import ConvArrays, convolution
 
 ARGUMENTS = (
-    Argument("x", "(N, C, H, W)", 4, False, True, True),
-    Argument("w", "(C_out, C/groups, kh, kw)", 4, False, True, True),
-    Argument("offset_w", "(2*offset_groups*kh*kw, or 3* if modulated, C, kh, kw)", 4, False, True, True),
-    Argument("offset_b", "(2*offset_groups*kh*kw, or 3* if modulated,)", None, True, True, False),
-    Argument("bias", "(C_out,)", None, True, True, False),
+    Argument("x", "(N, C, H, W)", 4),
+    Argument("w", "(C_out, C/groups, kh, kw)", 4),
+    Argument("offset_w", "(2*offset_groups*kh*kw, or 3* if modulated, C, kh, kw)", 4),
+    Argument("offset_b", "(2*offset_groups*kh*kw, or 3* if modulated,)", None, optional=True),
+    Argument("bias", "(C_out,)", None, optional=True),
 )
 RESULTS = (
-    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, True, False, False, coordinates=True),
-    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, True, False, False),
+    Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, optional=True, coordinates=True),
+    Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, optional=True),
 )
+
+
+class LayerArrays(NamedTuple):
+    """The arrays of a layer; None: not given."""
+
+    x: Any
+    w: Any
+    offset_w: Any
+    offset_b: Any = None
+    bias: Any = None
+    offsets: Any = None  # what a forward predicted, given to the backward
+    mask: Any = None
 
 
 class Problem(NamedTuple):
@@ -35,15 +47,13 @@ class Problem(NamedTuple):
     mask_scale: int  # 1 or 2
 
 
-def problem(
-    arrays: dict[str, Any], modulated: Any, mask_scale: Any, stride: Any, padding: Any, dilation: Any
-) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent;
-    `offsets` and `mask` too, where a backward may be given them."""
-    check_arguments((*ARGUMENTS, *RESULTS), {"offsets": None, "mask": None, **arrays}, weights=("w", "offset_w"))
+def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, padding: Any, dilation: Any) -> Problem:
+    """Measure and check everything once."""
+    table = (*ARGUMENTS, *RESULTS)
+    check_arguments(table, arrays, weights=("w", "offset_w"))
     modulated = flag("modulated", modulated)
-    x, w, offset_w, offset_b, bias = (arrays[a.name] for a in ARGUMENTS)
-    made = convolution(x, w, bias, stride, padding, dilation)
+    offset_w = arrays.offset_w
+    made = convolution(ConvArrays(arrays.x, arrays.w, bias=arrays.bias), stride, padding, dilation)
     if not is_real(mask_scale):
         raise TypeError(f"`mask_scale` is {describe(mask_scale)}, expected 1 or 2")
     if not isinstance(mask_scale, (int, np.integer)) or mask_scale not in (1, 2):
@@ -65,14 +75,14 @@ def problem(
         raise ValueError(f"`offset_w` was prepared for groups={offset_w.groups}, expected groups=1")
     moved = 2 * offset_groups * made.taps
     expected = {
-        "offset_w": (offset_w, (channels, made.in_channels, *made.kernel)),
-        "offset_b": (offset_b, (channels,)),
-        "bias": (bias, (made.out_channels,)),
-        "offsets": (arrays.get("offsets"), (made.batch, moved, *made.out_size)),
-        "mask": (arrays.get("mask"), (made.batch, moved // 2, *made.out_size)),
+        "offset_w": (channels, made.in_channels, *made.kernel),
+        "offset_b": (channels,),
+        "bias": (made.out_channels,),
+        "offsets": (made.batch, moved, *made.out_size),
+        "mask": (made.batch, moved // 2, *made.out_size),
     }
     sizes = f"{made.describe_shapes()}, kernel {made.kernel}, offset_groups={offset_groups}"
-    check_shapes(expected, (*ARGUMENTS, *RESULTS), sizes)
-    if arrays.get("mask") is not None and not modulated:
+    check_shapes(table, arrays, expected, sizes)
+    if arrays.mask is not None and not modulated:
         raise ValueError("`mask` was given with modulated=False, expected None")
     return Problem(made.out_shape, moved, modulated, int(mask_scale))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.deform_ps_roi_pool.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis
+from numdcn._call.options import options
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.deform_ps_roi_pool.problem import ARGUMENTS, problem
 
 
 def deform_ps_roi_pool_forward(
@@ -65,9 +67,9 @@ def deform_ps_roi_pool_forward(
     Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2, and R-FCN (2016); the samples and names are
     those of the authors' operator.
     """
-    arrays = receive({"x": x, "rois": rois, "trans": trans})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
     p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
-    return run_forward(__name__, p, arrays, out)
+    return run_forward(poolings, ARGUMENTS, p, arrays, out)
 
 
 class DeformPSRoIPoolGradients(NamedTuple, Generic[Array]):
@@ -120,7 +122,9 @@ def deform_ps_roi_pool_backward(
 
     Sources: as `deform_ps_roi_pool_forward`.
     """
-    arrays = receive({"x": x, "rois": rois, "trans": trans})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
     p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", arrays.x)
+    return run_backward(
+        poolings, ARGUMENTS, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out, options(deterministic)
+    )

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from numdcn._host.checks import integer, number
-from numdcn._host.door import Argument
-from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
+from numdcn._call.arguments import Argument
+from numdcn._call.checks import integer, number
+from numdcn._call.roi import MOST_SAMPLES, ROIS, Pooling, RoIArrays, RoIs, X, check_rois, psroi_rule
 
-ARGUMENTS = (X, ROIS, Argument("trans", "(R, 2*classes, part_h, part_w)", 4, True, True, True, coordinates=True))
-
-
-class Problem(NamedTuple):
-    """The sizes and parameters of one deformable position-sensitive RoI pooling."""
-
-    rois: RoIs
-    group_size: tuple[int, int]
-    sample_per_part: int  # samples of a bin along an axis
-    trans_std: float  # of a box's size, what an offset of 1 shifts a bin by
-
-    @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        """The shape of y."""
-        return self.rois.out_shape
+TRANS = Argument("trans", "(R, 2*classes, part_h, part_w)", 4, optional=True, coordinates=True, field="shifts")
+ARGUMENTS = (X, ROIS, TRANS)
 
 
 def problem(
-    arrays: dict[str, Any],
+    arrays: RoIArrays,
     output_size: Any,
     group_size: Any,
     sample_per_part: Any,
     trans_std: Any,
     spatial_scale: Any,
     check: Any,
-) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name, None where an optional one is absent."""
+) -> Pooling:
+    """Measure and check everything once."""
     groups = integer("group_size", group_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=(groups, groups))
-    if arrays["trans"] is not None:
-        _check_trans(rois, arrays["trans"])
+    if arrays.shifts is not None:
+        _check_trans(rois, arrays.shifts)
     samples = integer("sample_per_part", sample_per_part, 1, MOST_SAMPLES)
-    return Problem(rois, (groups, groups), samples, number("trans_std", trans_std, arrays["x"].dtype))
+    return Pooling(rois, psroi_rule(samples, number("trans_std", trans_std, arrays.x.dtype)), (groups, groups))
 
 
 def _check_trans(rois: RoIs, trans: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.deform_roi_pool.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis
+from numdcn._call.options import options
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.deform_roi_pool.problem import ARGUMENTS, problem
 
 
 def deform_roi_pool_forward(
@@ -60,8 +62,10 @@ def deform_roi_pool_forward(
     Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2; Zhu et al., Deformable ConvNets v2 (2019),
     for the mask; the sampling grid is mmcv's.
     """
-    arrays = receive({"x": x, "rois": rois, "offsets": offsets, "mask": mask})
-    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check), arrays, out)
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
+    return run_forward(
+        poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check), arrays, out
+    )
 
 
 class DeformRoIPoolGradients(NamedTuple, Generic[Array]):
@@ -114,7 +118,9 @@ def deform_roi_pool_backward(
 
     Sources: as `deform_roi_pool_forward`.
     """
-    arrays = receive({"x": x, "rois": rois, "offsets": offsets, "mask": mask})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, DeformRoIPoolGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
+    return run_backward(
+        poolings, ARGUMENTS, p, grad_y, arrays, DeformRoIPoolGradients, wrt, out, options(deterministic)
+    )

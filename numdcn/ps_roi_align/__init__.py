@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.ps_roi_align.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis
+from numdcn._call.options import options
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.ps_roi_align.problem import ARGUMENTS, problem
 
 
 def ps_roi_align_forward(
@@ -52,8 +54,10 @@ def ps_roi_align_forward(
     Sources: Dai et al., R-FCN (2016), for the channels; Li et al., Light-Head R-CNN (2017), for the samples; names as
     torchvision's `ps_roi_align`, which gives NaN for a bin without samples.
     """
-    arrays = receive({"x": x, "rois": rois})
-    return run_forward(__name__, problem(arrays, output_size, spatial_scale, sampling_ratio, check), arrays, out)
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
+    return run_forward(
+        poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, sampling_ratio, check), arrays, out
+    )
 
 
 class PSRoIAlignGradients(NamedTuple, Generic[Array]):
@@ -95,7 +99,7 @@ def ps_roi_align_backward(
 
     Sources: as `ps_roi_align_forward`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, PSRoIAlignGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays.x)
+    return run_backward(poolings, ARGUMENTS, p, grad_y, arrays, PSRoIAlignGradients, wrt, out, options(deterministic))

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from numdcn._host.checks import integer, per_axis
-from numdcn._host.rois import MOST_SAMPLES, ROIS, RoIs, X, check_rois
+from numdcn._call.checks import per_axis
+from numdcn._call.roi import ROIS, Pooling, RoIArrays, X, align_rule, check_rois
 
 ARGUMENTS = (X, ROIS)
 
 
-class Problem(NamedTuple):
-    """The sizes and parameters of one position-sensitive RoI align."""
-
-    rois: RoIs
-    sampling_ratio: int  # samples of a bin along an axis; not above 0: about one a pixel
-
-    @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        """The shape of y."""
-        return self.rois.out_shape
-
-
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, sampling_ratio: Any, check: Any) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name."""
+def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, sampling_ratio: Any, check: Any) -> Pooling:
+    """Measure and check everything once."""
     cells = per_axis("output_size", output_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)
-    return Problem(rois, integer("sampling_ratio", sampling_ratio, -(2**31), MOST_SAMPLES))
+    return Pooling(rois, align_rule(sampling_ratio, half_pixel=True), cells)

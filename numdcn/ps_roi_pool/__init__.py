@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.ps_roi_pool.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis
+from numdcn._call.options import options
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.ps_roi_pool.problem import ARGUMENTS, problem
 
 
 def ps_roi_pool_forward(
@@ -49,8 +51,8 @@ def ps_roi_pool_forward(
     Source: Dai et al., R-FCN (2016), section 2; names as torchvision's `ps_roi_pool`, whose forward leaves out the last row
     and column of the image.
     """
-    arrays = receive({"x": x, "rois": rois})
-    return run_forward(__name__, problem(arrays, output_size, spatial_scale, check), arrays, out)
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
+    return run_forward(poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, check), arrays, out)
 
 
 class PSRoIPoolGradients(NamedTuple, Generic[Array]):
@@ -91,7 +93,7 @@ def ps_roi_pool_backward(
 
     Source: as `ps_roi_pool_forward`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, PSRoIPoolGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays.x)
+    return run_backward(poolings, ARGUMENTS, p, grad_y, arrays, PSRoIPoolGradients, wrt, out, options(deterministic))

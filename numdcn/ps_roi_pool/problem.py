@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numdcn._host.checks import per_axis
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._call.checks import per_axis
+from numdcn._call.roi import ROIS, Pooling, RoIArrays, WholePixels, X, check_rois
 
 ARGUMENTS = (X, ROIS)
 
-Problem = RoIs
 
-
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, check: Any) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name."""
+def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
+    """Measure and check everything once."""
     cells = per_axis("output_size", output_size, 1)
-    return check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)
+    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)
+    return Pooling(rois, WholePixels(last_counts=False), cells)

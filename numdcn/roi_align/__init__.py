@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, NamedTuple
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis
-from numdcn._host.door import check_grad_y, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.roi_align.problem import problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis
+from numdcn._call.options import options
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.roi_align.problem import ARGUMENTS, problem
 
 
 def roi_align_forward(
@@ -54,9 +56,9 @@ def roi_align_forward(
 
     Source: He et al., Mask R-CNN (2017), section 3; names and rules as torchvision's `roi_align`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     return run_forward(
-        __name__, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out
+        poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out
     )
 
 
@@ -101,7 +103,7 @@ def roi_align_backward(
 
     Source: as `roi_align_forward`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, RoIAlignGradients, wrt, out, options(deterministic))
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
+    return run_backward(poolings, ARGUMENTS, p, grad_y, arrays, RoIAlignGradients, wrt, out, options(deterministic))

@@ -7,11 +7,14 @@ from typing import Generic, Literal, NamedTuple, overload
 
 import numpy as np
 
-from numdcn._host.arrays import Array
-from numdcn._host.checks import IntPerAxis, flag
-from numdcn._host.door import check_grad_y, given_back, new_like, receive, run_backward, run_forward
-from numdcn._host.options import options
-from numdcn.roi_pool.problem import check_argmax, problem
+from numdcn._call.arguments import check_grad_y, receive
+from numdcn._call.arrays import Array
+from numdcn._call.checks import IntPerAxis, flag
+from numdcn._call.options import options
+from numdcn._call.results import given_back, new_like
+from numdcn._call.roi import RoIArrays
+from numdcn._run import poolings, run_backward, run_forward
+from numdcn.roi_pool.problem import ARGMAX, ARGUMENTS, check_argmax, problem
 
 
 class RoIPoolResult(NamedTuple, Generic[Array]):
@@ -82,12 +85,12 @@ def roi_pool_forward(
 
     Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as torchvision's `roi_pool`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)
     if not flag("return_argmax", return_argmax):
-        return run_forward(__name__, p, arrays, out)
-    argmax = new_like(p.out_shape, np.int32, arrays["x"])
-    y = run_forward(__name__, p, arrays, out, more={"argmax": argmax})
+        return run_forward(poolings, ARGUMENTS, p, arrays, out)
+    argmax = new_like(p.out_shape, np.int32, arrays.x)
+    y = run_forward(poolings, ARGUMENTS, p, arrays._replace(argmax=argmax), out)
     return RoIPoolResult(y, given_back(argmax))
 
 
@@ -132,10 +135,10 @@ def roi_pool_backward(
 
     Source: as `roi_pool_forward`.
     """
-    arrays = receive({"x": x, "rois": rois})
+    arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays["x"])
-    given = {}
+    grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     if argmax is not None:
-        given["argmax"] = check_argmax(argmax, p, arrays["x"])
-    return run_backward(__name__, p, grad_y, arrays, RoIPoolGradients, wrt, out, options(deterministic), given)
+        arrays = arrays._replace(argmax=check_argmax(argmax, p, arrays.x))
+    table = (*ARGUMENTS, ARGMAX)
+    return run_backward(poolings, table, p, grad_y, arrays, RoIPoolGradients, wrt, out, options(deterministic))

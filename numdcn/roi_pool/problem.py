@@ -6,27 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._host.arrays import is_masked, received
-from numdcn._host.arrays_cuda import join
-from numdcn._host.checks import describe
-from numdcn._host.device_array import DeviceArray
-from numdcn._host.door import check_place
-from numdcn._host.rois import ROIS, RoIs, X, check_rois
+from numdcn._call.arguments import Argument, check_place
+from numdcn._call.arrays import is_masked, received
+from numdcn._call.checks import describe
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.frameworks import join
+from numdcn._call.roi import ROIS, Pooling, RoIArrays, WholePixels, X, check_rois
 
 ARGUMENTS = (X, ROIS)
-
-Problem = RoIs
-
-
-def problem(arrays: dict[str, Any], output_size: Any, spatial_scale: Any, check: Any) -> Problem:
-    """Measure and check everything once. `arrays` holds the arguments by name."""
-    p = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
-    if p.size[0] * p.size[1] >= 2**31:
-        raise ValueError(f"`x` has shape {arrays['x'].shape}, expected less than 2**31 pixels: argmax is int32")
-    return p
+ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # of the backward
 
 
-def check_argmax(argmax: Any, p: Problem, x: Any) -> Any:
+def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
+    """Measure and check everything once."""
+    rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
+    if rois.size[0] * rois.size[1] >= 2**31:
+        raise ValueError(f"`x` has shape {arrays.x.shape}, expected less than 2**31 pixels: argmax is int32")
+    return Pooling(rois, WholePixels(last_counts=True))
+
+
+def check_argmax(argmax: Any, p: Pooling, x: Any) -> Any:
     """Raise unless `argmax` is shaped and typed as the forward's and where x is; its values are checked where they are used.
     Returns it as `receive` does."""
     argmax = received(argmax)

@@ -95,7 +95,7 @@ def _bins(maps, rois, trans, pooled, samples, trans_std, scale, lower=-1.0):
                     first = first + _roi.reach(T(trans_std), length[a]) * trans[(r, 2 * k + 1 - a, *part)]
                 nan |= bool(np.isnan(first))
                 positions = np.array([first + T(u) * (step / T(samples)) for u in range(samples)], T)
-                taps.append(_roi.rule_p(positions, maps.shape[4 + a], lower))
+                taps.append(_roi.psroi(positions, maps.shape[4 + a], lower))
             channels = slice(k * per_class, (k + 1) * per_class)
             count = len(taps[0][0].at) * len(taps[1][0].at)
             yield Bin(

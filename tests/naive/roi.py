@@ -83,7 +83,7 @@ def rule_r(p, size, lower=-1.0):
     return Tap(low, 1 - f, lower * moves), Tap(np.minimum(low + 1, size - 1), f, moves)
 
 
-def rule_p(p, size, lower=-1.0):
+def psroi(p, size, lower=-1.0):
     """As rule_r, for rule P with the right derivative at integers."""
     p = p[(p >= -0.5) & (p <= p.dtype.type(size) - p.dtype.type(0.5))]
     inside = np.clip(p, 0, size - 1)

@@ -1,0 +1,137 @@
+"""Array arguments of a call: the table that describes them, where they live, and every error of kind, dtype and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from numdcn._call.arrays import check_array, received
+from numdcn._call.checks import describe
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.frameworks import follow, join
+from numdcn._call.prepared import PreparedWeights
+
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # the arrays of a family's calls, a NamedTuple; None: not given
+
+
+class Argument(NamedTuple):
+    """An array argument of an operator."""
+
+    name: str
+    axes: str
+    ndim: int | None  # None: known only from the other arguments
+    optional: bool = False
+    coordinates: bool = False  # whether it may be float32 where the others are narrower
+    field: str = ""  # of the family's arrays; "": the name
+
+    def of(self, arrays: Any) -> Any:
+        """What was given for it."""
+        return getattr(arrays, self.field or self.name)
+
+
+Table = tuple[Argument, ...]  # of an operator, in the order of its call
+
+
+def named(table: Table, arrays: Any) -> dict[str, Any]:
+    """The arguments by their names in the call."""
+    return {argument.name: argument.of(arrays) for argument in table}
+
+
+def receive(table: Table, arrays: Arrays) -> Arrays:
+    """The arguments as `received`. Raises where some are on a GPU and some are not."""
+    seen = type(arrays)(*map(received, arrays))
+    on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
+    if on_gpu:
+        first = next(iter(on_gpu))
+        for name, value in named(table, seen).items():
+            check_place(name, value, first, on_gpu[first])
+        for value in on_gpu.values():
+            _join(value, device_array_of(on_gpu[first]))
+    return seen
+
+
+def _join(value: Any, first: Any) -> None:
+    """Have an array on a GPU used on the stream of the first one."""
+    if type(value) is not PreparedWeights:
+        join(value, first)
+    elif value.array.stream != first.stream:  # others may be using them on theirs
+        follow(first.device, first.stream, value.array.stream)
+
+
+def device_array_of(value: Any) -> DeviceArray | None:
+    """The array on a GPU that a value is or holds, if it is one."""
+    inner = value.array if type(value) is PreparedWeights else value
+    return inner if isinstance(inner, DeviceArray) else None
+
+
+def check_place(name: str, value: Any, first: str, other: Any) -> None:
+    """Raise if one of two arrays is on a GPU and the other is not there, or another framework's."""
+    here, there = device_array_of(value), device_array_of(other)
+    if value is None or (here is None and there is None):
+        return
+    if here is None and there is not None:
+        if isinstance(value, (np.ndarray, PreparedWeights)):
+            raise ValueError(
+                f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
+            )
+        return  # no array at all: told elsewhere
+    if there is None:
+        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")
+    if (here.device, here.framework) != (there.device, there.framework):  # type: ignore[union-attr]
+        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is {_where(there)}; expected one place for all")
+
+
+def _where(array: Any) -> str:
+    return f"an array of {array.framework.name} on GPU {array.device}"
+
+
+def check_arguments(table: Table, arrays: Any, weights: tuple[str, ...] = ()) -> None:
+    """Raise unless the arrays are of the kinds that the table tells, and of one dtype; None where one is optional.
+
+    `weights` may be prepared ones. Coordinates may be float32 where the other arrays are float16 or bfloat16.
+    """
+    given = []
+    for argument in table:
+        value = argument.of(arrays)
+        if value is None and argument.optional:
+            continue
+        if not (argument.name in weights and type(value) is PreparedWeights):
+            check_array(argument.name, value, argument.ndim, argument.axes)
+        given.append((argument, value))
+    first, dtype = given[0][0].name, given[0][1].dtype
+    for argument, value in given:
+        if value.dtype != dtype and not (argument.coordinates and _narrow(dtype) and value.dtype == np.float32):
+            raise TypeError(
+                f"`{argument.name}` has dtype {value.dtype} but `{first}` has {dtype}; expected one dtype for all"
+                + ", or float32" * (argument.coordinates and _narrow(dtype))
+            )
+
+
+def _narrow(dtype: Any) -> bool:
+    return dtype.itemsize == 2
+
+
+def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
+    """Raise unless `grad_y` is shaped like y, with the dtype and in the place of x. Returns it as `receive` does."""
+    grad_y = received(grad_y)
+    check_array("grad_y", grad_y, None, axes)
+    check_place("grad_y", grad_y, "x", x)
+    if device_array_of(grad_y) is not None:
+        join(grad_y, x)
+    if grad_y.dtype != x.dtype:
+        raise TypeError(f"`grad_y` has dtype {grad_y.dtype} but `x` has {x.dtype}; expected one dtype for all")
+    if grad_y.shape != shape:
+        raise ValueError(f"`grad_y` has shape {grad_y.shape}, expected {shape} = {axes}")
+    return grad_y
+
+
+def check_shapes(table: Table, arrays: Any, expected: Mapping[str, tuple[int, ...]], sizes: str) -> None:
+    """Raise unless each array that is there has the shape that is expected of it; `sizes` tells what it is made of."""
+    for argument in table:
+        array, shape = argument.of(arrays), expected.get(argument.name)
+        if array is not None and shape is not None and array.shape != shape:
+            raise ValueError(
+                f"`{argument.name}` has shape {array.shape}, expected {shape} = {argument.axes} with {sizes}"
+            )

@@ -1,0 +1,108 @@
+"""Arrays at the door: which are accepted, and, of NumPy's, where they lie in memory."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+
+from numdcn._call.checks import describe
+from numdcn._call.device_array import BFLOAT16, DeviceArray
+from numdcn._call.frameworks import framework_of
+
+Array = TypeVar("Array")  # NumPy's or those of a framework on a GPU: one kind for all arrays of a call, and its results
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
+
+
+def received(value: Any) -> Any:
+    """`value` as the library sees it: a NumPy array as a plain one on the same memory, an array on a GPU as a `DeviceArray`.
+
+    The plain one is private: no subclass has a say in what is done with it, and nobody else can change its shape after it
+    was checked. What is no array, or a masked one, stays as it is, to be refused.
+    """
+    if type(value) is np.ndarray:
+        return value.view()
+    if issubclass(type(value), np.ndarray):
+        return value if is_masked(value) else np.ndarray.view(value, type=np.ndarray)
+    if isinstance(value, DeviceArray) or value is None:
+        return value
+    framework = framework_of(value)
+    return value if framework is None else framework.seen(value)
+
+
+def is_masked(value: Any) -> bool:
+    """Whether this is an array some of whose elements do not count."""
+    return type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
+
+
+def check_dtype(name: str, value: Any) -> np.dtype:
+    """`value` as a dtype, if it is float32 or float64."""
+    try:
+        kind = np.dtype(value)
+    except (TypeError, ValueError):
+        kind = None
+    if kind is None or kind not in FLOATS:
+        raise TypeError(f"`{name}` is {describe(value)}, expected float32 or float64")
+    return kind
+
+
+def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
+    """Raise unless `value` is a float32 or float64 array, on a GPU also a float16 or bfloat16 one, of `ndim` axes if that
+    is given."""
+    if isinstance(value, DeviceArray):
+        if value.dtype not in GPU_FLOATS:
+            raise TypeError(f"`{name}` has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
+    elif not isinstance(value, np.ndarray) or is_masked(value):
+        raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}")
+    elif value.dtype not in FLOATS:
+        hint = ""
+        if value.dtype.newbyteorder("=") in FLOATS:
+            hint = " in the machine's byte order"
+        raise TypeError(
+            f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}"
+        )
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
+
+
+def _overlaps_itself(array: np.ndarray) -> bool:
+    if array.size == 0:
+        return False
+    reach = array.itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def _overlap(a: Any, b: Any) -> bool:
+    if isinstance(a, DeviceArray) and isinstance(b, DeviceArray) and a.contiguous and b.contiguous:
+        return a.address < b.end and b.address < a.end and a.size > 0 and b.size > 0
+    a, b = (array.ghost if isinstance(array, DeviceArray) else array for array in (a, b))
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> None:
+    """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
+    if not isinstance(out, (np.ndarray, DeviceArray)) or is_masked(out):
+        raise TypeError(f"`{name}` is {describe(out)}, expected a NumPy array of shape {shape} and dtype {dtype}")
+    if out.dtype != dtype:
+        raise TypeError(f"`{name}` has dtype {out.dtype}, expected {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"`{name}` has shape {out.shape}, expected {shape}")
+    if not (out.writable if isinstance(out, DeviceArray) else out.flags.writeable):
+        raise ValueError(f"`{name}` is read-only, expected an array that can be written to")
+    if _overlaps_itself(out.ghost if isinstance(out, DeviceArray) else out):
+        raise ValueError(
+            f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each"
+        )
+    for other, array in inputs.items():
+        if _overlap(out, array):
+            raise ValueError(f"`{name}` overlaps `{other}` in memory, expected an array of its own")

@@ -1,0 +1,107 @@
+"""The sizes of convolutions, deformable or not: read off x and w, checked against each other; and their arrays."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numdcn._call.checks import countable, padding_per_axis, per_axis
+from numdcn._call.prepared import PreparedWeights
+
+
+class ConvArrays(NamedTuple):
+    """The arrays of a convolution, or their gradients; None: not there, or not wanted."""
+
+    x: Any  # (N, C, H, W)
+    w: Any  # (C_out, C/groups, kh, kw), or `PreparedWeights`
+    offsets: Any = None  # (N, 2*offset_groups*kh*kw, Ho, Wo); None: the taps stay where they are
+    bias: Any = None  # (C_out,)
+    mask: Any = None  # (N, offset_groups*kh*kw, Ho, Wo)
+
+
+class Convolution(NamedTuple):
+    """The sizes of one convolution. Tuples have an entry for each axis, y first."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]  # padding above and to the left
+    dilation: tuple[int, int]
+    groups: int
+    offset_groups: int  # 0: the taps stay where they are (no offsets)
+    taps: int
+    masked: int  # 1 or 0
+    biased: int
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """The shape of y."""
+        return self.batch, self.out_channels, *self.out_size
+
+    @property
+    def weights_shape(self) -> tuple[int, int, int, int]:
+        """The shape of w."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel
+
+    def describe_shapes(self) -> str:
+        """What the shapes are made of, for error messages."""
+        return f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}"
+
+
+def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
+    """Measure and check the arguments that every convolution has; offset groups are for the caller to add."""
+    x, w = arrays.x, arrays.w
+    groups, kernel = _groups(x, w), (w.shape[2], w.shape[3])
+    stride, dilation = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
+    before, after = padding_per_axis(padding)
+    out_size = _out_size(x.shape[2:], kernel, stride, before, after, dilation, x.dtype)
+    return Convolution(
+        x.shape[0], x.shape[1], w.shape[0], x.shape[2:], out_size, kernel, stride, before, dilation,
+        groups, 0, kernel[0] * kernel[1], int(arrays.mask is not None), int(arrays.bias is not None),
+    )  # fmt: skip
+
+
+def _groups(x: Any, w: Any) -> int:
+    """groups, read off the channels of x and w."""
+    channels, per_group = x.shape[1], w.shape[1]
+    for name, size, axis in (("x", channels, "C"), ("w", w.shape[0], "C_out"), ("w", per_group, "C/groups")):
+        if size < 1:
+            raise ValueError(f"`{name}` has {axis} = 0 (x {x.shape}, w {w.shape}), expected at least 1")
+    for name, array in (("x", x), ("w", w)):
+        if min(array.shape[2:]) < 1:
+            raise ValueError(f"`{name}` has shape {array.shape}, expected no empty axis but the batch")
+    if channels % per_group:
+        raise ValueError(
+            f"`w` has shape {w.shape}: its second axis, C/groups = {per_group}, expected to divide C = {channels} of `x`"
+        )
+    groups = channels // per_group
+    if w.shape[0] % groups:
+        raise ValueError(
+            f"`w` has shape {w.shape}: C_out = {w.shape[0]}, expected a multiple of groups = C / (C/groups) = "
+            f"{channels}/{per_group} = {groups}"
+        )
+    if type(w) is PreparedWeights and w.groups != groups:
+        raise ValueError(
+            f"`w` was prepared for groups={w.groups}, but `x` with C = {channels} and `w` with shape {w.shape} "
+            f"make groups = {groups}; expected prepare_weights(w, groups={groups})"
+        )
+    return groups
+
+
+def _out_size(
+    size: Any, kernel: Any, stride: Any, before: Any, after: Any, dilation: Any, dtype: Any
+) -> tuple[int, int]:
+    out = []
+    for i, axis in enumerate(("H", "W")):
+        padded, reach = size[i] + before[i] + after[i], dilation[i] * (kernel[i] - 1) + 1
+        countable("x", padded, dtype)
+        if padded < reach:
+            raise ValueError(
+                f"`padding` of ({before[i]}, {after[i]}) makes `x` {padded} long along {axis}, expected at least {reach}, "
+                f"the reach of `w` (kernel size {kernel[i]}, dilation {dilation[i]})"
+            )
+        out.append((padded - reach) // stride[i] + 1)
+    return out[0], out[1]

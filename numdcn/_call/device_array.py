@@ -1,0 +1,151 @@
+"""What an array on a GPU is to the library, whichever framework made it, and how strides are read."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numdcn._call.frameworks import Framework
+
+
+class BFloat16:
+    """The dtype bfloat16, which NumPy does not have: the upper half of a float32."""
+
+    name, itemsize = "bfloat16", 2
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+BFLOAT16 = BFloat16()
+DTYPES: dict[str, Any] = {
+    **{name: np.dtype(name) for name in ("float16", "float32", "float64", "int32", "int64")},
+    "bfloat16": BFLOAT16,
+}
+
+
+@functools.cache
+def name_of(dtype: Any) -> str:
+    """Its name, which NumPy takes a while to make."""
+    return str(dtype.name)
+
+
+class DeviceArray:
+    """An array on a GPU as the library sees it, whichever framework made it."""
+
+    __slots__ = (
+        "address", "dtype", "framework", "keep", "number", "own_stream", "owner", "shape", "stream", "strides", "writable"
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        owner: Any,
+        framework: Framework,
+        device: int,
+        address: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        stream: int,
+        writable: bool = True,
+    ) -> None:
+        self.owner = owner  # what the caller gave, or is given
+        self.framework = framework
+        self.device = device  # of the device
+        self.address = address  # of the first element
+        self.dtype = dtype
+        self.shape = shape
+        self.strides = strides  # in elements
+        self.own_stream = stream  # on which its owner used it, and will
+        self.stream = stream  # on which it is used here
+        self.writable = writable
+        self.keep: Any = None  # what must live as long
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements follow one another in C order, the first at a multiple of its size."""
+        return strides_of(self.shape, self.strides) and self.address % self.dtype.itemsize == 0
+
+    def reshaped(self, *shape: int) -> DeviceArray:
+        """A contiguous array in another shape."""
+        args = (self.framework, self.device, self.address, self.dtype)
+        made = DeviceArray(self.owner, *args, shape, c_strides(shape), self.stream)
+        made.keep = self
+        return made
+
+    def part(self, device: int, parts: int) -> DeviceArray:
+        """One of the equal parts along the first axis of a contiguous array."""
+        shape = (self.shape[0] // parts, *self.shape[1:])
+        made = self.reshaped(*shape)
+        made.address += device * math.prod(shape) * self.dtype.itemsize
+        return made
+
+    @property
+    def end(self) -> int:
+        """The address behind the last element of a contiguous array."""
+        return self.address + self.size * self.dtype.itemsize
+
+    @property
+    def ghost(self) -> np.ndarray:
+        """A NumPy array of the same shape at the same address, which may not be read: for questions of overlap."""
+        size = self.dtype.itemsize
+        interface = {
+            "shape": self.shape,
+            "strides": tuple(s * size for s in self.strides),
+            "typestr": f"|V{size}",
+            "data": (self.address or 1 << 12, False),
+            "version": 3,
+        }
+        return np.asarray(_Interface(interface))
+
+
+class _Interface:
+    def __init__(self, interface: dict[str, Any]) -> None:
+        self.__array_interface__ = interface
+
+
+@functools.lru_cache(4096)
+def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+@functools.lru_cache(4096)
+def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether these are the strides of a contiguous array, axes of one element aside."""
+    if 0 in shape:
+        return True
+    return all(s == c or n == 1 for n, s, c in zip(shape, strides, c_strides(shape), strict=True))
+
+
+def collapsed(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """(size, stride, stride, ...) of the axes of arrays of one shape, in order, neighbours made one where they can be."""
+    axes: list[list[int]] = []
+    for size, *steps in zip(shape, *strides, strict=True):
+        if size == 1:
+            continue
+        if axes and all(before == size * step for before, step in zip(axes[-1][1:], steps, strict=True)):
+            axes[-1] = [axes[-1][0] * size, *steps]
+        else:
+            axes.append([size, *steps])
+    return (tuple(axis) for axis in axes)

@@ -1,0 +1,322 @@
+"""Arrays on a GPU at the door: whose they are, where they lie, on which stream, and room for results in the same framework.
+
+A framework is asked only if its array came, and never imported here. `numba.cuda` is needed only once a kernel runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numdcn._call import device_scratch
+from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, name_of
+
+
+class Framework:
+    """What is asked of the makers of arrays."""
+
+    name: str
+
+    def owns(self, value: Any) -> bool:
+        """Whether `value` is one of its arrays on a GPU."""
+        raise NotImplementedError
+
+    def seen(self, value: Any) -> DeviceArray:
+        """One of its arrays as a `DeviceArray`."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        """A new one, unfilled and contiguous."""
+        raise NotImplementedError
+
+    def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        """The same, for the time of a call. torch and CuPy have memory at hand."""
+        return self.empty(shape, dtype, device, stream)
+
+    def give_back(self, array: DeviceArray) -> None:
+        """Take back what `scratch` made, once all its use has been issued."""
+
+
+class Torch(Framework):
+    """torch.Tensor on a CUDA device."""
+
+    name = "torch"
+
+    def owns(self, value: Any) -> bool:
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(value, torch.Tensor) and value.is_cuda
+
+    def seen(self, value: Any) -> DeviceArray:
+        torch, device = sys.modules["torch"], value.device.index
+        if value.requires_grad:
+            raise TypeError(
+                "a torch.Tensor that requires grad was given, expected tensor.detach(): numdcn records no gradients"
+            )
+        dtype = _dtype(str(value.dtype).removeprefix("torch."))
+        stream = torch.cuda.current_stream(device).cuda_stream
+        return DeviceArray(
+            value, self, device, value.data_ptr(), dtype, tuple(value.shape), tuple(value.stride()), stream
+        )  # fmt: skip
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        torch = sys.modules["torch"]
+        made = torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device=f"cuda:{device}")
+        return DeviceArray(made, self, device, made.data_ptr(), dtype, shape, c_strides(shape), stream)
+
+
+class Cupy(Framework):
+    """cupy.ndarray."""
+
+    name = "cupy"
+
+    def owns(self, value: Any) -> bool:
+        cupy = sys.modules.get("cupy")
+        return cupy is not None and isinstance(value, cupy.ndarray)
+
+    def seen(self, value: Any) -> DeviceArray:
+        cupy, device, size = sys.modules["cupy"], value.device.id, value.dtype.itemsize
+        with cupy.cuda.Device(device):
+            stream = cupy.cuda.get_current_stream().ptr
+        strides = _in_elements(value.data.ptr, value.strides, size)
+        return DeviceArray(value, self, device, value.data.ptr, _dtype(value.dtype.name), value.shape, strides, stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            made = cupy.empty(shape, _numpy_dtype(dtype))
+        return DeviceArray(made, self, device, made.data.ptr, dtype, shape, c_strides(shape), stream)
+
+
+class Numba(Framework):
+    """numba.cuda device arrays, and whatever else has `__cuda_array_interface__` or DLPack; results are device arrays of
+    Numba. In the simulator: its arrays."""
+
+    name = "numba"
+
+    def owns(self, value: Any) -> bool:
+        if _simulates(value):
+            return True
+        if isinstance(value, np.ndarray) or not hasattr(type(value), "__cuda_array_interface__"):
+            return _on_gpu_by_dlpack(value)
+        return getattr(value, "__cuda_array_interface__", None) is not None
+
+    def seen(self, value: Any) -> DeviceArray:
+        if _simulates(value):
+            return _simulated(value, self)
+        if not hasattr(type(value), "__cuda_array_interface__"):
+            return _from_dlpack(value, self)
+        interface = value.__cuda_array_interface__
+        typestr = interface["typestr"]
+        dtype = _named(typestr) or _dtype(str(getattr(value, "dtype", typestr)))
+        shape = tuple(interface["shape"])
+        strides, size = interface.get("strides"), dtype.itemsize
+        address, readonly = interface["data"]
+        steps = _in_elements(address, tuple(size * s for s in c_strides(shape)) if strides is None else strides, size)
+        return DeviceArray(
+            value, self, _device_of(address), address, dtype, shape, steps, _stream(interface.get("stream")), not readonly
+        )  # fmt: skip
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        cuda = numba_cuda()
+        made = _with_memory(device, lambda: cuda.device_array(shape, _numpy_dtype(dtype), stream=_numba_stream(stream)))
+        if _simulates(made):
+            return _simulated(made, self)
+        pointer = made.__cuda_array_interface__["data"][0]
+        return DeviceArray(made, self, device, pointer, dtype, shape, c_strides(shape), stream)
+
+    def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        nbytes = math.prod(shape) * dtype.itemsize
+        block = device_scratch.take(device, stream, nbytes)
+        if block is None:
+            made = self.empty((max(nbytes, 256),), np.dtype(np.uint8), device, stream)
+            if _simulates(made.owner):
+                return self.empty(shape, dtype, device, stream)  # whose ends are known to the kernels
+            block = device_scratch.Block(made.owner, made.address, made.size)
+        return DeviceArray(block, self, device, block.address, dtype, shape, c_strides(shape), stream)
+
+    def give_back(self, array: DeviceArray) -> None:
+        if type(array.owner) is device_scratch.Block:
+            device_scratch.give_back(array.device, array.stream, array.owner)
+
+
+FRAMEWORKS: tuple[Framework, ...] = (Torch(), Cupy(), Numba())
+
+
+def framework_of(value: Any) -> Framework | None:
+    """Whose array on a GPU this is; None if it is none."""
+    return next((f for f in FRAMEWORKS if f.owns(value)), None)
+
+
+@functools.cache
+def numba_cuda() -> Any:
+    """The module `numba.cuda` of the package numba-cuda, which the extra brings."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        raise ImportError("arrays on a GPU need the extra `cuda`: pip install numdcn[cuda]")
+    from numdcn._call.numba_cuda import cuda
+
+    return cuda
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype:
+    """A dtype for NumPy: of bfloat16 that of ml_dtypes, if it was imported, else its bits."""
+    if dtype is not BFLOAT16:
+        return dtype
+    return np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
+
+
+def _on_device(device: int, action: Callable[[], Any]) -> Any:
+    """What `action` returns, where a device is the current one."""
+    from numdcn._call.driver import on_device
+
+    return on_device(device, action)
+
+
+def _numba_stream(stream: int) -> Any:
+    """A stream as Numba's, which its array then tells others of."""
+    return numba_cuda().external_stream(stream) if stream else 0
+
+
+def _with_memory(device: int, action: Callable[[], Any]) -> Any:
+    """What `action` returns, on a device; once more without the scratch memory that is kept, if there was no room."""
+    try:
+        return _on_device(device, action)
+    except Exception:
+        if not device_scratch.clear():
+            raise
+    return _on_device(device, action)
+
+
+def join(array: DeviceArray, first: DeviceArray) -> None:
+    """Have an array used on the stream of another one, after what was done to it on its own."""
+    if array.stream != first.stream:
+        follow(array.device, first.stream, array.stream)
+        array.stream = first.stream
+
+
+def follow(device: int, stream: int, other: int) -> None:
+    """Let all that is issued on a stream from now on wait for what was issued on another one."""
+    from numdcn._call import driver
+
+    driver.follow(device, stream, other)
+
+
+def _simulates(value: Any) -> bool:
+    """Whether this is an array of Numba's simulator."""
+    return type(value).__name__ == "FakeCUDAArray"
+
+
+@functools.cache
+def _named(typestr: str) -> Any:
+    """The dtype of an array interface; None if it tells only the size."""
+    kind = np.dtype(typestr)
+    if kind.newbyteorder("=") != kind:
+        raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
+    return None if kind.kind == "V" else _dtype(kind.name)
+
+
+def _dtype(name: str) -> Any:
+    """The dtype of this name; a NumPy one, so that errors can tell of it, where the library has none."""
+    if name in DTYPES:
+        return DTYPES[name]
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise TypeError(f"an array on a GPU has dtype {name}, expected float16, bfloat16, float32 or float64") from None
+
+
+def _in_elements(address: int, strides: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Strides of bytes in elements. Raises where elements do not lie at multiples of their size: a GPU cannot read them."""
+    if address % size or any(s % size for s in strides):
+        raise ValueError(
+            f"an array on a GPU has address {address:#x} and strides {strides}, expected multiples of {size} bytes"
+        )
+    return tuple(s // size for s in strides)
+
+
+def _device_of(address: int) -> int:
+    """The number of the device on which an address is; that of the current one, for an empty array at none."""
+    cuda = numba_cuda()
+    if not address:
+        return int(cuda.get_current_device().id)
+    from numdcn._call.driver import device_of
+
+    return device_of(address)
+
+
+def _stream(stream: int | None) -> int:
+    """A stream of `__cuda_array_interface__` as a handle: 1 is the legacy default stream, which is 0 to the driver."""
+    return 0 if stream in (None, 1) else int(stream or 0)
+
+
+def _simulated(value: Any, framework: Framework) -> DeviceArray:
+    """An array of Numba's simulator, made known to the kernels."""
+    from numdcn._call.simulator import SIMULATED_MEMORY, CheckedArray
+
+    host = np.asarray(value._ary)
+    dtype, size = _dtype(host.dtype.name), host.dtype.itemsize
+    address = host.ctypes.data
+    strides = _in_elements(address, host.strides, size)
+    low, high = _reach(host.shape, strides)
+    made = DeviceArray(value, framework, 0, address, dtype, host.shape, strides, 0, host.flags.writeable)
+    if host.size:
+        stored = np.dtype(np.uint16) if dtype is BFLOAT16 else host.dtype
+        raw = (ctypes.c_char * ((high - low + 1) * size)).from_address(address + low * size)
+        seen, known = CheckedArray(np.frombuffer(raw, stored), -low), SIMULATED_MEMORY.get(address)
+        if known is None or len(known.elements) - known.origin < len(seen.elements) - seen.origin:
+            SIMULATED_MEMORY[address] = seen  # else it begins where a larger array does
+        made.keep = (SIMULATED_MEMORY[address], host)
+    return made
+
+
+def host_copy(array: DeviceArray) -> np.ndarray:
+    """A NumPy array of the numbers of one on a GPU, for which this waits; float16 and bfloat16 become float32."""
+    numba_cuda()
+    from numdcn._call.driver import read
+
+    stored = np.dtype(np.uint16) if array.dtype is BFLOAT16 else array.dtype
+    if not array.size:
+        return np.empty(array.shape, np.float32 if stored.itemsize == 2 else stored)
+    low, high = _reach(array.shape, array.strides)
+    memory = np.empty(high - low + 1, stored)
+    read(array.device, array.stream, array.address + low * stored.itemsize, memory)
+    strides = tuple(s * stored.itemsize for s in array.strides)
+    host = np.lib.stride_tricks.as_strided(memory[-low:], array.shape, strides)
+    if array.dtype is BFLOAT16:
+        return (host.astype(np.uint32) << 16).view(np.float32)
+    return host.astype(np.float32) if stored.itemsize == 2 else host
+
+
+def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
+    """How far before and after the first element the others of an array lie, in elements."""
+    ends = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
+    return sum(min(0, end) for end in ends), sum(max(0, end) for end in ends)
+
+
+# DLPack, for arrays that have nothing else.
+
+
+def _on_gpu_by_dlpack(value: Any) -> bool:
+    device = getattr(value, "__dlpack_device__", None)
+    return (
+        device is not None and not isinstance(value, np.ndarray) and int(device()[0]) in (2, 13)
+    )  # CUDA, CUDA managed
+
+
+def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:
+    numba_cuda()
+    from cuda.core.utils import StridedMemoryView
+
+    seen = StridedMemoryView.from_dlpack(value, stream_ptr=1)  # 1: the legacy default stream waits for its maker
+    strides = seen.strides or c_strides(tuple(seen.shape))
+    made = DeviceArray(
+        value, framework, seen.device_id, seen.ptr, _dtype(str(seen.dtype)), tuple(seen.shape), tuple(strides), 0, not seen.readonly
+    )  # fmt: skip
+    made.keep = seen
+    return made

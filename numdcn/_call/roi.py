@@ -1,0 +1,139 @@
+"""Pooling over boxes (regions of interest): sizes, arrays, where bins and their samples lie, and the checks of boxes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._call.arguments import Argument, Table, check_arguments
+from numdcn._call.checks import countable, flag, integer, number, per_axis
+from numdcn._call.frameworks import host_copy
+from numdcn._formulas.bilinear import ALIGN, PSROI
+
+X = Argument("x", "(N, C, H, W)", 4)
+ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, coordinates=True)
+FAR = 2.0**30  # pixels; corners are clipped to it
+MOST_SAMPLES = 2**16  # that may be asked for along an axis of a bin
+
+
+class RoIArrays(NamedTuple):
+    """The arrays of a pooling, or their gradients; None: not there, or not wanted."""
+
+    x: Any  # (N, C, H, W)
+    rois: Any  # (R, 5)
+    shifts: Any = None  # of bins: (R, 2*classes, parts along y, along x), of each class x, then y
+    mask: Any = None  # (R, 1, Ph, Pw)
+    argmax: Any = None  # (R, C, Ph, Pw) int32: the positions of maxima, filled by the forward, read by the backward
+
+
+class RoIs(NamedTuple):
+    """The sizes of one pooling over boxes. Tuples have an entry for each axis, y first."""
+
+    batch: int
+    in_channels: int
+    channels: int  # of the result
+    size: tuple[int, int]  # of an image
+    rois: int
+    bins: tuple[int, int]  # of a box
+    scale: float  # from the boxes' coordinates to pixels
+    boxes: Any  # (R, 5): the copy that was checked, as the caller's array may change meanwhile; None on a GPU
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """The shape of y."""
+        return self.rois, self.channels, *self.bins
+
+
+class SamplingRule(NamedTuple):
+    """Where the samples of a bin lie."""
+
+    border: int  # ALIGN, whose boxes are scaled, or PSROI, whose boxes are first rounded, both ends counted
+    samples: int  # of a bin along an axis; not above 0: about one a pixel
+    half: float  # pixels that are subtracted from scaled corners
+    least: float  # pixels that a box is long at least
+    reach: float  # of a box's size, what an offset of 1 shifts a bin by
+
+
+class WholePixels(NamedTuple):
+    """Bins of whole pixels, without samples: of corners that are rounded."""
+
+    last_counts: bool  # whether the second corner belongs to the box
+
+
+class Pooling(NamedTuple):
+    """One pooling over boxes: what an operator tells the wings."""
+
+    rois: RoIs
+    rule: (
+        SamplingRule | WholePixels
+    )  # the mean of samples, or of whole pixels the maximum (the mean, if position-sensitive)
+    cells: tuple[int, int] | None = (
+        None  # of a box, each below which bins read channels of their own; None: all read all
+    )
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """The shape of y."""
+        return self.rois.out_shape
+
+
+def align_rule(samples: Any, half_pixel: bool, least: float = -np.inf, reach: float = 0.0) -> SamplingRule:
+    """The rule of the RoI align family; raises unless `samples` is a `sampling_ratio`."""
+    ratio = integer("sampling_ratio", samples, -(2**31), MOST_SAMPLES)
+    return SamplingRule(ALIGN, ratio, 0.5 if half_pixel else 0.0, least, reach)
+
+
+def psroi_rule(samples: int, reach: float) -> SamplingRule:
+    """The rule of deformable position-sensitive pooling."""
+    return SamplingRule(PSROI, samples, 0.5, 0.1, reach)
+
+
+def check_rois(
+    table: Table,
+    arrays: RoIArrays,
+    output_size: Any,
+    spatial_scale: Any,
+    check: Any,
+    group_size: Any = None,
+) -> RoIs:
+    """Measure and check the arguments that all operators over boxes have. `group_size`: of a position-sensitive one, whose
+    result has C / group_size**2 channels; a pair, each below which bins share channels. `check`: whether to wait for a GPU to
+    look at the boxes."""
+    check_arguments(table, arrays)
+    x, rois = arrays.x, arrays.rois
+    if min(x.shape[1:]) < 1:
+        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+    countable("x", max(x.shape[2:]), x.dtype)
+    if rois.shape[1] != 5:
+        raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
+    bins = per_axis("output_size", output_size, 1)
+    scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
+    boxes = np.array(rois, order="C") if isinstance(rois, np.ndarray) else None
+    if flag("check", check) or boxes is not None:
+        _check_boxes(host_copy(rois) if boxes is None else boxes, x.shape[0])
+    channels = x.shape[1]
+    if group_size is not None:
+        cells = group_size[0] * group_size[1]
+        if channels % cells:
+            raise ValueError(
+                f"`x` has C = {channels} (shape {x.shape}), expected a multiple of {cells} = "
+                f"{group_size[0]}*{group_size[1]}: channels of its own for each cell of the boxes"
+            )
+        channels //= cells
+    return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale, boxes)
+
+
+def _check_boxes(rois: np.ndarray, batch: int) -> None:
+    """Raise at the first row that is no box of one of the images."""
+    numbers = rois[:, 0]
+    good = (numbers >= 0) & (numbers < batch) & (numbers == np.floor(numbers))
+    good &= np.isfinite(rois[:, 1:]).all(axis=1)
+    if good.all():
+        return
+    row = int(np.argmin(good))
+    n, *corners = (float(v) for v in rois[row])
+    if not np.isfinite(corners).all():
+        raise ValueError(f"`rois` has corners {corners} in row {row}, expected finite numbers")
+    some = f"a whole number from 0 to {batch - 1}" if batch else "no boxes, as `x` has no images"
+    raise ValueError(f"`rois` has batch index {n} in row {row}, expected {some}")

@@ -1,0 +1,85 @@
+"""Scratch memory: taken by one call at a time, kept between calls up to a limit, because the first touch of fresh
+memory costs about half a millisecond a megabyte.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import accumulate
+
+import numpy as np
+
+from numdcn._call.checks import integer
+
+DEFAULT_LIMIT = 64 * 2**20
+_ALIGNMENT = 64
+
+
+def _limit_from_environment() -> int:
+    text = os.environ.get("NUMDCN_SCRATCH_LIMIT", "").strip()
+    if not text:
+        return DEFAULT_LIMIT
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable NUMDCN_SCRATCH_LIMIT is {text!r}, expected a number of bytes")
+    return int(text)
+
+
+_limit = _limit_from_environment()
+_kept: dict[int, np.ndarray] = {}  # free buffers by id, the most recently used last
+# No lock: a signal handler may call the library while this thread is in here. Each step on the dict is atomic.
+
+
+def set_scratch_limit(nbytes: int) -> None:
+    """Set how many bytes of scratch memory are kept between calls (default 64 MiB; `NUMDCN_SCRATCH_LIMIT`).
+
+    0 keeps nothing. Memory above the limit is given back at once. As much again may be kept on GPUs, for arrays of
+    `numba.cuda` (torch and CuPy have allocators of their own); there the next call gives back what is above a new limit.
+
+    Raises `TypeError` or `ValueError` unless `nbytes` is a whole number of at least 0.
+    """
+    global _limit
+    limit = integer("nbytes", nbytes, 0, 2**63)
+    _limit = limit
+    _trim()
+
+
+def get_scratch_limit() -> int:
+    """The number of bytes of scratch memory that may be kept between calls."""
+    return _limit
+
+
+def kept_bytes() -> int:
+    """The number of bytes that are kept now."""
+    return sum(b.nbytes for b in list(_kept.values()))
+
+
+def _trim() -> None:
+    for key in list(_kept):
+        if kept_bytes() <= _limit:
+            return
+        _kept.pop(key, None)
+
+
+def _take(nbytes: int) -> np.ndarray:
+    """The smallest kept buffer that is large enough and not wastefully so, or a fresh one."""
+    fitting = [(b.nbytes, key) for key, b in list(_kept.items()) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
+    kept = _kept.pop(min(fitting)[1], None) if fitting else None
+    return np.empty(nbytes, np.uint8) if kept is None else kept
+
+
+class Scratch:
+    """Buffers of given numbers of bytes, aligned to cache lines, for the time of a `with` block; it gives addresses."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+
+    def __enter__(self) -> list[int]:
+        self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
+        ends = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        return list(ends)[:-1]
+
+    def __exit__(self, *error: object) -> None:
+        buffer = self.__dict__.pop("buffer")
+        if buffer.nbytes <= _limit:
+            _kept[id(buffer)] = buffer
+            _trim()

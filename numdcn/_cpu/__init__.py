@@ -1,0 +1,1 @@
+"""The CPU wing: NumPy arrays, Numba kernels, threads."""

@@ -1,0 +1,65 @@
+"""NumPy arrays as kernels see them: where their elements lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import numpy as np
+
+from numdcn._call import results
+from numdcn._call.arguments import Arrays
+from numdcn._cpu.parameters import Place
+
+
+def is_addressable(array: np.ndarray) -> bool:
+    """Whether elements are aligned and lie whole elements apart."""
+    size = array.itemsize
+    return bool(array.flags.aligned) and not any(s % size for s in array.strides)
+
+
+def addressable(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of one that kernels cannot address."""
+    return array if is_addressable(array) else np.ascontiguousarray(array)
+
+
+def addressable_arrays(arrays: Arrays) -> Arrays:
+    """The same of several arrays; what is none stays as it is."""
+    return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
+
+
+NOWHERE = Place(0, (0, 0, 0, 0))
+
+
+def place(array: np.ndarray | None) -> Place:
+    """Where an addressable array of at most four axes lies; nowhere, if there is none."""
+    if array is None:
+        return NOWHERE
+    size = array.itemsize
+    a, b, c, d = [s // size for s in array.strides] + [0] * (4 - array.ndim)
+    return Place(array.ctypes.data, (a, b, c, d))
+
+
+def output(
+    array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable
+) -> AbstractContextManager[np.ndarray]:
+    """What a kernel is to fill: the array, or where that does not suit the kernel a plain one that is copied to it."""
+    return results.output(array, None if suits(array) else np.empty(array.shape, array.dtype), _copy)
+
+
+@contextmanager
+def outputs(arrays: Arrays) -> Iterator[Arrays]:
+    """The same of several arrays; None stays None."""
+    with ExitStack() as stack:
+        yield type(arrays)(*(None if a is None else stack.enter_context(output(a)) for a in arrays))
+
+
+def output_as(array: np.ndarray, *shape: int) -> AbstractContextManager[np.ndarray]:
+    """The same of an array in another shape, of which there may be no view."""
+    other = array.reshape(shape)
+    temporary = None if np.may_share_memory(other, array) else other
+    return results.output(other, temporary, lambda made, _: _copy(made.reshape(array.shape), array))
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    target[...] = source

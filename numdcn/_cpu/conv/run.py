@@ -1,0 +1,141 @@
+"""Convolutions on NumPy arrays, deformable or not: scratch memory, copies, packing and threads around their kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numdcn._call.convolution import ConvArrays, Convolution
+from numdcn._call.options import Options
+from numdcn._call.prepared import PreparedWeights
+from numdcn._call.scratch import Scratch
+from numdcn._cpu.arrays import addressable, addressable_arrays, output, outputs, place
+from numdcn._cpu.conv.backward import (
+    BackwardArrays,
+    BackwardCall,
+    Parts,
+    SumCall,
+    backward_copied,
+    backward_sampled,
+    finish_weights,
+    sum_parts,
+)
+from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
+from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, forward_copied, forward_sampled
+from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
+from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.sums import sum_pixels
+from numdcn._cpu.threads import launch, plan_threads
+
+SAMPLING = 16  # multiply-adds of the product that making, or writing, one element takes as long as
+
+
+def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
+    """Fill y."""
+    with output(y) as target:
+        _forward(p, addressable_arrays(arrays), target)
+
+
+def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
+    """The same, where kernels can address all arrays."""
+    x, w = arrays.x, arrays.w
+    dtype = x.dtype
+    one, blocking = dtype.type(1), forward_blocking(p, dtype)
+    tasks = p.batch * blocking.tiles * blocking.parts
+    made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
+    threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
+    prepared = isinstance(w, PreparedWeights)
+    weights_bytes = 0 if prepared else (blocking.weights.size + 16) * dtype.itemsize  # vectors may run over
+    with Scratch(
+        p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.slot_bytes
+    ) as memory:
+        images, weights, slots = memory
+        bounds = np.array((0, p.in_channels), np.int64)
+        PaddedImages(images, blocking.image_size, bounds, slots, blocking.slot_bytes, threads).pack(x)
+        if prepared:
+            weights = packed_panels(w)
+        else:
+            pack(w, blocking.weights, weights, threads)
+        a = ForwardArrays(
+            place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, slots,
+        )  # fmt: skip
+        kernel = forward_sampled if p.offset_groups else forward_copied
+        launch(kernel, one, ForwardCall(p, blocking, a), threads)
+
+
+def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
+    """Fill the gradients in `grads`."""
+    with outputs(grads) as targets:
+        _backward(p, addressable(grad_y), addressable_arrays(arrays), targets)
+
+
+def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays) -> None:
+    """The same, where kernels can address all arrays."""
+    if grads.bias is not None:
+        sum_pixels(grad_y, grads.bias)
+    through = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # whether columns' gradient is needed
+    if not through and grads.w is None:
+        return
+    x, w = arrays.x, arrays.w
+    dtype = x.dtype
+    one, (blocking, bounds, firsts) = dtype.type(1), backward_blocking(p, dtype)
+    tasks, size = blocking.blocks * blocking.image_bands, dtype.itemsize
+    products = 0 if blocking.depthwise else blocking.outputs
+    work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
+    threads = plan_threads(max(tasks, 2), work)
+    images_size = p.batch * blocking.image_size
+    plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.parts > 1 else 0
+    sizes = (
+        images_size,
+        images_size if grads.x is not None else 0,
+        blocking.blocks * blocking.weights_size + 64 if through else 0,
+        tasks * blocking.sums_size + 64 if grads.w is not None else 0,
+        2 * blocking.parts * plane if grads.offsets is not None else 0,
+        blocking.parts * plane if grads.mask is not None else 0,
+    )
+    with Scratch(*(n * size for n in sizes), threads * blocking.slot_bytes) as memory:
+        images, grad_images, weights, sums, offset_parts, mask_parts, slots = memory
+        a = BackwardArrays(
+            place(grad_y), place(arrays.offsets), place(arrays.mask),
+            _parts(grads.offsets, offset_parts, plane), _parts(grads.mask, mask_parts, plane),
+            place(grads.w), images, grad_images if grads.x is not None else 0, weights if through else 0,
+            sums if grads.w is not None else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
+        )  # fmt: skip
+        padded, grad_padded = (
+            PaddedImages(where, blocking.image_size, bounds, slots, blocking.slot_bytes, threads)
+            for where in (images, grad_images)
+        )
+        padded.pack(x)
+        if a.grad_images:
+            grad_padded.clear(p.batch, dtype)
+        if through:
+            plain = w.array if isinstance(w, PreparedWeights) else w
+            how = packing(plain.shape, p.groups, dtype)
+            packing_call = PackBlocks(
+                how, p.kernel[1], *place(plain), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
+            )
+            launch(pack_blocks, one, packing_call, min(threads, blocking.blocks))
+        call = BackwardCall(p, blocking, a)
+        kernel = backward_sampled if p.offset_groups else backward_copied
+        launch(kernel, one, call, min(threads, tasks))
+        if a.grad_images:
+            grad_padded.unpack(grads.x)
+        if a.sums:
+            launch(finish_weights, one, call, min(threads, blocking.blocks))
+        for grad, partial, channels in (
+            (grads.offsets, a.grad_offsets, 2 * p.taps),
+            (grads.mask, a.grad_mask, p.taps),
+        ):
+            if plane and grad is not None:
+                launch(sum_parts, one, SumCall(p, a.firsts, channels, partial, place(grad)), threads)
+
+
+def _parts(grad: np.ndarray | None, address: int, plane: int) -> Parts:
+    """Where the parts of a gradient of offsets or mask lie: in the gradient itself, if there is one part."""
+    if grad is None:
+        return Parts(0, (0, 0, 0, 0, 0))
+    if not plane:
+        whole = place(grad)
+        return Parts(whole.address, (0, *whole.strides))
+    _, channels, height, width_ = grad.shape
+    image = channels * height * width_
+    return Parts(address, (grad.shape[0] * image, image, height * width_, width_, 1))

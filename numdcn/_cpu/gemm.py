@@ -1,0 +1,197 @@
+"""Register-blocked matrix product: C (rows, columns) = or += A (rows, k) B (k, columns), for one register tile of C.
+
+B comes in panels, `ldb` elements from one k to the next. A comes in one of three layouts whose strides the compiler
+knows, so that every broadcast is one load at a constant distance from one pointer:
+* rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
+* packed: element (r, k) at k * rows of the tile + r;
+* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `block_rows` rows).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from numdcn._cpu.jit import block, has_32_registers, register_tile
+from numdcn._cpu.simd import I64, at, load_scalar, load_value, prefetch_value, store_value, width
+from numdcn._formulas.jit import lanes
+from numdcn._formulas.vectors import fma_value, splat_value
+
+CHUNK_BYTES = 768  # of one row of A: a chunk of B's panel and of A's rows then share the L1 cache
+BLOCK_BYTES = 128  # of the channels that a task of a backward owns, for one pixel
+
+
+ROWS, VECTORS = register_tile()
+BLOCK_ROWS = 8 if has_32_registers() else 4  # of the layout `block`: they divide a block of either type
+
+
+def chunk_size(itemsize: int) -> int:
+    """The most columns of A that are multiplied at a time."""
+    return CHUNK_BYTES // itemsize
+
+
+def column_pitch(itemsize: int) -> int:
+    """Elements from one row of A to the next in the layout `rows`; a cache line more than a chunk, to spread the sets."""
+    return (CHUNK_BYTES + 64) // itemsize
+
+
+def block_size(itemsize: int) -> int:
+    """Channels in a block."""
+    return BLOCK_BYTES // itemsize
+
+
+def panel_widths(dtype: Any) -> tuple[int, ...]:
+    """Numbers of columns that a register tile may have, widest first."""
+    full = VECTORS * lanes(dtype)
+    return (full, lanes(dtype), 4) if lanes(dtype) > 4 else (full, lanes(dtype))
+
+
+def panel_width(columns: int, dtype: Any) -> int:
+    """The narrowest register tile that holds `columns` at once, or the widest there is."""
+    return min((w for w in panel_widths(dtype) if w >= columns), default=panel_widths(dtype)[0])
+
+
+def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], args: Any) -> list[Any]:
+    """IR: the loop over k. Leaves the builder after it; returns the accumulators, row by row."""
+    a, b, ldb, ahead, pace, k_end = args
+    zero = ir.Constant(vector, None)
+    entry, loop, done = builder.block, builder.append_basic_block("multiply"), builder.append_basic_block("multiplied")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k, a_k, b_k, ahead_k = builder.phi(I64), builder.phi(a.type), builder.phi(b.type), builder.phi(ahead.type)
+    sums = [builder.phi(vector) for _ in range(rows * vectors)]
+    for phi, start in [(k, ir.Constant(I64, 0)), (a_k, a), (b_k, b), (ahead_k, ahead), *((s, zero) for s in sums)]:
+        phi.add_incoming(start, entry)
+    prefetch_value(builder, ahead_k)
+    panel = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
+    new = []
+    for r in range(rows):
+        scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * strides[0])]))
+        broadcast = splat_value(builder, scalar, vector.count)
+        new += [fma_value(builder, broadcast, panel[v], sums[r * vectors + v]) for v in range(vectors)]
+    k_next = builder.add(k, ir.Constant(I64, 1))
+    steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [ldb]))]
+    steps.append((ahead_k, builder.gep(ahead_k, [pace])))
+    for phi, following in [*steps, *zip(sums, new, strict=True)]:
+        phi.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", k_next, k_end), loop, done)
+    builder.position_at_end(done)
+    return new
+
+
+def _write(builder: Any, sums: list[Any], vectors: int, c: Any, ldc: Any, first: Any) -> None:
+    """IR: C = sums where `first`, else C += sums."""
+    spots = []
+    for i in range(len(sums)):
+        row = builder.mul(ldc, ir.Constant(I64, i // vectors))
+        spots.append(builder.add(row, ir.Constant(I64, (i % vectors) * sums[i].type.count)))
+    with builder.if_else(first) as (then, otherwise):
+        with then:
+            for i, spot in enumerate(spots):
+                store_value(builder, sums[i], c, spot)
+        with otherwise:
+            for i, spot in enumerate(spots):
+                store_value(builder, builder.fadd(load_value(builder, c, spot, sums[i].type), sums[i]), c, spot)
+
+
+def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
+    """Rows of the tile, and the strides of A along rows and k."""
+    if layout == "rows":
+        return ROWS, (column_pitch(itemsize), 1)
+    if layout == "packed":
+        return ROWS, (1, ROWS)
+    return BLOCK_ROWS, (1, block_size(itemsize))
+
+
+def _tile(layout: str, panel: int) -> Any:
+    """A register tile of the `panel`-th width, for A in `layout`.
+
+    `ahead` is memory that is wanted soon: `pace` elements of it are brought near in each step.
+    """
+
+    @intrinsic
+    def tile(typingctx, a, b, ldb, ahead, pace, c, ldc, k_end, first):
+        element = a.dtype
+        rows, strides = _layout(layout, element.bitwidth // 8)
+        columns = panel_widths(element)[panel]
+        count = min(columns, lanes(element))
+
+        def codegen(context, builder, sig, args):
+            a, b, ldb, ahead, pace, c, ldc, k_end, first = args
+            vector = ir.VectorType(context.get_value_type(element), count)
+            sums = _product(builder, rows, vector, columns // count, strides, (a, b, ldb, ahead, pace, k_end))
+            _write(builder, sums, columns // count, c, ldc, context.cast(builder, first, sig.args[8], types.boolean))
+            return context.get_dummy_value()
+
+        integers = types.intp
+        return types.void(a, b, integers, ahead, integers, c, integers, integers, types.boolean), codegen
+
+    return tile
+
+
+_rows_wide, _rows_single, _rows_narrow = (_tile("rows", panel) for panel in (0, 1, -1))
+_packed_wide, _packed_single, _packed_narrow = (_tile("packed", panel) for panel in (0, 1, -1))
+_block_wide, _block_single, _block_narrow = (_tile("block", panel) for panel in (0, 1, -1))
+
+
+@block
+def multiply_rows(a, rows, pitch, b, k, panel, panels, panel_step, next_chunk, c, ldc, first):
+    """C (rows, panels * panel) = or += A (rows, k) B, for A in the layout `rows` and B packed in panels.
+
+    Panels begin `panel_step` apart; `next_chunk` is how far ahead the next chunk's first panel lies.
+    """
+    step = width(load_scalar(a, 0))
+    pace = panel * ROWS // max(rows, ROWS)
+    for j in range(panels):
+        b_j, c_j = at(b, j * panel_step), at(c, j * panel)
+        ahead = at(b_j, panel_step) if j + 1 < panels else at(b, next_chunk)
+        for r in range(0, rows, ROWS):
+            a_r, c_r = at(a, r * pitch), at(c_j, r * ldc)
+            if panel == VECTORS * step:
+                _rows_wide(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+            elif panel == step:
+                _rows_single(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+            else:
+                _rows_narrow(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+            ahead = at(ahead, pace * k)
+
+
+@block
+def multiply_packed(a, rows, a_pitch, k, b, ldb, columns, c):
+    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`; B and C have rows of `ldb`.
+
+    Each ROWS rows of A begin `a_pitch` after those before.
+    """
+    step = width(load_scalar(a, 0))
+    panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
+    pace = ldb * ROWS // max(rows, ROWS)
+    for j in range(0, columns, panel):
+        b_j, ahead = at(b, j), at(b, k * ldb)
+        for r in range(0, rows, ROWS):
+            a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * ldb + j)
+            if panel == VECTORS * step:
+                _packed_wide(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
+            elif panel == step:
+                _packed_single(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
+            else:
+                _packed_narrow(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
+            ahead = at(ahead, pace * k)
+
+
+@block
+def multiply_block(a, rows, k, b, panel, panels, panel_step, c, ldc):
+    """C (rows, panels * panel) += A (rows, k) B, for A in the layout `block` and B packed in panels."""
+    step = width(load_scalar(a, 0))
+    for j in range(panels):
+        b_j = at(b, j * panel_step)
+        for r in range(0, rows, BLOCK_ROWS):
+            a_r, c_r = at(a, r), at(c, r * ldc + j * panel)
+            if panel == VECTORS * step:
+                _block_wide(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
+            elif panel == step:
+                _block_single(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
+            else:
+                _block_narrow(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)

@@ -1,0 +1,123 @@
+"""Kernels that copy whole batches to and from zero-padded channels-last images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._cpu.arrays import place
+from numdcn._cpu.jit import kernel
+from numdcn._cpu.layout import BLOCK, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
+from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.simd import at, load_scalar, next_task, pointer
+from numdcn._cpu.threads import launch
+
+
+class ImagesCall(NamedTuple):
+    """Parameters of `pack_images` and `unpack_images`.
+
+    An image is stored block of channels by block of channels, each zero-padded: the backward's tasks then read
+    neighbouring memory, which spreads over all sets of the caches. The forward has one block.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    image_size: int
+    plain: Place
+    images: int
+    bounds: int  # address of the first channels of the blocks, and the end
+    blocks: int
+    slots: int
+    slot_bytes: int
+
+
+@kernel
+def pack_images(one, params, counter, slot):
+    """Copy x to zero-padded channels-last images. A task is a block of pixels of an image."""
+    a = unpack(params, ImagesCall)
+    x, buffer, bounds = a.plain, pointer(a.slots + slot * a.slot_bytes, one), pointer(a.bounds, np.int64(0))
+    pixels = a.size[0] * a.size[1]
+    blocks = (pixels + BLOCK - 1) // BLOCK
+    while True:
+        task = next_task(counter)
+        if task >= a.batch * blocks:
+            return
+        n, first = task // blocks, task % blocks * BLOCK
+        last = min(first + BLOCK, pixels)
+        for block_ in range(a.blocks):
+            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
+            image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
+            clear_padding(image, first, last, a.size, channel_end - channel, one - one)
+            source = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
+            to_channels_last(source, x.strides[1:], first, last, a.size, channel_end - channel, image, buffer)
+
+
+@kernel
+def unpack_images(one, params, counter, slot):
+    """Copy the gradients of the zero-padded images to x. A task is a block of pixels of an image."""
+    a = unpack(params, ImagesCall)
+    x, bounds = a.plain, pointer(a.bounds, np.int64(0))
+    buffer = pointer(a.slots + slot * a.slot_bytes, one)
+    pixels = a.size[0] * a.size[1]
+    blocks = (pixels + BLOCK - 1) // BLOCK
+    while True:
+        task = next_task(counter)
+        if task >= a.batch * blocks:
+            return
+        n, first = task // blocks, task % blocks * BLOCK
+        last = min(first + BLOCK, pixels)
+        for block_ in range(a.blocks):
+            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
+            image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
+            target = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
+            from_channels_last(image, first, last, a.size, channel_end - channel, target, x.strides[1:], buffer)
+
+
+class ClearCall(NamedTuple):
+    """Parameters of `clear`."""
+
+    address: int
+    size: int
+
+
+@kernel
+def clear(one, params, counter, slot):
+    """Zero elements. A task is a stretch of them."""
+    a, stretch = unpack(params, ClearCall), 1 << 16
+    while True:
+        task = next_task(counter)
+        if task >= (a.size + stretch - 1) // stretch:
+            return
+        fill(pointer(a.address, one), task * stretch, min(stretch, a.size - task * stretch), one - one)
+
+
+class PaddedImages:
+    """Where zero-padded images lie: blocks of channels begin at `bounds`, which ends with their number."""
+
+    def __init__(self, address: int, image_size: int, bounds: np.ndarray, slots: int, slot_bytes: int, threads: int):
+        self.address, self.image_size, self.bounds = address, image_size, bounds
+        self.slots, self.slot_bytes, self.threads = slots, slot_bytes, threads
+
+    def _call(self, plain: np.ndarray) -> ImagesCall:
+        batch, _, height, width = plain.shape
+        blocks = len(self.bounds) - 1
+        return ImagesCall(
+            batch, (height, width), self.image_size, place(plain), self.address, self.bounds.ctypes.data, blocks,
+            self.slots, self.slot_bytes,
+        )  # fmt: skip
+
+    def _threads(self, plain: np.ndarray) -> int:
+        return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // BLOCK))
+
+    def pack(self, x: np.ndarray) -> None:
+        """Copy x (N, C, H, W) here."""
+        launch(pack_images, x.dtype.type(1), self._call(x), self._threads(x))
+
+    def unpack(self, x: np.ndarray) -> None:
+        """Copy what is here to x."""
+        launch(unpack_images, x.dtype.type(1), self._call(x), self._threads(x))
+
+    def clear(self, batch: int, dtype: np.dtype) -> None:
+        """Fill the images with zeros."""
+        launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)

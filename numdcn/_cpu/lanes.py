@@ -1,0 +1,91 @@
+"""Across the lanes of SIMD vectors: transposed blocks, and sums in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from numdcn._cpu.simd import I32, I64, load_value, store_value
+from numdcn._formulas.jit import lanes
+from numdcn._formulas.vectors import Vec
+
+
+def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    """IR: the lanes `picks` of a followed by b."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), picks))
+
+
+@intrinsic
+def transpose(typingctx, source, stride, target, target_stride):
+    """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the lanes of a full register."""
+    count = lanes(source.dtype)
+
+    def codegen(context, builder, sig, args):
+        vector = ir.VectorType(context.get_value_type(source.dtype), count)
+        rows = [load_value(builder, args[0], builder.mul(args[1], ir.Constant(I64, i)), vector) for i in range(count)]
+        step = 1
+        while step < count:  # exchange the off-diagonal blocks of step x step elements
+            for i in range(count):
+                if not i & step:
+                    a, b = rows[i], rows[i + step]
+                    low = [j if not j & step else count + j - step for j in range(count)]
+                    high = [j + step if not j & step else count + j for j in range(count)]
+                    rows[i], rows[i + step] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
+            step *= 2
+        for i in range(count):
+            store_value(builder, rows[i], args[2], builder.mul(args[3], ir.Constant(I64, i)))
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, source, types.intp), codegen
+
+
+def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
+    """IR: a tuple of the sums of the lanes of the first `wanted` of 2 or 4 vectors, added in a fixed order."""
+    values, count, parts = vectors, vectors[0].type.count, vectors[0].type.count
+    while len(values) > 1 and parts > 1:  # two vectors become one that holds their half-sums side by side
+        even = [2 * j for j in range(count // 2)] + [count + 2 * j for j in range(count // 2)]
+        odd = [i + 1 for i in even]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [builder.fadd(shuffle(builder, a, b, even), shuffle(builder, a, b, odd)) for a, b in pairs]
+        parts //= 2
+    while parts > 1:  # all are in one vector, each in `parts` lanes
+        even = [s * parts + 2 * j for s in range(len(vectors)) for j in range(parts // 2)]
+        odd = [i + 1 for i in even]
+        values = [
+            builder.fadd(shuffle(builder, values[0], values[0], even), shuffle(builder, values[0], values[0], odd))
+        ]
+        parts //= 2
+    each = len(vectors) // len(values)
+    sums = [builder.extract_element(values[i // each], ir.Constant(I32, i % each)) for i in range(wanted)]
+    return cgutils.pack_array(builder, sums)
+
+
+@intrinsic
+def sum3(typingctx, a, b, c):
+    """The sums of the lanes of a, b and c (themselves, if they are scalars), as a tuple."""
+    if not isinstance(a, Vec):
+        return types.UniTuple(a, 3)(a, b, c), lambda context, builder, sig, args: cgutils.pack_array(builder, args)
+    result = types.UniTuple(a.element, 3)
+
+    def codegen(context, builder, sig, args):
+        return _sums(builder, [*args, ir.Constant(args[0].type, None)], 3)
+
+    return result(a, b, c), codegen
+
+
+@intrinsic
+def sum1(typingctx, a):
+    """The sum of the lanes of a, added in a fixed order."""
+
+    def codegen(context, builder, sig, args):
+        value, count = args[0], args[0].type.count
+        while count > 1:
+            count //= 2
+            low, high = list(range(count)), list(range(count, 2 * count))
+            value = builder.fadd(shuffle(builder, value, value, low), shuffle(builder, value, value, high))
+        return builder.extract_element(value, ir.Constant(I32, 0))
+
+    return a.element(a), codegen

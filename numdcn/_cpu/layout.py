@@ -1,0 +1,99 @@
+"""Copies between the caller's layout (n, c, h, w), any strides, and channels-last images with a border of zero pixels.
+
+A zero-padded image of height H and width W has pixels of `c` elements in rows of W + 1: a row of zeros, then H rows that begin
+with a zero pixel (which also ends the row before), then a row of zeros and two zeros more. Pixel (y, x) is number
+(y + 1) * (W + 1) + x + 1. So every cell that touches the image has its four corners at p, p + 1, p + W + 1, p + W + 2,
+and the cell that begins at (H, -1) is all zeros.
+"""
+
+from __future__ import annotations
+
+from numdcn._cpu.lanes import transpose
+from numdcn._cpu.simd import at, load, load_scalar, store, width
+from numdcn._formulas.jit import helper
+
+BLOCK = 1024  # pixels that one task copies
+
+
+@helper
+def padded_pixels(size):
+    """Pixels of a zero-padded image of (height, width)."""
+    return (size[0] + 2) * (size[1] + 1) + 2
+
+
+@helper
+def fill(target, start, count, scalar):
+    """target[start : start + count] = scalar."""
+    for i in range(start, start + count):
+        store(target, i, scalar)
+
+
+@helper
+def clear_padding(image, first, last, size, channels, zero):
+    """Zero the padding of an image beside its pixels first to last, in reading order."""
+    height, pitch = size[0], size[1] + 1
+    if first == 0:
+        fill(image, 0, pitch * channels, zero)
+    if last == height * size[1]:
+        fill(image, (height + 1) * pitch * channels, (pitch + 2) * channels, zero)
+    for row in range((first + size[1] - 1) // size[1], (last - 1) // size[1] + 1):
+        fill(image, (row + 1) * pitch * channels, channels, zero)
+
+
+@helper
+def _padded_index(q, size):
+    """The number in a zero-padded image of pixel q in reading order."""
+    return q + q // size[1] + size[1] + 2
+
+
+@helper
+def to_channels_last(source, strides, first, last, size, channels, image, block):
+    """Copy pixels first to last (reading order) of one (c, h, w) image into a zero-padded one; block: L*L elements."""
+    step = width(load_scalar(block, 0))
+    flat = strides[2] == 1 and strides[1] == size[1]
+    if not flat or channels < step or last - first < step:
+        for q in range(first, last):
+            y = q // size[1]
+            source_q, target = y * strides[1] + (q - y * size[1]) * strides[2], _padded_index(q, size) * channels
+            for c in range(channels):
+                store(image, target + c, load_scalar(source, source_q + c * strides[0]))
+        return
+    for q_tile in range(first, last, 4 * step):
+        for c in range(0, channels, step):
+            c_ = min(c, channels - step)  # the last block overlaps the one before
+            for q in range(q_tile, min(q_tile + 4 * step, last), step):
+                q_ = min(q, last - step)
+                first_q = _padded_index(q_, size)
+                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                    spot = at(image, first_q * channels + c_)
+                    transpose(at(source, c_ * strides[0] + q_), strides[0], spot, channels)
+                    continue
+                transpose(at(source, c_ * strides[0] + q_), strides[0], block, step)
+                for i in range(step):
+                    store(image, _padded_index(q_ + i, size) * channels + c_, load(block, i * step))
+
+
+@helper
+def from_channels_last(image, first, last, size, channels, target, strides, block):
+    """Copy pixels first to last of a zero-padded image into one (c, h, w) image of any strides; block: L*L elements."""
+    step = width(load_scalar(block, 0))
+    flat = strides[2] == 1 and strides[1] == size[1]
+    if not flat or channels < step or last - first < step:
+        for q in range(first, last):
+            y = q // size[1]
+            target_q, source = y * strides[1] + (q - y * size[1]) * strides[2], _padded_index(q, size) * channels
+            for c in range(channels):
+                store(target, target_q + c * strides[0], load_scalar(image, source + c))
+        return
+    for q_tile in range(first, last, 4 * step):
+        for c in range(0, channels, step):
+            c_ = min(c, channels - step)
+            for q in range(q_tile, min(q_tile + 4 * step, last), step):
+                q_ = min(q, last - step)
+                first_q, spot = _padded_index(q_, size), at(target, c_ * strides[0] + q_)
+                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                    transpose(at(image, first_q * channels + c_), channels, spot, strides[0])
+                    continue
+                for i in range(step):
+                    store(block, i * step, load(image, _padded_index(q_ + i, size) * channels + c_))
+                transpose(block, step, spot, strides[0])

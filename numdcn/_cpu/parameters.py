@@ -1,0 +1,89 @@
+"""Parameters of kernels: a nested NamedTuple of ints crosses as one int64 array.
+
+Unboxing tuples field by field would be the largest part of a kernel's machine code, and of its compile time.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from array import array
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+I64 = ir.IntType(64)
+
+
+class Place(NamedTuple):
+    """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
+
+    address: int
+    strides: tuple[int, int, int, int]  # zeros where there are fewer axes
+
+
+def flatten(value: Any) -> list[int]:
+    """The ints of a nested tuple, in order."""
+    flat: list[int] = []
+    for item in value:
+        if type(item) is int:
+            flat.append(item)
+        elif isinstance(item, tuple):
+            flat += _flatten_large(item) if len(item) > 10 else flatten(item)
+        else:
+            flat.append(item)
+    return flat
+
+
+@functools.lru_cache(256)
+def _flatten_large(value: Any) -> list[int]:
+    """The same, remembered: problems and cuts come again."""
+    return flatten(value)
+
+
+_COUNTER = [0] * 17  # words from the last parameter to the counter: two cache lines that are not written between
+
+
+def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
+    """The array of int64 that `unpack` reads, and the address of a counter of tasks at its end."""
+    words = array("q", flatten(value) + _COUNTER)
+    address, count = words.buffer_info()
+    return words, address + 8 * (count - 1)
+
+
+@functools.cache
+def _numba_type(kind: Any) -> Any:
+    """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of such."""
+    if kind is int:
+        return types.int64
+    if hasattr(kind, "_fields"):
+        hints = typing.get_type_hints(kind)
+        fields = [_numba_type(hints[name]) for name in kind._fields]
+        return types.BaseTuple.from_types(fields, kind)  # type: ignore[attr-defined]
+    return types.UniTuple(types.int64, len(typing.get_args(kind)))  # type: ignore[attr-defined]
+
+
+def _build(context: Any, builder: Any, pointer: Any, kind: Any, position: int) -> tuple[Any, int]:
+    """IR: a value of `kind` from the int64s at `position` on; returns it and the position after it."""
+    if kind == types.int64:
+        return builder.load(builder.gep(pointer, [ir.Constant(I64, position)])), position + 1
+    parts = []
+    for part in kind:
+        value, position = _build(context, builder, pointer, part, position)
+        parts.append(value)
+    return context.make_tuple(builder, kind, parts), position
+
+
+@intrinsic
+def unpack(typingctx, address, cls):
+    """The NamedTuple `cls` whose ints, flattened, lie at `address`."""
+    if not isinstance(cls, types.NamedTupleClass):
+        return None
+    result = _numba_type(cls.instance_class)
+
+    def codegen(context, builder, sig, args):
+        return _build(context, builder, builder.inttoptr(args[0], I64.as_pointer()), result, 0)[0]
+
+    return result(address, cls), codegen

@@ -1,0 +1,1 @@
+"""Samples at points. `run` is where a call comes in."""

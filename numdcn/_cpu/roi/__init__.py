@@ -1,0 +1,1 @@
+"""Pooling over boxes. `run` is where a call comes in."""

@@ -1,0 +1,233 @@
+"""Pooling over boxes of NumPy arrays: scratch memory, copies and threads around the kernels."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from numdcn._call.options import Options
+from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
+from numdcn._call.scratch import Scratch
+from numdcn._cpu.arrays import NOWHERE, addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
+from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
+from numdcn._cpu.roi.boxes import Boxes, boxes_of
+from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward
+from numdcn._cpu.roi.pool_max import pool_max, pool_max_gradient
+from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
+from numdcn._cpu.threads import launch, plan_threads
+
+READS = 32.0  # operations that a bin takes for each channel, about
+CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
+SHARED_BYTES = 8 * 2**20  # of lists that bins share; to make longer ones again is little beside reading the pixels
+
+
+def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> None:
+    """Fill y, and `arrays.argmax` if there is one."""
+    x, _, shifts, mask, argmax = addressable_arrays(arrays)
+    boxes = boxes_of(p)
+    with output(y) as target:
+        if p.cells is not None:
+            pool_planes(p.rois, x, boxes, p.cells, target, shifts)
+        elif isinstance(p.rule, WholePixels):
+            pool_max(p.rois, x, boxes, target, argmax)
+        else:
+            pool(p.rois, x, boxes, target, shifts, mask)
+
+
+def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
+    """Fill the gradients in `grads`."""
+    x, _, shifts, mask, argmax = addressable_arrays(arrays)
+    boxes, grad_y = boxes_of(p), addressable(grad_y)
+    with outputs(grads) as targets:
+        with_sums = targets.shifts is not None or targets.mask is not None
+        if p.cells is not None:
+            slopes = pool_planes_gradients(p.rois, x, boxes, p.cells, grad_y, targets.x, shifts, with_sums)
+            if slopes is not None:
+                _parts_gradient(p.rois, boxes, slopes, targets.shifts)
+        elif isinstance(p.rule, WholePixels):
+            pool_max_gradient(p.rois, x, boxes, grad_y, targets.x, argmax)
+        else:
+            sums = pool_gradients(p.rois, x, boxes, grad_y, targets.x, shifts, mask, with_sums)
+            if sums is not None:
+                _bins_gradients(boxes, sums, mask, targets)
+
+
+def _bins_gradients(boxes: Boxes, sums: np.ndarray, mask: np.ndarray | None, grads: RoIArrays) -> None:
+    """Fill the gradients of the bins' mask and shifts, from what `pool_gradients` returned."""
+    samples = np.maximum(boxes.geometry[:, :, SAMPLES].prod(axis=1), 1)
+    by_value, by_y, by_x = np.moveaxis(sums / samples[:, None, None, None], -1, 0)
+    if grads.mask is not None:
+        grads.mask[:, 0] = by_value
+    if grads.shifts is not None:
+        scale: Any = 1 if mask is None else mask[:, 0]
+        for channel, slopes, axis in ((0, by_x, 1), (1, by_y, 0)):
+            grads.shifts[:, channel] = slopes * scale * boxes.geometry[:, axis, REACH, None, None]
+
+
+def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray) -> None:
+    """Fill the gradient of shifts that bins may share, from what `pool_planes_gradients` returned."""
+    bins_y, bins_x = p.bins
+    grad[...] = 0
+    reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
+    moved = slopes * reach  # (classes, R, Ph, Pw, 2)
+    for i in range(bins_y):
+        for j in range(bins_x):  # to (R, 2*classes)
+            bin_ = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
+            grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += bin_
+
+
+def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
+    """The boxes and their offsets (R, 2 * classes, parts along y, along x) for the kernels."""
+    moved = place(shifts)
+    parts = shifts.shape[2:] if shifts is not None else (1, 1)
+    return Grid(
+        p.rois, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.images.ctypes.data, boxes.geometry.ctypes.data,
+        moved, parts, 2 * moved.strides[1],
+    )  # fmt: skip
+
+
+def _pitch(p: RoIs) -> int:
+    """Elements from one list of pixels to the next."""
+    return max(p.size) + 2
+
+
+def _shared(p: RoIs, shifts: np.ndarray | None, dtype: np.dtype) -> int:
+    """The columns of bins that rows of bins share: all or, where an offset moves each bin or the lists are long, none."""
+    short = lists_bytes(p.bins[1], _pitch(p), dtype.itemsize) <= SHARED_BYTES
+    return p.bins[1] if shifts is None and short else 1
+
+
+def _lists(grid: Grid, dtype: np.dtype) -> int:
+    return lists_bytes(grid.columns, grid.pitch, dtype.itemsize)
+
+
+def pool(
+    p: RoIs,
+    x: np.ndarray,
+    boxes: Boxes,
+    y: np.ndarray,
+    shifts: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+) -> None:
+    """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
+    dtype, many = y.dtype, p.bins[0] * p.bins[1]
+    grid = _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    blocking = points_blocking(
+        many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
+    )
+    threads = plan_threads(p.rois * blocking.tiles, READS * y.size)
+    bounds = np.array((0, p.channels), np.int64)
+    sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.slot_bytes)
+    with output_as(y, p.rois, p.channels, 1, many) as flat, Scratch(*sizes) as (address, slots):
+        PaddedImages(address, blocking.image_size, bounds, slots, blocking.slot_bytes, threads).pack(x)
+        call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), NOWHERE, place(flat), address, 0, 0, slots)
+        launch(pool_forward, dtype.type(1), call, threads)
+
+
+def pool_gradients(
+    p: RoIs,
+    x: np.ndarray,
+    boxes: Boxes,
+    grad_y: np.ndarray,
+    grad_x: np.ndarray | None,
+    shifts: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    with_sums: bool = False,
+) -> np.ndarray | None:
+    """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
+    the samples, of their slopes along y, and along x: None unless `with_sums`."""
+    dtype, many = grad_y.dtype, p.bins[0] * p.bins[1]
+    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    panel = backward_panel(p.channels, dtype)
+    blocking = points_blocking(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
+    tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
+    threads = plan_threads(tasks, READS * grad_y.size)
+    bounds = np.array([*range(0, p.channels, panel), p.channels], np.int64)
+    sums = np.empty((blocking.blocks, p.rois, *p.bins, 3), dtype) if with_sums else None
+    sizes = (images_bytes if with_sums else 0, images_bytes if grad_x is not None else 0, threads * blocking.slot_bytes)
+    with Scratch(*sizes) as (address, grad_address, slots):
+        images, grad_images = (
+            PaddedImages(where, blocking.image_size, bounds, slots, blocking.slot_bytes, threads)
+            for where in (address, grad_address)
+        )
+        if with_sums:
+            images.pack(x)
+        if grad_x is not None:
+            grad_images.clear(p.batch, dtype)
+        call = PoolCall(
+            p.batch, p.channels, grid, blocking, place(mask), NOWHERE, place(flat), address,
+            grad_address if grad_x is not None else 0, 0 if sums is None else sums.ctypes.data, slots,
+        )  # fmt: skip
+        launch(pool_backward, dtype.type(1), call, threads)
+        if grad_x is not None:
+            grad_images.unpack(grad_x)
+    return None if sums is None else np.add.reduce(sums, axis=0)
+
+
+def _is_adjacent(x: np.ndarray) -> bool:
+    """Whether pixels along the last axis are adjacent."""
+    return x.shape[3] == 1 or x.strides[3] == x.itemsize
+
+
+def _adjacent(x: np.ndarray) -> np.ndarray:
+    """x, or a copy, with adjacent pixels."""
+    return x if _is_adjacent(x) else np.ascontiguousarray(x)
+
+
+def _planes_call(
+    p: RoIs, boxes: Boxes, group_size: tuple[int, int], shifts: np.ndarray | None, dtype: np.dtype
+) -> PlanesCall:
+    """The call but for the arrays and the scratch memory."""
+    grid = _grid(p, boxes, shifts, 1)
+    classes = 1 if shifts is None else shifts.shape[1] // 2
+    per_class, lists = p.channels // classes, _lists(grid, dtype)
+    blocks = -(-per_class // CHANNEL_BLOCK)
+    slot = -(-(lists + columns_bytes(p.size[1], dtype.itemsize)) // 4096) * 4096
+    return PlanesCall(
+        p.batch, p.channels, group_size, classes, blocks, -(-per_class // blocks), grid, NOWHERE, NOWHERE, NOWHERE, NOWHERE,
+        0, 0, slot, lists, dtype.itemsize,
+    )  # fmt: skip
+
+
+def pool_planes(
+    p: RoIs, x: np.ndarray, boxes: Boxes, group_size: tuple[int, int], y: np.ndarray, shifts: np.ndarray | None = None
+) -> None:
+    """Fill y (R, C / cells, Ph, Pw) as `pool` does, from the channels of each bin's cell."""
+    dtype, source = y.dtype, _adjacent(x)
+    call = _planes_call(p, boxes, group_size, shifts, dtype)
+    tasks = group_size[0] * group_size[1] * call.classes * call.blocks
+    threads = plan_threads(tasks, READS * y.size)
+    with Scratch(threads * call.slot_bytes) as (slots,):
+        launch(planes_forward, dtype.type(1), call._replace(x=place(source), y=place(y), slots=slots), threads)
+
+
+def pool_planes_gradients(
+    p: RoIs,
+    x: np.ndarray,
+    boxes: Boxes,
+    group_size: tuple[int, int],
+    grad_y: np.ndarray,
+    grad_x: np.ndarray | None,
+    shifts: np.ndarray | None = None,
+    with_sums: bool = False,
+) -> np.ndarray | None:
+    """Fill grad_x; return (classes, R, Ph, Pw, 2), the gradients of the bins' shifts along x and y: None unless
+    `with_sums`."""
+    dtype, source = grad_y.dtype, _adjacent(x) if with_sums else x
+    call = _planes_call(p, boxes, group_size, shifts, dtype)
+    tasks = group_size[0] * group_size[1] * call.classes * call.blocks
+    threads = plan_threads(tasks, READS * grad_y.size)
+    sums = np.empty((call.classes, call.blocks, p.rois, *p.bins, 2), dtype) if with_sums else None
+    with ExitStack() as stack:
+        target = None if grad_x is None else stack.enter_context(output(grad_x, _is_adjacent))
+        (slots,) = stack.enter_context(Scratch(threads * call.slot_bytes))
+        call = call._replace(
+            x=place(source), y=place(grad_y), grad_x=place(target), sums=0 if sums is None else sums.ctypes.data,
+            slots=slots,
+        )  # fmt: skip
+        launch(planes_backward, dtype.type(1), call, threads)
+    return None if sums is None else np.add.reduce(sums, axis=1)

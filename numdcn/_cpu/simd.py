@@ -1,0 +1,204 @@
+"""Memory of the CPU kernels, and SIMD vectors (`Vec`) that are loaded from it and stored there, through typed pointers.
+
+`pointer(address, one)` makes a pointer to elements of the type of `one`; `load(p, i)` and `store(p, i, v)` move a full
+register, `load_like(p, i, v)` as many lanes as v has. `part(scalar, LANES)` makes a smaller vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from numdcn._formulas.jit import lanes
+from numdcn._formulas.vectors import I32, Vec, llvm_type, splat_value, suffix
+
+I64 = ir.IntType(64)
+
+
+def vector_at(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:
+    """IR: the address of a vector that begins at element `index`."""
+    return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+
+def load_value(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:
+    """IR: an unaligned vector load."""
+    loaded = builder.load(vector_at(builder, pointer, index, vector))
+    loaded.align = 4
+    return loaded
+
+
+def store_value(builder: Any, value: Any, pointer: Any, index: Any) -> None:
+    """IR: an unaligned vector store."""
+    builder.store(value, vector_at(builder, pointer, index, value.type)).align = 4
+
+
+@intrinsic
+def as_int32(typingctx, integer, kind):
+    """`integer` as int32, in as many lanes as `kind` has."""
+    result = Vec(types.int32, kind.count) if isinstance(kind, Vec) else types.int32
+
+    def codegen(context, builder, sig, args):
+        value = context.cast(builder, args[0], sig.args[0], types.int32)
+        return splat_value(builder, value, kind.count) if isinstance(kind, Vec) else value
+
+    return result(integer, kind), codegen
+
+
+@intrinsic
+def part(typingctx, scalar, count):
+    """A vector of a constant number of lanes with `scalar` in every lane: its type tells `load_like` what to load."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    vec = Vec(scalar, count.literal_value)
+    return vec(scalar, count), lambda context, builder, sig, args: splat_value(builder, args[0], vec.count)
+
+
+@intrinsic
+def full(typingctx, scalar):
+    """A full register with `scalar` in every lane."""
+    vec = Vec(scalar, lanes(scalar))
+    return vec(scalar), lambda context, builder, sig, args: splat_value(builder, args[0], vec.count)
+
+
+# Memory.
+
+
+def prefetch_value(builder: Any, pointer: Any) -> None:
+    """IR: bring the cache line at `pointer` into the L2 cache. Any address will do."""
+    byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    read, near, data = (ir.Constant(I32, i) for i in (0, 2, 1))
+    kind = ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [byte, read, near, data])
+
+
+@intrinsic
+def prefetch(typingctx, p, index):
+    """Bring the cache line of element `index` into the L2 cache. Any index will do."""
+
+    def codegen(context, builder, sig, args):
+        prefetch_value(builder, builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp), codegen
+
+
+@intrinsic
+def pointer(typingctx, address, one):
+    """The address as a pointer to elements of the type of `one`."""
+    result = types.CPointer(one)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(result))
+
+    return result(address, one), codegen
+
+
+@intrinsic
+def at(typingctx, p, index):
+    """The pointer to element `index` of p."""
+    return p(p, types.intp), lambda context, builder, sig, args: builder.gep(args[0], [args[1]])
+
+
+@intrinsic
+def load(typingctx, p, index):
+    """A full register from element `index` on."""
+    vec = Vec(p.dtype, lanes(p.dtype))
+    return vec(p, types.intp), lambda context, builder, sig, args: load_value(builder, *args, llvm_type(vec))
+
+
+@intrinsic
+def load_like(typingctx, p, index, kind):
+    """A vector of the type of `kind`, or a scalar where it is one, from element `index` on."""
+
+    def codegen(context, builder, sig, args):
+        if isinstance(kind, Vec):
+            return load_value(builder, args[0], args[1], llvm_type(kind))
+        return builder.load(builder.gep(args[0], [args[1]]))
+
+    return kind(p, types.intp, kind), codegen
+
+
+@intrinsic
+def load_scalar(typingctx, p, index):
+    """Element `index`."""
+    return p.dtype(p, types.intp), lambda context, builder, sig, args: builder.load(builder.gep(args[0], [args[1]]))
+
+
+@intrinsic
+def load_once(typingctx, p, index):
+    """Element `index` of memory that others may write meanwhile: whatever is made of it, the compiler reads it once only.
+
+    So a number that was found to be in range stays the number that was found."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "monotonic", p.dtype.bitwidth // 8)
+
+    return p.dtype(p, types.intp), codegen
+
+
+@intrinsic
+def store(typingctx, p, index, value):
+    """Write a vector or a scalar at element `index`."""
+
+    def codegen(context, builder, sig, args):
+        if isinstance(value, Vec):
+            store_value(builder, args[2], args[0], args[1])
+        else:
+            cast = context.cast(builder, args[2], sig.args[2], p.dtype)
+            builder.store(cast, builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, value), codegen
+
+
+def _masked(builder: Any, name: str, result: Any, vector: Any, *args: Any) -> Any:
+    """IR: a masked load or store; lanes whose mask is off touch no memory."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.{name}.{suffix(vector)}.p0")
+    return builder.call(function, args)
+
+
+@intrinsic
+def load_masked(typingctx, p, index, mask):
+    """As many elements from `index` on as the mask has lanes; 0, and no access, where it is off."""
+    vec = Vec(p.dtype, mask.count)
+
+    def codegen(context, builder, sig, args):
+        vector = llvm_type(vec)
+        source, zero = vector_at(builder, args[0], args[1], vector), ir.Constant(vector, None)
+        return _masked(builder, "load", vector, vector, source, ir.Constant(I32, 4), args[2], zero)
+
+    return vec(p, types.intp, mask), codegen
+
+
+@intrinsic
+def store_masked(typingctx, p, index, value, mask):
+    """Write the lanes of `value` whose mask is on, from element `index` on."""
+
+    def codegen(context, builder, sig, args):
+        target = vector_at(builder, args[0], args[1], args[2].type)
+        _masked(builder, "store", ir.VoidType(), args[2].type, args[2], target, ir.Constant(I32, 4), args[3])
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, value, mask), codegen
+
+
+@intrinsic
+def width(typingctx, one):
+    """Lanes of a full register of the type of `one`: a constant to the compiler."""
+    count = lanes(one)
+    return types.intp(one), lambda context, builder, sig, args: ir.Constant(I64, count)
+
+
+@intrinsic
+def next_task(typingctx, address):
+    """Take the next number from the counter at `address`, shared by the threads of a call."""
+
+    def codegen(context, builder, sig, args):
+        counter = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
+
+    return types.int64(types.intp), codegen

@@ -1,0 +1,167 @@
+"""Sums over images and pixels, channel by channel: in blocks, in an order that depends on the sizes alone.
+
+A line of pixels has `LANES` running sums, of every `LANES`th pixel, which are added pair by pair; a span is the sum of its
+lines by the same rule. So of a span no number goes through more than 28 roundings, however the span lies in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._cpu.arrays import place
+from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.layout import fill
+from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, store, width
+from numdcn._cpu.threads import launch, plan_threads
+from numdcn._formulas.jit import helper
+
+LANES = 16  # whatever the width of a register: one order on all machines
+LINE = 256  # pixels
+LINES = 64  # of a span
+FEW, MANY = 16, 64  # channels of a task: where pixels are adjacent or nothing is, and where channels are
+SLOT_ELEMENTS = max(FEW * (LINE + LINES) + LANES, MANY * (LANES + LINES))  # of scratch
+
+
+class SumsCall(NamedTuple):
+    """Parameters of `sum_spans`."""
+
+    shape: tuple[int, int, int, int]  # (images, channels, height, width)
+    spans: int  # of an image
+    step: int  # channels of a task: MANY where they are adjacent
+    source: Place
+    target: Place  # (channels, images * spans)
+    slots: int  # scratch of the threads
+    slot_bytes: int
+
+
+@block
+def sum_line(zero, line, count, lanes):
+    """The sum of `count` adjacent elements; lanes: room for the running sums."""
+    whole = count // LANES * LANES
+    for lane in range(0, LANES, width(zero)):
+        total = full(zero)
+        for i in range(lane, whole, LANES):
+            total = total + load(line, i)
+        store(lanes, lane, total)
+    for i in range(whole, count):
+        store(lanes, i - whole, load_scalar(lanes, i - whole) + load_scalar(line, i))
+    half = LANES // 2
+    while half:
+        for i in range(half):
+            store(lanes, i, load_scalar(lanes, i) + load_scalar(lanes, i + half))
+        half //= 2
+    return load_scalar(lanes, 0)
+
+
+@helper
+def _add(target, source, count):
+    """target += source."""
+    step, i = width(load_scalar(target, 0)), 0
+    while i + step <= count:
+        store(target, i, load(target, i) + load(source, i))
+        i += step
+    for k in range(i, count):
+        store(target, k, load_scalar(target, k) + load_scalar(source, k))
+
+
+@block
+def sum_lines(zero, source, strides, first, count, columns, channels, lanes):
+    """lanes[c] = what `sum_line` returns for the pixels of channel c, `count` from `first` on in reading order: for adjacent
+    channels, all at once."""
+    fill(lanes, 0, LANES * channels, zero)
+    done, row, column = 0, first // columns, first % columns
+    while done < count:
+        run = min(columns - column, count - done)
+        for i in range(run):
+            pixel = at(source, row * strides[0] + (column + i) * strides[1])
+            _add(at(lanes, (done + i) % LANES * channels), pixel, channels)
+        done, row, column = done + run, row + 1, 0
+    half = LANES // 2
+    while half:
+        _add(lanes, at(lanes, half * channels), half * channels)
+        half //= 2
+
+
+@block
+def copy_line(source, strides, first, count, columns, line):
+    """line = pixels of a plane, `count` from `first` on in reading order."""
+    done, row, column = 0, first // columns, first % columns
+    while done < count:
+        start, run = row * strides[0] + column * strides[1], min(columns - column, count - done)
+        for i in range(run):
+            store(line, done + i, load_scalar(source, start + i * strides[1]))
+        done, row, column = done + run, row + 1, 0
+
+
+@helper
+def _channel_by_channel(one, a, source, first, end, many, room, target):
+    """target = the sums of the span of pixels `first` to `end` of each of `many` channels."""
+    strides, columns = a.source.strides, a.shape[3]
+    lines, sums, lanes = room, at(room, LINE), at(room, LINE + LINES)
+    for c in range(many):
+        plane, number = at(source, c * strides[1]), 0
+        for q in range(first, end, LINE):
+            line, count = at(plane, q), min(LINE, end - q)
+            if strides[3] != 1 or strides[2] != columns:
+                copy_line(plane, strides[2:], q, count, columns, lines)
+                line = lines
+            store(sums, number, sum_line(one - one, line, count, lanes))
+            number += 1
+        store(target, c * a.target.strides[0], sum_line(one - one, sums, number, lanes))
+
+
+@helper
+def _all_channels(one, a, source, first, end, many, room, target):
+    """The same where the channels are adjacent."""
+    sums, lanes, number = room, at(room, LINES * MANY), 0
+    for q in range(first, end, LINE):
+        sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], many, lanes)
+        for c in range(many):
+            store(sums, number * many + c, load_scalar(lanes, c))
+        number += 1
+    sum_lines(one - one, sums, (0, many), 0, number, number, many, lanes)
+    for c in range(many):
+        store(target, c * a.target.strides[0], load_scalar(lanes, c))
+
+
+@kernel
+def sum_spans(one, params, counter, slot):
+    """target = the sums of the spans of the planes. A task is a span of some channels of an image."""
+    a = unpack(params, SumsCall)
+    images, channels, height, columns = a.shape
+    room, blocks = pointer(a.slots + slot * a.slot_bytes, one), (channels + a.step - 1) // a.step
+    while True:
+        task = next_task(counter)
+        if task >= images * a.spans * blocks:
+            return
+        channel, part = task % blocks * a.step, task // blocks
+        n, first, many = part // a.spans, part % a.spans * LINES * LINE, min(a.step, channels - channel)
+        end = min(first + LINES * LINE, height * columns)
+        source = at(pointer(a.source.address, one), n * a.source.strides[0] + channel * a.source.strides[1])
+        spot = channel * a.target.strides[0] + part * a.target.strides[1]
+        target = at(pointer(a.target.address, one), spot)
+        if a.step == MANY:
+            _all_channels(one, a, source, first, end, many, room, target)
+        else:
+            _channel_by_channel(one, a, source, first, end, many, room, target)
+
+
+READ = 16.0  # multiply-adds of a product that reading an element takes as long as
+
+
+def sum_pixels(values: np.ndarray, target: np.ndarray) -> None:
+    """target (C,) = the sums of values (N, C, H, W), which is not empty: span by span, then of the spans likewise. The same
+    bits wherever the elements lie."""
+    images, channels, height, width = values.shape
+    source, dtype, spans = place(values), values.dtype, -(-height * width // (LINES * LINE))
+    parts, step = images * spans, MANY if source.strides[1] == 1 and channels > 1 else FEW
+    sums = target if parts == 1 else np.empty((channels, parts), dtype)
+    threads = plan_threads(parts * -(-channels // step), READ * values.size)
+    room = np.empty((threads, SLOT_ELEMENTS), dtype)
+    call = SumsCall(values.shape, spans, step, source, place(sums), room.ctypes.data, room.strides[0])
+    launch(sum_spans, dtype.type(1), call, threads)
+    if parts > 1:
+        sum_pixels(sums.reshape(1, channels, 1, parts), target)

@@ -1,0 +1,308 @@
+"""The team of threads that run CPU kernels: handing out a call, and waiting for its end, in compiled code.
+
+Everything that threads share lies on one board of int64s, changed by atomic instructions alone:
+
+- Records of calls. The first word of one tells how many helpers its call still wants, and how many are inside. A helper
+  enters a call that wants one, and reads what it is to run only then. When no task is left the caller closes the call: it
+  wants nobody any more. When nobody is inside, the record is free again. So a call needs no helper to make progress, and
+  ends only when nobody is in its buffers.
+- Records of helpers. An idle one sleeps on a lock of Python's, its bell, which needs no GIL.
+
+Python delivers signals between two of its own instructions. `run` is one of them: no handler, and so no exception and no
+fork of this thread, can come between its beginning and its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from numdcn._cpu.jit import block, entry
+from numdcn._cpu.simd import I32, I64, load_scalar, pointer, store
+from numdcn._formulas.jit import helper, target
+
+MOST_THREADS = 1024
+_HELPERS, _CALLS = MOST_THREADS - 1, 32  # calls that are helped at a time; more run alone
+_LINE = 16  # words from record to record: no two in one pair of cache lines
+_CALLS_AT, _HELPERS_AT = _LINE, _LINE * (1 + _CALLS)  # word 0 of the board: how many helpers came
+BOARD_WORDS = _LINE * (1 + _CALLS + _HELPERS)
+
+# The first word of a call's record. A free record is 0.
+_INSIDE, _WANT_ONE = 0xFFFF, 0x10000  # counts: helpers inside, helpers still wanted
+_WANTED = 0xFFFF * _WANT_ONE
+_TAKEN, _WAITING = 1 << 32, 1 << 33  # waiting: the caller sleeps until the last helper rings
+
+# Its other words, and those of a helper's record, after the first, its state.
+_CODE, _WIDE, _PARAMETERS, _COUNTER, _FAILED, _CALL_BELL = range(1, 7)
+_IDLE, _BUSY = 1, 2  # 0: no such helper yet
+_BELL = 1
+
+_SPINS = 500  # looks at a word, some 20 microseconds, before a thread goes to sleep
+
+
+# Atomic instructions on int64s, all in one order that every thread sees.
+
+
+def _word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, I64.as_pointer())
+
+
+def _read_modify_write(operation: str) -> Any:
+    def make(typingctx: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.atomic_rmw(operation, _word(builder, args[0]), args[1], "seq_cst")
+
+        return types.int64(types.int64, types.int64), codegen
+
+    make.__doc__ = f"Atomically {operation} `value` to the word at `address`; returns what was there before."
+    return intrinsic(make)
+
+
+_add, _subtract, _and, _or, _exchange = map(_read_modify_write, ("add", "sub", "and", "or", "xchg"))
+
+
+@intrinsic
+def _read(typingctx, address):
+    """The word at `address`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(_word(builder, args[0]), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _replace(typingctx, address, old, new):
+    """Put `new` at `address` if `old` is there; says whether it was."""
+
+    def codegen(context, builder, sig, args):
+        pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _pause(typingctx):
+    """Tell the processor that this thread is waiting for a word to change."""
+    hint = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": ("llvm.aarch64.hint", [ir.Constant(I32, 1)])}
+
+    def codegen(context, builder, sig, args):
+        name, values = hint.get({"arm64": "aarch64"}.get(target()[0], target()[0]), ("", []))
+        if name:
+            kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+# Python's locks, which need no GIL and may be released by another thread than took them.
+
+
+def _python_call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+@intrinsic
+def _new_lock(typingctx):
+    """The address of a new lock; 0 where there is no memory for one."""
+
+    def codegen(context, builder, sig, args):
+        return _python_call(builder, "PyThread_allocate_lock", I64)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def _acquire(typingctx, lock):
+    """Take a lock, sleeping while another has it. Signals do not end the sleep."""
+
+    def codegen(context, builder, sig, args):
+        _python_call(builder, "PyThread_acquire_lock", I32, args[0], ir.Constant(I32, 1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def _release(typingctx, lock):
+    """Release a lock, which wakes who sleeps on it."""
+
+    def codegen(context, builder, sig, args):
+        _python_call(builder, "PyThread_release_lock", ir.VoidType(), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@helper
+def _new_bell(address):
+    """Have a bell at `address`: a lock that is taken, so that the next who takes it sleeps until it rings."""
+    bell = _read(address)
+    if bell == 0:
+        bell = _new_lock()
+        if bell != 0:
+            _acquire(bell)
+            _exchange(address, bell)
+    return bell
+
+
+# Calls.
+
+
+@intrinsic
+def _call(typingctx, one, code, parameters, counter, slot):
+    """Run the kernel whose machine code is at `code`; 0 if all went well."""
+    arguments = (one, types.int64, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        convention = context.call_conv
+        function = builder.inttoptr(args[1], convention.get_function_type(types.none, arguments).as_pointer())
+        status, _ = convention.call_function(builder, function, types.none, arguments, (args[0], *args[2:]))
+        return builder.zext(status.is_error, I64)
+
+    return types.int64(one, *[types.int64] * 4), codegen
+
+
+@block
+def _run_kernel(code, wide, parameters, counter, slot):
+    """The same for a kernel of float64 elements if `wide`, else of float32 ones."""
+    if wide:
+        return _call(np.float64(1), code, parameters, counter, slot)
+    return _call(np.float32(1), code, parameters, counter, slot)
+
+
+@helper
+def _field(record, number):
+    return load_scalar(pointer(record, np.int64(0)), number)
+
+
+@block
+def _wake(board, count):
+    """Wake up to two of the `count` idle helpers that are wanted: they wake others."""
+    count = min(count, 2)
+    number, came = 0, min(_read(board), _HELPERS)
+    while count > 0 and number < came:
+        here = board + 8 * (_HELPERS_AT + _LINE * number)
+        if _read(here) == _IDLE and _replace(here, _IDLE, _BUSY):
+            _release(_field(here, _BELL))
+            count -= 1
+        number += 1
+
+
+@block
+def _who_wants(board):
+    """The record of a call that wants a helper; 0 if there is none."""
+    for number in range(_CALLS):
+        record = board + 8 * (_CALLS_AT + _LINE * number)
+        if _read(record) & _WANTED:
+            return record
+    return 0
+
+
+@helper
+def _help(board, record):
+    """Work in a call, unless meanwhile it wants no more help."""
+    word = _read(record)
+    while word & _WANTED:
+        if _replace(record, word, word - _WANT_ONE + 1):
+            slot = (word & _WANTED) // _WANT_ONE
+            _wake(board, slot - 1)
+            failed = _run_kernel(
+                _field(record, _CODE),
+                _field(record, _WIDE),
+                _field(record, _PARAMETERS),
+                _field(record, _COUNTER),
+                slot,
+            )
+            if failed != 0:
+                _or(record + 8 * _FAILED, failed)
+            bell = _field(record, _CALL_BELL)
+            left = _subtract(record, 1) - 1  # from here on the record may be another call's
+            if left & _INSIDE == 0 and left & _WAITING:
+                _release(bell)
+            return
+        word = _read(record)
+
+
+@helper
+def _serve(board):
+    """A helper's life. It ends with the process."""
+    number = _add(board, 1)
+    if number >= _HELPERS:
+        _subtract(board, 1)
+        return
+    here = board + 8 * (_HELPERS_AT + _LINE * number)
+    bell = _new_bell(here + 8 * _BELL)
+    while bell != 0:  # for ever, unless there was no memory for one
+        record = _who_wants(board)
+        if record != 0:
+            _help(board, record)
+            continue
+        _exchange(here, _IDLE)
+        # A caller tells what it wants, then looks for the idle; this one tells that it is idle, then looks for calls:
+        # at least one of them sees the other.
+        if _who_wants(board) != 0 and _replace(here, _IDLE, _BUSY):
+            continue
+        spins = 0
+        while spins < _SPINS and _read(here) == _IDLE:
+            _pause()
+            spins += 1
+        _acquire(bell)  # who made this helper busy rings
+
+
+@helper
+def _open(board, code, wide, parameters, counter, helpers):
+    """The record of a call that is open to helpers; 0 where all are taken."""
+    for number in range(_CALLS):
+        record = board + 8 * (_CALLS_AT + _LINE * number)
+        if _read(record) == 0 and _replace(record, 0, _TAKEN):
+            if _new_bell(record + 8 * _CALL_BELL) == 0:
+                _exchange(record, 0)
+                return 0
+            fields = pointer(record, np.int64(0))
+            store(fields, _CODE, code)
+            store(fields, _WIDE, wide)
+            store(fields, _PARAMETERS, parameters)
+            store(fields, _COUNTER, counter)
+            store(fields, _FAILED, 0)
+            _exchange(record, _TAKEN | helpers * _WANT_ONE)
+            _wake(board, helpers)
+            return record
+    return 0
+
+
+@helper
+def _close(record):
+    """Let nobody in any more, wait for those inside, give the record back; nonzero if the kernel failed for one of them."""
+    left = _and(record, ~_WANTED)
+    spins = 0
+    while left & _INSIDE and spins < _SPINS:
+        _pause()
+        left = _read(record)
+        spins += 1
+    if left & _INSIDE and _or(record, _WAITING) & _INSIDE:
+        _acquire(_field(record, _CALL_BELL))
+    failed = _field(record, _FAILED)
+    _exchange(record, 0)
+    return failed
+
+
+@entry
+def run(board, code, wide, parameters, counter, helpers):
+    """Run a kernel, slot 0 in this thread and slots 1 to `helpers` in helpers that have time. Returns when the last of
+    them is done: 0 if all went well. With no `code` this thread becomes a helper (one function is loaded faster than two)."""
+    if code == 0:
+        _serve(board)
+        return 0
+    record = _open(board, code, wide, parameters, counter, helpers) if helpers > 0 else 0
+    failed = _run_kernel(code, wide, parameters, counter, 0)
+    if record != 0:
+        failed |= _close(record)
+    return failed

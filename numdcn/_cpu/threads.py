@@ -1,0 +1,194 @@
+"""Running CPU kernels: how many threads a call may use, and the helpers among them.
+
+The hand-off itself is compiled (`team.run`), so that no signal handler can come between its steps. What is left here
+may be interrupted anywhere: it only starts helpers, which need nobody, and remembers where machine code lies.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import ctypes
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numba.core import types
+from numba.core.compiler_lock import global_compiler_lock
+
+from numdcn._call.checks import integer
+from numdcn._cpu import team
+from numdcn._cpu.parameters import parameters
+from numdcn._cpu.team import BOARD_WORDS, MOST_THREADS, run
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, and a container's quota where the system tells."""
+    try:
+        count = len(os.sched_getaffinity(0))  # Linux
+    except (AttributeError, OSError):
+        count = os.cpu_count() or 1
+    quota = _container_quota()
+    return max(1, min(count, quota)) if quota else max(1, count)
+
+
+def _container_quota() -> int:
+    """The CPUs that a Linux control group grants, rounded up; 0 where there is no such limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()[:2]
+        return 0 if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as file:
+            quota_us = int(file.read())
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as file:
+            period_us = int(file.read())
+        return -(-quota_us // period_us) if quota_us > 0 < period_us else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _threads_from_environment() -> int:
+    text = os.environ.get("NUMDCN_NUM_THREADS", "").strip()
+    if not text:
+        return available_cpus()
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        message = f"the environment variable NUMDCN_NUM_THREADS is {text!r}, expected a number from 1 to {MOST_THREADS}"
+        raise ValueError(message)
+    return int(text)
+
+
+Result = TypeVar("Result")
+_threads = _threads_from_environment()
+_board = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet
+_BOARD = -(-ctypes.addressof(_board) // 128) * 128
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board))  # for ever: helpers sleep there until the process ends
+_helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
+_next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
+_codes: dict[Any, tuple[int, int, Any]] = {}  # by kernel and type of one; see `_load`
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads that a call may use, its own included (`NUMDCN_NUM_THREADS` at start).
+
+    Results do not depend on it, bit for bit. Raises `TypeError` or `ValueError` unless `n` is from 1 to 1024.
+    """
+    global _threads
+    count = integer("n", n, 1)
+    if count > MOST_THREADS:
+        raise ValueError(f"`n` is {count}, expected at most {MOST_THREADS}")
+    _threads = count
+
+
+def get_num_threads() -> int:
+    """The number of threads that a call may use; at first, the CPUs that this process may use."""
+    return _threads
+
+
+def plan_threads(tasks: int, work: float) -> int:
+    """How many threads so many tasks and so much work (multiply-adds of a product, or what takes as long) are worth."""
+    return max(1, min(_threads, tasks, int(work / _WORTH)))
+
+
+_WORTH = 4e6  # multiply-adds that pay for waking one more thread
+
+
+def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
+    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements.
+
+    It returns when the last of them is done. An exception from a signal handler comes before the kernel or after it.
+    """
+    code, wide, _ = _codes.get((kernel, type(one))) or _load(kernel, type(one))
+    array, counter = parameters(values)
+    if threads > 1:
+        _recruit(threads - 1)
+    if run(_BOARD, code, wide, array.buffer_info()[0], counter, threads - 1):
+        raise RuntimeError(f"{kernel.__name__} failed")
+
+
+def _recruit(count: int) -> None:
+    """Start helpers until there are `count`, or no more can be had: then the call does with fewer.
+
+    After a failure the next attempt waits, each time twice as long, as each leaks some memory of the interpreter.
+    """
+    global _helpers, _next_attempt, _pause
+    while _helpers < count and time.monotonic() >= _next_attempt:
+        try:
+            _thread.start_new_thread(team.run, (_BOARD, 0, 0, 0, 0, 0))
+        except RuntimeError:  # a limit of the system, or the interpreter is ending
+            _next_attempt, _pause = time.monotonic() + _pause, 2 * _pause
+            return
+        _helpers += 1
+
+
+def _load(kernel: Any, kind: type) -> tuple[int, int, Any]:
+    """Where the machine code of a kernel for a type lies, whether the type is float64, and what keeps the code alive."""
+    wide = int(kind is np.float64)
+    signature = (types.float64 if wide else types.float32, types.int64, types.int64, types.int64)
+
+    def compiled() -> tuple[int, int, Any]:
+        """Compile, or load from the cache, all that a launch needs."""
+        with _compiler:
+            team.run.compile((types.int64,) * 6)
+            kernel.compile(signature)
+            result = kernel.overloads[signature]
+            return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
+
+    _codes[kernel, kind] = found = _undisturbed(compiled)
+    return found
+
+
+def _undisturbed(action: Callable[[], Result]) -> Result:
+    """What `action` returns, run in a thread of its own, where no signal handler can break it off half done. An exception from
+    a handler ends the wait here, while the action goes on."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    process, done = os.getpid(), _thread.allocate_lock()
+    done.acquire()
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.release()
+
+    try:
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # a limit of the system, or the interpreter is ending
+        return action()
+    while not done.acquire(timeout=0.1):
+        if os.getpid() != process:  # a handler forked: this is the child, where that thread is not
+            return action()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's threads."""
+    global _helpers, _next_attempt, _pause
+    _next_attempt, _pause = 0.0, 1.0
+    ctypes.memset(_board, 0, ctypes.sizeof(_board))
+    _helpers = 0
+
+
+# While a thread compiles, a fork waits, as the child's compiler would be in the middle of something for ever; and the
+# interpreter does not end under it. The lock's own methods cannot be interrupted half done.
+_compiler: Any = global_compiler_lock._lock
+
+
+def _let_compilation_end() -> None:
+    with _compiler:
+        pass
+
+
+atexit.register(_let_compilation_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_compiler.acquire, after_in_parent=_compiler.release, after_in_child=_compiler.release)

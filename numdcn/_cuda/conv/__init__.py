@@ -1,0 +1,1 @@
+"""Convolutions, deformable or not. `run` is where a call comes in."""

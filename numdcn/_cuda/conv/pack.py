@@ -1,0 +1,151 @@
+"""Weights packed for tensor cores: rows of channels, padded with zeros, that are copied to shared memory 16 bytes at a time.
+
+A row begins where its first channel stands in a vector of 16 bytes of the images: a few zeros come first where that is in the
+middle of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._call.convolution import Convolution
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.device_scratch import stream_key
+from numdcn._call.prepared import PreparedWeights
+from numdcn._cuda.jit import BF16, F16, F32, cuda, kernels
+from numdcn._cuda.memory import at, put, vector_length, view
+from numdcn._cuda.mma import from_bits, per_word, word
+from numdcn._cuda.workspace import Workspace, stored
+
+DEPTH = 16  # words of which rows have a multiple
+
+
+class Pack(NamedTuple):
+    """Parameters of `pack_weights`. Parts are numbered through all groups."""
+
+    source: int  # w, (C_out, C/groups, taps)
+    target: int  # (parts, taps, rows, depth)
+    parts: int
+    parts_of_group: int
+    taps: int
+    rows: int
+    depth: int
+    width: int  # channels of a row
+    group_step: int  # from group to group in w
+    part_step: int  # from part to part of a group
+    row_step: int
+    step: int  # from channel to channel
+    first: int  # where the channels of the first part stand: 0, or for each part where those before it end
+
+
+@kernels(Pack, lambda: [(kind,) for kind in (F32, F16, BF16)])
+def pack_weights(T):
+    """Pack weights; float32 are rounded to tf32."""
+    V, EACH = vector_length(T), per_word(T)
+
+    def run(c):
+        source, target = view(c.source, T), view(c.target, T)
+        for task in range(cuda.grid(1), c.parts * c.taps * c.rows * c.depth, cuda.gridsize(1)):
+            rest, place = task // c.depth, task % c.depth
+            row, tap, part = rest % c.rows, rest // c.rows % c.taps, rest // (c.rows * c.taps)
+            channel = place - part * c.first % V
+            weight = T(0)
+            if channel >= 0 and channel < c.width:
+                start = part // c.parts_of_group * c.group_step + part % c.parts_of_group * c.part_step
+                weight = at(source, start + row * c.row_step + channel * c.step + tap)
+                if EACH == 1:
+                    weight = from_bits(word(weight, np.float32(0), F32))
+            put(target, task, weight)
+
+    return run
+
+
+def depth_of(width: int, kind: object, aligned: bool) -> int:
+    """The elements of a packed row."""
+    whole = DEPTH * per_word(kind)
+    return -(-(width + (0 if aligned else vector_length(kind) - 1)) // whole) * whole
+
+
+Weights = DeviceArray | PreparedWeights
+
+
+def _packed(
+    work: Workspace,
+    w: Weights,
+    layout: tuple[Any, ...],
+    shape: tuple[int, ...],
+    fill: Callable[[DeviceArray, DeviceArray], Any],
+) -> int:
+    """The address of memory of a shape that fill(weights, memory) filled: now, or, of prepared weights, once on a stream.
+    `layout`: what tells it from other layouts."""
+    if not isinstance(w, PreparedWeights):
+        made = work.empty(shape, w.dtype)
+        fill(w, made)
+        return made.address
+    key = (*layout, *stream_key(work.stream))
+    if key not in w.layouts:
+        made = work.framework.empty(shape, w.dtype, work.number, work.stream)
+        fill(w.array, made)
+        w.layouts[key] = made
+    return w.layouts[key].address
+
+
+def _sizes(p: Convolution) -> tuple[int, int]:
+    """Outputs and channels of a group."""
+    return p.out_channels // p.groups, p.in_channels // p.groups
+
+
+def by_channel(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (groups, taps, C/groups, C_out/groups)."""
+    outs, ins = _sizes(p)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 2, 1), made)
+
+    return _packed(work, w, ("by channel",), (p.groups, p.taps, ins, outs), fill)
+
+
+def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (groups, taps, C_out/groups, C/groups)."""
+    outs, ins = _sizes(p)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 1, 2), made)
+
+    return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
+
+
+def in_parts(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
+    """For the forward on tensor cores: in parts of groups that share their offsets, (parts, taps, outputs, depth), `more` rows
+    behind the last. The address, the depth, and the channels of a part."""
+    (outs, ins), kind = _sizes(p), stored(w.dtype)
+    width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
+    depth, parts = depth_of(width, kind, width % vector_length(kind) == 0), p.in_channels // width
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        pack = Pack(
+            work.contiguous(w).address, made.address, parts, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
+            width * p.taps, ins * p.taps, p.taps, width,
+        )  # fmt: skip
+        work.spread(pack_weights(kind), pack, parts * p.taps * outs * depth)
+
+    shape = parts * p.taps * outs + more, depth
+    return _packed(work, w, ("in parts", width, more), shape, fill), depth, width
+
+
+def by_depth(work: Workspace, p: Convolution, w: Weights, depth: int) -> int:
+    """For the gradients of columns on tensor cores: along the outputs, (groups, taps, C/groups, depth)."""
+    (outs, ins), kind = _sizes(p), stored(w.dtype)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        pack = Pack(
+            work.contiguous(w).address, made.address, p.groups, 1, p.taps, ins, depth, outs, outs * ins * p.taps, 0, p.taps,
+            ins * p.taps, 0,
+        )  # fmt: skip
+        work.spread(pack_weights(kind), pack, made.size)
+
+    return _packed(work, w, ("by depth",), (p.groups, p.taps, ins, depth), fill)

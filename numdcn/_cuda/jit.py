@@ -1,0 +1,178 @@
+"""Decorators, flags and variants of the CUDA kernels.
+
+A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
+types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
+scalars of its compute type; arrays cross as addresses (see `memory`).
+
+With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
+vector loads) has a plain twin in `memory`.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+import threading
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+
+from numdcn import _cache
+from numdcn._call import numba_cuda
+from numdcn._call.numba_cuda import SIMULATED, cuda, types
+from numdcn._cuda import launch
+
+STORE = _cache.Store("cuda", numba.__version__, llvmlite.__version__, np.__version__, numba_cuda.VERSION)
+THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
+
+
+def _mend_simulator() -> None:
+    """Give the simulator's shared arrays a lock: threads of a block that ask for one at once would get two.
+    They are filled with NaN. (An
+    alignment means nothing here.)"""
+    from numdcn._call.numba_cuda import kernelapi
+
+    lock = threading.Lock()
+
+    def array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
+        caller = sys._getframe(1)
+        place = (caller.f_code.co_filename, caller.f_lineno)
+        with lock:
+            if place not in self._allocations:
+                kind = np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
+                self._allocations[place] = np.frombuffer(
+                    bytearray(b"\xff" * (int(np.prod(shape)) * kind.itemsize)), kind
+                )
+            return self._allocations[place].reshape(shape)
+
+    kernelapi.FakeCUDAShared.array = array
+
+
+if SIMULATED:
+    _mend_simulator()
+
+MAKERS: list[Maker] = []  # every kernel there is, for the test that compiles them all
+
+
+class Maker:
+    """The variants of a kernel. Called with its constants it gives the compiled kernel."""
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        call: type,
+        variants: Callable[[], Iterable[tuple[Any, ...]]],
+        bounds: Callable[..., tuple[int, int] | None],
+    ) -> None:
+        self.make, self.call, self.variants, self.bounds = make, call, variants, bounds
+        self.name = f"{make.__module__.removeprefix('numdcn.')}.{make.__name__}"
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        MAKERS.append(self)
+
+    def __call__(self, *constants: Any) -> Any:
+        kernel = self._compiled.get(constants)
+        if kernel is None:
+            dispatcher = _jit(self.make(*constants), self.options(*constants))
+            kernel = self._compiled[constants] = launch.Kernel(dispatcher, self.signature(*constants).args)
+        return kernel
+
+    def options(self, *constants: Any) -> dict[str, Any]:
+        """Options of the compiler for a variant."""
+        bounds = self.bounds(*constants)
+        return {} if bounds is None else {"launch_bounds": bounds}
+
+    def signature(self, *constants: Any) -> Any:
+        """The Numba signature of a variant; its first constant is the type that it stores."""
+        return types.void(_numba_type(self.call, compute_type(constants[0])))
+
+
+def kernels(
+    call: type,
+    variants: Callable[[], Iterable[tuple[Any, ...]]],
+    bounds: Callable[..., tuple[int, int] | None] = lambda *constants: None,
+) -> Callable[[Callable[..., Any]], Maker]:
+    """A `Maker` of the decorated function, which makes a kernel from constants, the first of which is the type of the
+    arrays. `call`: the type of the kernel's argument. `variants`: the constants that are in use. `bounds`: the largest
+    number of threads of a block and the number of blocks that shall fit a multiprocessor."""
+    return lambda make: Maker(make, call, variants, bounds)
+
+
+def _jit(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    if SIMULATED:
+        return cuda.jit(function)
+    return _cache.attach(STORE, cuda.jit(**options)(function), _pack, _unpack)
+
+
+def _pack(kernel: Any) -> bytes:
+    """A compiled kernel as bytes."""
+    return numba_cuda.serialize.dumps(kernel._reduce_states())
+
+
+def _unpack(target_context: Any, content: bytes) -> Any:
+    with numba_cuda.utils.numba_target_override():
+        target_context.refresh()  # this may be the first code of this process
+        return numba_cuda.dispatcher._Kernel._rebuild(**pickle.loads(content))
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """A formula: its statements become part of the kernel that calls it, as those of the CPU's helpers do. (A function
+    that Numba-CUDA compiles by itself asks for a driver, so kernels could not be compiled on a machine without one.)"""
+    return cuda.jit(device=True)(function) if SIMULATED else numba.njit(inline="always", error_model="numpy")(function)
+
+
+def _numba_type(kind: Any, compute: Any) -> Any:
+    """The Numba type of an annotation: int, `Scalar`, a tuple of such, or a NamedTuple of such."""
+    if kind is int:
+        return types.int64
+    if kind is Scalar:
+        return compute
+    if hasattr(kind, "_fields"):
+        hints = typing.get_type_hints(kind)
+        return types.BaseTuple.from_types([_numba_type(hints[name], compute) for name in kind._fields], kind)
+    return types.BaseTuple.from_types([_numba_type(part, compute) for part in typing.get_args(kind)])
+
+
+class Scalar:
+    """Annotation of a field that holds a scalar of the kernel's compute type."""
+
+
+# The types that arrays may have, each with the one that is computed in: bfloat16 is stored as its bits.
+
+F32, F64, F16, BF16 = types.float32, types.float64, types.float16, types.uint16
+STORED = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
+
+
+def compute_type(stored: Any) -> Any:
+    """float64 for float64, else float32."""
+    return F64 if stored == F64 else F32
+
+
+def scalar_type(stored: Any) -> type[np.floating[Any]]:
+    """NumPy's scalars of `compute_type`."""
+    return np.float64 if stored == F64 else np.float32
+
+
+def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any, Any]]:
+    """The types of images and of coordinates that go together: coordinates may be float32 where images are narrower."""
+    return [(kind, kind) for kind in stored] + [(kind, F32) for kind in stored if kind in (F16, BF16)]
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    """Of a device."""
+    return 1 if SIMULATED else int(cuda.gpus[device].MULTIPROCESSOR_COUNT)
+
+
+def has_vector_reductions(device: int) -> bool:
+    """Whether a device adds 16 bytes to memory at once."""
+    return not SIMULATED and tuple(cuda.gpus[device].compute_capability) >= (9, 0)
+
+
+def has_mma(device: int) -> bool:
+    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator does as if."""
+    return SIMULATED or tuple(cuda.gpus[device].compute_capability) >= (8, 0)

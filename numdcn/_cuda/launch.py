@@ -1,0 +1,118 @@
+"""Launches of CUDA kernels that cost the host a few microseconds.
+
+Numba's own launcher types and converts every scalar of the argument in Python, at a microsecond each, and enters a context.
+Here all scalars are packed at once into memory that is kept with the addresses of its parts, as the driver wants them, and the
+context is looked at before it is changed. The kernel itself is compiled, cached and loaded by Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from numdcn._call.driver import check, on_device
+from numdcn._call.numba_cuda import SIMULATED, types
+
+if not SIMULATED:
+    from numdcn._call.numba_cuda import driver
+
+CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
+
+
+def _scalars(kind: Any) -> Iterator[Any]:
+    """The types of the scalars in a Numba type."""
+    if isinstance(kind, types.BaseTuple):
+        for part in kind:
+            yield from _scalars(part)
+    else:
+        yield kind
+
+
+def _flat(kind: Any, name: str) -> str:
+    """The scalars of a tuple of this type, called `name`, as items of a tuple in Python: those that follow one another at once."""
+    items, plain = [], [not isinstance(part, types.BaseTuple) for part in kind]
+    i = 0
+    while i < len(plain):
+        end = next((j for j in range(i, len(plain)) if not plain[j]), len(plain))
+        if end > i:
+            items.append(f"*{name}[{i}:{end}]")
+        if end < len(plain):
+            items.append(_flat(kind[end], f"{name}[{end}]"))
+        i = end + 1
+    return ", ".join(items)
+
+
+class _Room:
+    """Memory for the parameters of one launch, and the addresses of each in it."""
+
+    def __init__(self, size: int, offsets: list[int]) -> None:
+        self.memory = ctypes.create_string_buffer(size)
+        start = ctypes.addressof(self.memory)
+        self.places = (ctypes.c_void_p * len(offsets))(*(start + offset for offset in offsets))
+        self.address = ctypes.addressof(self.places)
+
+
+class Kernel:
+    """A kernel that takes one argument, a tuple of scalars and such tuples."""
+
+    def __init__(self, dispatcher: Any, signature: tuple[Any, ...]) -> None:
+        self.dispatcher, self._signature = dispatcher, signature
+        codes = [CODES[kind] for kind in _scalars(signature[0])]
+        self._packing = struct.Struct("@" + "".join(codes))
+        ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
+        self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
+        self._flatten = eval(f"lambda c: ({_flat(signature[0], 'c')},)")  # numbers and brackets alone
+        self._handles: dict[int, Any] = {}  # by device
+        self._rooms: list[_Room] = []  # not in use
+        self._lock = threading.Lock()
+
+    def run(self, blocks: int, threads: int | tuple[int, int], stream: int, device: int, call: tuple[Any, ...]) -> None:
+        """Launch on a stream of a device, without waiting. An error of the launch is raised."""
+        if SIMULATED:
+            self.dispatcher[blocks, threads](call)
+            return
+        on_device(device, lambda: self._launch(blocks, threads, stream, device, call))
+
+    def _launch(
+        self, blocks: int, threads: int | tuple[int, int], stream: int, device: int, call: tuple[Any, ...]
+    ) -> None:
+        handle = self._handles.get(device) or self._load(device)
+        across, down = threads if isinstance(threads, tuple) else (threads, 1)
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = _Room(self._packing.size, self._offsets)
+        self._packing.pack_into(room.memory, 0, *self._flatten(call))
+        (error,) = driver.cuLaunchKernel(handle, blocks, 1, 1, across, down, 1, 0, stream, room.address, 0)
+        self._rooms.append(room)
+        check(error, "a kernel could not be launched")
+
+    def _load(self, device: int) -> Any:
+        """The kernel on a device, compiled or from Numba's cache."""
+        with self._lock:
+            try:
+                compiled = self.dispatcher.compile(self._signature)
+                handle = self._handles[device] = compiled._codelibrary.get_cufunc().handle
+            except Exception as error:
+                if "OUTDATED_LIBRARY" in str(error):
+                    raise RuntimeError(_outdated_linker()) from error
+                raise
+        return handle
+
+
+def _outdated_linker() -> str:
+    """What to do about nvJitLink refusing what a newer libnvvm has made."""
+    from cuda.bindings import nvjitlink
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    linker, compiler = (load_nvidia_dynamic_lib(name).abs_path for name in ("nvJitLink", "nvvm"))
+    major, minor = nvjitlink.version()
+    suffix, package = ("", "nvidia-nvvm") if major >= 13 else (f"-cu{major}", f"nvidia-cuda-nvcc-cu{major}")
+    return (
+        f"CUDA's linker, nvJitLink {major}.{minor} ({linker}), is older than its compiler, libnvvm ({compiler}), and refuses "
+        f"what that has made; expected a linker at least as new. A newer one: pip install --upgrade nvidia-nvjitlink{suffix}. "
+        f'Or an older compiler: pip install "{package}=={major}.{minor}.*"'
+    )

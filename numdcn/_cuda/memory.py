@@ -1,0 +1,372 @@
+"""Memory as CUDA kernels see it: arrays at addresses, elements of every type, vectors of 16 bytes.
+
+Arrays are flat, contiguous and addressed by the position of an element. `widen` and `narrow` turn elements into the type that
+is computed in and back: bfloat16 is stored as its 16 bits, as Numba's own type for it needs a C++ compiler.
+
+Each function that Python cannot run has a twin for the simulator, in which the functions decorated by `twin` run as they stand
+here: there an address is that of an array that was registered, and every access is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from numdcn._call.numba_cuda import cgutils, intrinsic, types
+from numdcn._call.simulator import SIMULATED_MEMORY, CheckedArray
+from numdcn._cuda.jit import F16, F64, SIMULATED, cuda
+
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+def twin(real: Any) -> Callable[[Any], Any]:
+    """The decorated function in the simulator, else `real`."""
+    return lambda function: function if SIMULATED else real
+
+
+def asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
+    """IR: inline PTX."""
+    kind = ir.FunctionType(result, [v.type for v in values])
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values))
+
+
+def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """IR: pointer to an element."""
+    data = cgutils.create_struct_proxy(kind)(context, builder, value=array).data
+    return builder.gep(data, [index])
+
+
+def shared_place(builder: Any, place: Any) -> Any:
+    """IR: an address in shared memory, of a pointer there."""
+    return builder.ptrtoint(builder.addrspacecast(place, place.type.pointee.as_pointer(3)), I32)
+
+
+# Arrays.
+
+
+@intrinsic
+def _view(typingctx, address, kind):
+    result = types.Array(kind.dtype, 1, "C")
+
+    def codegen(context, builder, sig, args):
+        made = cgutils.create_struct_proxy(result)(context, builder)
+        made.data = builder.inttoptr(args[0], context.get_value_type(kind.dtype).as_pointer())
+        size, most = context.get_abi_sizeof(context.get_data_type(kind.dtype)), 2**62
+        made.itemsize, made.nitems = ir.Constant(I64, size), ir.Constant(I64, most)
+        made.shape = cgutils.pack_array(builder, [ir.Constant(I64, most)])
+        made.strides = cgutils.pack_array(builder, [ir.Constant(I64, size)])
+        made.meminfo = ir.Constant(made.meminfo.type, None)
+        made.parent = ir.Constant(made.parent.type, None)
+        return made._getvalue()
+
+    return result(address, kind), codegen
+
+
+def _simulated(address: int) -> CheckedArray:
+    """The registered array that begins at an address, or one that holds it, seen from there."""
+    found = SIMULATED_MEMORY.get(address)
+    if found is not None:
+        return found
+    for array in list(SIMULATED_MEMORY.values()):
+        place = address - array.elements.ctypes.data
+        if 0 <= place < array.elements.nbytes:
+            return CheckedArray(array.elements, place // array.elements.itemsize)
+    raise ValueError(f"address {address:#x} is in no array of the simulator")
+
+
+@twin(_view)
+def view(address, kind):
+    """The array of elements of `kind` that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
+    return _simulated(int(address)) if address else None
+
+
+@intrinsic
+def _at(typingctx, array, index):
+    def codegen(context, builder, sig, args):
+        place = place_of(
+            context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64)
+        )
+        return builder.load(place)
+
+    return array.dtype(array, index), codegen
+
+
+@twin(_at)
+def at(array, index):
+    """The element at a position, which may be negative."""
+    return array[index]
+
+
+@intrinsic
+def _put(typingctx, array, index, value):
+    def codegen(context, builder, sig, args):
+        place = place_of(
+            context, builder, sig.args[0], args[0], context.cast(builder, args[1], sig.args[1], types.int64)
+        )
+        builder.store(context.cast(builder, args[2], sig.args[2], array.dtype), place)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), codegen
+
+
+@twin(_put)
+def put(array, index, value):
+    """Store an element at a position, which may be negative."""
+    array[index] = value
+
+
+# Elements.
+
+
+@intrinsic
+def _widen(typingctx, element):
+    result = element if element in (types.float32, F64) else types.float32
+
+    def codegen(context, builder, sig, args):
+        if element == types.uint16:
+            return builder.bitcast(builder.shl(builder.zext(args[0], I32), ir.Constant(I32, 16)), FLOAT)
+        return context.cast(builder, args[0], element, result)
+
+    return result(element), codegen
+
+
+@twin(_widen)
+def widen(element):
+    """An element in the type that is computed in."""
+    if isinstance(element, np.uint16):
+        return np.uint32(int(element) << 16).view(np.float32)
+    return element if isinstance(element, np.float64) else np.float32(element)
+
+
+@intrinsic
+def _narrow(typingctx, number, kind):
+    target = kind.dtype
+
+    def codegen(context, builder, sig, args):
+        if target != types.uint16:
+            return context.cast(builder, args[0], number, target)
+        value = context.cast(builder, args[0], number, types.float32)
+        pattern = builder.bitcast(value, I32)
+        odd = builder.and_(builder.lshr(pattern, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+        rounded = builder.lshr(builder.add(builder.add(pattern, ir.Constant(I32, 0x7FFF)), odd), ir.Constant(I32, 16))
+        unknown = builder.fcmp_unordered("uno", value, value)
+        return builder.trunc(builder.select(unknown, ir.Constant(I32, 0x7FFF), rounded), I16)
+
+    return target(number, kind), codegen
+
+
+@twin(_narrow)
+def narrow(number, kind):
+    """A number as an element of a type, rounded to nearest even."""
+    if kind == types.uint16:
+        pattern = int(np.float32(number).view(np.uint32))
+        return np.uint16(0x7FFF if number != number else (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16)
+    with np.errstate(over="ignore"):
+        return np.dtype(str(kind)).type(number)
+
+
+# Vectors of 16 bytes, from and to arrays whose place is a multiple of 16 bytes.
+
+
+def vector_length(kind: Any) -> int:
+    """Elements of a type in 16 bytes."""
+    return 128 // kind.bitwidth
+
+
+@intrinsic
+def _load_vector(typingctx, array, index, target, first):
+    def codegen(context, builder, sig, args):
+        source, _, wide, _ = sig.args
+        place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
+        for i, value in enumerate(_loaded(builder, source.dtype, place)):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(value, place_of(context, builder, wide, args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, target, types.int64), codegen
+
+
+def _words(builder: Any, place: Any) -> list[Any]:
+    """IR: the words of 16 bytes of global memory that no one writes."""
+    text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
+    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
+    return [builder.extract_value(packed, i) for i in range(4)]
+
+
+def _unpacked(builder: Any, kind: Any, word: Any) -> list[Any]:
+    """IR: the elements of a word, widened."""
+    if kind == types.float32:
+        return [builder.bitcast(word, FLOAT)]
+    values = []
+    for shift in (0, 16):
+        half = builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16)
+        if kind == F16:
+            values.append(builder.fpext(builder.bitcast(half, HALF), FLOAT))
+        else:
+            values.append(builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT))
+    return values
+
+
+def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
+    """IR: the elements of 16 bytes of global memory that no one writes, widened."""
+    if kind == F64:
+        packed = asm(
+            builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
+        )
+        return [builder.extract_value(packed, i) for i in range(2)]
+    return [value for word in _words(builder, place) for value in _unpacked(builder, kind, word)]
+
+
+@twin(_load_vector)
+def load_vector(array, index, target, first):
+    """Read 16 bytes of memory that nothing writes meanwhile, into target[first], target[first + 1], ... widened."""
+    _check_vector(array, index)
+    for i in range(16 // array.elements.itemsize):
+        target[first + i] = widen(array[index + i])
+
+
+def _check_vector(array: CheckedArray, index: int) -> None:
+    if (array.elements.ctypes.data + (int(index) + array.origin) * array.elements.itemsize) % 16:
+        raise ValueError(f"a vector is used at element {index}, which is not at a multiple of 16 bytes")
+
+
+@intrinsic
+def _load_words(typingctx, array, index, words, first):
+    def codegen(context, builder, sig, args):
+        place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+        for i, word in enumerate(_words(builder, place)):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(word, place_of(context, builder, sig.args[2], args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, words, types.int64), codegen
+
+
+@twin(_load_words)
+def load_words(array, index, words, first):
+    """Read 16 bytes of memory that nothing writes meanwhile, into words[first], ... words[first + 3] as they are."""
+    words[first : first + 4] = _simulated_words(array, index)
+
+
+@intrinsic
+def _unpack(typingctx, words, index, target, start, kind):
+    def codegen(context, builder, sig, args):
+        word = builder.load(place_of(context, builder, sig.args[0], args[0], args[1]))
+        for i, value in enumerate(_unpacked(builder, kind.dtype, word)):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(value, place_of(context, builder, sig.args[2], args[2], position))
+        return context.get_dummy_value()
+
+    return types.void(words, types.int64, target, types.int64, kind), codegen
+
+
+@twin(_unpack)
+def unpack(words, index, target, start, kind):
+    """target[start], or for half types also target[start + 1], = the elements of a word, widened."""
+    stored = np.dtype(np.uint16) if kind == types.uint16 else np.dtype(str(kind))
+    for i, element in enumerate(np.array(words[index : index + 1]).view(stored)):
+        target[start + i] = widen(element)
+
+
+def _simulated_words(array: CheckedArray, index: int) -> np.ndarray:
+    _check_vector(array, index)
+    return np.array([array[index + i] for i in range(16 // array.elements.itemsize)]).view(np.uint32)
+
+
+@intrinsic
+def _add_vector(typingctx, array, index, values, first):
+    def codegen(context, builder, sig, args):
+        place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+        numbers = []
+        for i in range(4):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            numbers.append(builder.load(place_of(context, builder, sig.args[2], args[2], position)))
+        text = "red.global.add.v4.f32 [$0], {$1,$2,$3,$4};"
+        asm(builder, ir.VoidType(), text, "l,f,f,f,f,~{memory}", [place, *numbers], True)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, values, types.int64), codegen
+
+
+def _simulated_add_vector(array, index, values, first):
+    _check_vector(array, index)
+    for i in range(4):
+        cuda.atomic.add(array, index + i, values[first + i])
+
+
+# Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0
+add_vector = cuda.jit(device=True)(_simulated_add_vector) if SIMULATED else _add_vector
+
+
+# Shared memory, four elements at once, at a multiple of four.
+
+
+@intrinsic
+def _load_four(typingctx, tile, index, target, first):
+    def codegen(context, builder, sig, args):
+        kind, _, wide, _ = sig.args
+        element = context.get_data_type(kind.dtype)
+        place = place_of(context, builder, kind, args[0], args[1])
+        vector = builder.bitcast(place, ir.VectorType(element, 4).as_pointer(place.type.addrspace))
+        four = builder.load(vector)
+        four.align = 16
+        for i in range(4):
+            position = builder.add(args[3], ir.Constant(args[3].type, i))
+            builder.store(
+                builder.extract_element(four, ir.Constant(I32, i)), place_of(context, builder, wide, args[2], position)
+            )
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, target, types.int64), codegen
+
+
+@twin(_load_four)
+def load_four(tile, index, target, first):
+    """Read tile[index], ... tile[index + 3] into target[first], ... target[first + 3]."""
+    if index % 4:
+        raise ValueError(f"four elements are read at {index}, which is no multiple of 4")
+    for i in range(4):
+        target[first + i] = tile[index + i]
+
+
+# Copies from global memory to words in shared memory that go on while the thread does other things (compute capability 8.0).
+
+
+@intrinsic
+def _copy_vector(typingctx, array, index, buffer, place, live):
+    def codegen(context, builder, sig, args):
+        source = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+        target = shared_place(builder, place_of(context, builder, sig.args[2], args[2], args[3]))
+        size = builder.select(args[4], ir.Constant(I32, 16), ir.Constant(I32, 0))
+        text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+        asm(builder, ir.VoidType(), text, "r,l,r,~{memory}", [target, source, size], True)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, buffer, types.int64, types.boolean), codegen
+
+
+@twin(_copy_vector)
+def copy_vector(array, index, buffer, place, live):
+    """Begin to copy 16 bytes at an element, or if not `live` zeros, to the four words at a place, a multiple of four."""
+    if place % 4:
+        raise ValueError(f"four words are copied to {place}, which is no multiple of 4")
+    words = _simulated_words(array, index) if live else np.zeros(4, np.uint32)
+    buffer[place], buffer[place + 1], buffer[place + 2], buffer[place + 3] = words
+
+
+@intrinsic
+def _wait_for_copies(typingctx):
+    def codegen(context, builder, sig, args):
+        asm(builder, ir.VoidType(), "cp.async.wait_all;", "~{memory}", [], True)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@twin(_wait_for_copies)
+def wait_for_copies():
+    """Wait until this thread's own copies are done. Those of others are done after the next barrier."""

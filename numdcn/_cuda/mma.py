@@ -1,0 +1,260 @@
+"""Tensor cores: products of 16 x 8 numbers by a warp, from float16, bfloat16 or tf32 operands with float32 sums.
+
+Operands are words of 32 bits, along the depth of the product: two float16 or bfloat16, or one tf32. A step takes eight words:
+lane 4*g + t holds the words t and t + 4 of rows g and g + 8 of the left operand, and of column g of the right one, and the sums
+of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf32, mma.m16n8k8).
+
+Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose
+words follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four
+words: of rows g and g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first
+and third are those of eight columns, the second and fourth those of the next eight. Eight rows are read at once: pieces of 16 bytes
+are mixed within a row (`piece_at`), or rows padded, so that they come from different banks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from numdcn._call.numba_cuda import cgutils, intrinsic, types
+from numdcn._cuda.jit import F16, F32, SIMULATED, cuda, device
+from numdcn._cuda.memory import FLOAT, I32, asm, narrow, place_of, shared_place, twin
+
+STEP = 8  # words of a step
+SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
+TF32 = "m16n8k8.row.col.f32.tf32.tf32.f32"
+
+
+def per_word(kind: Any) -> int:
+    """Numbers of a word."""
+    return 1 if kind == F32 else 2
+
+
+@intrinsic
+def _bits(typingctx, number):
+    return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], I32)
+
+
+@twin(_bits)
+def bits(number):
+    """A float32 as a word."""
+    return np.float32(number).view(np.uint32)
+
+
+@intrinsic
+def _from_bits(typingctx, word):
+    if word != types.uint32:
+        return word(word), lambda context, builder, sig, args: args[0]
+    return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
+
+
+@twin(_from_bits)
+def from_bits(word):
+    """The float32 that a word holds. A number is itself."""
+    return word.view(np.float32) if isinstance(word, np.uint32) else word
+
+
+@intrinsic
+def _word(typingctx, first, second, kind):
+    target = kind.dtype
+
+    def codegen(context, builder, sig, args):
+        if target == F32:
+            return asm(builder, I32, "cvt.rna.tf32.f32 $0, $1;", "=r,f", [args[0]], False)
+        name = "f16x2" if target == F16 else "bf16x2"
+        return asm(builder, I32, f"cvt.rn.{name}.f32 $0, $1, $2;", "=r,f,f", [args[1], args[0]], False)
+
+    return types.uint32(types.float32, types.float32, kind), codegen
+
+
+@twin(_word)
+def word(first, second, kind):
+    """Two numbers as a word of `kind`, rounded to nearest; for tf32 the first alone, halves away from zero."""
+    if kind == F32:
+        pattern = int(bits(first))
+        if np.isfinite(first):
+            pattern = (pattern + 0x1000) & 0xFFFFE000
+        return np.uint32(pattern & 0xFFFFFFFF)
+    low, high = (np.asarray(narrow(v, kind)).view(np.uint16) for v in (first, second))
+    return np.uint32(int(low) | int(high) << 16)
+
+
+# Operands in shared memory.
+
+
+def _matrices(turned: str) -> Any:
+    @intrinsic
+    def matrices(typingctx, buffer, index):
+        """Four matrices of 8 x 16 bytes, whose rows begin at the words that the lanes tell (multiples of four)."""
+        result = types.UniTuple(types.uint32, 4)
+
+        def codegen(context, builder, sig, args):
+            place = shared_place(builder, place_of(context, builder, sig.args[0], args[0], args[1]))
+            text = f"ldmatrix.sync.aligned.m8n8.x4{turned}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
+            kind = ir.LiteralStructType([I32] * 4)
+            made = asm(builder, kind, text, "=r,=r,=r,=r,r,~{memory}", [place], True)
+            return cgutils.pack_array(builder, [builder.extract_value(made, i) for i in range(4)])
+
+        return result(buffer, types.int64), codegen
+
+    return matrices
+
+
+_plain, _transposed = _matrices(""), _matrices(".trans")
+
+
+@device
+def piece_at(row, piece, PIECES):
+    """The word at which a piece of a row of PIECES begins, in rows for `load_matrices`."""
+    return (row * PIECES + (piece ^ (row * PIECES // 8 % PIECES))) * 4
+
+
+@device
+def _load_matrices(buffer, start, row, piece, lane, PIECES):
+    return _plain(buffer, start + piece_at(row + lane % 16, piece + lane // 16, PIECES))
+
+
+@twin(_load_matrices)
+def load_matrices(buffer, start, row, piece, lane, PIECES):
+    """Words of sixteen rows from `row` on, of the pieces `piece` and the next; the rows begin at word `start`."""
+    rows, pieces = (row + lane // 4, row + lane // 4 + 8), (piece, piece + 1)
+    return tuple(buffer[start + piece_at(rows[m % 2], pieces[m // 2], PIECES) + lane % 4] for m in range(4))
+
+
+@device
+def _load_turned(buffer, first, pitch, lane, EACH):
+    if EACH == 2:
+        return _transposed(buffer, first + (lane % 8 + lane // 16 * 8) * pitch + lane // 8 % 2 * 4)
+    start = first + lane % 4 * pitch + lane // 4
+    lower = start + 4 * pitch
+    return buffer[start], buffer[start + 8], buffer[lower], buffer[lower + 8]
+
+
+@twin(_load_turned)
+def load_turned(buffer, first, pitch, lane, EACH):
+    """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
+    row, depth = int(lane) // 4, int(lane) % 4 * EACH
+
+    def element(m: int, i: int) -> int:
+        place = row + m % 2 * 8
+        found = int(buffer[first + (depth + m // 2 * 4 * EACH + i) * pitch + place // EACH])
+        return found if EACH == 1 else found >> 16 * (place % 2) & 0xFFFF
+
+    return tuple(np.uint32(sum(element(m, i) << 16 * i for i in range(EACH))) for m in range(4))
+
+
+@intrinsic
+def _store_words(typingctx, buffer, index, w0, w1, w2, w3):
+    def codegen(context, builder, sig, args):
+        place = place_of(context, builder, sig.args[0], args[0], args[1])
+        four = ir.Constant(ir.VectorType(I32, 4), ir.Undefined)
+        for i in range(4):
+            four = builder.insert_element(four, args[2 + i], ir.Constant(I32, i))
+        builder.store(four, builder.bitcast(place, four.type.as_pointer(place.type.addrspace)), align=16)
+        return context.get_dummy_value()
+
+    return types.void(buffer, types.int64, *[types.uint32] * 4), codegen
+
+
+@twin(_store_words)
+def store_words(buffer, index, w0, w1, w2, w3):
+    """Four words, to a place in shared memory that is a multiple of four."""
+    if index % 4:
+        raise ValueError(f"four words are stored at {index}, which is no multiple of 4")
+    buffer[index], buffer[index + 1], buffer[index + 2], buffer[index + 3] = w0, w1, w2, w3
+
+
+# Products.
+
+
+@intrinsic
+def _multiply_add(typingctx, a0, a1, a2, a3, b0, b1, sums, i, j, kind):
+    target = kind.dtype
+
+    def codegen(context, builder, sig, args):
+        array = cgutils.create_struct_proxy(sums)(context, builder, value=args[6])
+        shape = cgutils.unpack_tuple(builder, array.shape)
+        start = builder.mul(
+            builder.add(builder.mul(args[7], shape[1]), args[8]), shape[2]
+        )  # a contiguous array (rows, columns, 4)
+        places = [builder.gep(array.data, [builder.add(start, ir.Constant(start.type, k))]) for k in range(4)]
+        text = f"mma.sync.aligned.{TF32 if target == F32 else SHAPES[str(target)]} "
+        text += "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+        values = [*args[:6], *(builder.load(place) for place in places)]
+        made = asm(
+            builder, ir.LiteralStructType([FLOAT] * 4), text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", values, True
+        )  # fmt: skip
+        for k, place in enumerate(places):
+            builder.store(builder.extract_value(made, k), place)
+        return context.get_dummy_value()
+
+    words = [types.uint32] * 6
+    return types.void(*words, sums, types.int64, types.int64, kind), codegen
+
+
+EXCHANGED: dict[Any, Any] = {}  # in the simulator: what the lanes of a warp show each other
+
+
+def _simulated_multiply_add(a0, a1, a2, a3, b0, b1, sums, i, j, kind):
+    thread = int(cuda.threadIdx.x)
+    warp, lane = thread // 32 * 32, thread % 32
+    EXCHANGED[thread] = (a0, a1, a2, a3, b0, b1)
+    cuda.syncthreads()
+    g, t = lane // 4, lane % 4
+    for row in range(2):
+        left = _numbers([EXCHANGED[warp + 4 * g + k % 4][row + 2 * (k // 4)] for k in range(STEP)], kind)
+        for column in range(2):
+            owner = warp + 4 * (2 * t + column)
+            right = _numbers([EXCHANGED[owner + k % 4][4 + k // 4] for k in range(STEP)], kind)
+            with np.errstate(all="ignore"):
+                sums[i, j, 2 * row + column] += np.float32(np.dot(left, right))
+    cuda.syncthreads()
+
+
+def _numbers(words: list[Any], kind: Any) -> np.ndarray:
+    """The numbers of words, as float64. Of a tf32 the last 13 bits do not count."""
+    raw = np.array(words, np.uint32)
+    if kind == F32:
+        return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    if kind == F16:
+        return raw.view(np.float16).astype(np.float64)
+    return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+# sums[i, j, :] += the warp's product of one step
+multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else _multiply_add
+
+
+@device
+def multiply_step(words, both, sums, j, MINE_R, T):
+    """One step for two eights of columns, the j-th and the next."""
+    for i in range(MINE_R):
+        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[0], both[2], sums, i, j, T)
+        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[1], both[3], sums, i, j + 1, T)
+
+
+@device
+def multiply_matrices(buffer, left, row, right, column, lane, words, sums, MINE_R, MINE_C, WORDS, T):
+    """sums += left times right, WORDS words deep, for the MINE_R sixteens of rows from `row` on and the MINE_C (even) eights of columns
+    from `column` on of a warp; `words`: room for MINE_R x 4."""
+    for step in range(0, WORDS, STEP):
+        for i in range(MINE_R):
+            four = load_matrices(buffer, left, row + 16 * i, step // 4, lane, WORDS // 4)
+            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+        for j in range(0, MINE_C, 2):
+            both = load_matrices(buffer, right, column + 8 * j, step // 4, lane, WORDS // 4)
+            multiply_step(words, both, sums, j, MINE_R, T)
+
+
+@device
+def multiply_turned(buffer, left, left_pitch, right, right_pitch, lane, words, sums, MINE_R, MINE_C, WORDS, T, EACH):
+    """The same for operands that lie across, at whose first row and column the words `left` and `right` are."""
+    for step in range(0, WORDS * EACH, STEP * EACH):
+        for i in range(MINE_R):
+            four = load_turned(buffer, left + step * left_pitch + 16 // EACH * i, left_pitch, lane, EACH)
+            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+        for j in range(0, MINE_C, 2):
+            both = load_turned(buffer, right + step * right_pitch + 8 // EACH * j, right_pitch, lane, EACH)
+            multiply_step(words, both, sums, j, MINE_R, T)

@@ -1,0 +1,119 @@
+"""The modulation of a deformable layer on the GPU: masks from logits and back, and sums of two arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from numdcn._call.arrays import received
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.results import new_like
+from numdcn._cuda.jit import BF16, F16, F32, F64, Scalar, cuda, kernels, scalar_type
+from numdcn._cuda.memory import at, narrow, put, view, widen
+from numdcn._cuda.workspace import Workspace, scalar, stored
+
+KINDS = [(kind,) for kind in (F32, F64, F16, BF16)]
+
+
+class Call(NamedTuple):
+    """Parameters of the kernels. The logits are the last channels of an array; the others are contiguous."""
+
+    logits: int  # address of the first; in the backward: of their gradient
+    mask: int
+    grad_mask: int
+    count: int
+    image: int  # elements of an image of the mask
+    step: int  # elements from an image of the logits to the next
+    scale: Scalar
+
+
+@kernels(Call, lambda: KINDS)
+def masks(T):
+    """mask = scale * sigmoid(logits)."""
+    S = scalar_type(T)
+
+    def run(c):
+        logits, mask = view(c.logits, T), view(c.mask, T)
+        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
+            logit = widen(at(logits, task // c.image * c.step + task % c.image))
+            small = S(math.exp(-abs(logit)))  # of either sign: nothing overflows
+            upper = S(1) / (S(1) + small)
+            share = upper if logit >= S(0) else small * upper
+            put(mask, task, narrow(S(c.scale) * share if logit == logit else logit, T))
+
+    return run
+
+
+@kernels(Call, lambda: KINDS)
+def mask_gradients(T):
+    """grad_logits = grad_mask * mask * (1 - mask / scale)."""
+    S = scalar_type(T)
+
+    def run(c):
+        logits, mask, grad_mask = view(c.logits, T), view(c.mask, T), view(c.grad_mask, T)
+        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
+            value, grad = widen(at(mask, task)), widen(at(grad_mask, task))
+            slope = value * (S(1) - value / S(c.scale))
+            put(logits, task // c.image * c.step + task % c.image, narrow(grad * slope, T))
+
+    return run
+
+
+class Sum(NamedTuple):
+    """Parameters of `add`."""
+
+    target: int
+    other: int
+    count: int
+
+
+@kernels(Sum, lambda: KINDS)
+def add(T):
+    """target += other."""
+
+    def run(c):
+        target, other = view(c.target, T), view(c.other, T)
+        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
+            put(target, task, narrow(widen(at(target, task)) + widen(at(other, task)), T))
+
+    return run
+
+
+def split_prediction(z: DeviceArray, channels: int, scale: int) -> tuple[DeviceArray, DeviceArray]:
+    """The first `channels` of z, which are offsets, and scale * sigmoid of the others."""
+    with Workspace(z) as work:
+        offsets = received(z.owner[:, :channels])
+        mask = new_like((z.shape[0], z.shape[1] - channels, *z.shape[2:]), z.dtype, z)
+        if mask.size:
+            first = z.address + channels * z.strides[1] * z.dtype.itemsize
+            call = Call(first, mask.address, 0, mask.size, mask.size // len(mask), z.strides[0], scalar(z.dtype)(scale))  # type: ignore[arg-type]
+            work.spread(masks(stored(z.dtype)), call, mask.size)
+        return offsets, mask
+
+
+def join_gradients(grad_offsets: DeviceArray, grad_mask: DeviceArray, mask: DeviceArray, scale: int) -> DeviceArray:
+    """The gradient of z, given those of what `split_prediction` made of it."""
+    with Workspace(grad_mask) as work:
+        channels = grad_offsets.shape[1]
+        shape = (grad_mask.shape[0], channels + grad_mask.shape[1], *grad_mask.shape[2:])
+        grad_z = new_like(shape, grad_mask.dtype, grad_mask)
+        if grad_z.size:
+            work.copy(grad_offsets, received(grad_z.owner[:, :channels]))
+            mask, grad_mask = work.contiguous(mask), work.contiguous(grad_mask)
+            first = grad_z.address + channels * grad_z.strides[1] * grad_z.dtype.itemsize
+            image = grad_mask.size // len(grad_mask)
+            one = scalar(grad_z.dtype)(scale)
+            call = Call(first, mask.address, grad_mask.address, grad_mask.size, image, grad_z.strides[0], one)  # type: ignore[arg-type]
+            work.spread(mask_gradients(stored(grad_z.dtype)), call, grad_mask.size)
+        return grad_z
+
+
+def add_to(target: DeviceArray, other: DeviceArray) -> None:
+    """target += other."""
+    if not target.size:
+        return
+    with Workspace(target) as work:
+        sums = work.contiguous(target)
+        work.spread(add(stored(target.dtype)), Sum(sums.address, work.contiguous(other).address, sums.size), sums.size)
+        if sums is not target:
+            work.copy(sums, target)

@@ -1,0 +1,62 @@
+"""Samples at points of GPU arrays: copies and launches around the kernels."""
+
+from __future__ import annotations
+
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.options import Options
+from numdcn._call.points import PointArrays, Sampling
+from numdcn._cuda.points.kernels import POINTS, Call, backward_tiles, forward_tiles, plan_points
+from numdcn._cuda.workspace import Images, Workspace, stored, summed
+
+
+def forward(p: Sampling, arrays: PointArrays, y: DeviceArray, options: Options) -> None:
+    """Fill y."""
+    with Workspace(y) as work, work.output(y) as target:
+        images, points = work.pack(arrays.x), work.contiguous(arrays.points)
+        call = _call(p, images, points, target)
+        blocks = p.batch * -(-p.points // POINTS)
+        work.launch(forward_tiles(stored(y.dtype), stored(points.dtype)), call, blocks)
+
+
+def _call(p: Sampling, images: Images, points: DeviceArray, y: DeviceArray) -> Call:
+    return Call(
+        images.array.address, points.address, y.address, 0, 0, p.batch, p.channels, p.points, p.size, images.pitch,
+        images.pixels, 0,
+    )  # fmt: skip
+
+
+def backward(p: Sampling, grad_y: DeviceArray, arrays: PointArrays, grads: PointArrays, options: Options) -> None:
+    """Fill the gradients in `grads`."""
+    with Workspace(grad_y) as work, work.outputs(grads) as targets:
+        _backward(work, p, grad_y, arrays, targets, options)
+
+
+def _backward(
+    work: Workspace, p: Sampling, grad_y: DeviceArray, arrays: PointArrays, grads: PointArrays, options: Options
+) -> None:
+    """The same, where gradients are contiguous."""
+    x = arrays.x
+    points, grad_y = work.contiguous(arrays.points), work.contiguous(grad_y)
+    kinds = stored(x.dtype), stored(points.dtype)
+    grad_images = work.no_images(x.shape, x.dtype) if grads.x is not None else None
+    scattered = grad_images is not None and options.deterministic
+    if grads.points is not None or not scattered:
+        # where no gradient of the points is wanted, the images are not read: any of the right size will do
+        images = work.pack(x) if grads.points is not None else work.image_sizes(x)
+        call = _call(p, images, points, grad_y)._replace(
+            grad_points=grads.points.address if grads.points is not None else 0
+        )
+        if grad_images is not None and not scattered:
+            call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
+        work.launch(backward_tiles(*kinds, work.vectors(x.dtype)), call, p.batch * -(-p.points // POINTS))
+    if grad_images is None:
+        return
+    if scattered:
+        plans = work.plans(p.batch, p.points, x.dtype)
+        call = _call(p, grad_images, points, grad_y)._replace(
+            images=plans.weights.address, grad_points=plans.places.address
+        )
+        work.spread(plan_points(*kinds), call, p.batch * p.points)
+        values = work.channels_last(grad_y.reshaped(p.batch, p.channels, p.points), summed(x.dtype))
+        work.scatter(plans, values, grad_images, x.shape)
+    work.unpack(grad_images, grads.x)

@@ -1,0 +1,209 @@
+"""The bins of RoI operators on the GPU: boxes as the rows of `rois` tell them, and where the samples of a bin lie.
+
+The formulas are those of `_host.rois` and `bins`, rounding by rounding, as they decide which pixels a bin reads: a
+product whose sum is rounded again is `product`, which the compiler does not fuse with the sum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from numdcn._call.numba_cuda import intrinsic
+from numdcn._cuda.jit import F64, Scalar, device
+from numdcn._cuda.memory import at, twin, widen
+from numdcn._formulas import bilinear
+
+I64 = np.int64
+
+
+class Boxes(NamedTuple):
+    """The boxes of a call and how bins are made of them; tuples have an entry for each axis, y first."""
+
+    rois: int  # address of (R, 5), contiguous
+    shifts: int  # address of offsets (R, 2 * classes, parts), of each class x, then y, contiguous; 0: none
+    rows: int  # R
+    batch: int
+    size: tuple[int, int]  # of an image
+    bins: tuple[int, int]  # of a box
+    parts: tuple[int, int]  # of the shifts
+    classes: int
+    samples: int  # of a bin along an axis; not above 0: about one a pixel
+    scale: Scalar
+    limit: Scalar  # scaled corners are clipped to it
+    half: Scalar  # subtracted from scaled corners
+    least: Scalar  # size of a box
+    reach: Scalar  # of a box's size, what an offset of 1 shifts a bin by
+    largest: Scalar  # number of its type
+
+
+@intrinsic
+def _product(typingctx, a, b):
+    def codegen(context, builder, sig, args):
+        name, letter = ("f64", "d") if a == F64 else ("f32", "f")
+        kind = ir.FunctionType(args[0].type, [args[0].type] * 2)
+        code = ir.InlineAsm(kind, f"mul.rn.{name} $0, $1, $2;", f"={letter},{letter},{letter}", side_effect=False)
+        return builder.call(code, list(args))
+
+    return a(a, a), codegen
+
+
+@twin(_product)
+def product(a, b):
+    """a * b, rounded."""
+    return a * b
+
+
+@device
+def rounded(value, S):
+    """To the nearest integer, halves away from zero."""
+    whole = value
+    if abs(value) < S(2.0**60):
+        whole = S(I64(value))
+    if abs(value - whole) >= S(0.5):
+        whole += S(1) if value > S(0) else S(-1)
+    return whole
+
+
+@device
+def image_of(rois, r, batch, S):
+    """The image of box r; -1 for a row that is no box."""
+    number, n = widen(at(rois, 5 * r)), I64(-1)
+    if number >= S(0) and number < S(2.0**31):
+        n = I64(number)
+        if n >= batch or S(n) != number:
+            n = I64(-1)
+    for k in range(1, 5):
+        if not abs(widen(at(rois, 5 * r + k))) < S(np.inf):
+            n = I64(-1)
+    return n
+
+
+# Bins of whole pixels.
+
+
+@device
+def pixels_of(near, far, bins, index, size, inclusive, g, S):
+    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`."""
+    start = I64(rounded(min(max(near * g.scale, -g.limit), g.limit), S))
+    stop = I64(rounded(min(max(far * g.scale, -g.limit), g.limit), S))
+    length = max(stop - start + inclusive, 1)
+    first = index * length // bins + start
+    end = ((index + 1) * length + bins - 1) // bins + start
+    return min(max(first, 0), size), min(max(end, 0), size)
+
+
+@device
+def ranges_of(rois, r, i, j, inclusive, g, S):
+    """First row, end of the rows, first column and end of the columns of bin (i, j) of box r."""
+    x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
+    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], inclusive, g, S)
+    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], inclusive, g, S)
+    return top, bottom, left, right
+
+
+# Bins of samples. A line tells of a bin along an axis: where it begins, its size, the distance and the number of its
+# samples, and how far an offset of 1 shifts it.
+
+
+@device
+def line_of(near, far, bins, index, shift, g, PSROI, S):
+    """The line of bin `index` along an axis, where a box has corners `near` and `far`."""
+    if PSROI:
+        first, end = product(rounded(near, S), g.scale), product(rounded(far, S) + S(1), g.scale)
+    else:
+        first, end = near * g.scale, far * g.scale
+    start = min(max(first, -g.limit), g.limit) - g.half
+    size = max(min(max(end, -g.limit), g.limit) - g.half - start, g.least)
+    bin_, samples = size / S(bins), S(g.samples)
+    if g.samples <= 0:
+        samples = S(I64(bin_))
+        samples = max(samples + S(1) if samples < bin_ else samples, S(0))
+    reach = min(max(g.reach * size, -g.largest), g.largest)
+    moved, before = product(reach, shift), product(S(index), bin_)
+    base = (start + before) + moved if PSROI else (start + moved) + before
+    return base, bin_, bin_ / max(samples, S(1)), samples, reach
+
+
+@device
+def lines_of(rois, shifts, r, class_, i, j, g, PSROI, S):
+    """The lines of bin (i, j) of box r along y and x."""
+    shift_y, shift_x = S(0), S(0)
+    if g.shifts:
+        part = i * g.parts[0] // g.bins[0] * g.parts[1] + j * g.parts[1] // g.bins[1]
+        many = g.parts[0] * g.parts[1]
+        spot = (r * g.classes + class_) * 2 * many + part
+        shift_x, shift_y = widen(at(shifts, spot)), widen(at(shifts, spot + many))
+    x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
+    y = line_of(widen(y1), widen(y2), g.bins[0], i, shift_y, g, PSROI, S)
+    x = line_of(widen(x1), widen(x2), g.bins[1], j, shift_x, g, PSROI, S)
+    return y, x
+
+
+@device
+def nowhere(y, x, S):
+    """Whether the samples of a bin lie at NaN."""
+    return y[3] * x[3] > S(0) and not (y[0] == y[0] and x[0] == x[0])
+
+
+@device
+def visits(line, low, high, S):
+    """The first of a line's samples that can lie in low <= p <= high, and the end, generously."""
+    base, step, count = line[0], line[2], line[3]
+    first, end = S(0), S(0)
+    if abs(base) < S(2.0**33):  # boxes are clipped to 2**30: no bin is as long
+        far = S(2) + S(2e-6) * (abs(base) + S(high) + S(1)) / abs(step)  # rounding may move a sample by so many
+        a, b = (S(low) - base) / step, (S(high) - base) / step
+        first = (a if a < b else b) - far
+        end = (b if a < b else a) + far + S(1)
+        first = first if first > S(0) else S(0)  # also where a step of 0 makes it NaN
+        end = end if end < count else count
+        first, end = first if first < count else count, end if end > S(0) else S(0)
+    return I64(first), I64(end)
+
+
+@device
+def run_of(u, end, line, size, PSROI, S):
+    """The run of samples from u on that lie between the same two pixels: where the next run begins, the pixels (one, if they
+    are equal), the sums of their weights and of the upper one's slopes, and the number of samples: 0 for one outside."""
+    low, high, many, lower, upper, slope = I64(0), I64(0), I64(0), S(0), S(0), S(0)
+    more = True
+    while more:
+        if PSROI:
+            taps = bilinear.taps_psroi(S(line[0] + product(S(u), line[2])), size)
+        else:
+            taps = bilinear.taps_align(S(line[0] + (S(u) + S(0.5)) * line[1] / line[3]), size)
+        inside, below, above, fraction, sloped = taps
+        more = inside and (many == 0 or below == low)
+        if more:
+            low, high = I64(below), I64(above)
+            many += 1
+            lower += S(1) - S(fraction)
+            upper += S(fraction)
+            slope += S(1) if sloped else S(0)
+        if more or many == 0:
+            u += 1
+        more = more and u < end
+    return u, low, high, lower, upper, slope, many
+
+
+@device
+def counted(line, size, PSROI, S):
+    """The samples of a line by which the bin's sum is divided: all under rule R, those that are active under rule P."""
+    count = line[3]
+    if PSROI:
+        u, end = visits(line, -1, size, S)
+        active = I64(0)
+        while u < end:
+            active += 1 if bilinear.taps_psroi(S(line[0] + product(S(u), line[2])), size)[0] else 0
+            u += 1
+        count = S(active)
+    return count
+
+
+@device
+def first_of(cell, bins, cells):
+    """The first of `bins` bins that belongs to a cell: the least i with i * cells // bins >= cell."""
+    return (cell * bins + cells - 1) // cells

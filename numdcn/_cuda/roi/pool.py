@@ -1,0 +1,293 @@
+"""RoI operators that sample, on the GPU: bins as means over samples of planes, and their gradients.
+
+A thread owns a bin of a channel. It goes through the rows of samples and through the columns, run by run of those that lie
+between the same pixels. The backward adds atomically; without chance, a thread owns some rows of a plane instead, and goes
+through all bins that touch them. Gradients of shifts and masks are sums over channels, block by block and then of the blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numdcn._cuda.jit import SIMULATED, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.memory import at, narrow, put, view, widen
+from numdcn._cuda.roi.bins import Boxes, counted, first_of, image_of, lines_of, nowhere, run_of, visits
+
+I64 = np.int64
+BLOCK = 2 if SIMULATED else 16  # channels of a partial sum
+
+
+class Pool(NamedTuple):
+    """Parameters of the kernels. Arrays are contiguous; 0: absent or not wanted."""
+
+    boxes: Boxes
+    x: int  # (N, channels * groups, H, W)
+    mask: int  # (R, 1, Ph, Pw)
+    y: int  # (R, channels, Ph, Pw); in the backward: its gradient
+    grad_x: int  # as x, of the type that is computed in
+    sums: int  # (R, classes, blocks, Ph, Pw, 3), of that type: see `sum_bins`
+    grad_shifts: int
+    grad_mask: int
+    channels: int
+    groups: tuple[int, int]  # cells of a box along y and x, each with channels of its own
+    blocks: int  # of the channels of a class
+    bands: int  # of the rows of a plane
+
+
+def variants() -> list[tuple[object, object, bool]]:
+    """All types under both rules."""
+    return [(*pair, psroi) for pair in type_pairs() for psroi in (False, True)]
+
+
+@device
+def spot_of(task, channels, bins):
+    """The box, channel, row and column of element `task` of y."""
+    i, j = task // bins[1] % bins[0], task % bins[1]
+    rest = task // (bins[0] * bins[1])
+    return rest // channels, rest % channels, i, j
+
+
+@device
+def plane_of(n, channel, i, j, c):
+    """Where the plane begins that bin (i, j) of a channel reads."""
+    cell = i * c.groups[0] // c.boxes.bins[0] * c.groups[1] + j * c.groups[1] // c.boxes.bins[1]
+    number = (n * c.channels + channel) * c.groups[0] * c.groups[1] + cell
+    return number * c.boxes.size[0] * c.boxes.size[1]
+
+
+@device
+def corners_of(x, upper, lower, left, right, S):
+    """The pixels at two rows (places where they begin) and two columns; 0 where both are the same, at the second."""
+    x00, x01, x10, x11 = widen(at(x, upper + left)), S(0), S(0), S(0)
+    if right > left:
+        x01 = widen(at(x, upper + right))
+    if lower > upper:
+        x10 = widen(at(x, lower + left))
+        if right > left:
+            x11 = widen(at(x, lower + right))
+    return x00, x01, x10, x11
+
+
+@kernels(Pool, variants)
+def pool_bins(T, C, PSROI):
+    """y."""
+    S = scalar_type(T)
+
+    def run(c):
+        g = c.boxes
+        x, y, mask, rois, shifts = view(c.x, T), view(c.y, T), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
+        height, width = g.size[0], g.size[1]
+        for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
+            r, channel, i, j = spot_of(task, c.channels, g.bins)
+            n, value = image_of(rois, r, g.batch, S), S(np.nan)
+            if n >= 0:
+                line_y, line_x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
+                if not nowhere(line_y, line_x, S):
+                    plane, total = plane_of(n, channel, i, j, c), S(0)
+                    u, end_u = visits(line_y, -1, height, S)
+                    begin, end_v = visits(line_x, -1, width, S)
+                    while u < end_u:
+                        u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, PSROI, S)
+                        v, above, below = begin if many else end_v, S(0), S(0)
+                        while v < end_v:
+                            v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, PSROI, S)
+                            if many:
+                                x00, x01, x10, x11 = corners_of(
+                                    x, plane + top * width, plane + bottom * width, left, right, S
+                                )
+                                above += lower_x * x00 + upper_x * x01
+                                below += lower_x * x10 + upper_x * x11
+                        total += lower_y * above + upper_y * below
+                    scale = S(1)
+                    if c.mask:
+                        scale = widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
+                    divisor = counted(line_y, height, PSROI, S) * counted(line_x, width, PSROI, S)
+                    value = total * (scale / max(divisor, S(1)))
+            put(y, task, narrow(value, T))
+
+    return run
+
+
+@device
+def least_of(first):
+    """The least position of samples that touch rows from `first` on: before row 0 they touch row 1 too, if with weight 0."""
+    return first - 1 if first > 1 else -1
+
+
+@device
+def add_bin(grad_x, plane, line_y, line_x, gradient, size, first, end, ATOMIC, PSROI, S):
+    """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
+    height, width = size
+    u, end_u = visits(line_y, least_of(first), end, S)
+    begin, end_v = visits(line_x, -1, width, S)
+    while u < end_u:
+        u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, PSROI, S)
+        v = begin if many else end_v
+        while v < end_v:
+            v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, PSROI, S)
+            for corner in range(4 if many else 0):
+                below, behind = corner >= 2, corner % 2 == 1
+                row = bottom if below else top
+                if first <= row and row < end and not (below and bottom == top) and not (behind and right == left):
+                    weight = (upper_y if below else lower_y) * (upper_x if behind else lower_x)
+                    spot = plane + row * width + (right if behind else left)
+                    if ATOMIC:
+                        cuda.atomic.add(grad_x, spot, gradient * weight)
+                    else:
+                        put(grad_x, spot, at(grad_x, spot) + gradient * weight)
+
+
+@device
+def scaled_gradient(grad_y, mask, r, channel, i, j, line_y, line_x, c, PSROI, S):
+    """What a sample of a bin receives."""
+    g = c.boxes
+    divisor = counted(line_y, g.size[0], PSROI, S) * counted(line_x, g.size[1], PSROI, S)
+    gradient = widen(at(grad_y, ((r * c.channels + channel) * g.bins[0] + i) * g.bins[1] + j))
+    if c.mask:
+        gradient *= widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
+    return gradient / max(divisor, S(1))
+
+
+@kernels(Pool, variants)
+def add_bins(T, C, PSROI):
+    """The gradient of x, in any order."""
+    S, A = scalar_type(T), compute_type(T)
+
+    def run(c):
+        g = c.boxes
+        grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
+            r, channel, i, j = spot_of(task, c.channels, g.bins)
+            n = image_of(rois, r, g.batch, S)
+            if n >= 0:
+                y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
+                if not nowhere(y, x, S):
+                    gradient = scaled_gradient(grad_y, mask, r, channel, i, j, y, x, c, PSROI, S)
+                    plane = plane_of(n, channel, i, j, c)
+                    add_bin(grad_x, plane, y, x, gradient, g.size, 0, g.size[0], True, PSROI, S)
+
+    return run
+
+
+@kernels(Pool, variants)
+def add_bins_in_order(T, C, PSROI):
+    """The gradient of x: each element is added to by one thread, in the order of the bins."""
+    S, A = scalar_type(T), compute_type(T)
+
+    def run(c):
+        g = c.boxes
+        grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        cells = c.groups[0] * c.groups[1]
+        for task in range(cuda.grid(1), g.batch * c.bands * c.channels * cells, cuda.gridsize(1)):
+            number, rest = task % (c.channels * cells), task // (c.channels * cells)
+            band, n = rest % c.bands, rest // c.bands
+            first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
+            channel, row, column = number // cells, number % cells // c.groups[1], number % c.groups[1]
+            plane = (n * c.channels * cells + number) * g.size[0] * g.size[1]
+            top, bottom = first_of(row, g.bins[0], c.groups[0]), first_of(row + 1, g.bins[0], c.groups[0])
+            left, right = first_of(column, g.bins[1], c.groups[1]), first_of(column + 1, g.bins[1], c.groups[1])
+            for r in range(g.rows):
+                if image_of(rois, r, g.batch, S) != n:
+                    continue
+                for i in range(top, bottom):
+                    for j in range(left, right):
+                        y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
+                        begin, stop = visits(y, least_of(first), end, S)
+                        if begin < stop and not nowhere(y, x, S):
+                            gradient = scaled_gradient(grad_y, mask, r, channel, i, j, y, x, c, PSROI, S)
+                            add_bin(grad_x, plane, y, x, gradient, g.size, first, end, False, PSROI, S)
+
+    return run
+
+
+@kernels(Pool, variants)
+def sum_bins(T, C, PSROI):
+    """Gradients of each bin's mask and of its shifts along x and y, of a block of the channels of a class."""
+    S, A = scalar_type(T), compute_type(T)
+
+    def run(c):
+        g = c.boxes
+        x, grad_y, mask = view(c.x, T), view(c.y, T), view(c.mask, T)
+        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
+        height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.groups[0] * c.groups[1]
+        for task in range(cuda.grid(1), g.rows * g.classes * c.blocks * many_bins, cuda.gridsize(1)):
+            r, block, i, j = spot_of(task, g.classes * c.blocks, g.bins)
+            class_ = block // c.blocks
+            first = class_ * per_class + block % c.blocks * BLOCK
+            end = min(first + BLOCK, (class_ + 1) * per_class)
+            n, by_value, by_x, by_y = image_of(rois, r, g.batch, S), S(np.nan), S(np.nan), S(np.nan)
+            if n >= 0:
+                line_y, line_x = lines_of(rois, shifts, r, class_, i, j, g, PSROI, S)
+                if not nowhere(line_y, line_x, S):
+                    by_value, by_x, by_y, runs = S(0), S(0), S(0), I64(0)
+                    start = plane_of(n, first, i, j, c)
+                    gradients = ((r * c.channels + first) * g.bins[0] + i) * g.bins[1] + j
+                    u, end_u = visits(line_y, -1, height, S)
+                    begin, end_v = visits(line_x, -1, width, S)
+                    while u < end_u:
+                        u, top, bottom, lower_y, upper_y, slope_y, many = run_of(u, end_u, line_y, height, PSROI, S)
+                        v = begin if many else end_v
+                        while v < end_v:
+                            v, left, right, lower_x, upper_x, slope_x, many = run_of(v, end_v, line_x, width, PSROI, S)
+                            runs += many
+                            for k in range(end - first if many else 0):
+                                plane = start + k * step
+                                x00, x01, x10, x11 = corners_of(
+                                    x, plane + top * width, plane + bottom * width, left, right, S
+                                )
+                                gradient = widen(at(grad_y, gradients + k * many_bins))
+                                near, far = lower_x * x00 + upper_x * x01, lower_x * x10 + upper_x * x11
+                                by_value += gradient * (lower_y * near + upper_y * far)
+                                by_y += gradient * (slope_y * (far - near))
+                                by_x += gradient * (slope_x * (lower_y * (x01 - x00) + upper_y * (x11 - x10)))
+                    if runs == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
+                        for k in range(end - first):
+                            by_value += widen(at(grad_y, gradients + k * many_bins)) * S(0)
+                        by_x, by_y = by_value, by_value
+                    divisor = counted(line_y, height, PSROI, S) * counted(line_x, width, PSROI, S)
+                    share = S(1) / max(divisor, S(1))
+                    by_value, by_x, by_y = by_value * share, by_x * share * line_x[4], by_y * share * line_y[4]
+                    if c.mask:
+                        scale = widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
+                        by_x, by_y = by_x * scale, by_y * scale
+            put(sums, 3 * task, by_value)
+            put(sums, 3 * task + 1, by_x)
+            put(sums, 3 * task + 2, by_y)
+
+    return run
+
+
+@kernels(Pool, type_pairs)
+def sum_blocks(T, C):
+    """The gradients of mask (of T) and shifts (of C): `sums` over the blocks of channels, and over the bins of a part."""
+    S, A = scalar_type(T), compute_type(T)
+
+    def run(c):
+        g = c.boxes
+        sums, grad_shifts, grad_mask = view(c.sums, A), view(c.grad_shifts, C), view(c.grad_mask, T)
+        parts, bins = g.parts[0] * g.parts[1], g.bins[0] * g.bins[1]
+        for task in range(cuda.grid(1), g.rows * g.classes * parts, cuda.gridsize(1)):
+            box, row, column = task // parts, task % parts // g.parts[1], task % g.parts[1]
+            by_value, by_x, by_y = S(0), S(0), S(0)
+            top, bottom = first_of(row, g.bins[0], g.parts[0]), first_of(row + 1, g.bins[0], g.parts[0])
+            left, right = first_of(column, g.bins[1], g.parts[1]), first_of(column + 1, g.bins[1], g.parts[1])
+            for i in range(top, bottom):
+                for j in range(left, right):
+                    for block in range(c.blocks):
+                        spot = 3 * ((box * c.blocks + block) * bins + i * g.bins[1] + j)
+                        by_value += at(sums, spot)
+                        by_x += at(sums, spot + 1)
+                        by_y += at(sums, spot + 2)
+            if c.grad_shifts:
+                spot = 2 * box * parts + task % parts
+                put(grad_shifts, spot, narrow(by_x, C))
+                put(grad_shifts, spot + parts, narrow(by_y, C))
+            if c.grad_mask:
+                put(grad_mask, task, narrow(by_value, T))
+
+    return run

@@ -1,0 +1,157 @@
+"""Pooling over boxes of GPU arrays: types, sums of gradients and launches around the kernels."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from numdcn._call.device_array import DTYPES, DeviceArray
+from numdcn._call.options import Options
+from numdcn._call.results import output
+from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule
+from numdcn._cuda import jit
+from numdcn._cuda.roi import pool, pool_whole
+from numdcn._cuda.roi.bins import Boxes
+from numdcn._cuda.roi.pool import Pool
+from numdcn._cuda.roi.pool_whole import Whole
+from numdcn._cuda.workspace import Workspace, stored, summed
+from numdcn._formulas.bilinear import ALIGN, PSROI
+
+CORNERS = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # of boxes of whole pixels, which have no samples
+
+
+def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> None:
+    """Fill y, and `arrays.argmax` if there is one."""
+    with Workspace(y) as work, work.output(y) as target:
+        if isinstance(p.rule, SamplingRule):
+            call, types = _call(work, p, arrays, target, with_x=True)
+            work.spread(pool.pool_bins(*types), call, target.size)
+        elif p.cells is None:
+            _pool_max(work, p.rois, arrays, target, arrays.argmax)
+        else:
+            whole, whole_types = _whole_call(work, p.rois, arrays, target, None, with_x=True)
+            work.spread(pool_whole.mean_bins(*whole_types), whole, target.size)
+
+
+def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
+    """Fill the gradients in `grads`. A position in `arrays.argmax` that is in no image adds nothing."""
+    with Workspace(grad_y) as work, work.outputs(grads) as targets:
+        if isinstance(p.rule, SamplingRule):
+            _backward(work, p, grad_y, arrays, targets, options)
+            return
+        argmax, kernels = None, (pool_whole.add_means, pool_whole.add_means_in_order)
+        if p.cells is None:
+            argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
+            if argmax is None:
+                argmax = work.empty(p.out_shape, DTYPES["int32"])
+                _pool_max(work, p.rois, arrays, None, argmax)
+        with _summed(work, targets.x) as total:
+            call, types = _whole_call(work, p.rois, arrays, grad_y, argmax, with_x=False)
+            call = call._replace(grad_x=total.address)
+            tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
+            work.spread(kernels[options.deterministic](*types), call, tasks)
+
+
+def _boxes(p: RoIs, rule: SamplingRule, rois: DeviceArray, shifts: DeviceArray | None, dtype: Any) -> Boxes:
+    """The boxes for the kernels; rois and shifts are contiguous and of one type, `dtype` is that of x."""
+    largest = float(np.finfo(summed(dtype)).max)
+    classes, parts = (1, p.bins) if shifts is None else (shifts.shape[1] // 2, (shifts.shape[2], shifts.shape[3]))
+    numbers = (p.scale, FAR, rule.half, rule.least, rule.reach, largest)
+    return Boxes(
+        rois.address, 0 if shifts is None else shifts.address, p.rois, p.batch, p.size, p.bins, parts, classes, rule.samples,
+        *map(jit.scalar_type(stored(dtype)), numbers),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _address(work: Workspace, array: DeviceArray | None) -> int:
+    """Of the array or a contiguous copy; 0 for none or an empty one."""
+    return 0 if array is None or not array.size else work.contiguous(array).address
+
+
+def _coordinates(work: Workspace, *arrays: DeviceArray | None) -> tuple[DeviceArray | None, ...]:
+    """Contiguous arrays of one type: float32 if they have several."""
+    kinds = {array.dtype for array in arrays if array is not None}
+    dtype = DTYPES["float32"] if len(kinds) > 1 else None
+    return tuple(None if array is None else work.contiguous(array, dtype) for array in arrays)
+
+
+def _summed(work: Workspace, grad_x: DeviceArray) -> AbstractContextManager[DeviceArray]:
+    """Zeros to which a gradient is added up: itself, where it has the type in which sums are kept."""
+    if grad_x.dtype != summed(grad_x.dtype):
+        return output(grad_x, work.zeros(grad_x.shape, summed(grad_x.dtype)), work.copy)
+    work.clear(grad_x)
+    return output(grad_x, None, work.copy)
+
+
+def _bands(work: Workspace, p: RoIs) -> int:
+    """Bands of rows, so that planes times bands are enough tasks for the device."""
+    enough = 8 * jit.multiprocessors(work.number) * jit.THREADS
+    return max(1, min(p.size[0], enough // max(p.batch * p.in_channels, 1)))
+
+
+# Samples.
+
+
+def _call(
+    work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray, with_x: bool
+) -> tuple[Pool, tuple[Any, Any, bool]]:
+    """The parameters, but for gradients, and the variant of the kernels."""
+    assert isinstance(p.rule, SamplingRule)
+    sizes = p.rois
+    rois, shifts = _coordinates(work, arrays.rois, arrays.shifts)
+    assert rois is not None
+    boxes = _boxes(sizes, p.rule, rois, shifts, arrays.x.dtype)
+    call = Pool(
+        boxes, _address(work, arrays.x if with_x else None), _address(work, arrays.mask), _address(work, y), 0, 0, 0, 0,
+        sizes.channels, p.cells or (1, 1), -(-sizes.channels // boxes.classes // pool.BLOCK), _bands(work, sizes),
+    )  # fmt: skip
+    return call, (stored(arrays.x.dtype), stored(rois.dtype), p.rule.border == PSROI)
+
+
+def _backward(
+    work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options
+) -> None:
+    """Fill the gradients of x, of mask and of the shifts, which are contiguous."""
+    sizes, with_sums = p.rois, grads.shifts is not None or grads.mask is not None
+    call, types = _call(work, p, arrays, grad_y, with_x=with_sums)
+    if grads.x is not None:
+        with _summed(work, grads.x) as total:
+            call = call._replace(grad_x=total.address)
+            if options.deterministic:
+                work.spread(pool.add_bins_in_order(*types), call, sizes.batch * sizes.in_channels * call.bands)
+            else:
+                work.spread(pool.add_bins(*types), call, grad_y.size)
+    if with_sums:
+        classes, parts = call.boxes.classes, call.boxes.parts
+        sums = work.empty((sizes.rois, classes, call.blocks, *sizes.bins, 3), summed(grad_y.dtype))
+        call = call._replace(
+            sums=sums.address,
+            grad_shifts=0 if grads.shifts is None else grads.shifts.address,
+            grad_mask=0 if grads.mask is None else grads.mask.address,
+        )
+        work.spread(pool.sum_bins(*types), call, sums.size // 3)
+        coordinates = types[0] if grads.shifts is None else stored(grads.shifts.dtype)
+        work.spread(pool.sum_blocks(types[0], coordinates), call, sizes.rois * classes * parts[0] * parts[1])
+
+
+# Whole pixels.
+
+
+def _whole_call(
+    work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
+) -> tuple[Whole, tuple[Any, Any]]:
+    """The parameters, but for the gradient of x, and the variant of the kernels."""
+    x, rois = arrays.x, work.contiguous(arrays.rois)
+    boxes = _boxes(p, CORNERS, rois, None, x.dtype)
+    call = Whole(
+        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0, p.channels, _bands(work, p),
+    )  # fmt: skip
+    return call, (stored(x.dtype), stored(rois.dtype))
+
+
+def _pool_max(work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None) -> None:
+    """Fill y with the largest pixel of each bin, and argmax with its position; None: not wanted."""
+    call, types = _whole_call(work, p, arrays, y, argmax, with_x=True)
+    work.spread(pool_whole.max_bins(*types), call, p.rois * p.channels * p.bins[0] * p.bins[1])

@@ -1,0 +1,82 @@
+"""Samples under rule Z on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numdcn._cuda.jit import cuda, device
+from numdcn._cuda.memory import add_vector, load_vector, load_words, put
+from numdcn._cuda.scatter import SKIPPED
+from numdcn._formulas import bilinear
+
+I32 = np.int32
+
+
+@device
+def cell_of(y, x, height, width, S):
+    """The pixel of a zero-padded image at which the cell of a sample begins, and its two fractions (NaN for a NaN position). Outside
+    the image it is `outside(height, width)`."""
+    row, column, fraction_y, fraction_x = bilinear.cell(S(y), S(x), S(height), S(width))
+    return I32(row) * I32(width + 1) + I32(column), S(fraction_y), S(fraction_x)
+
+
+@device
+def outside(height, width):
+    """The pixel where the cell of zeros begins, to which all samples outside the image are sent."""
+    return I32(height + 1) * I32(width + 1)
+
+
+@device
+def gather(images, start, pitch, below, corners, U, V):
+    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
+    for part in range(0, U, V):
+        load_vector(images, start + part, corners, part)
+        load_vector(images, start + pitch + part, corners, U + part)
+        load_vector(images, start + below + part, corners, 2 * U + part)
+        load_vector(images, start + below + pitch + part, corners, 3 * U + part)
+
+
+@device
+def gather_words(images, start, pitch, below, words, first):
+    """Read 16 bytes of channels of the four corners of a cell, as they are: words[first : first + 4] of the first corner, and so on."""
+    load_words(images, start, words, first)
+    load_words(images, start + pitch, words, first + 4)
+    load_words(images, start + below, words, first + 8)
+    load_words(images, start + below + pitch, words, first + 12)
+
+
+@device
+def add_corners(images, start, pitch, below, y, x, values, products, S, U, VECTORS, SAMPLED):
+    """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers of room."""
+    if SAMPLED:
+        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+        add_corner(images, start, S(w00), values, products, U, VECTORS)
+        add_corner(images, start + pitch, S(w01), values, products, U, VECTORS)
+        add_corner(images, start + below, S(w10), values, products, U, VECTORS)
+        add_corner(images, start + below + pitch, S(w11), values, products, U, VECTORS)
+    else:
+        add_corner(images, start, S(1), values, products, U, VECTORS)
+
+
+@device
+def add_corner(images, start, weight, values, products, V, VECTORS):
+    """Add weight * values to V channels of a pixel, atomically. `products`: V numbers of room."""
+    for i in range(V):
+        products[i] = weight * values[i]
+    if VECTORS:
+        for i in range(0, V, 4):
+            add_vector(images, start + i, products, i)
+    else:
+        for i in range(V):
+            cuda.atomic.add(images, start + i, products[i])
+
+
+@device
+def write_plan(places, weights, task, spot, count, place, nowhere, y, x, S):
+    """Write for `scatter` where a sample begins, and the weights of its corners, `count` numbers apart from `spot` on."""
+    put(places, task, place if place < nowhere else I32(SKIPPED))
+    w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+    put(weights, spot, S(w00))
+    put(weights, spot + count, S(w01))
+    put(weights, spot + 2 * count, S(w10))
+    put(weights, spot + 3 * count, S(w11))

@@ -1,0 +1,262 @@
+"""The work of one call on a GPU: its stream, memory from the caller's framework, launches. Nothing here waits for the GPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._call import results
+from numdcn._call.arguments import Arrays
+from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
+from numdcn._call.frameworks import numba_cuda
+
+numba_cuda()  # an error that names the extra, before others
+
+from numdcn._cuda import jit, layout, scatter  # noqa: E402
+from numdcn._cuda.memory import vector_length  # noqa: E402
+
+
+class Images(NamedTuple):
+    """Images along the channels, with a border of zeros (see `layout`)."""
+
+    array: DeviceArray
+    pitch: int  # channels, padded
+    pixels: int  # of an image, with its padding
+
+
+class Plans(NamedTuple):
+    """Where samples begin and how they weigh their corners (see `scatter`)."""
+
+    places: DeviceArray
+    weights: DeviceArray
+
+
+class Workspace:
+    """Where the arrays of a call are, and what is done there, for the time of a `with` block."""
+
+    def __init__(self, like: DeviceArray) -> None:
+        self.framework, self.device, self.stream = like.framework, like.device, like.stream
+        self._kept: list[DeviceArray] = []
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._kept:
+            self.framework.give_back(self._kept.pop())
+
+    @property
+    def multiprocessors(self) -> int:
+        """Of the device."""
+        return jit.multiprocessors(self.device)
+
+    def shares(self, tasks: int) -> int:
+        """Into how many parts to share out each of so many tasks, that all multiprocessors have two blocks; in the simulator
+        three, so that there is something to add."""
+        return 3 if jit.SIMULATED else 2 * self.multiprocessors // tasks
+
+    @property
+    def mma_cores(self) -> bool:
+        """Whether the device multiplies bfloat16 and tf32."""
+        return jit.has_mma(self.device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory of the caller's framework, unfilled, until the block ends: then it may be used again, in the order of the
+        stream."""
+        made = self.framework.scratch(shape, dtype, self.device, self.stream)
+        self._kept.append(made)
+        return made
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
+        """Memory of zeros."""
+        made = self.empty(shape, dtype)
+        self.clear(made)
+        return made
+
+    def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any = jit.THREADS) -> None:
+        """Run a kernel on at most `blocks` blocks of threads: kernels stride over their tasks by the grid."""
+        if blocks > 0:
+            most = 2 if jit.SIMULATED else 2**31 - 1
+            kernel.run(min(blocks, most), threads, self.stream, self.device, call)
+
+    def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
+        """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
+        most = 8 * self.multiprocessors
+        self.launch(kernel, call, min(-(-tasks // jit.THREADS), most))
+
+    def clear(self, array: DeviceArray) -> None:
+        """Fill with zeros."""
+        if not array.contiguous:
+            self.copy(self.zeros(array.shape, array.dtype), array)
+        elif array.size:
+            kernel = layout.fill(stored(array.dtype))
+            self.spread(kernel, layout.Fill(array.address, array.size), array.size)
+
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Copy an array into one of the same shape, of the same type or one that it may be converted to."""
+        if not target.size:
+            return
+        axes = list(collapsed(target.shape, source.strides, target.strides))
+        if len(axes) > layout.AXES:
+            raise ValueError(
+                f"an array of shape {target.shape} has {len(axes)} axes that do not follow one another in memory, expected at "
+                f"most {layout.AXES}"
+            )
+        axes = [(1, 0, 0)] * (layout.AXES - len(axes)) + axes
+        sizes, source_strides, target_strides = (tuple(axis[i] for axis in axes) for i in range(3))
+        call = layout.Copy(source.address, target.address, target.size, sizes, source_strides, target_strides)  # type: ignore[arg-type]
+        self.spread(layout.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
+
+    def output(self, array: DeviceArray) -> AbstractContextManager[DeviceArray]:
+        """What a kernel is to fill: the array, or contiguous memory that is then copied to one that is not."""
+        return results.output(array, None if array.contiguous else self.empty(array.shape, array.dtype), self.copy)
+
+    @contextmanager
+    def outputs(self, arrays: Arrays) -> Iterator[Arrays]:
+        """The same of several arrays; None stays None."""
+        with ExitStack() as stack:
+            yield type(arrays)(*(None if a is None else stack.enter_context(self.output(a)) for a in arrays))
+
+    def contiguous(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
+        """The array, or a copy of one that is not contiguous or not of `dtype`."""
+        dtype = array.dtype if dtype is None else dtype
+        if array.contiguous and array.dtype == dtype:
+            return array
+        made = self.empty(array.shape, dtype)
+        self.copy(array, made)
+        return made
+
+    def permuted(
+        self, array: DeviceArray, shape: tuple[int, ...], axes: tuple[int, ...], made: DeviceArray
+    ) -> DeviceArray:
+        """Fill `made` with an array that is seen as `shape`, its axes permuted as by `numpy.transpose`."""
+        source = self.contiguous(array)
+        steps = c_strides(shape)
+        turned = DeviceArray(
+            None, self.framework, self.device, source.address, array.dtype, made.shape, tuple(steps[a] for a in axes), self.stream
+        )  # fmt: skip
+        turned.keep = source
+        self.copy(turned, made)
+        return made
+
+    def pack(self, x: DeviceArray) -> Images:
+        """x, (N, C, H, W) of any strides, as images along the channels."""
+        images = self._images(x.shape, x.dtype)
+        self._turn(layout.pack_images(stored(x.dtype), False), x, images, images.pitch)
+        return images
+
+    def rows(self, array: DeviceArray, depth: int) -> DeviceArray:
+        """A contiguous array (N, C, P) as (N, P, depth), with zeros behind the channels; float32 is rounded to tf32."""
+        n, channels, count = array.shape
+        kind = stored(array.dtype)
+        made = Images(self.empty((n, count, depth), array.dtype), depth, count)
+        seen = array.reshaped(n, channels, 1, count)
+        self._turn(layout.pack_images(kind, kind == jit.F32), seen, made, depth, pad=0)
+        return made.array
+
+    def no_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
+        """Images of zeros in which gradients are added up: float32 also for narrower types."""
+        images = self._images(shape, summed(dtype))
+        self.clear(images.array)
+        return images
+
+    def unpack(self, images: Images, x: DeviceArray) -> None:
+        """The images as x, (N, C, H, W) of any strides, without their padding."""
+        kernel = layout.unpack_images(stored(x.dtype), stored(images.array.dtype))
+        self._turn(kernel, x, images, x.shape[1])
+
+    def image_sizes(self, x: DeviceArray) -> Images:
+        """The sizes of the images that `pack` would make, without them: at address 0."""
+        pitch, pixels = _image_sizes(x.shape, x.dtype)
+        nowhere = DeviceArray(None, self.framework, self.device, 0, x.dtype, (0,), (1,), self.stream)
+        return Images(nowhere, pitch, pixels)
+
+    def channels_last(self, array: DeviceArray, dtype: Any) -> DeviceArray:
+        """A contiguous array (N, C, P) as (N, P, C)."""
+        n, channels, count = array.shape
+        made = self.empty((n, count, channels), dtype)
+        turned = DeviceArray(
+            None, self.framework, self.device, made.address, dtype, array.shape, (count * channels, 1, channels), self.stream
+        )  # fmt: skip
+        turned.keep = made
+        self.copy(array, turned)
+        return made
+
+    def plans(self, batch: int, samples: int, dtype: Any) -> Plans:
+        """Room for the plans of samples."""
+        return Plans(self.empty((batch, samples), DTYPES["int32"]), self.empty((batch, 4, samples), summed(dtype)))
+
+    def scatter(
+        self,
+        plans: Plans,
+        values: DeviceArray,
+        images: Images,
+        shape: tuple[int, ...],
+        first_channel: int = 0,
+        corners: int = 4,
+    ) -> None:
+        """Add values (N, samples, channels), times the weights of their corners, to images of (N, C, H, W), in a fixed
+        order."""
+        n, samples, channels = values.shape
+        rows, blocks = shape[2] + 2, -(-channels // scatter.CHANNELS)
+        bands = max(1, min(rows // 2, 8 * self.multiprocessors // max(n * blocks, 1)))
+        call = scatter.Scatter(
+            plans.places.address, plans.weights.address, values.address, images.array.address, n, samples, channels,
+            first_channel, images.pitch, images.pixels, shape[3] + 1, rows, bands, corners,
+        )  # fmt: skip
+        kernel = scatter.scatter(stored(values.dtype))
+        self.launch(kernel, call, n * bands * blocks, scatter.CHANNELS)
+
+    def vectors(self, dtype: Any) -> bool:
+        """Whether sums of this type can be added to memory 16 bytes at once."""
+        return jit.has_vector_reductions(self.device) and summed(dtype) == DTYPES["float32"]
+
+    def _images(self, shape: tuple[int, ...], dtype: Any) -> Images:
+        pitch, pixels = _image_sizes(shape, dtype)
+        return Images(self.empty((shape[0], pixels, pitch), dtype), pitch, pixels)
+
+    def _turn(self, kernel: Any, x: DeviceArray, images: Images, channels: int, pad: int = 1) -> None:
+        n, c, *size = x.shape
+        call = layout.Turn(
+            x.address, images.array.address, n, c, images.pitch, (size[0], size[1]), images.pixels, x.strides, pad,  # type: ignore[arg-type]
+        )  # fmt: skip
+        tile = layout.TILE
+        blocks = n * -(-images.pixels // tile) * -(-channels // tile)
+        self.launch(kernel, call, blocks, (tile, layout.ROWS))
+
+
+def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
+    """The channels of images, padded to whole vectors (and fours), and their pixels with the padding."""
+    _, channels, height, width = shape
+    vector, pixels = max(4, vector_length(stored(dtype))), (height + 2) * (width + 1) + 2
+    if pixels + layout.TILE >= 2**31:
+        raise ValueError(f"`x` has shape {shape}, expected images of fewer than 2**31 pixels on a GPU")
+    return -(-channels // vector) * vector, pixels
+
+
+@functools.cache
+def stored(dtype: Any) -> Any:
+    """The type of the elements, for a kernel. int32 moves as float32 would."""
+    return jit.STORED["float32" if dtype.name == "int32" else dtype.name]
+
+
+def scalar(dtype: Any) -> type[np.floating[Any]]:
+    """NumPy's scalars of the type that is computed in."""
+    return jit.scalar_type(stored(dtype))
+
+
+def summed(dtype: Any) -> Any:
+    """The dtype in which sums are kept: float32 for float16 and bfloat16."""
+    return DTYPES["float32"] if dtype in (DTYPES["float16"], BFLOAT16) else dtype
+
+
+def copied(array: DeviceArray) -> DeviceArray:
+    """A contiguous copy in the same framework."""
+    made = array.framework.empty(array.shape, array.dtype, array.device, array.stream)
+    with Workspace(array) as work:
+        work.copy(array, made)
+    return made

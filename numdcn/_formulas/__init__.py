@@ -1,0 +1,1 @@
+"""Interpolation, written once for scalars, SIMD vectors and CUDA."""

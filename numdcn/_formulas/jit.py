@@ -1,0 +1,49 @@
+"""How formulas are compiled: into their caller, on a CPU and on a GPU alike; and the CPU that Numba compiles for.
+
+No fast-math flag is used anywhere: where a fused multiply-add or a reordered sum is wanted it is written out
+(`vectors.fma`, `lanes.sum3`), so that results depend neither on how a loop was vectorised nor on what was inlined.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """A formula: its statements become part of whoever calls it, before types are known (so it takes any)."""
+    return numba.njit(inline="always", **OPTIONS)(function)
+
+
+@functools.cache
+def target() -> tuple[str, str, frozenset[str]]:
+    """The machine that Numba compiles for: architecture, CPU name, enabled features. Part of a file's name in the cache."""
+    from numba.core.registry import cpu_target
+
+    triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    return str(triple).split("-")[0], str(cpu), frozenset(f[1:] for f in str(features).split(",") if f.startswith("+"))
+
+
+@functools.cache
+def simd_bytes() -> int:
+    """Bytes of a SIMD register of the target: 64 (AVX-512), 32 (AVX2 with FMA) or 16."""
+    _, _, features = target()
+    if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= features:
+        return 64
+    return 32 if {"avx2", "fma"} <= features else 16
+
+
+def lanes(dtype: Any) -> int:
+    """Elements of `dtype` (a NumPy or Numba type) in a SIMD register."""
+    bits = getattr(dtype, "bitwidth", None)
+    return simd_bytes() // (bits // 8 if bits else dtype.itemsize)
+
+
+def has_fma() -> bool:
+    """Whether the target fuses multiply-adds in hardware."""
+    return simd_bytes() > 16 or target()[0] in ("aarch64", "arm64")

@@ -1,1 +1,0 @@
-"""Python shared by the doors: arrays, checks, threads and scratch memory."""

@@ -1,1 +1,0 @@
-"""Compiled code. A suffix names the hardware (`_cpu`, `_cuda`); no suffix means both."""

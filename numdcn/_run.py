@@ -1,0 +1,117 @@
+"""From the doors to the wings: kernels of the CPU for NumPy arrays, those of CUDA, imported only then, for arrays on a GPU.
+
+A wing has a room for each family of operators, whose `run` has
+
+    forward(p, arrays, y, options)                  fill y
+    backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads`, those that are not None
+
+`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked; nothing is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from numdcn._call.arguments import Table, named
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.options import Options
+from numdcn._call.results import Gradients, given_back, gradients_back, output_array, wanted_gradients
+
+Family = Callable[[Any], Any]  # `convolutions`, `samplings` or `poolings`
+DEFAULT = Options()
+
+
+def on_gpu(array: Any) -> bool:
+    """Whether an array that was received lies on a GPU."""
+    return isinstance(array, DeviceArray)
+
+
+def convolutions(array: Any) -> Any:
+    """Convolutions where an array lives."""
+    if on_gpu(array):
+        from numdcn._cuda.conv import run as on_cuda
+
+        return on_cuda
+    from numdcn._cpu.conv import run
+
+    return run
+
+
+def samplings(array: Any) -> Any:
+    """Samples at points where an array lives."""
+    if on_gpu(array):
+        from numdcn._cuda.points import run as on_cuda
+
+        return on_cuda
+    from numdcn._cpu.points import run
+
+    return run
+
+
+def poolings(array: Any) -> Any:
+    """Pooling over boxes where an array lives."""
+    if on_gpu(array):
+        from numdcn._cuda.roi import run as on_cuda
+
+        return on_cuda
+    from numdcn._cpu.roi import run
+
+    return run
+
+
+def modulation(array: Any) -> Any:
+    """The arithmetic between the two convolutions of a deformable layer, where an array lives."""
+    if on_gpu(array):
+        from numdcn._cuda import modulation as on_cuda
+
+        return on_cuda
+    from numdcn._cpu import modulation as on_cpu
+
+    return on_cpu
+
+
+def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
+    """y of shape `p.out_shape`, filled: `out`, checked, or a fresh array."""
+    y = output_array("out", out, p.out_shape, arrays.x.dtype, named(table, arrays))
+    if y.size:
+        with np.errstate(all="ignore"):  # NaN and infinity are results like others
+            family(y).forward(p, arrays, y, options)
+    return given_back(y, out)
+
+
+def run_backward(
+    family: Family,
+    table: Table,
+    p: Any,
+    grad_y: Any,
+    arrays: Any,
+    kind: type[Gradients],
+    wrt: str | Iterable[str] | None,
+    out: Gradients | None,
+    options: Options = DEFAULT,
+) -> Gradients:
+    """The wanted gradients as a `kind`, which has a field for each argument that has a gradient."""
+    grads = wanted_gradients(table, arrays, grad_y, kind, wrt, out)
+    filled = {a.field or a.name: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
+    with np.errstate(all="ignore"):
+        if filled and grad_y.size:
+            wanted = type(arrays)(*map(filled.get, arrays._fields))
+            family(grad_y).backward(p, grad_y, arrays, wanted, options)
+        else:
+            for grad in filled.values():
+                clear(grad)
+    return gradients_back(kind, grads, out)
+
+
+def clear(array: Any) -> None:
+    """Fill an array with zeros."""
+    if on_gpu(array):
+        from numdcn._cuda.workspace import Workspace
+
+        with Workspace(array) as work:
+            work.clear(array)
+    else:
+        array[...] = 0

@@ -1,0 +1,39 @@
+"""Packing weights ahead of calls that repeat with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numdcn._call.arrays import check_array, received
+from numdcn._call.checks import integer
+from numdcn._call.prepared import PreparedWeights
+from numdcn._run import on_gpu
+
+
+def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
+    """Pack weights once, for calls that repeat with them.
+
+    w: array (C_out, C/groups, kh, kw) of float32 or float64, or one on a GPU. groups: the number of convolution groups, which w alone
+    does not tell. Returns an object that `deform_conv`, `conv` and `deform_conv_layer` accept as `w`, forward and backward. It is a
+    snapshot: later changes of `w` are not seen.
+
+    Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.
+    """
+    w = received(w)
+    check_array("w", w, 4, "(C_out, C/groups, kh, kw)")
+    groups = integer("groups", groups, 1)
+    if min(w.shape) < 1:
+        raise ValueError(f"`w` has shape {w.shape}, expected no empty axis")
+    if w.shape[0] % groups:
+        raise ValueError(f"`w` has shape {w.shape}: C_out = {w.shape[0]}, expected a multiple of groups = {groups}")
+    if on_gpu(w):
+        from numdcn._cuda.workspace import copied
+
+        return PreparedWeights(copied(w), groups)
+    from numdcn._cpu.conv.pack import packed_panels
+
+    prepared = PreparedWeights(np.array(w, order="C"), groups)
+    packed_panels(prepared)
+    return prepared
