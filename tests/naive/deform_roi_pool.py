@@ -1,4 +1,4 @@
-"""Deformable RoI pooling written from section d.3 of the specification: plain NumPy, slow, and independent of numdcn.
+"""Deformable RoI pooling, written from docs/semantics.md, section d.3: plain NumPy, slow, and independent of numdcn.
 
 Offsets (R, 2, P_h, P_w): channel 0 moves a bin along x, 1 along y, in units of gamma times the box. y = pool * mask.
 """

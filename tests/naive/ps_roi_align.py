@@ -1,4 +1,4 @@
-"""Position-sensitive RoI align written from section c.4 of the specification: plain NumPy, slow, independent of numdcn.
+"""Position-sensitive RoI align, written from docs/semantics.md, section c.4: plain NumPy, slow, independent of numdcn.
 
 Channel (c*P_h + i)*P_w + j of x serves bin (i, j) of channel c of y. An empty grid gives 0.
 """

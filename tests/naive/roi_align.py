@@ -1,4 +1,4 @@
-"""RoI align written from section c.2 of the specification: plain NumPy, slow, and independent of numdcn."""
+"""RoI align, written from docs/semantics.md, section c.2: plain NumPy, slow, and independent of numdcn."""
 
 from typing import NamedTuple
 
