@@ -103,7 +103,7 @@ class Problem(NamedTuple):
 
 
 def output_size(case):
-    """(out_h, out_w) by the formula of the specification."""
+    """(out_h, out_w) by the formula of docs/semantics.md, b.1."""
     stride, dilation = _pair(case.stride), _pair(case.dilation)
     padding = [_pair(p) for p in _pair(case.padding)]
     return tuple(

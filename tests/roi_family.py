@@ -1,6 +1,6 @@
 """What every RoI operator must do, beside what every operator must (family.py, family_errors.py).
 
-Rules R and P are told here along one axis of four pixels, for the tests of the operators that sample.
+The rules align and psroi are told here along one axis of four pixels, for the tests of the operators that sample.
 """
 
 import itertools
@@ -13,7 +13,7 @@ from roi_cases import Case
 
 HUGE = [-3e38, -1e30, -(2.0**31), 0.0, 3.0, 2.0**31, 2.0**63, 1e30, 3e38]
 
-# p -> (value, slope), by the table of rule R and of rule P.
+# p -> (value, slope), by the tables of the rules align and psroi (docs/semantics.md, a.2).
 ALIGN = {
     -1.25: lambda v: (0, 0),
     -1.0: lambda v: (v[0], 0),
@@ -39,7 +39,7 @@ PSROI = {
 
 
 def cell(p):
-    """The pixels of four that a sample at p uses, also with weight 0: one list for rules R and P."""
+    """The pixels of four that a sample at p uses, also with weight 0: one list for align and psroi."""
     low = max(int(np.floor(p)), 0)
     return [3] if low >= 3 else [low, low + 1]
 

@@ -1,7 +1,7 @@
 """deform_conv_forward and deform_conv_backward compute what the formulas say, for ugly sizes and in both dtypes.
 
 First against the naive reference over a table of sizes, then against things that know nothing of it: plain
-convolution, shifted images, scipy's interpolation, the identities of the specification (b.4), Euler's and the adjoint
+convolution, shifted images, scipy's interpolation, the identities of docs/semantics.md (b.4), Euler's and the adjoint
 identity, and finite differences. Those also run on the naive reference itself (the `subject` fixture).
 """
 

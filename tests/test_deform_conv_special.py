@@ -50,7 +50,7 @@ def near(got, want, dtype=np.float64):
     np.testing.assert_allclose(got, want, rtol=tolerance, atol=10 * tolerance)
 
 
-# Edges. Along one axis of size 4, the other coordinate being 1: p -> (value, slope), by rule Z.
+# Edges. Along one axis of size 4, the other coordinate being 1: p -> (value, slope), by rule zeros.
 
 AXIS = {
     -2.0: lambda v: (0, 0),
@@ -71,7 +71,7 @@ AXIS = {
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("at", AXIS)
 def test_values_and_right_slopes_along_an_axis(subject, path, axis, at):
-    """The table of rule Z: the slope at an integer is the right one, at -1 it is the first pixel, at 4 nothing."""
+    """The table of rule zeros: the slope at an integer is the right one, at -1 it is the first pixel, at 4 nothing."""
     problem = one_sample(path, *((at, 1.0) if axis == 0 else (1.0, at)))
     line = problem.x[0, :, :, 1] if axis == 0 else problem.x[0, :, 1, :]
     pairs = [AXIS[at](v) for v in line]

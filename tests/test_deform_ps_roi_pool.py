@@ -1,4 +1,4 @@
-"""deform_ps_roi_pool computes what section d.2 says: against the reference, and by rules told one by one."""
+"""deform_ps_roi_pool computes what docs/semantics.md says (d.2): against the reference, and by rules told one by one."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""deform_roi_pool computes what section d.3 says: reference, roi_align, mmcv's numbers, and rules told one by one."""
+"""deform_roi_pool computes what docs/semantics.md says (d.3): reference, roi_align, mmcv's numbers, and single rules."""
 
 import functools
 import pathlib

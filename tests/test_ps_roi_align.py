@@ -1,4 +1,4 @@
-"""ps_roi_align computes what section c.4 says: against the reference, against roi_align, and by single rules."""
+"""ps_roi_align computes what docs/semantics.md says (c.4): against the reference, roi_align, and by single rules."""
 
 import family
 import family_errors

@@ -1,4 +1,4 @@
-"""ps_roi_pool computes what section c.3 says (torchvision's form, with whole bins): reference and rules one by one."""
+"""ps_roi_pool computes what docs/semantics.md says (c.3): against the reference, and by rules told one by one."""
 
 import family
 import family_errors

@@ -1,4 +1,4 @@
-"""roi_align computes what section c.2 says: against the reference, published vectors, and rules told one by one."""
+"""roi_align computes what docs/semantics.md says (c.2): against the reference, published vectors, and single rules."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""roi_pool computes what section c.1 says: against the reference, published numbers, and rules told one by one."""
+"""roi_pool computes what docs/semantics.md says (c.1): against the reference, published numbers, and single rules."""
 
 import math
 import pathlib

@@ -1,6 +1,6 @@
 """Bilinear sampling at points, written from its formulas: plain NumPy, slow, and independent of numdcn.
 
-Sections a.1 (interpolation), a.2 (rule Z) and 0.1 (edges, NaN) of the specification. Shapes: x (n, c, h, w), points
+Sections a.1 (interpolation), a.2 (rule zeros) and 0.1 (edges, NaN) of docs/semantics.md. Shapes: x (n, c, h, w), points
 (n, ..., 2) with (y, x) in pixels, y (n, c, ...). The cell is found in the dtype of the points, all else is float64.
 """
 

@@ -1,4 +1,4 @@
-"""Ordinary convolution (cross-correlation) written from its formula: plain NumPy, slow, and independent of numdcn.
+"""Ordinary convolution (cross-correlation), from docs/semantics.md, section b.7: plain NumPy, slow, independent.
 
 The image is padded with zeros, and each tap of the kernel sees a strided window of it; the backward adds into the same
 windows. Shapes: x (n, c, h, w), w (c_out, c/groups, kh, kw), bias (c_out). Everything is float64. A padded zero is

@@ -1,6 +1,6 @@
 """Deformable convolution written from its formulas: plain NumPy, slow, and independent of numdcn.
 
-The formulas are those of the specification, sections a.1 (interpolation), 0.1 (edges, NaN) and b (convolution).
+The formulas are those of docs/semantics.md, sections a.1 (interpolation), 0.1 (edges, NaN) and b (convolution).
 Coordinates are formed in the dtype of the offsets, so that the cell is the one the library must choose; everything
 after that is float64. Shapes: x (n, c, h, w), offsets (n, offset_groups*taps*2, out_h, out_w) interleaved (y, x),
 w (c_out, c/groups, kh, kw), bias (c_out), mask (n, offset_groups*taps, out_h, out_w). Output pixels are one

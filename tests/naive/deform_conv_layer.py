@@ -1,4 +1,4 @@
-"""A deformable convolution that predicts its own offsets, written from its formulas: section b.6 of the specification.
+"""A deformable convolution that predicts its own offsets, written from docs/semantics.md, section b.6.
 
 A plain convolution of x gives z; its first channels are the offsets, and the logits of the mask follow if modulated.
 Shapes: x (n, c, h, w), w (c_out, c/groups, kh, kw), offset_w (offset_groups*(2 or 3)*kh*kw, c, kh, kw), offset_b

@@ -1,4 +1,4 @@
-"""Deformable position-sensitive RoI pooling written from section d.2: plain NumPy, slow, and independent of numdcn.
+"""Deformable position-sensitive RoI pooling, from docs/semantics.md, section d.2: plain NumPy, slow, independent.
 
 trans (R, 2*classes, part_h, part_w): channels 2*k and 2*k+1 move the bins of class k along x and y, in units of
 trans_std times the box. The classes split the output channels into consecutive blocks. Channel (c*gs + gy)*gs + gx of x

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling written from section d.3 of the specification: plain NumPy, slow, and independent of numdcn.
+"""Deformable RoI pooling, written from docs/semantics.md, section d.3: plain NumPy, slow, and independent of numdcn.
 
 Offsets (R, 2, P_h, P_w): channel 0 moves a bin along x, 1 along y, in units of gamma times the box. y = pool * mask.
 """
@@ -90,7 +90,7 @@ def _bins(x, rois, offsets, pooled, scale, ratio, gamma, lower=-1.0):
                 nan |= bool(np.isnan(first))
                 settled = start[a] if np.isnan(first) else first  # a NaN has no positions, but a number of samples
                 positions, count = _roi.align_positions(settled, length[a], pooled[a], index, ratio, size)
-                taps.append(_roi.rule_r(positions, size, lower))
+                taps.append(_roi.align(positions, size, lower))
                 counts.append(count)
             samples = counts[0] * counts[1]
             yield Bin(r, i, j, n, *taps, float(max(samples, 1)), nan and samples > 0, *map(float, length))

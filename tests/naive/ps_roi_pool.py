@@ -1,4 +1,4 @@
-"""Position-sensitive RoI average pooling written from section c.3 (torchvision's form): plain NumPy, slow, independent.
+"""Position-sensitive RoI average pooling, from docs/semantics.md, section c.3: plain NumPy, slow, independent.
 
 Channel (c*P_h + i)*P_w + j of x serves bin (i, j) of channel c of y. Sizes of bins are computed with whole numbers.
 Bins are clipped to the whole image, also at its last row and column, where torchvision's forward is not.

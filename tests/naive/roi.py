@@ -1,6 +1,6 @@
-"""What the naive RoI operators share: boxes, sampling positions, and the sampling rules R and P along one axis.
+"""What the naive RoI operators share: boxes, sampling positions, and the rules align and psroi along one axis.
 
-The formulas are those of the specification, sections 0.1 (edges, NaN), a.2 (rules), c and d (boxes). Everything that
+The formulas are those of docs/semantics.md, sections 0.1 (edges, NaN), a.2 (rules), c and d (boxes). Everything that
 decides which pixels are touched (corners, sizes, positions) is computed in the dtype of the boxes, in the order in which
 the formulas are written, so that it is what the library must choose; weights and sums are float64. A rule is applied
 to each axis by itself: a sample is active if it is on both, and its weights are products of one factor per axis.
@@ -72,8 +72,8 @@ def align_positions(start, length, bins, index, ratio, size):
     return np.array([position(u) for u in samples], T), count
 
 
-def rule_r(p, size, lower=-1.0):
-    """The two taps of those positions that are active under rule R. `lower` is the sign of a lower tap's slope."""
+def align(p, size, lower=-1.0):
+    """The two taps of those positions that are active under rule align. `lower` is the sign of a lower tap's slope."""
     p = p[(p >= -1) & (p <= size)]
     low = np.maximum(p, 0).astype(np.int64)  # truncated
     clamped = low >= size - 1
@@ -84,7 +84,7 @@ def rule_r(p, size, lower=-1.0):
 
 
 def psroi(p, size, lower=-1.0):
-    """As rule_r, for rule P with the right derivative at integers."""
+    """As rule_r, for rule psroi with the right derivative at integers."""
     p = p[(p >= -0.5) & (p <= p.dtype.type(size) - p.dtype.type(0.5))]
     inside = np.clip(p, 0, size - 1)
     low = np.floor(inside).astype(np.int64)

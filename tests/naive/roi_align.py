@@ -1,4 +1,4 @@
-"""RoI align written from section c.2 of the specification: plain NumPy, slow, and independent of numdcn."""
+"""RoI align, written from docs/semantics.md, section c.2: plain NumPy, slow, and independent of numdcn."""
 
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def _bins(x, rois, pooled, scale, ratio, aligned):
             for index in range(pooled[a]):
                 size = x.shape[2 + a]
                 positions, count = _roi.align_positions(start[a], length[a], pooled[a], index, ratio, size)
-                axes[a].append((_roi.rule_r(positions, size), count))
+                axes[a].append((_roi.align(positions, size), count))
         for i, (rows, row_count) in enumerate(axes[0]):
             for j, (cols, col_count) in enumerate(axes[1]):
                 yield r, i, j, n, rows, cols, float(max(row_count * col_count, 1))

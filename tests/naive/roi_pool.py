@@ -1,4 +1,4 @@
-"""RoI max pooling written from section c.1 of the specification: plain NumPy, slow, and independent of numdcn.
+"""RoI max pooling, written from docs/semantics.md, section c.1: plain NumPy, slow, and independent of numdcn.
 
 Sizes of bins are computed with whole numbers. NaN is the maximum, and the first NaN in row-major order is its place.
 """
