@@ -7,7 +7,8 @@ import device
 import pytest
 import test_cuda_compile
 from checks import ROOT, run_python
-from emulator import build
+
+from tools.ptx_emulator import build
 
 PROCESSES = 8
 VARIANTS = """
@@ -94,7 +95,7 @@ print(*(sum(sum(d.stats[number].values()) for d in dispatchers) for number in (1
     reason = None if device.count_gpus() else build.missing()
     if reason:
         pytest.skip(reason)
-    emulated = [] if device.count_gpus() else ["-m", "tests.emulator", sys.executable]
+    emulated = [] if device.count_gpus() else ["-m", "tools.ptx_emulator", sys.executable]
 
     def run(_):
         return run_python([*emulated, "-c", code, tmp_path], PYTHONPATH=ROOT, PYTHONSAFEPATH=None).stdout

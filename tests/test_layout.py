@@ -14,7 +14,11 @@ import numdcn
 PACKAGE = ROOT / "numdcn"
 OPERATORS = sorted(path.parent.name for path in PACKAGE.glob("*/problem.py"))
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-ALL = [path for top in ("numdcn", "tests", "benchmarks", "examples") for path in sorted((ROOT / top).rglob("*.py"))]
+ALL = [
+    path
+    for top in ("numdcn", "tests", "benchmarks", "examples", "tools")
+    for path in sorted((ROOT / top).rglob("*.py"))
+]
 
 
 def name_of(path):
@@ -153,6 +157,17 @@ def test_naive_references_never_import_numdcn():
     assert files
     for path in files:
         assert not [m for m in imports(path) if m.split(".")[0] in ("numdcn", "checks")], name_of(path)
+
+
+def test_the_emulator_stands_on_its_own():
+    """It imports nothing of this repository but itself, and does not name numdcn."""
+    own = {"numdcn", "benchmarks", "examples", "tests", *(path.stem for path in (ROOT / "tests").iterdir())}
+    files = [path for path in sorted((ROOT / "tools" / "ptx_emulator").rglob("*.*")) if path.suffix != ".pyc"]
+    assert {path.suffix for path in files} == {".py", ".cpp", ".h", ".md"}
+    for path in files:
+        assert "numdcn" not in path.read_text(encoding="utf-8").lower(), name_of(path)
+        if path.suffix == ".py":
+            assert not [m for m in imports(path) if m.split(".")[0] in own], name_of(path)
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

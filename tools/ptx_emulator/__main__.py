@@ -1,4 +1,4 @@
-"""`python -m tests.emulator COMMAND ...` runs a command with the emulated GPU and ends as it does; see README.md."""
+"""`python -m tools.ptx_emulator COMMAND ...` runs a command with the emulated GPU and ends as it does; see README.md."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ def environment(reports):
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths)),
         "NUMBA_CACHE_DIR": str(build.kernels(folder)),
-        "NUMDCN_EMULATOR_REPORTS": reports,
+        "PTX_EMULATOR_REPORTS": reports,
     }
 
 
@@ -38,10 +38,10 @@ def run(command, environment, reports):
 
 def main():
     if len(sys.argv) < 2:
-        sys.exit("usage: python -m tests.emulator COMMAND ...")
+        sys.exit("usage: python -m tools.ptx_emulator COMMAND ...")
     if reason := build.missing():
         sys.exit(reason)
-    with tempfile.NamedTemporaryFile("r", prefix="numdcn-emulator-") as reports:
+    with tempfile.NamedTemporaryFile("r", prefix="ptx-emulator-") as reports:
         code = run(sys.argv[1:], environment(reports.name), reports)
     sys.exit(code if code >= 0 else 128 - code)
 

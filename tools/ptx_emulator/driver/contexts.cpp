@@ -38,7 +38,7 @@ API cuInit(unsigned) {
 ANSWER(cuDriverGetVersion, (int *v), *v = 13000)
 ANSWER(cuDeviceGet, (CUdevice *d, int n), if (n < 0 || n >= device_count()) return CUDA_ERROR_INVALID_DEVICE; *d = n)
 ANSWER(cuDeviceGetCount, (int *n), *n = device_count())
-ANSWER(cuDeviceGetName, (char *name, int n, CUdevice), snprintf(name, n, "numdcn's emulator on the CPU"))
+ANSWER(cuDeviceGetName, (char *name, int n, CUdevice), snprintf(name, n, "PTX emulator on the CPU"))
 ANSWER(cuDeviceGetUuid, (CUuuid *u, CUdevice d), memset(u, 7 + d, sizeof *u))
 ANSWER(cuDeviceTotalMem_v2, (size_t *n, CUdevice), *n = MEMORY)
 ANSWER(cuDeviceGetPCIBusId, (char *p, int n, CUdevice d), snprintf(p, n, "0000:%02x:00.0", d))

@@ -36,7 +36,7 @@ extern std::recursive_mutex the_lock;
 extern Runtime runtime;
 
 // reports.cpp
-long option(const char *name, long otherwise);  // $NUMDCN_EMULATOR_name
+long option(const char *name, long otherwise);  // $PTX_EMULATOR_name
 const char *text_option(const char *name);      // "" if it is not set
 void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void stop(CUresult error);  // the kernel that runs

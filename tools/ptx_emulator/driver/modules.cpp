@@ -24,7 +24,7 @@ static bool translate(const char *image, size_t size, const std::string &base) {
   FILE *file = fopen(temporary.c_str(), "wb");
   if (!file || fwrite(image, 1, size, file) != size || fclose(file) || rename(temporary.c_str(), source.c_str())) return false;
   std::string command = "cd '" ROOT "' && env -u LD_PRELOAD -u PYTHONPATH -u PYTHONSAFEPATH ";
-  command += "'" PYTHON "' -S -m tests.emulator.translator '" + source + "' '" + base + ".so' 2>&1";
+  command += "'" PYTHON "' -S -m tools.ptx_emulator.translator '" + source + "' '" + base + ".so' 2>&1";
   FILE *translator = popen(command.c_str(), "r");
   if (!translator) return false;
   std::string said;

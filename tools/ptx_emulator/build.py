@@ -13,6 +13,7 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 GCC = 12  # the least version: _Float16
+NUMBA_CUDA = "numba-cuda[cu13]==0.30.*"  # linker.py replaces a part of it
 
 
 def missing():
@@ -25,9 +26,19 @@ def missing():
         told = subprocess.run([name, "-dumpversion"], capture_output=True, text=True).stdout
         if int(told.split(".")[0] or 0) < GCC:
             return f"{name} is of version {told.strip()}, {GCC} is needed"
-    if importlib.util.find_spec("numba_cuda") is None or headers() is None:
-        return "numba-cuda's compiler and cuda.h are not installed: pip install -e .[cuda]"
+    if importlib.util.find_spec("numba_cuda") is None or headers() is None or not compiler():
+        return f"numba-cuda, its compiler and cuda.h are not all installed: pip install '{NUMBA_CUDA}'"
     return None
+
+
+def compiler():
+    """Whether the libraries are there by which numba-cuda compiles and links."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    try:
+        return all(load_nvidia_dynamic_lib(library) for library in ("nvvm", "nvJitLink", "nvrtc"))
+    except Exception:  # one for each way in which a library can be missing
+        return False
 
 
 def headers():
@@ -41,9 +52,9 @@ def headers():
 
 
 def version(folder, *more):
-    """A hash of all sources in a folder."""
+    """A hash of all sources in a folder, but for those of tests."""
     told = hashlib.sha256(repr(more).encode())
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(set(folder.rglob("*")) - set((folder / "tests").rglob("*"))):
         if path.suffix in (".py", ".cpp", ".h"):
             told.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return told.hexdigest()[:16]
@@ -51,8 +62,8 @@ def version(folder, *more):
 
 def cache():
     """The folder for all that belongs to this version of the emulator."""
-    usual = pathlib.Path(tempfile.gettempdir()) / f"numdcn-emulator-{os.getuid()}"
-    top = pathlib.Path(os.environ.get("NUMDCN_EMULATOR_CACHE") or usual).absolute()
+    usual = pathlib.Path(tempfile.gettempdir()) / f"ptx-emulator-{os.getuid()}"
+    top = pathlib.Path(os.environ.get("PTX_EMULATOR_CACHE") or usual).absolute()
     top.mkdir(mode=0o700, parents=True, exist_ok=True)
     if top.stat().st_uid != os.getuid():  # code from there is run
         raise PermissionError(f"{top} belongs to somebody else")
@@ -62,7 +73,7 @@ def cache():
 
 
 def kernels(folder):
-    """The folder for the cache of numdcn's kernels: not that of a GPU, whose code is no PTX."""
+    """Numba's cache of kernels: not the usual one, as the code of a GPU is no PTX."""
     return folder / "kernels"
 
 

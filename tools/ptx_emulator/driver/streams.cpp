@@ -1,4 +1,4 @@
-// Streams and events. Work is done at once, in the calling thread; with NUMDCN_EMULATOR_LAZY=1 as late as CUDA allows: when
+// Streams and events. Work is done at once, in the calling thread; with PTX_EMULATOR_LAZY=1 as late as CUDA allows: when
 // someone waits for it, or when the rules of the legacy default stream put it before other work (it waits for streams that are
 // not non-blocking, and they for it).
 #include <time.h>

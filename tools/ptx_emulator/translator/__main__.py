@@ -1,4 +1,4 @@
-"""`python -m tests.emulator.translator IN.ptx OUT.so` leaves OUT.c and OUT.so, which the driver loads."""
+"""`python -m tools.ptx_emulator.translator IN.ptx OUT.so` leaves OUT.c and OUT.so, which the driver loads."""
 
 import os
 import pathlib

@@ -14,7 +14,7 @@ std::recursive_mutex the_lock;
 static CUresult kernel_error = CUDA_SUCCESS;
 
 const char *text_option(const char *name) {
-  const char *text = getenv((std::string("NUMDCN_EMULATOR_") + name).c_str());
+  const char *text = getenv((std::string("PTX_EMULATOR_") + name).c_str());
   return text ? text : "";
 }
 

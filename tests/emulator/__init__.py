@@ -1,1 +1,0 @@
-"""A CUDA driver that runs PTX on a CPU, so that the real kernels can be tested without a GPU: see README.md."""

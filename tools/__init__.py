@@ -1,0 +1,1 @@
+"""Tools that stand on their own: they know nothing of numdcn."""
