@@ -1,6 +1,6 @@
 """The benchmark, one command: `python benchmarks/run.py` (or `python -m benchmarks.run`); see --help.
 
-Each contender runs in a process of its own, which is asked in turn, round by round; see measure.py.
+Each contender runs in a process of its own, which is asked in turn, round by round; see harness/measure.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, only this folder is on the path
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import group_report, machine, report  # noqa: E402
-from benchmarks.measure import Plan, measure  # noqa: E402
-from benchmarks.operators import GROUPS, OPERATORS, operator  # noqa: E402
-from benchmarks.worker import available_cpus  # noqa: E402
+from benchmarks.cases.operators import GROUPS, OPERATORS, operator  # noqa: E402
+from benchmarks.harness import group_report, machine, report  # noqa: E402
+from benchmarks.harness.measure import Plan, measure  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 PARTS = ("times", "memory", "start")
@@ -73,7 +72,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Plan]]:
             parser.error(f"{what}: {', '.join(unknown) or 'none given'}; known are {', '.join(known)}")
         return [name for name in known if name in chosen]
 
-    cpus = len(available_cpus())
+    cpus = len(machine.available_cpus())
     parser = arguments_parser()
     args = parser.parse_args(arguments)
     if args.torchvision_python:

@@ -224,7 +224,7 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure_here(args.side, Path(args.folder), args.network, int(args.threads))))
         return
-    from benchmarks import machine
+    from benchmarks.harness import machine
 
     results = measure_all(args.torchvision_python, args.rounds)
     described = machine.describe()
