@@ -117,10 +117,11 @@ def print_list(plans: list[Plan]) -> None:
         for name in plan.cases:
             print(f"  {name:17}{one.cases[name].text}")
         for name in plan.contenders:
-            kind = one.contender(name)
-            here = kind.python() == sys.executable
-            version = (kind.version() if here else kind.python()) if kind.installed() else "not installed"
-            print(f"  {name:17}{', '.join(kind.directions):19}{version}")
+            contender = one.contender(name)
+            here = contender.python() == sys.executable
+            version = contender.version() if here else contender.python()
+            version = version if contender.installed() else "not installed"
+            print(f"  {name:17}{', '.join(contender.directions):19}{version}")
 
 
 def is_whole(plan: Plan) -> bool:
@@ -128,13 +129,13 @@ def is_whole(plan: Plan) -> bool:
     return parse(["--operators", plan.operator])[1][0]._replace(rounds=plan.rounds) == plan
 
 
-def save(plan: Plan, results: dict[str, Any], folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
-    """Writes the report of an operator, or that of its group with it; `parts` keeps what is not whole for the others."""
+def save(plan: Plan, results: dict[str, Any], folder: Path, partial: dict[str, dict[str, Any]]) -> Path:
+    """Writes the report of an operator, or that of its group with it; `partial` keeps what is not whole for the others."""
     stem, whole = machine.slug(results["machine"]["cpu"]), is_whole(plan)
     group = next((name for name, operators in GROUPS.items() if plan.operator in operators), None)
     if group is None:
         return report.write(results, folder, stem + ("" if whole else "-part"))
-    kept = group_report.read(folder / f"{stem}-{group}.json") if whole else parts.setdefault(group, {})
+    kept = group_report.read(folder / f"{stem}-{group}.json") if whole else partial.setdefault(group, {})
     kept[plan.operator] = results
     return group_report.write(kept, folder, f"{stem}-{group}" + ("" if whole else "-part"), group)
 
@@ -151,10 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             group_report.write(results, args.report.parent, args.report.stem)
         return 0
-    parts: dict[str, dict[str, Any]] = {}
+    partial: dict[str, dict[str, Any]] = {}
     for plan in plans:
         print(plan.operator, file=sys.stderr)
-        print(save(plan, measure(plan), args.out, parts))
+        print(save(plan, measure(plan), args.out, partial))
     return 0
 
 

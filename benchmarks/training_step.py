@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
 def read_inputs(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images, labels, parameters, and numdcn's gradients."""
     with np.load(folder / f"{name}.npz") as file:
-        named = {kind: {k[2:]: file[k] for k in file.files if k.startswith(f"{kind} ")} for kind in "pg"}
+        named = {prefix: {k[2:]: file[k] for k in file.files if k.startswith(f"{prefix} ")} for prefix in "pg"}
         return file["images"], file["labels"], named["p"], named["g"]
 
 

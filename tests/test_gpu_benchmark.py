@@ -1,13 +1,13 @@
-"""`python -m benchmarks.gpu` without a GPU: the plan in the notes, the comparison's own judgement, a run in the simulator."""
+"""`python -m benchmarks.gpu` without a GPU: the tables of its page, the comparison's own judgement, a run in the simulator."""
 
 import json
 import os
 
 import numpy as np
 import pytest
-from checks import ROOT, run_python
+from checks import run_python
 
-from benchmarks.gpu import floors, report
+from benchmarks.gpu import floors, page, registers, report
 from benchmarks.gpu.problems import MAKERS, SMALL, TINY, Expected, common, make, to_bfloat16
 
 
@@ -17,9 +17,16 @@ def benchmark(*arguments, check=True, **environment):
     )
 
 
-def test_the_notes_hold_the_floors():
-    notes = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
-    assert floors.text() in notes, "python -m benchmarks.gpu --floors"
+@pytest.mark.parametrize("program", [floors, registers], ids=["floors", "registers"])
+def test_the_page_holds_the_tables(program):
+    """docs/design/gpu.md has, between two lines, what the command that the first of them names prints."""
+    _, held, _ = page.split(page.PAGE.read_text(encoding="utf-8"), program.COMMAND)
+    assert held == program.text(), f"{program.COMMAND} --write"
+    printed = run_python(program.COMMAND.split()[1:], PYTHONSAFEPATH=None).stdout
+    assert printed == program.text()
+
+
+def test_the_floors_are_an_option_too():
     assert benchmark("--floors").stdout == floors.text()
 
 
@@ -55,17 +62,17 @@ def test_rounding_to_bfloat16():
     assert to_bfloat16(values).tolist() == [1, 1, 1 + 2.0**-6, 1 + 2.0**-7, -1 - 2.0**-7, 0]
 
 
-@pytest.mark.parametrize("kind", ["float32", "tf32", "float64", "float16", "bfloat16"])
-def test_bounds_tell_a_lost_term_from_rounding(kind):
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float64", "float16", "bfloat16"])
+def test_bounds_tell_a_lost_term_from_rounding(dtype):
     """A sum of products whose operands are rounded to the type is right; without one of its taps it is wrong."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 9 * 32)), rng.normal(size=9 * 32)
-    precise = np.float64 if kind == "float64" else np.float32
+    precise = np.float64 if dtype == "float64" else np.float32
     rounded = {"float16": lambda v: v.astype(np.float16), "tf32": lambda v: v.astype(np.float16)}
     rounded["bfloat16"] = lambda v: to_bfloat16(v.astype(np.float32))
-    columns = rounded.get(kind, lambda v: v)(a).astype(precise)
+    columns = rounded.get(dtype, lambda v: v)(a).astype(precise)
     want = Expected(a @ b, np.abs(a) @ np.abs(b), a.shape[1])
-    bound = want.bound(kind, rounded=True)
+    bound = want.bound(dtype, rounded=True)
     assert (np.abs(columns @ b.astype(precise) - want.value) <= bound).all()
     assert (np.abs(columns[:, 32:] @ b[32:].astype(precise) - want.value) > bound).any()
 

@@ -49,7 +49,7 @@ class NumdcnPrepared(Numdcn):
     """numdcn with weights prepared once and y filled in place, as an inference engine works."""
 
     directions = ("forward",)
-    parts = ("times", "memory")
+    measurements = ("times", "memory")
 
     def load(self, case: Case, w: np.ndarray) -> None:
         super().load(case, w)
@@ -69,7 +69,7 @@ class NumdcnFloat64(Numdcn):
     """numdcn in float64."""
 
     dtype = "float64"
-    parts = ("times",)
+    measurements = ("times",)
 
 
 class DeformConv(Operator):

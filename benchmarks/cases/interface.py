@@ -73,7 +73,7 @@ class Operator:
         return case, inputs, case.differentiable
 
     def tiny(self, case: Any) -> Any:
-        """A small case of the same kind, to load code."""
+        """A small case like this one, to load code."""
         raise NotImplementedError
 
 

@@ -74,14 +74,14 @@ class Samples:
         active = (y >= -1) & (y < case.h) & (x >= -1) & (x < case.w)
         y, x = np.where(active, y, -9.0), np.where(active, x, -9.0)
         low_y, low_x = np.floor(y).astype(int), np.floor(x).astype(int)
-        part_y, part_x = y - low_y, x - low_x
+        fraction_y, fraction_x = y - low_y, x - low_x
         value, slope_y, slope_x = (np.zeros((len(c), y.size)) for _ in range(3))
         for a in (0, 1):
             for b in (0, 1):
                 row, col = low_y + a, low_x + b
                 inside = (row >= 0) & (row < case.h) & (col >= 0) & (col < case.w)
                 pixel = self.inputs.x[n, c][:, np.where(inside, row, 0), np.where(inside, col, 0)] * inside
-                weight_y, weight_x = (part_y if a else 1 - part_y), (part_x if b else 1 - part_x)
+                weight_y, weight_x = (fraction_y if a else 1 - fraction_y), (fraction_x if b else 1 - fraction_x)
                 value += pixel * (weight_y * weight_x)
                 slope_y += pixel * ((2 * a - 1) * weight_x)
                 slope_x += pixel * ((2 * b - 1) * weight_y)
@@ -218,6 +218,6 @@ def local_errors(samples: Samples, grads: dict[str, np.ndarray], count: int, rng
 
 
 def tiny(case: Case) -> Case:
-    """A small layer of the same kind."""
+    """A small layer like this one."""
     channels = max(16, case.offset_groups)
     return case._replace(n=1, c=channels, h=9, w=9, c_out=channels, groups=channels if case.groups > 1 else 1)

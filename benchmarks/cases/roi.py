@@ -112,7 +112,7 @@ def axis_weights(p: np.ndarray, used: np.ndarray, size: int, rim: float, divide_
     count = np.maximum((inside if divide_active else used).sum(-1, keepdims=True), 1)
     at = np.clip(p, 0, size - 1)
     low = np.floor(at).astype(int)
-    part, high = at - low, np.minimum(low + 1, size - 1)
+    fraction, high = at - low, np.minimum(low + 1, size - 1)
     moving = inside & (p >= 0) & (p < size - 1)
     flat = np.arange(p[..., 0].size).reshape(*p.shape[:-1], 1) * size
 
@@ -122,7 +122,7 @@ def axis_weights(p: np.ndarray, used: np.ndarray, size: int, rim: float, divide_
         return total.reshape(*p.shape[:-1], size)
 
     near = (np.abs(p - np.round(p)) < 1e-3) & used
-    return scattered(inside * (1 - part), inside * part), scattered(-1.0 * moving, 1.0 * moving), ~near.any(-1)
+    return scattered(inside * (1 - fraction), inside * fraction), scattered(-1.0 * moving, 1.0 * moving), ~near.any(-1)
 
 
 def cell_indices(*size: int) -> np.ndarray:
@@ -135,13 +135,13 @@ def sampled_bins(
 ) -> Bins:
     """Bins whose samples begin at `first` (boxes, bins, bins, 2), `step` (boxes, 2) apart, `count` (boxes, 2) of them."""
     most = max(1, int(count.max()))
-    parts = []
+    axes = []
     for axis, size in enumerate((case.h, case.w)):
         index = np.arange(most)
         p = first[..., axis, None] + index * step[:, axis].reshape(-1, 1, 1, 1)
         used = np.broadcast_to(index < count[:, axis].reshape(-1, 1, 1, 1), p.shape)
-        parts.append(axis_weights(p, used, size, rim, divide_active))
-    (rows, row_slopes, steady_y), (columns, column_slopes, steady_x) = parts
+        axes.append(axis_weights(p, used, size, rim, divide_active))
+    (rows, row_slopes, steady_y), (columns, column_slopes, steady_x) = axes
     return Bins(rows, columns, row_slopes, column_slopes, steady_y & steady_x)
 
 

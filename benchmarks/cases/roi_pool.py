@@ -41,7 +41,7 @@ class NumdcnArgmax(Numdcn):
     """numdcn's forward that returns the maxima's places too, as training wants and torchvision always does."""
 
     directions = ("forward",)
-    parts = ("times",)
+    measurements = ("times",)
 
     def forward(self, given: Call) -> Any:
         return self.functions["forward"](*given.positional, return_argmax=True)
@@ -85,11 +85,11 @@ class RoiPool(PixelBins):
         shape = (case.boxes, len(image), case.bins, case.bins)
         value, place = np.zeros(shape, inputs.x.dtype), np.full(shape, -1)
         for r, i, j in np.ndindex(case.boxes, case.bins, case.bins):
-            part = image[:, top[r, i] : bottom[r, i], left[r, j] : right[r, j]]
-            if part.size:
-                row, column = np.divmod(part.reshape(len(image), -1).argmax(1), part.shape[2])
+            pixels = image[:, top[r, i] : bottom[r, i], left[r, j] : right[r, j]]
+            if pixels.size:
+                row, column = np.divmod(pixels.reshape(len(image), -1).argmax(1), pixels.shape[2])
                 place[r, :, i, j] = (top[r, i] + row) * case.w + left[r, j] + column
-                value[r, :, i, j] = part[np.arange(len(image)), row, column]
+                value[r, :, i, j] = pixels[np.arange(len(image)), row, column]
         return value, place
 
     def forward_error(self, case: RoiCase, inputs: RoiInputs, w: Any, y: np.ndarray) -> float:

@@ -81,21 +81,21 @@ class Device:
         """Whether torch's operators can be asked for, here or, beside a simulation, on the CPU."""
         return self.on_torch or (self.simulated and self.torch is not None)
 
-    def kinds(self) -> dict[str, str]:
+    def dtypes(self) -> dict[str, str]:
         """The types that arrays can have here, each with a reason if not."""
         bfloat16 = ""
         if self.simulated and importlib.util.find_spec("ml_dtypes") is None:
             bfloat16 = "in the simulator it needs ml_dtypes"
         return {"float32": "", "float64": "", "float16": "", "bfloat16": bfloat16}
 
-    def put(self, values: np.ndarray | None, kind: str) -> Any:
+    def put(self, values: np.ndarray | None, dtype: str) -> Any:
         """An array on the GPU with these numbers."""
         if values is None:
             return None
         if self.on_torch:
-            return self.tensor(values, kind)
-        if kind != "bfloat16":
-            return self.cuda.to_device(np.ascontiguousarray(values, NUMPY[kind]))
+            return self.tensor(values, dtype)
+        if dtype != "bfloat16":
+            return self.cuda.to_device(np.ascontiguousarray(values, NUMPY[dtype]))
         if self.simulated:
             import ml_dtypes
 
@@ -103,18 +103,18 @@ class Device:
         bits = to_bfloat16(np.asarray(values, np.float32)).view(np.uint32) >> 16
         return Bits(self.cuda.to_device(bits.astype(np.uint16)))
 
-    def tensor(self, values: np.ndarray, kind: str) -> Any:
+    def tensor(self, values: np.ndarray, dtype: str) -> Any:
         """A torch tensor where torch's operators run."""
-        wide = np.ascontiguousarray(values, np.float64 if kind == "float64" else np.float32)
-        return self.torch.from_numpy(wide).to(device=self.place, dtype=getattr(self.torch, kind))
+        wide = np.ascontiguousarray(values, np.float64 if dtype == "float64" else np.float32)
+        return self.torch.from_numpy(wide).to(device=self.place, dtype=getattr(self.torch, dtype))
 
-    def get(self, array: Any, kind: str = "") -> np.ndarray:
-        """The numbers of an array, float64 or float32. `kind` tells bfloat16 where the array cannot."""
+    def get(self, array: Any, dtype: str = "") -> np.ndarray:
+        """The numbers of an array, float64 or float32. `dtype` tells bfloat16 where the array cannot."""
         if self.torch is not None and isinstance(array, self.torch.Tensor):
             wide = array if array.dtype == self.torch.float64 else array.float()
             return np.asarray(wide.cpu().numpy())
         host = np.asarray(array.copy_to_host())
-        if host.dtype == np.uint16 and kind == "bfloat16":
+        if host.dtype == np.uint16 and dtype == "bfloat16":
             return (host.astype(np.uint32) << 16).view(np.float32)
         return host.astype(np.float64 if host.dtype == np.float64 else np.float32)
 

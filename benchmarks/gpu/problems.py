@@ -51,16 +51,16 @@ class Expected(NamedTuple):
     terms: np.ndarray  # sum of the absolute terms
     length: float  # how many there are
 
-    def bound(self, kind: str, rounded: bool) -> np.ndarray:
+    def bound(self, dtype: str, rounded: bool) -> np.ndarray:
         """How far a result of this type (or of float32 with tf32 products) may be."""
-        precise = "float64" if kind == "float64" else "float32"
+        precise = "float64" if dtype == "float64" else "float32"
         bound = EPS[precise] * (ROUNDINGS + math.sqrt(self.length)) * self.terms + np.finfo(precise).tiny
-        if kind == "float64":
+        if dtype == "float64":
             return 2 * bound  # the reference is no better
-        if kind in SMALLEST:
-            bound += EPS[kind] * np.abs(self.value) + SMALLEST[kind]
-        if rounded and kind in ("tf32", "float16", "bfloat16"):
-            bound += EPS[kind] * (np.abs(self.value) + 8 * self.terms / math.sqrt(self.length))
+        if dtype in SMALLEST:
+            bound += EPS[dtype] * np.abs(self.value) + SMALLEST[dtype]
+        if rounded and dtype in ("tf32", "float16", "bfloat16"):
+            bound += EPS[dtype] * (np.abs(self.value) + 8 * self.terms / math.sqrt(self.length))
         return bound
 
 
@@ -110,7 +110,7 @@ DETECTOR = Size(1, 256, 64, 128, 256, 512, (7, 7), 64 * 128, True)
 
 def convolution(draw: Draw, size: Size, deformed: bool, mask: bool = False, groups: int = 1) -> Problem:
     """conv or deform_conv; the offset groups are two where there is a mask."""
-    operator, parts = "deform_conv" if deformed else "conv", 2 if mask else 1
+    operator, offset_groups = "deform_conv" if deformed else "conv", 2 if mask else 1
     stride, padding, dilation = ((2, 1), (1, 2), (1, 2)) if mask else (1, 1, 1)
     pairs = [p if isinstance(p, tuple) else (p, p) for p in (stride, padding, dilation)]
     out = [(n + 2 * p - 2 * d - 1) // s + 1 for n, s, p, d in zip((size.height, size.width), *pairs, strict=True)]
@@ -121,8 +121,8 @@ def convolution(draw: Draw, size: Size, deformed: bool, mask: bool = False, grou
         "bias": draw.normal(size.outputs),
     }
     if deformed:
-        arrays["offsets"] = draw.grid(-4, 4, 1 / 16, size.batch, 18 * parts, *out)
-        arrays["mask"] = draw.grid(0, 1, 1 / 64, size.batch, 9 * parts, *out) if mask else None
+        arrays["offsets"] = draw.grid(-4, 4, 1 / 16, size.batch, 18 * offset_groups, *out)
+        arrays["mask"] = draw.grid(0, 1, 1 / 64, size.batch, 9 * offset_groups, *out) if mask else None
     keywords = {"stride": stride, "padding": padding, "dilation": dilation}
     return Problem(operator, arrays, keywords, draw.normal(size.batch, size.outputs, *out), True)
 

@@ -15,9 +15,9 @@ from benchmarks.harness.targets import Judged, Values, geometric_mean, judge, ra
 
 ISSUE_LIMIT = 60.0  # microseconds of the host for a call
 NO_SPEEDS = "simulator: no speeds"
-COLUMNS = [f"{who} {kind}" for who, kinds in (
+COLUMNS = [f"{who} {dtype}" for who, dtypes in (
     ("numdcn", [*TIMED, "float32 deterministic"]), ("torchvision", ["float32", "float16"]), ("cuDNN conv", TIMED),
-) for kind in kinds]  # fmt: skip
+) for dtype in dtypes]  # fmt: skip
 
 
 class Times:
@@ -30,31 +30,31 @@ class Times:
     def seconds(self, name: str, batch: int, direction: str, contender: str) -> float | None:
         return median(self.records.get((name, batch, direction, contender), {}))
 
-    def lead(self, name: str, batch: int, direction: str, kind: str) -> float | None:
+    def lead(self, name: str, batch: int, direction: str, dtype: str) -> float | None:
         """How many times as fast as torchvision's."""
-        theirs = self.seconds(name, batch, direction, f"torchvision {RIVAL[kind]}")
-        return ratio(theirs, self.seconds(name, batch, direction, f"numdcn {kind}"))
+        theirs = self.seconds(name, batch, direction, f"torchvision {RIVAL[dtype]}")
+        return ratio(theirs, self.seconds(name, batch, direction, f"numdcn {dtype}"))
 
-    def leads(self, batch: int, direction: str, kind: str, rows: tuple[str, ...]) -> Values:
-        return {name: self.lead(name, batch, direction, kind) for name in rows}
+    def leads(self, batch: int, direction: str, dtype: str, rows: tuple[str, ...]) -> Values:
+        return {name: self.lead(name, batch, direction, dtype) for name in rows}
 
 
 def targets(results: dict[str, Any]) -> list[Judged]:
     """Every figure that is wanted, beside what was measured."""
     times, judged = Times(results), []
     for direction, wanted in TARGETS.items():
-        for kind, least in wanted.items():
-            values = times.leads(16, direction, kind, DENSE)
+        for dtype, least in wanted.items():
+            values = times.leads(16, direction, dtype, DENSE)
             known = [value for value in values.values() if value is not None]
             whole = len(known) == len(DENSE)
-            text = f"{direction} {kind}, torchvision {RIVAL[kind]} / numdcn, batch 16 of S1 to S6, geometric mean"
+            text = f"{direction} {dtype}, torchvision {RIVAL[dtype]} / numdcn, batch 16 of S1 to S6, geometric mean"
             text += "" if whole else f" of {len(known)} of {len(DENSE)} rows"
             judged.append(judge(text, {"": geometric_mean(known) if known else None}, least, at_most=False))
     for direction, wanted in TARGETS.items():
         for batch in reversed(BATCHES):
-            for kind in wanted:
-                text = f"{direction} {kind}, torchvision {RIVAL[kind]} / numdcn, batch {batch}: no row slower"
-                judged.append(judge(text, times.leads(batch, direction, kind, ROWS), 1.0, at_most=False))
+            for dtype in wanted:
+                text = f"{direction} {dtype}, torchvision {RIVAL[dtype]} / numdcn, batch {batch}: no row slower"
+                judged.append(judge(text, times.leads(batch, direction, dtype, ROWS), 1.0, at_most=False))
     issued: dict[str, float | None] = {}
     for record in results["issue"]:
         if record["contender"] == "numdcn":
@@ -88,18 +88,18 @@ def rows_table(results: dict[str, Any], direction: str) -> list[str]:
 
 
 def roofline_table(results: dict[str, Any], direction: str) -> list[str]:
-    """The highest of each row's floors, and which part of it a call takes up."""
+    """The highest of each row's floors, and what share of a call's time it is."""
     times, rates = Times(results), Rates(**results["rates"])
     lines = []
     for name, batch in dict.fromkeys((r["row"], r["batch"]) for r in results["rows"]):
         cells = [name, str(batch)]
-        for kind in TIMED:
-            what, least = floor(row(name, batch), direction, kind).bound(rates, kind)
-            seconds = times.seconds(name, batch, direction, f"numdcn {kind}")
-            busy = times.records.get((name, batch, direction, f"numdcn {kind}"), {}).get("busy")
-            part = "" if seconds is None else f": {100 * least / seconds:.0f} %"
-            part += "" if busy is None or seconds is None else f" ({100 * least / busy:.0f} %)"
-            cells.append(f"{number(1e3 * least)} {what}{part}")
+        for dtype in TIMED:
+            what, least = floor(row(name, batch), direction, dtype).bound(rates, dtype)
+            seconds = times.seconds(name, batch, direction, f"numdcn {dtype}")
+            busy = times.records.get((name, batch, direction, f"numdcn {dtype}"), {}).get("busy")
+            share = "" if seconds is None else f": {100 * least / seconds:.0f} %"
+            share += "" if busy is None or seconds is None else f" ({100 * least / busy:.0f} %)"
+            cells.append(f"{number(1e3 * least)} {what}{share}")
         lines.append(cells)
     return table(["row", "batch", *TIMED], lines)
 
@@ -209,14 +209,14 @@ def draw(results: dict[str, Any], path: Path) -> bool:
     for line, direction in enumerate(TARGETS):
         for column, batch in enumerate(reversed(BATCHES)):
             ax = axes[line][column]
-            for k, (kind, colour) in enumerate(zip(RIVAL, ("#1b6ca8", "#66a182", "#d1495b"), strict=True)):
-                values = times.leads(batch, direction, kind, ROWS)
+            for k, (dtype, colour) in enumerate(zip(RIVAL, ("#1b6ca8", "#66a182", "#d1495b"), strict=True)):
+                values = times.leads(batch, direction, dtype, ROWS)
                 places = [i + 0.27 * (k - 1) for i in range(len(ROWS))]
                 heights = [value or 0.0 for value in values.values()]
                 drawn |= any(heights)
-                ax.bar(places, heights, 0.25, color=colour, label=kind)
-                if batch == 16 and kind in TARGETS[direction]:
-                    ax.axhline(TARGETS[direction][kind], color=colour, linewidth=0.8, linestyle="--")
+                ax.bar(places, heights, 0.25, color=colour, label=dtype)
+                if batch == 16 and dtype in TARGETS[direction]:
+                    ax.axhline(TARGETS[direction][dtype], color=colour, linewidth=0.8, linestyle="--")
             ax.axhline(1, color="black", linewidth=0.8)
             ax.set_xticks(range(len(ROWS)), ROWS)
             ax.set_title(f"{direction}, batch {batch}", fontsize=10)

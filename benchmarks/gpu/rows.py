@@ -28,8 +28,8 @@ def fresh(device: Device, case: Case, seed: int) -> dict[str, np.ndarray]:
         device.torch.manual_seed(seed)
     for name, shape in shapes.items():
         if device.on_torch:  # a GPU draws them in no time
-            kind = device.torch.rand if name == "mask" else device.torch.randn
-            values = kind(shape, device=device.place) * draws.get(name, 1.0)
+            draw = device.torch.rand if name == "mask" else device.torch.randn
+            values = draw(shape, device=device.place) * draws.get(name, 1.0)
             made[name] = device.get(values.bfloat16().half().float())
         else:
             drawn = rng.random(shape, np.float32) if name == "mask" else rng.standard_normal(shape, np.float32)
@@ -51,14 +51,14 @@ def bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     active = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     y, x = np.where(active, y, -9.0).astype(np.float64), np.where(active, x, -9.0).astype(np.float64)
     low_y, low_x = np.floor(y).astype(int), np.floor(x).astype(int)
-    part = (y - low_y, x - low_x)
+    fraction = (y - low_y, x - low_x)
     line, out = np.arange(lines)[:, None], np.zeros((6, *y.shape))
     for a in (0, 1):
         for b in (0, 1):
             row, column = low_y + a, low_x + b
             inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
             pixel = image[line, np.where(inside, row, 0), np.where(inside, column, 0)].astype(np.float64) * inside
-            weight = (part[0] if a else 1 - part[0], part[1] if b else 1 - part[1])
+            weight = (fraction[0] if a else 1 - fraction[0], fraction[1] if b else 1 - fraction[1])
             size = np.abs(pixel)
             out[0] += pixel * weight[0] * weight[1]
             out[1] += pixel * (2 * a - 1) * weight[1]
@@ -108,8 +108,8 @@ class Reference:
             at = (n, taps[None, :], np.array(i), np.array(j), groups)
             samples, mask = bilinear(self.given["x"][n], *self.coordinates(*at)), self.mask(*at)
             if "y" in found:
-                for part, w, into in ((samples[0], self.w, found), (samples[3], np.abs(self.w), terms)):
-                    columns = (part * mask).reshape(case.groups, -1, case.taps)
+                for sample, w, into in ((samples[0], self.w, found), (samples[3], np.abs(self.w), terms)):
+                    columns = (sample * mask).reshape(case.groups, -1, case.taps)
                     into["y"].append(np.einsum("bock,bck->bo", w, columns).ravel())
             if "offsets" in found:
                 self._local(n, i, j, samples, mask, found, terms)
@@ -123,7 +123,7 @@ class Reference:
             column = np.einsum("bock,bo->bck", w, grad).reshape(case.c, case.taps)
             slopes = [samples[first + axis] * column * mask for axis in (1, 2)]
             shape = (case.offset_groups, -1, case.taps)
-            summed = [part.reshape(shape).sum(1) for part in slopes]
+            summed = [slope.reshape(shape).sum(1) for slope in slopes]
             into["offsets"].append(np.stack(summed, axis=-1).ravel())
             if case.mask:
                 into["mask"].append((samples[first] * column).reshape(shape).sum(1).ravel())
@@ -183,9 +183,9 @@ class Reference:
         return found if direction == "forward" else {**found, "x": self.pixels(), "w": self.weights()}
 
 
-def taken(device: Device, array: Any, sampled: Sampled, kind: str) -> np.ndarray:
+def taken(device: Device, array: Any, sampled: Sampled, dtype: str) -> np.ndarray:
     """The sampled elements of a result."""
     torch = device.torch
     if torch is not None and isinstance(array, torch.Tensor):
         return device.get(array[tuple(torch.from_numpy(a).to(array.device) for a in sampled.places)])
-    return device.get(array, kind)[sampled.places]
+    return device.get(array, dtype)[sampled.places]

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 # Numba may be imported only after the simulator is asked for: no module of the benchmarks imports it, or numdcn, at its top.
 from benchmarks.gpu import floors, report, timing
-from benchmarks.gpu.compare import KINDS, worker
+from benchmarks.gpu.compare import DTYPES, worker
 from benchmarks.gpu.device import Device, NoGPU
 from benchmarks.harness.machine import available_cpus
 
@@ -34,8 +34,8 @@ OPERATORS = (
     "deform_roi_pool", "deform_ps_roi_pool", "arrays",
 )  # fmt: skip
 LIMIT = 460.0  # seconds of the whole run
-CHECKS = 0.55  # the part of them that tests and comparisons may take
-ROWS_PART = 0.75  # of what is left then, for S1 to S7; the rest for the other operators
+CHECKS = 0.55  # the share of them that tests and comparisons may take
+ROWS_SHARE = 0.75  # of what is left then, for S1 to S7; the rest for the other operators
 NO_GPU = 2
 
 
@@ -89,7 +89,7 @@ class Job:
 
 
 def test_command(simulated: bool) -> list[str]:
-    """The GPU tests: those whose backend is `cuda`. The simulator's are a part of the usual tests."""
+    """The GPU tests: those whose backend is `cuda`. The simulator's are among the usual tests."""
     return [
         sys.executable,
         "-m",
@@ -173,17 +173,17 @@ def tests_text(job: Job | None, wanted: bool, simulated: bool) -> tuple[str, boo
 
 def check(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
     """The tests and the comparisons."""
-    parts, operators = args.parts.split(","), [name for name in args.operators.split(",") if name]
+    wanted, operators = args.parts.split(","), [name for name in args.operators.split(",") if name]
     commands: dict[str, list[str]] = {}
-    if "compare" in parts:
+    if "compare" in wanted:
         commands = {name: worker_command(name, args) for name in operators}
-    if "tests" in parts and not args.simulator and importlib.util.find_spec("pytest") is not None:
+    if "tests" in wanted and not args.simulator and importlib.util.find_spec("pytest") is not None:
         commands["tests"] = test_command(False)
     print(f"tests and comparisons: {len(commands)} processes", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         jobs = run_jobs(commands, Path(folder), deadline)
-        tests, well = tests_text(jobs.get("tests"), "tests" in parts, args.simulator)
-        verdicts = verdicts_of(operators, jobs) if "compare" in parts else []
+        tests, well = tests_text(jobs.get("tests"), "tests" in wanted, args.simulator)
+        verdicts = verdicts_of(operators, jobs) if "compare" in wanted else []
     return {"tests": tests, "tests_well": well, "verdicts": verdicts}
 
 
@@ -192,7 +192,7 @@ def timed(args: argparse.Namespace, device: Any, clock_seconds: float) -> dict[s
     found: dict[str, Any] = {"rows": [], "operators": [], "issue": [], "rate_lines": []}
     rates = floors.nominal(device.name)
     if "time" in args.parts.split(","):
-        clock, rows_clock = timing.Clock(clock_seconds), timing.Clock(ROWS_PART * clock_seconds)
+        clock, rows_clock = timing.Clock(clock_seconds), timing.Clock(ROWS_SHARE * clock_seconds)
 
         def say(line: str) -> None:
             print(f"  {clock.left():4.0f} s left  {line}", file=sys.stderr, flush=True)
@@ -222,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.simulator:
         os.environ[SIMULATOR] = "1"  # before numba.cuda is imported, here and in the processes below
     if args.worker:
-        return worker(args.worker, args.simulator, args.kinds.split(",") if args.kinds else KINDS)
+        return worker(args.worker, args.simulator, args.kinds.split(",") if args.kinds else DTYPES)
     if args.report:
         print(report.write(json.loads(args.report.read_text(encoding="utf-8")), args.report.parent))
         return 0

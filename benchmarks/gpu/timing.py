@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     """A contender in one direction of one row."""
 
     name: str
-    kind: str
+    dtype: str
     run: Callable[[], dict[str, Any]]
     checked: bool = True  # whether it computes what the reference tells
 
@@ -58,7 +58,7 @@ def measure(
     for entry in entries:
         record: dict[str, Any] = {
             "contender": entry.name,
-            "kind": entry.kind,
+            "kind": entry.dtype,
             "status": "ok",
             "detail": "",
             "rounds": [],
@@ -102,79 +102,79 @@ class RowRun:
         self.whole: dict[str, Any] = {}  # the first right results of this direction
         self.sampled: dict[str, Sampled] = {}
 
-    def arrays(self, kind: str, torch: bool) -> dict[str, Any]:
+    def arrays(self, dtype: str, torch: bool) -> dict[str, Any]:
         """The inputs of a type, as numdcn or torch's own operators take them; made once."""
-        stored = "float32" if kind == "tf32" else kind
+        stored = "float32" if dtype == "tf32" else dtype
         key = (stored, "tensor" if torch and not self.device.on_torch else "own")
         if key not in self.made:
             put = self.device.tensor if torch else self.device.put
             self.made[key] = {name: put(a, stored) for name, a in self.host.items()}
         return self.made[key]
 
-    def entries(self, direction: str, kinds: tuple[str, ...]) -> list[Entry]:
+    def entries(self, direction: str, dtypes: tuple[str, ...]) -> list[Entry]:
         """All contenders of a direction."""
-        found = [self.own(direction, kind) for kind in kinds if not self.device.kinds().get(kind)]
+        found = [self.own(direction, dtype) for dtype in dtypes if not self.device.dtypes().get(dtype)]
         if direction == "backward":
             found.append(self.own(direction, "float32", deterministic=True))
         if not self.device.torch_runs:
             return found
         has_rival = torchvision_ops(self.device.torch) is not None
-        found += [self.theirs(direction, kind) for kind in ("float32", "float16") if has_rival]
-        return found + [self.plain(direction, kind) for kind in kinds]
+        found += [self.theirs(direction, dtype) for dtype in ("float32", "float16") if has_rival]
+        return found + [self.plain(direction, dtype) for dtype in dtypes]
 
-    def own(self, direction: str, kind: str, deterministic: bool = False) -> Entry:
+    def own(self, direction: str, dtype: str, deterministic: bool = False) -> Entry:
         import numdcn
 
         function: Any = numdcn.deform_conv_forward if direction == "forward" else numdcn.deform_conv_backward
-        more: dict[str, Any] = {"allow_tf32": True} if kind == "tf32" else {}
-        name = f"numdcn {kind}"
+        more: dict[str, Any] = {"allow_tf32": True} if dtype == "tf32" else {}
+        name = f"numdcn {dtype}"
         if deterministic:
             more, name = {**more, "deterministic": True}, f"{name} deterministic"
         keywords = {**keywords_of(self.case), **more}
 
         def run() -> dict[str, Any]:
-            a = self.arrays(kind, torch=False)
+            a = self.arrays(dtype, torch=False)
             if direction == "forward":
                 return {"y": function(a["x"], a["offsets"], a["w"], mask=a.get("mask"), **keywords)}
             g = function(a["grad_y"], a["x"], a["offsets"], a["w"], mask=a.get("mask"), **keywords)
             return {n: grad for n, grad in g._asdict().items() if grad is not None}
 
-        return Entry(name, kind, run)
+        return Entry(name, dtype, run)
 
-    def theirs(self, direction: str, kind: str) -> Entry:
+    def theirs(self, direction: str, dtype: str) -> Entry:
         call: list[Any] = []
 
         def run() -> dict[str, Any]:
             if not call:
-                a = self.arrays(kind, torch=True)
+                a = self.arrays(dtype, torch=True)
                 given = {n: a.get(n) for n in ("x", "offsets", "w", "mask")}
                 made = rival(self.device.torch, "deform_conv", given, keywords_of(self.case), a["grad_y"])
                 assert made is not None
                 call.append(made.forward if direction == "forward" else made.backward)
             return call[0]()  # type: ignore[no-any-return]
 
-        return Entry(f"torchvision {kind}", kind, run, checked=kind == "float32")
+        return Entry(f"torchvision {dtype}", dtype, run, checked=dtype == "float32")
 
-    def plain(self, direction: str, kind: str) -> Entry:
+    def plain(self, direction: str, dtype: str) -> Entry:
         call: list[Any] = []
 
         def run() -> dict[str, Any]:
             if not call:
-                a = self.arrays(kind, torch=True)
+                a = self.arrays(dtype, torch=True)
                 made = plain_convolution(self.device.torch, a, keywords_of(self.case), a["grad_y"])
                 call.append(made.forward if direction == "forward" else made.backward)
-            self.device.torch.backends.cudnn.allow_tf32 = kind == "tf32"
+            self.device.torch.backends.cudnn.allow_tf32 = dtype == "tf32"
             return call[0]()  # type: ignore[no-any-return]
 
-        return Entry(f"cuDNN conv {kind}", kind, run, checked=False)
+        return Entry(f"cuDNN conv {dtype}", dtype, run, checked=False)
 
     def check(self, entry: Entry, results: dict[str, Any]) -> str:
         """What is wrong with results: at the sampled elements, and with torch as a whole against the first right ones."""
-        got = {n: taken(self.device, results[n], s, entry.kind) for n, s in self.sampled.items() if n in results}
+        got = {n: taken(self.device, results[n], s, entry.dtype) for n, s in self.sampled.items() if n in results}
         missing = self.sampled.keys() - got.keys()
         if missing:
             return f"no {', '.join(sorted(missing))}"
-        _, detail = judge(got, {n: s.expected for n, s in self.sampled.items()}, entry.kind, True)
+        _, detail = judge(got, {n: s.expected for n, s in self.sampled.items()}, entry.dtype, True)
         if detail or not self.device.on_torch:
             return detail
         if not self.whole:
@@ -182,16 +182,16 @@ class RowRun:
             return ""
         for name, sampled in self.sampled.items():
             bound = WHOLE * float(
-                sampled.expected.bound(entry.kind, True).max() + sampled.expected.bound("float32", True).max()
+                sampled.expected.bound(entry.dtype, True).max() + sampled.expected.bound("float32", True).max()
             )
             off = float((results[name].float() - self.whole[name]).abs().max())
             if not off <= bound:
                 return f"{name} as a whole is off by {off:.3g}, bound {bound:.3g}"
         return ""
 
-    def run(self, direction: str, rounds: int, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    def run(self, direction: str, rounds: int, dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         self.sampled, self.whole = self.reference.results(direction), {}
-        yield from measure(self.device, self.entries(direction, kinds), self.check, rounds)
+        yield from measure(self.device, self.entries(direction, dtypes), self.check, rounds)
 
 
 def order() -> list[tuple[str, int]]:
@@ -232,13 +232,13 @@ def median(record: dict[str, Any]) -> float | None:
 
 
 def summary(records: list[dict[str, Any]], simulated: bool) -> str:
-    parts = []
+    told = []
     for record in records:
         seconds = median(record)
         right = "right" if simulated else ""
         text = f"{1e3 * seconds:.3f} ms" if seconds is not None else record["status"].replace("ok", right)
-        parts.append(f"{record['contender']} {text}{': ' * bool(record['detail'])}{record['detail']}")
-    return "; ".join(parts)
+        told.append(f"{record['contender']} {text}{': ' * bool(record['detail'])}{record['detail']}")
+    return "; ".join(told)
 
 
 def time_operators(device: Device, clock: Clock, rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -269,25 +269,25 @@ def time_operators(device: Device, clock: Clock, rounds: int, say: Callable[[str
 def _time_operator(
     device: Device, problem: Problem, wanted: Any, direction: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    kinds, entries, rivals = ("float32", "float16"), [], []
-    for kind in kinds:
-        given = give(device, problem, kind)
-        entries.append(Entry(f"numdcn {kind}", kind, lambda given=given: given.call(direction)))  # type: ignore[misc]
+    dtypes, entries, rivals = ("float32", "float16"), [], []
+    for dtype in dtypes:
+        given = give(device, problem, dtype)
+        entries.append(Entry(f"numdcn {dtype}", dtype, lambda given=given: given.call(direction)))  # type: ignore[misc]
         if device.torch_runs:
-            arrays = {n: None if a is None else device.tensor(a, kind) for n, a in problem.arrays.items()}
+            arrays = {n: None if a is None else device.tensor(a, dtype) for n, a in problem.arrays.items()}
             try:
                 other = rival(
-                    device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, kind)
+                    device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, dtype)
                 )
             except (RuntimeError, NotImplementedError, KeyError):  # it has no such type
                 continue
             call = None if other is None else other.forward if direction == "forward" else other.backward
             if other is not None and call is not None:
-                rivals.append(Entry(f"{other.name} {kind}", kind, call, checked=False))
+                rivals.append(Entry(f"{other.name} {dtype}", dtype, call, checked=False))
 
     def check(entry: Entry, results: dict[str, Any]) -> str:
-        got = fetch(device, Given(problem, {}, None, entry.kind), results)
-        return judge(got, wanted, entry.kind, problem.rounded)[1]
+        got = fetch(device, Given(problem, {}, None, entry.dtype), results)
+        return judge(got, wanted, entry.dtype, problem.rounded)[1]
 
     yield from measure(device, entries + rivals, check, rounds)
 

@@ -264,6 +264,6 @@ def write(results: dict[str, Any], folder: Path, stem: str, group: str | None = 
         machine = stem.removesuffix(f"-{group}")
         found = [read(folder / f"{machine}-{name}.json") for name in GROUPS]
         if all(found):
-            whole = [OperatorReport(value) for part in found for value in part.values()]
+            whole = [OperatorReport(value) for one in found for value in one.values()]
             chart(whole, folder / f"{machine}-operators.png")
     return path

@@ -73,8 +73,8 @@ class Team:
         """Starts what is installed and imports; returns those names. `status` tells of all."""
         ready = []
         for name in self.plan.contenders:
-            kind = operator(self.plan.operator).contender(name)
-            if not kind.installed():
+            contender = operator(self.plan.operator).contender(name)
+            if not contender.installed():
                 self.status[name] = {"status": "not installed"}
                 continue
             try:
@@ -117,10 +117,10 @@ def status_of(answer: dict[str, Any]) -> tuple[str, str]:
     return "ok", answer.get("worst", "")
 
 
-def able(plan: Plan, name: str, part: str) -> list[str]:
-    """The directions that a contender has, none where it takes no part."""
-    kind = operator(plan.operator).contender(name)
-    return [d for d in plan.directions if d in kind.directions and part in kind.parts]
+def able(plan: Plan, name: str, measurement: str) -> list[str]:
+    """The directions that a contender has, none where the measurement leaves it out."""
+    contender = operator(plan.operator).contender(name)
+    return [d for d in plan.directions if d in contender.directions and measurement in contender.measurements]
 
 
 def compare(group: list[dict[str, Any]], wholes: list[dict[str, list[float]] | None]) -> None:

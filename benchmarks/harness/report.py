@@ -253,13 +253,13 @@ class Report:
 
 def json_lines(results: dict[str, Any]) -> str:
     """JSON with one record a line."""
-    parts = []
+    fields = []
     for key, value in results.items():
         text = json.dumps(value)
         if isinstance(value, list) and value:
             text = "[\n  " + ",\n  ".join(json.dumps(record) for record in value) + "\n ]"
-        parts.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+        fields.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def write(results: dict[str, Any], folder: Path, stem: str) -> Path:

@@ -113,15 +113,15 @@ class Served:
 
     def __init__(self, operator_name: str, name: str, threads: int, spin: bool) -> None:
         self.operator = operator(operator_name)
-        self.kind: type[Contender] = self.operator.contender(name)
+        self.contender_class: type[Contender] = self.operator.contender(name)
         start = time.perf_counter()
-        self.contender = self.kind(threads, spin)
+        self.contender = self.contender_class(threads, spin)
         self.import_seconds = time.perf_counter() - start
         self.case: Any = None
         self.weights: Any = None
 
     def hello(self) -> dict[str, Any]:
-        return {"version": self.kind.version(), "import_seconds": self.import_seconds}
+        return {"version": self.contender_class.version(), "import_seconds": self.import_seconds}
 
     def load(self, case: str) -> dict[str, Any]:
         """Makes the layer; answers what is not supported."""
@@ -130,19 +130,19 @@ class Served:
 
     def load_case(self, case: Any) -> None:
         self.case = case
-        self.weights = self.operator.make_weights(case, self.kind.dtype)
+        self.weights = self.operator.make_weights(case, self.contender_class.dtype)
         self.contender.load(case, self.weights)
 
     def inputs(self, seed: int, direction: str) -> Any:
-        return self.operator.make_inputs(self.case, seed, self.kind.dtype, direction == "backward")
+        return self.operator.make_inputs(self.case, seed, self.contender_class.dtype, direction == "backward")
 
     def verify(self, direction: str) -> dict[str, Any]:
         """Relative errors of a result against the float64 reference; and a few numbers that tell of the whole result."""
-        if direction not in self.kind.directions:
+        if direction not in self.contender_class.directions:
             raise Unsupported(f"no {direction}")
         inputs, case = self.inputs(0, direction), self.case
         got, names = self.call(direction)(self.contender.convert(inputs)), case.differentiable
-        if self.kind.plain:
+        if self.contender_class.plain:
             case, inputs, names = self.operator.plain(case, inputs)
         if direction == "forward":
             arrays = {"y": self.contender.result(got)}
@@ -152,13 +152,13 @@ class Served:
             errors = self.operator.backward_errors(case, inputs, self.weights, arrays, names)
         name, worst = max(errors.items(), key=lambda item: item[1])
         answer = {"errors": errors, "worst": f"error {worst:.2g} in {name}", "right": worst <= self.tolerance}
-        if self.operator.compared and not self.kind.plain and answer["right"]:
+        if self.operator.compared and not self.contender_class.plain and answer["right"]:
             answer["whole"] = {name: fingerprint(a) for name, a in arrays.items()}
         return answer
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE[self.kind.dtype]
+        return TOLERANCE[self.contender_class.dtype]
 
     def call(self, direction: str) -> Callable[[Any], Any]:
         return self.contender.forward if direction == "forward" else self.contender.backward
@@ -193,7 +193,7 @@ class Served:
         """Seconds of the first call of each direction, the layer's loading included."""
         self.case, seconds = self.operator.cases[case], {}
         inputs = self.inputs(0, "backward")
-        weights = self.operator.make_weights(self.case, self.kind.dtype)
+        weights = self.operator.make_weights(self.case, self.contender_class.dtype)
         for direction in directions:
             given = inputs if direction == "backward" else inputs._replace(grad_y=None)
             start = time.perf_counter()
@@ -206,7 +206,7 @@ class Served:
         """Memory of one call in bytes: `extra` is the growth of the peak resident size less what the call returns,
         `held` what loading the layer had taken before, less room for y.
 
-        A warm-up at a tiny shape of the same kind loads code.
+        A warm-up at a tiny shape of the same case loads code.
         """
         full, tiny = self.operator.cases[case], self.operator.tiny(self.operator.cases[case])
         self.load_case(tiny)

@@ -39,7 +39,7 @@ class Contender:
     directions: tuple[str, ...] = ("forward",)
     dtype = "float32"
     plain = False  # the operator without what deforms it: the floor, not a rival
-    parts: tuple[str, ...] = ("times", "memory", "start")  # of the benchmark that it takes part in
+    measurements: tuple[str, ...] = ("times", "memory", "start")  # those that include it
 
     def __init__(self, threads: int, spin: bool) -> None:
         self.threads, self.spin = threads, spin
@@ -157,4 +157,4 @@ class Reuse(NumdcnOperator):
     """Named before a subclass of NumdcnOperator: results are filled in place, as a training loop or an engine may do."""
 
     reuse = True
-    parts = ("times",)
+    measurements = ("times",)

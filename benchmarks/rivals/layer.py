@@ -57,14 +57,14 @@ class Case(NamedTuple):
     @property
     def text(self) -> str:
         """The shape as the tables print it."""
-        parts = [f"{self.n},{self.c},{self.h},{self.w} -> {self.c_out}, k{self.kernel}"]
-        parts += [f"s{self.stride}"] * (self.stride > 1)
-        parts += [f"p{self.padding}"]
-        parts += [f"d{self.dilation}"] * (self.dilation > 1)
+        words = [f"{self.n},{self.c},{self.h},{self.w} -> {self.c_out}, k{self.kernel}"]
+        words += [f"s{self.stride}"] * (self.stride > 1)
+        words += [f"p{self.padding}"]
+        words += [f"d{self.dilation}"] * (self.dilation > 1)
         tail = [f", groups {self.groups}"] * (self.groups > 1)
         tail += [f", {self.offset_groups} offset groups"] * (self.offset_groups > 1)
         tail += [", mask"] * self.mask
-        return " ".join(parts) + "".join(tail)
+        return " ".join(words) + "".join(tail)
 
 
 class Inputs(NamedTuple):
