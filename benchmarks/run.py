@@ -1,6 +1,6 @@
 """The benchmark, one command: `python benchmarks/run.py` (or `python -m benchmarks.run`); see --help.
 
-Each contender runs in a process of its own, which is asked in turn, round by round; see measure.py.
+Each contender runs in a process of its own, which is asked in turn, round by round; see harness/measure.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # run as a script, only this folder is on the path
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import group_report, machine, report  # noqa: E402
-from benchmarks.measure import Plan, measure  # noqa: E402
-from benchmarks.operators import GROUPS, OPERATORS, operator  # noqa: E402
-from benchmarks.worker import available_cpus  # noqa: E402
+from benchmarks.cases.operators import GROUPS, OPERATORS, operator  # noqa: E402
+from benchmarks.harness import group_report, machine, report  # noqa: E402
+from benchmarks.harness.measure import Plan, measure  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
 PARTS = ("times", "memory", "start")
@@ -73,7 +72,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Plan]]:
             parser.error(f"{what}: {', '.join(unknown) or 'none given'}; known are {', '.join(known)}")
         return [name for name in known if name in chosen]
 
-    cpus = len(available_cpus())
+    cpus = len(machine.available_cpus())
     parser = arguments_parser()
     args = parser.parse_args(arguments)
     if args.torchvision_python:
@@ -118,10 +117,11 @@ def print_list(plans: list[Plan]) -> None:
         for name in plan.cases:
             print(f"  {name:17}{one.cases[name].text}")
         for name in plan.contenders:
-            kind = one.contender(name)
-            here = kind.python() == sys.executable
-            version = (kind.version() if here else kind.python()) if kind.installed() else "not installed"
-            print(f"  {name:17}{', '.join(kind.directions):19}{version}")
+            contender = one.contender(name)
+            here = contender.python() == sys.executable
+            version = contender.version() if here else contender.python()
+            version = version if contender.installed() else "not installed"
+            print(f"  {name:17}{', '.join(contender.directions):19}{version}")
 
 
 def is_whole(plan: Plan) -> bool:
@@ -129,13 +129,13 @@ def is_whole(plan: Plan) -> bool:
     return parse(["--operators", plan.operator])[1][0]._replace(rounds=plan.rounds) == plan
 
 
-def save(plan: Plan, results: dict[str, Any], folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
-    """Writes the report of an operator, or that of its group with it; `parts` keeps what is not whole for the others."""
+def save(plan: Plan, results: dict[str, Any], folder: Path, partial: dict[str, dict[str, Any]]) -> Path:
+    """Writes the report of an operator, or that of its group with it; `partial` keeps what is not whole for the others."""
     stem, whole = machine.slug(results["machine"]["cpu"]), is_whole(plan)
     group = next((name for name, operators in GROUPS.items() if plan.operator in operators), None)
     if group is None:
         return report.write(results, folder, stem + ("" if whole else "-part"))
-    kept = group_report.read(folder / f"{stem}-{group}.json") if whole else parts.setdefault(group, {})
+    kept = group_report.read(folder / f"{stem}-{group}.json") if whole else partial.setdefault(group, {})
     kept[plan.operator] = results
     return group_report.write(kept, folder, f"{stem}-{group}" + ("" if whole else "-part"), group)
 
@@ -152,10 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             group_report.write(results, args.report.parent, args.report.stem)
         return 0
-    parts: dict[str, dict[str, Any]] = {}
+    partial: dict[str, dict[str, Any]] = {}
     for plan in plans:
         print(plan.operator, file=sys.stderr)
-        print(save(plan, measure(plan), args.out, parts))
+        print(save(plan, measure(plan), args.out, partial))
     return 0
 
 

@@ -54,7 +54,7 @@ def write_inputs(folder: Path) -> None:
 def read_inputs(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Images, labels, parameters, and numdcn's gradients."""
     with np.load(folder / f"{name}.npz") as file:
-        named = {kind: {k[2:]: file[k] for k in file.files if k.startswith(f"{kind} ")} for kind in "pg"}
+        named = {prefix: {k[2:]: file[k] for k in file.files if k.startswith(f"{prefix} ")} for prefix in "pg"}
         return file["images"], file["labels"], named["p"], named["g"]
 
 
@@ -224,7 +224,7 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure_here(args.side, Path(args.folder), args.network, int(args.threads))))
         return
-    from benchmarks import machine
+    from benchmarks.harness import machine
 
     results = measure_all(args.torchvision_python, args.rounds)
     described = machine.describe()

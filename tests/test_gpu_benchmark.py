@@ -1,14 +1,14 @@
-"""`python -m benchmarks.gpu` without a GPU: the plan in the notes, the comparison's own judgement, a run in the simulator."""
+"""`python -m benchmarks.gpu` without a GPU: the tables of its page, the comparison's own judgement, a run in the simulator."""
 
 import json
 import os
 
 import numpy as np
 import pytest
-from checks import ROOT, run_python
+from checks import run_python
 
-from benchmarks import gpu_floors, gpu_report
-from benchmarks.gpu_problems import MAKERS, SMALL, TINY, Expected, common, make, to_bfloat16
+from benchmarks.gpu import floors, page, registers, report
+from benchmarks.gpu.problems import MAKERS, SMALL, TINY, Expected, common, make, to_bfloat16
 
 
 def benchmark(*arguments, check=True, **environment):
@@ -17,19 +17,26 @@ def benchmark(*arguments, check=True, **environment):
     )
 
 
-def test_the_notes_hold_the_floors():
-    notes = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
-    assert gpu_floors.text() in notes, "python -m benchmarks.gpu --floors"
-    assert benchmark("--floors").stdout == gpu_floors.text()
+@pytest.mark.parametrize("program", [floors, registers], ids=["floors", "registers"])
+def test_the_page_holds_the_tables(program):
+    """docs/design/gpu.md has, between two lines, what the command that the first of them names prints."""
+    _, held, _ = page.split(page.PAGE.read_text(encoding="utf-8"), program.COMMAND)
+    assert held == program.text(), f"{program.COMMAND} --write"
+    printed = run_python(program.COMMAND.split()[1:], PYTHONSAFEPATH=None).stdout
+    assert printed == program.text()
+
+
+def test_the_floors_are_an_option_too():
+    assert benchmark("--floors").stdout == floors.text()
 
 
 def test_floors_of_a_row():
     """S1, batch 16: as counted by hand."""
-    floor = gpu_floors.floor(gpu_floors.row("S1", 16), "forward", "float32")
+    floor = floors.floor(floors.row("S1", 16), "forward", "float32")
     assert floor.operations == 2 * 16 * 100 * 152 * 128 * 128 * 9
     assert floor.corners == 4 * 4 * 16 * 100 * 152 * 128 * 9
     assert floor.moved == 4 * (16 * 100 * 152 * (128 + 128 + 18) + 128 * 128 * 9)
-    half = gpu_floors.floor(gpu_floors.row("S1", 16), "backward", "float16")
+    half = floors.floor(floors.row("S1", 16), "backward", "float16")
     assert half.operations == 2 * floor.operations and half.corners == 3 * floor.corners / 2
 
 
@@ -55,17 +62,17 @@ def test_rounding_to_bfloat16():
     assert to_bfloat16(values).tolist() == [1, 1, 1 + 2.0**-6, 1 + 2.0**-7, -1 - 2.0**-7, 0]
 
 
-@pytest.mark.parametrize("kind", ["float32", "tf32", "float64", "float16", "bfloat16"])
-def test_bounds_tell_a_lost_term_from_rounding(kind):
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float64", "float16", "bfloat16"])
+def test_bounds_tell_a_lost_term_from_rounding(dtype):
     """A sum of products whose operands are rounded to the type is right; without one of its taps it is wrong."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 9 * 32)), rng.normal(size=9 * 32)
-    precise = np.float64 if kind == "float64" else np.float32
+    precise = np.float64 if dtype == "float64" else np.float32
     rounded = {"float16": lambda v: v.astype(np.float16), "tf32": lambda v: v.astype(np.float16)}
     rounded["bfloat16"] = lambda v: to_bfloat16(v.astype(np.float32))
-    columns = rounded.get(kind, lambda v: v)(a).astype(precise)
+    columns = rounded.get(dtype, lambda v: v)(a).astype(precise)
     want = Expected(a @ b, np.abs(a) @ np.abs(b), a.shape[1])
-    bound = want.bound(kind, rounded=True)
+    bound = want.bound(dtype, rounded=True)
     assert (np.abs(columns @ b.astype(precise) - want.value) <= bound).all()
     assert (np.abs(columns[:, 32:] @ b[32:].astype(precise) - want.value) > bound).any()
 
@@ -79,16 +86,16 @@ def test_no_speed_of_what_is_wrong(tmp_path):
         "rate_lines": [],
         "seconds": 1.0,
         "tests": "none",
-        "rates": gpu_floors.H100._asdict(),
+        "rates": floors.H100._asdict(),
         "verdicts": [{"operator": "conv", "what": "y", "status": "wrong", "worst": 9.0, "detail": "y is off"}],
         "rows": [wrong, {**row, "contender": "torchvision float32", "status": "ok"}],
         "operators": [],
         "issue": [],
     }
-    text = gpu_report.write(results, tmp_path).read_text(encoding="utf-8")
+    text = report.write(results, tmp_path).read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("| S1 | 16 |"))
     assert "WRONG" in line and "1.00" in line and "y is off by 9 bounds" in text
-    judged = gpu_report.targets(results)
+    judged = report.targets(results)
     assert all(one.verdict == "not measured" for one in judged)
 
 
@@ -96,10 +103,10 @@ def test_targets_are_judged(tmp_path):
     """Twice as fast as torchvision in float32, forward: past 1.2; all others were not measured."""
     row = {"batch": 16, "direction": "forward", "kind": "float32", "detail": "", "status": "ok"}
     rows = []
-    for name in gpu_floors.DENSE:
+    for name in floors.DENSE:
         rows.append({**row, "row": name, "contender": "numdcn float32", "rounds": [1e-3, 2e-3, 1e-3]})
         rows.append({**row, "row": name, "contender": "torchvision float32", "rounds": [2e-3]})
-    found = gpu_report.targets({"rows": rows, "issue": []})
+    found = report.targets({"rows": rows, "issue": []})
     assert found[0].verdict == "pass" and found[0].measured == "2"
     assert [one.verdict for one in found[1:5]] == ["not measured"] * 4
 
@@ -128,7 +135,7 @@ def test_code_that_is_not_there_is_missing(tmp_path):
         "        raise ModuleNotFoundError('no', name=f'{operator}.cuda')\n"
         "    return real(operator, hardware)\n"
         "door._twin = twin\n"
-        "from benchmarks.gpu import main\n"
+        "from benchmarks.gpu.run import main\n"
         "sys.exit(main())\n"
     )
     done = run_python(code, NUMBA_ENABLE_CUDASIM=1)

@@ -124,7 +124,7 @@ def test_frameworks_are_imported_by_adapters_only(path):
 def test_everything_mirrors_the_operators(operator):
     for place in (f"numdcn/{operator}/__init__.py", f"tests/naive/{operator}.py", f"tests/test_{operator}.py"):
         assert (ROOT / place).exists(), place
-    assert (ROOT / f"benchmarks/{operator}.py").exists()
+    assert (ROOT / f"benchmarks/cases/{operator}.py").exists()
     assert (PACKAGE / operator / "cpu.py").exists() == (PACKAGE / operator / "cuda.py").exists()
     assert "class TestGPU(family_gpu." in (ROOT / f"tests/test_{operator}.py").read_text(encoding="utf-8")
     examples = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))

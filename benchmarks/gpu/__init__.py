@@ -1,0 +1,1 @@
+"""Everything that needs a GPU, one command: `python -m benchmarks.gpu`; see run.py."""

@@ -1,0 +1,250 @@
+"""What no kernel can beat: the floors of each row on a GPU, what torchvision's way costs at least, and what is planned.
+
+`python -m benchmarks.gpu.floors` prints the tables, as does `python -m benchmarks.gpu --floors`; docs/design/gpu.md holds them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks.cases.layers import CASES
+from benchmarks.gpu.page import tell
+from benchmarks.harness.report import number, table
+from benchmarks.harness.targets import geometric_mean
+from benchmarks.rivals.layer import Case
+
+COMMAND = "python -m benchmarks.gpu.floors"
+ROWS = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6", "S7")
+DENSE = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6")  # what the means are taken over: S7 has no product to speak of
+BATCHES = (1, 16)
+BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
+GRAD_BYTES = 4  # gradients of x are added up in float32
+
+
+class Rates(NamedTuple):
+    """What a GPU does in a second, in practice."""
+
+    memory: float  # bytes
+    l2: float
+    float32: float  # operations
+    tf32: float
+    half: float
+    source: str = "nominal"
+
+    def operations(self, dtype: str) -> float:
+        return {"float32": self.float32, "tf32": self.tf32}.get(dtype, self.half)
+
+
+H100 = Rates(3.0e12, 5.5e12, 60e12, 400e12, 800e12, "nominal for an H100")
+NOMINAL = {  # a word of the GPU's name -> its rates; the first that fits counts
+    "H200": H100._replace(memory=4.2e12, source="nominal for an H200"),
+    "H100": H100,
+    "A100": Rates(1.5e12, 4.0e12, 18e12, 130e12, 260e12, "nominal for an A100"),
+    "L40": Rates(0.8e12, 4.0e12, 70e12, 80e12, 160e12, "nominal for an L40"),
+    "4090": Rates(0.95e12, 4.5e12, 70e12, 80e12, 160e12, "nominal for an RTX 4090"),
+}
+
+
+def nominal(name: str) -> Rates:
+    """The rates of a GPU of this name; an H100's, said so, of one that is not listed."""
+    found = next((rates for word, rates in NOMINAL.items() if word in name), None)
+    return found or H100._replace(source="nominal for an H100, as this GPU is not listed")
+
+
+def row(name: str, batch: int) -> Case:
+    """A row with `batch` times its images."""
+    case = CASES[name]
+    return case._replace(n=case.n * batch)
+
+
+class Floor(NamedTuple):
+    """The least that a row can cost."""
+
+    moved: float  # bytes of all arrays, each read or written once
+    operations: float
+    corners: float  # bytes of the corners that samples read, and in the backward add to, through L2
+
+    def seconds(self, rates: Rates, dtype: str) -> dict[str, float]:
+        return {
+            "memory": self.moved / rates.memory,
+            "product": self.operations / rates.operations(dtype),
+            "L2": self.corners / rates.l2,
+        }
+
+    def bound(self, rates: Rates, dtype: str) -> tuple[str, float]:
+        """What decides, and its seconds."""
+        seconds = self.seconds(rates, dtype)
+        name = max(seconds, key=lambda key: seconds[key])
+        return name, seconds[name]
+
+
+def elements(case: Case, name: str) -> int:
+    total = 1
+    for size in case.shapes.get(name, (0,)):
+        total *= size
+    return total
+
+
+def samples(case: Case) -> int:
+    """Of all channels: numbers in torchvision's column buffer."""
+    height, width = case.out_size
+    return case.n * case.c * case.taps * height * width
+
+
+def floor(case: Case, direction: str, dtype: str) -> Floor:
+    """The floor of a row: `dtype` is float32, tf32, float16 or bfloat16."""
+    size = BYTES[dtype]
+    arrays = sum(elements(case, name) for name in ("x", "offsets", "mask", "w", "y"))
+    product = 2 * elements(case, "y") * case.c // case.groups * case.taps
+    corners = 4 * samples(case)
+    if direction == "forward":
+        return Floor(arrays * size, product, corners * size)
+    gradients = sum(elements(case, name) for name in case.differentiable)
+    return Floor((arrays + gradients) * size, 2 * product, corners * (size + GRAD_BYTES))
+
+
+# How near the planned kernels are thought to come to each unit's rate, and torchvision's to theirs.
+PLANNED = {"memory": 0.85, "product": 0.70, "L2": 0.60}
+PLANNED_TENSOR = 0.45  # of the tensor cores' rate: mma.sync from Numba, operands through shared memory
+RIVAL_SCALAR = 0.25  # of L2: one thread a sample and channel, planes of x, 4-byte reads
+RIVAL_ATOMIC = 0.125  # of L2: scalar atomics
+
+
+MULTIPROCESSORS = 132
+
+
+def tile(case: Case) -> tuple[int, int]:
+    """Pixels and outputs of the forward's tile."""
+    outs = case.c_out // case.groups
+    return (128, 64) if outs <= 64 else (128, 128) if outs <= 128 else (64, 256)
+
+
+def share_of_blocks(case: Case) -> float:
+    """How much of the GPU the forward's tiles keep busy, in whole rounds; their taps are shared out where they are few."""
+    if case.groups == case.c:  # no tiles: one by one
+        return 1.0
+    (rows, columns), (height, width) = tile(case), case.out_size
+    blocks = -(-case.n * height * width // rows) * -(-case.c_out // case.groups // columns) * case.groups
+    blocks *= max(1, min(2 * MULTIPROCESSORS // blocks, case.taps))
+    return blocks / (-(-blocks // MULTIPROCESSORS) * MULTIPROCESSORS)
+
+
+def through_l2(case: Case, direction: str, dtype: str) -> float:
+    """Bytes that the kernels move through L2: corners, as often as they are read, and the other operands of their products."""
+    size, outs = BYTES[dtype], case.c_out // case.groups
+    if case.groups == case.c:
+        return floor(case, direction, dtype).corners
+    if direction == "forward":  # a sample for each block of outputs, and the weights for each tile of pixels
+        rows, columns = tile(case)
+        each = -(-outs // columns) * (4 + columns / rows) * size
+    else:
+        rows = 64 if outs <= 64 else 128 if outs <= 128 or dtype == "float32" else 256
+        made = 4 * (size + GRAD_BYTES) + outs * size / 32  # tiles of 64 x 64: grad_y and the weights for each
+        each = (
+            made + -(-outs // rows) * (4 + rows / 64) * size
+        )  # grad_w: samples made again, grad_y for each 64 channels
+    return samples(case) * each
+
+
+def planned(case: Case, direction: str, dtype: str, rates: Rates) -> float:
+    """Seconds of the kernels: the slowest unit of the fused kernel, and the copies to and from channels-last."""
+    seconds = floor(case, direction, dtype).seconds(rates, dtype)
+    product = PLANNED["product"] if dtype == "float32" else PLANNED_TENSOR
+    share = share_of_blocks(case) if direction == "forward" else 1.0
+    l2 = through_l2(case, direction, dtype) / rates.l2 / PLANNED["L2"]
+    fused = max(seconds["memory"] / PLANNED["memory"], seconds["product"] / product, l2) / share
+    copied = 2 * elements(case, "x") * BYTES[dtype]
+    if direction == "backward":
+        copied += elements(case, "x") * (2 * GRAD_BYTES + BYTES[dtype])  # cleared, read, written
+    return fused + copied / (rates.memory * PLANNED["memory"])
+
+
+def rival(case: Case, direction: str, dtype: str, rates: Rates) -> float:
+    """Seconds of torchvision's way: columns written and read, a product for each of them; its own sampling on top."""
+    size = BYTES[dtype]
+    columns = samples(case) * size / (rates.memory * PLANNED["memory"])
+    product = floor(case, "forward", dtype).operations / rates.operations(dtype) / 0.8
+    read = 4 * samples(case) * size / rates.l2 / RIVAL_SCALAR
+    if direction == "forward":
+        return read + 2 * columns + product
+    # column gradients: written, then read for x and again for offsets and mask; columns: made again, written, read
+    added = 4 * samples(case) * GRAD_BYTES / rates.l2 / RIVAL_ATOMIC
+    return 2 * product + 5 * columns + 2 * read + added
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds, three digits after the point or two that count."""
+    return f"{1e3 * seconds:.2g}" if seconds < 1e-5 else number(1e3 * seconds)
+
+
+def floors_table(direction: str, rates: Rates = H100) -> list[str]:
+    """Floors of every row: bytes, operations, L2; what decides. Bytes are those of float32 / half arrays."""
+    head = [
+        "row",
+        "batch",
+        "MB moved",
+        "memory ms",
+        "GFLOP",
+        "product ms: float32 / tf32 / half",
+        "corners GB",
+        "L2 ms",
+    ]
+    head += ["decides: float32 / tf32 / half"]
+    rows = []
+    for name in ROWS:
+        for batch in BATCHES:
+            wide, narrow = both = [floor(row(name, batch), direction, dtype) for dtype in ("float32", "float16")]
+            dtypes = ("float32", "tf32", "float16")
+            bounds = [one.bound(rates, dtype)[0] for one, dtype in zip((wide, wide, narrow), dtypes, strict=True)]
+            cells = [
+                [number(one.moved / 1e6) for one in both],
+                [ms(one.moved / rates.memory) for one in both],
+                [number(wide.operations / 1e9)],
+                [ms(wide.operations / rates.operations(dtype)) for dtype in dtypes],
+                [number(one.corners / 1e9) for one in both],
+                [ms(one.corners / rates.l2) for one in both],
+                bounds,
+            ]
+            rows.append([name, str(batch), *map(" / ".join, cells)])
+    return table(head, rows)
+
+
+RIVAL = {"float32": "float32", "tf32": "float32", "float16": "float16"}  # torchvision's type that each is held against
+TARGETS = {  # times as fast as torchvision's, a mean over batch 16 of S1 to S6; tf32 against its float32
+    "forward": {"float32": 1.2, "tf32": 2.0, "float16": 2.5},
+    "backward": {"float32": 2.0, "float16": 3.0},
+}
+
+
+def plans_table(direction: str, rates: Rates = H100) -> list[str]:
+    """Predicted milliseconds of the kernels and of torchvision's way, and their quotients beside their targets."""
+    head = ["row", "batch", *RIVAL, "torchvision float32", "torchvision float16"]
+    head += [f"times as fast: {dtype}" for dtype in RIVAL]
+    rows, means = [], []
+    for name in ROWS:
+        for batch in BATCHES:
+            case = row(name, batch)
+            own = [planned(case, direction, dtype, rates) for dtype in RIVAL]
+            theirs = {dtype: rival(case, direction, dtype, rates) for dtype in ("float32", "float16")}
+            over = [theirs[rival_kind] / seconds for rival_kind, seconds in zip(RIVAL.values(), own, strict=True)]
+            rows.append([name, str(batch), *map(ms, [*own, *theirs.values()]), *map(number, over)])
+            means += [over] if batch == 16 and name in DENSE else []
+    means_text = [number(geometric_mean(values)) for values in zip(*means, strict=True)]
+    wanted = [f"{TARGETS[direction][dtype]:g}" if dtype in TARGETS[direction] else "" for dtype in RIVAL]
+    rows.append(["S1 to S6, geometric mean", "16", *[""] * 5, *means_text])
+    rows.append(["wanted", "16", *[""] * 5, *wanted])
+    return table(head, rows)
+
+
+def text() -> str:
+    """Every table, as docs/design/gpu.md has it."""
+    lines = []
+    for direction in ("forward", "backward"):
+        lines += [f"Floors, {direction}:", "", *floors_table(direction)]
+    for direction in ("forward", "backward"):
+        lines += [f"Predicted milliseconds, {direction}:", "", *plans_table(direction)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    tell(COMMAND, text())

@@ -1,0 +1,71 @@
+"""What each CUDA kernel takes of a multiprocessor, summed up from tests/cuda_registers.csv.
+
+`python -m benchmarks.gpu.registers` prints the table; docs/design/gpu.md holds it.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from benchmarks.gpu.page import tell
+from benchmarks.harness.report import table
+
+COMMAND = "python -m benchmarks.gpu.registers"
+ROOT = Path(__file__).resolve().parents[2]
+FILE = "cuda_registers.csv"  # in tests/ or a folder of it; a test there writes it
+REGISTERS = 65536  # of a multiprocessor
+THREADS, WARP = 256, 32
+STEP = 8  # registers of a thread are given out in steps of it
+
+
+def blocks(registers: int) -> int:
+    """Blocks of THREADS threads that a multiprocessor holds, as far as registers go."""
+    warps = REGISTERS // (-(-registers // STEP) * STEP * WARP)
+    return warps // (THREADS // WARP)
+
+
+def span(low: float, high: float) -> str:
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
+def row(name: str, records: list[dict[str, str]]) -> list[str]:
+    """The line of one kernel."""
+    registers = sorted(int(r["registers"]) for r in records)
+    shared = sorted(int(r["shared"]) / 1024 for r in records)
+    held = span(blocks(registers[-1]), blocks(registers[0]))
+    spilled = sum(int(r["stack"]) + int(r["spills"]) > 0 for r in records)
+    cells = [span(registers[0], registers[-1]), span(shared[0], shared[-1]), held, str(spilled)]
+    return [name, str(len(records)), *cells]
+
+
+def most_registers(kernel: tuple[str, list[dict[str, str]]]) -> tuple[int, str]:
+    """The order of the lines."""
+    name, records = kernel
+    return -max(int(r["registers"]) for r in records), name
+
+
+def text() -> str:
+    """A row for each kernel, those with most registers first; numbers over all variants and architectures."""
+    path = next((ROOT / "tests").rglob(FILE))
+    kernels: dict[str, list[dict[str, str]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for record in csv.DictReader(file):
+            module, _, kernel = record["kernel"].rpartition(".")
+            name = f"{module.split('.')[0]}.{kernel}" if not module.startswith("_") else kernel
+            kernels.setdefault(name, []).append(record)
+    rows = [row(f"`{name}`", records) for name, records in sorted(kernels.items(), key=most_registers)]
+    rows.append(row("all", [record for records in kernels.values() for record in records]))
+    head = [
+        "kernel",
+        "variants",
+        "registers",
+        "shared KB",
+        f"blocks by registers ({THREADS} threads)",
+        "with stack or spills",
+    ]
+    return "\n".join(table(head, rows, left=1)).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    tell(COMMAND, text())

@@ -1,0 +1,366 @@
+"""Times on a GPU: contenders asked in turn, round by round, in one process; each result is checked before it is timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cases.layers import tiny
+from benchmarks.gpu.compare import Given, fetch, give, judge
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.floors import BATCHES, ROWS, Rates, nominal, row
+from benchmarks.gpu.problems import DETECTOR, MAKERS, SMALL, TINY, Problem, make
+from benchmarks.gpu.reference import expected
+from benchmarks.gpu.rivals import plain_convolution, rival, torchvision_ops
+from benchmarks.gpu.rows import Reference, Sampled, fresh, taken
+from benchmarks.rivals.layer import Case
+
+TIMED = ("float32", "tf32", "float16", "bfloat16")
+WHOLE = 6  # how much larger a bound may be somewhere than at the sampled elements
+SLICE = 0.008  # seconds of one turn
+
+
+class Clock:
+    """Time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+class Entry(NamedTuple):
+    """A contender in one direction of one row."""
+
+    name: str
+    dtype: str
+    run: Callable[[], dict[str, Any]]
+    checked: bool = True  # whether it computes what the reference tells
+
+
+def failed(error: Exception) -> dict[str, Any]:
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    if isinstance(error, ModuleNotFoundError) and str(error.name).endswith(".cuda"):
+        return {"status": "missing", "detail": "no GPU code"}
+    return {"status": "failed", "detail": text}
+
+
+def measure(
+    device: Device, entries: list[Entry], check: Callable[[Entry, dict[str, Any]], str], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Verifies every entry, then times them in turns. Yields a record for each."""
+    records, runs = [], {}
+    for entry in entries:
+        record: dict[str, Any] = {
+            "contender": entry.name,
+            "kind": entry.dtype,
+            "status": "ok",
+            "detail": "",
+            "rounds": [],
+        }
+        try:
+            detail = check(entry, entry.run()) if entry.checked else ""
+            if detail:
+                record |= {"status": "WRONG", "detail": detail}
+            elif not device.simulated:
+                entry.run()
+                once = device.seconds(entry.run, 2)
+                runs[entry.name] = max(2, min(200, math.ceil(SLICE / once)))
+        except Exception as error:
+            record |= failed(error)
+            device.free()
+        records.append(record)
+    for turn in range(0 if device.simulated else rounds):
+        for entry, record in zip(entries, records, strict=True):
+            if record["status"] == "ok":
+                try:
+                    record["rounds"].append(device.seconds(entry.run, runs[entry.name]))
+                    if turn == rounds - 1:
+                        record["busy"] = device.seconds(entry.run, min(50, runs[entry.name]), ahead=True)
+                except Exception as error:
+                    record |= failed(error)
+    yield from records
+
+
+def keywords_of(case: Case) -> dict[str, Any]:
+    return {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
+
+
+class RowRun:
+    """One row: its inputs in every type, its reference, its contenders."""
+
+    def __init__(self, device: Device, case: Case, seed: int) -> None:
+        self.device, self.case = device, case
+        self.host = fresh(device, case, seed)
+        self.reference = Reference(case, self.host, seed)
+        self.made: dict[tuple[str, str], dict[str, Any]] = {}
+        self.whole: dict[str, Any] = {}  # the first right results of this direction
+        self.sampled: dict[str, Sampled] = {}
+
+    def arrays(self, dtype: str, torch: bool) -> dict[str, Any]:
+        """The inputs of a type, as numdcn or torch's own operators take them; made once."""
+        stored = "float32" if dtype == "tf32" else dtype
+        key = (stored, "tensor" if torch and not self.device.on_torch else "own")
+        if key not in self.made:
+            put = self.device.tensor if torch else self.device.put
+            self.made[key] = {name: put(a, stored) for name, a in self.host.items()}
+        return self.made[key]
+
+    def entries(self, direction: str, dtypes: tuple[str, ...]) -> list[Entry]:
+        """All contenders of a direction."""
+        found = [self.own(direction, dtype) for dtype in dtypes if not self.device.dtypes().get(dtype)]
+        if direction == "backward":
+            found.append(self.own(direction, "float32", deterministic=True))
+        if not self.device.torch_runs:
+            return found
+        has_rival = torchvision_ops(self.device.torch) is not None
+        found += [self.theirs(direction, dtype) for dtype in ("float32", "float16") if has_rival]
+        return found + [self.plain(direction, dtype) for dtype in dtypes]
+
+    def own(self, direction: str, dtype: str, deterministic: bool = False) -> Entry:
+        import numdcn
+
+        function: Any = numdcn.deform_conv_forward if direction == "forward" else numdcn.deform_conv_backward
+        more: dict[str, Any] = {"allow_tf32": True} if dtype == "tf32" else {}
+        name = f"numdcn {dtype}"
+        if deterministic:
+            more, name = {**more, "deterministic": True}, f"{name} deterministic"
+        keywords = {**keywords_of(self.case), **more}
+
+        def run() -> dict[str, Any]:
+            a = self.arrays(dtype, torch=False)
+            if direction == "forward":
+                return {"y": function(a["x"], a["offsets"], a["w"], mask=a.get("mask"), **keywords)}
+            g = function(a["grad_y"], a["x"], a["offsets"], a["w"], mask=a.get("mask"), **keywords)
+            return {n: grad for n, grad in g._asdict().items() if grad is not None}
+
+        return Entry(name, dtype, run)
+
+    def theirs(self, direction: str, dtype: str) -> Entry:
+        call: list[Any] = []
+
+        def run() -> dict[str, Any]:
+            if not call:
+                a = self.arrays(dtype, torch=True)
+                given = {n: a.get(n) for n in ("x", "offsets", "w", "mask")}
+                made = rival(self.device.torch, "deform_conv", given, keywords_of(self.case), a["grad_y"])
+                assert made is not None
+                call.append(made.forward if direction == "forward" else made.backward)
+            return call[0]()  # type: ignore[no-any-return]
+
+        return Entry(f"torchvision {dtype}", dtype, run, checked=dtype == "float32")
+
+    def plain(self, direction: str, dtype: str) -> Entry:
+        call: list[Any] = []
+
+        def run() -> dict[str, Any]:
+            if not call:
+                a = self.arrays(dtype, torch=True)
+                made = plain_convolution(self.device.torch, a, keywords_of(self.case), a["grad_y"])
+                call.append(made.forward if direction == "forward" else made.backward)
+            self.device.torch.backends.cudnn.allow_tf32 = dtype == "tf32"
+            return call[0]()  # type: ignore[no-any-return]
+
+        return Entry(f"cuDNN conv {dtype}", dtype, run, checked=False)
+
+    def check(self, entry: Entry, results: dict[str, Any]) -> str:
+        """What is wrong with results: at the sampled elements, and with torch as a whole against the first right ones."""
+        got = {n: taken(self.device, results[n], s, entry.dtype) for n, s in self.sampled.items() if n in results}
+        missing = self.sampled.keys() - got.keys()
+        if missing:
+            return f"no {', '.join(sorted(missing))}"
+        _, detail = judge(got, {n: s.expected for n, s in self.sampled.items()}, entry.dtype, True)
+        if detail or not self.device.on_torch:
+            return detail
+        if not self.whole:
+            self.whole = {n: results[n].clone() for n in self.sampled}
+            return ""
+        for name, sampled in self.sampled.items():
+            bound = WHOLE * float(
+                sampled.expected.bound(entry.dtype, True).max() + sampled.expected.bound("float32", True).max()
+            )
+            off = float((results[name].float() - self.whole[name]).abs().max())
+            if not off <= bound:
+                return f"{name} as a whole is off by {off:.3g}, bound {bound:.3g}"
+        return ""
+
+    def run(self, direction: str, rounds: int, dtypes: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        self.sampled, self.whole = self.reference.results(direction), {}
+        yield from measure(self.device, self.entries(direction, dtypes), self.check, rounds)
+
+
+def order() -> list[tuple[str, int]]:
+    """The rows, those that the targets tell of first."""
+    return [(name, batch) for batch in sorted(BATCHES, reverse=True) for name in ROWS]
+
+
+def time_rows(device: Device, clock: Clock, rounds: int, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Every row and direction; those for which no time is left are told of."""
+    records: list[dict[str, Any]] = []
+    rows = [(name, 1) for name in ("S1", "S5a", "S6", "S7")] if device.simulated else order()
+    for name, batch in rows:
+        about: dict[str, Any] = {"row": name, "batch": batch}
+        case = tiny(row(name, batch))._replace(h=6, w=5) if device.simulated else row(name, batch)
+        if clock.left() < 0:
+            records.append(
+                {**about, "direction": "forward", "contender": "all", "status": "no time left", "detail": ""}
+            )
+            say(f"{name} x{batch}: no time left")
+            continue
+        try:
+            run = RowRun(device, case, seed + 97 * len(records))
+        except Exception as error:
+            records.append({**about, "direction": "forward", "contender": "all", **failed(error)})
+            continue
+        for direction in ("forward", "backward"):
+            found = list(run.run(direction, rounds, TIMED))
+            records += [{**about, "direction": direction, **record} for record in found]
+            say(f"{name} x{batch} {direction}: {summary(found, device.simulated)}")
+        del run
+        device.free()
+    return records
+
+
+def median(record: dict[str, Any]) -> float | None:
+    """Seconds of a record, if it was timed."""
+    return float(np.median(record["rounds"])) if record.get("status") == "ok" and record.get("rounds") else None
+
+
+def summary(records: list[dict[str, Any]], simulated: bool) -> str:
+    told = []
+    for record in records:
+        seconds = median(record)
+        right = "right" if simulated else ""
+        text = f"{1e3 * seconds:.3f} ms" if seconds is not None else record["status"].replace("ok", right)
+        told.append(f"{record['contender']} {text}{': ' * bool(record['detail'])}{record['detail']}")
+    return "; ".join(told)
+
+
+def time_operators(device: Device, clock: Clock, rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The other operators at a detector's sizes, float32 and float16."""
+    records: list[dict[str, Any]] = []
+    for seed, (operator, labels) in enumerate(MAKERS.items()):
+        if operator == "deform_conv":
+            continue
+        if clock.left() < 0:
+            records.append(
+                {"row": operator, "direction": "forward", "contender": "all", "status": "no time left", "detail": ""}
+            )
+            continue
+        problem = make(operator, next(iter(labels)), TINY if device.simulated else DETECTOR, 500 + seed)
+        try:
+            wanted = expected(problem)
+        except Exception as error:
+            records.append({"row": operator, "direction": "forward", "contender": "reference", **failed(error)})
+            say(f"{operator}: no reference: {failed(error)['detail']}")
+            continue
+        for direction in ("forward", "backward"):
+            found = list(_time_operator(device, problem, wanted, direction, rounds))
+            records += [{"row": operator, "direction": direction, **record} for record in found]
+            say(f"{operator} {direction}: {summary(found, device.simulated)}")
+    return records
+
+
+def _time_operator(
+    device: Device, problem: Problem, wanted: Any, direction: str, rounds: int
+) -> Iterator[dict[str, Any]]:
+    dtypes, entries, rivals = ("float32", "float16"), [], []
+    for dtype in dtypes:
+        given = give(device, problem, dtype)
+        entries.append(Entry(f"numdcn {dtype}", dtype, lambda given=given: given.call(direction)))  # type: ignore[misc]
+        if device.torch_runs:
+            arrays = {n: None if a is None else device.tensor(a, dtype) for n, a in problem.arrays.items()}
+            try:
+                other = rival(
+                    device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, dtype)
+                )
+            except (RuntimeError, NotImplementedError, KeyError):  # it has no such type
+                continue
+            call = None if other is None else other.forward if direction == "forward" else other.backward
+            if other is not None and call is not None:
+                rivals.append(Entry(f"{other.name} {dtype}", dtype, call, checked=False))
+
+    def check(entry: Entry, results: dict[str, Any]) -> str:
+        got = fetch(device, Given(problem, {}, None, entry.dtype), results)
+        return judge(got, wanted, entry.dtype, problem.rounded)[1]
+
+    yield from measure(device, entries + rivals, check, rounds)
+
+
+def issue_times(device: Device, say: Callable[[str], None], runs: int = 200) -> list[dict[str, Any]]:
+    """Seconds of the host to issue a call, without waiting, for small problems; torchvision's beside it."""
+    records = []
+    chosen = (("deform_conv", "plain"), ("roi_align", "boxes"), ("bilinear_sample", "points"))
+    for operator, label in chosen:
+        problem = make(operator, label, TINY if device.simulated else SMALL._replace(batch=1), 900)
+        for direction in ("forward", "backward"):
+            calls: dict[str, Callable[[], Any]] = {}
+            given = give(device, problem, "float32")
+            calls["numdcn"] = lambda given=given, direction=direction: given.call(direction)  # type: ignore[misc]
+            if device.torch_runs:
+                arrays = {n: None if a is None else device.tensor(a, "float32") for n, a in problem.arrays.items()}
+                grad_y = device.tensor(problem.grad_y, "float32")
+                other = rival(device.torch, operator, arrays, problem.keywords, grad_y)
+                if other is not None and other.backward is not None:
+                    calls[other.name] = other.forward if direction == "forward" else other.backward
+            for name, call in calls.items():
+                record: dict[str, Any] = {
+                    "row": operator,
+                    "direction": direction,
+                    "contender": name,
+                    "status": "ok",
+                    "detail": "",
+                }
+                try:
+                    call()
+                    if not device.simulated:
+                        device.issued(call, 20)
+                        record["seconds"] = device.issued(call, runs)
+                except Exception as error:
+                    record |= failed(error)
+                records.append(record)
+        say(f"issuing {operator}")
+    return records
+
+
+def measured_rates(device: Device) -> tuple[Rates, list[str]]:
+    """The GPU's rates: by copies and large products where torch is there, else nominal; and what was measured, in words."""
+    rates = nominal(device.name)
+    if not device.on_torch:
+        return rates, []
+    torch = device.torch
+
+    def best(call: Callable[[], Any], runs: int) -> float:
+        call()
+        return min(device.seconds(call, runs) for _ in range(5))
+
+    def copied(count: int, runs: int) -> float:
+        a = torch.randn(count, device="cuda")
+        b = torch.empty_like(a)
+        return 8 * count / best(lambda: b.copy_(a), runs)
+
+    def product(dtype: Any, tf32: bool) -> float:
+        size = 8192 if dtype != torch.float32 or tf32 else 4096
+        a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        rate = 2 * size**3 / best(lambda: a @ b, 5)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return rate
+
+    found = rates._replace(
+        memory=copied(2**28, 5), float32=product(torch.float32, False), tf32=product(torch.float32, True),
+        half=product(torch.float16, False), source="measured",
+    )  # fmt: skip
+    lines = [
+        f"memory, a copy of 1 GiB: {found.memory / 1e12:.2f} TB/s",
+        f"L2, a copy of 4 MiB: {copied(2**20, 200) / 1e12:.2f} TB/s (the floors take {rates.l2 / 1e12:.1f}, {rates.source})",
+        f"products: float32 {found.float32 / 1e12:.0f}, tf32 {found.tf32 / 1e12:.0f}, float16 {found.half / 1e12:.0f}, "
+        f"bfloat16 {product(torch.bfloat16, False) / 1e12:.0f} TFLOP/s",
+    ]
+    device.free()
+    return found, lines

@@ -1,0 +1,1 @@
+"""Measuring and reporting: processes, times, memory, targets, tables and charts."""
