@@ -14,7 +14,7 @@ import sys
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE / folder) for folder in ("support", "ops", "cuda", "")]
 sys.path.append(str(HERE.parent))
 
 

@@ -4,7 +4,7 @@ Numbers have eight significant bits and fit float16, and coordinates are sums an
 type holds the same problem, and every order of computing coordinates gives the same cells. So one reference serves all types.
 
 Bounds. A sum of `length` products, rounded independently, is off by about eps*sqrt(length)*sum|terms|, with eps of the type
-that is summed in, as in the tests (tests/checks.py); `terms` below is sum|terms|, from the same operator on absolute values.
+that is summed in, as in the tests (tests/support/checks.py); `terms` below is sum|terms|, from the same operator on absolute values.
 float16 and bfloat16 results are rounded once more; where a product takes operands that were rounded on the way (sampled columns;
 tf32 too) each term is off by the operand's eps, independently of the others.
 """

@@ -1,4 +1,4 @@
-"""What each CUDA kernel takes of a multiprocessor, summed up from tests/cuda_registers.csv.
+"""What each CUDA kernel takes of a multiprocessor, summed up from tests/cuda/registers.csv.
 
 `python -m benchmarks.gpu.registers` prints the table; docs/design/gpu.md holds it.
 """
@@ -13,7 +13,7 @@ from benchmarks.harness.report import table
 
 COMMAND = "python -m benchmarks.gpu.registers"
 ROOT = Path(__file__).resolve().parents[2]
-FILE = "cuda_registers.csv"  # in tests/ or a folder of it; a test there writes it
+FILE = "registers.csv"  # in tests/ or a folder of it; a test there writes it
 REGISTERS = 65536  # of a multiprocessor
 THREADS, WARP = 256, 32
 STEP = 8  # registers of a thread are given out in steps of it

@@ -39,7 +39,7 @@ class DeviceArray:
     """An array on a GPU as the library sees it, whichever framework made it."""
 
     __slots__ = (
-        "address", "dtype", "framework", "keep", "number", "own_stream", "owner", "shape", "stream", "strides", "writable"
+        "address", "device", "dtype", "framework", "keep", "own_stream", "owner", "shape", "stream", "strides", "writable"
     )  # fmt: skip
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,8 @@ def output(
 def outputs(arrays: Arrays) -> Iterator[Arrays]:
     """The same of several arrays; None stays None."""
     with ExitStack() as stack:
-        yield type(arrays)(*(None if a is None else stack.enter_context(output(a)) for a in arrays))
+        filled: list[Any] = [None if a is None else stack.enter_context(output(a)) for a in arrays]
+        yield type(arrays)(*filled)
 
 
 def output_as(array: np.ndarray, *shape: int) -> AbstractContextManager[np.ndarray]:

@@ -119,7 +119,8 @@ class Workspace:
     def outputs(self, arrays: Arrays) -> Iterator[Arrays]:
         """The same of several arrays; None stays None."""
         with ExitStack() as stack:
-            yield type(arrays)(*(None if a is None else stack.enter_context(self.output(a)) for a in arrays))
+            filled: list[Any] = [None if a is None else stack.enter_context(self.output(a)) for a in arrays]
+            yield type(arrays)(*filled)
 
     def contiguous(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
         """The array, or a copy of one that is not contiguous or not of `dtype`."""

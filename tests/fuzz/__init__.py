@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
-for folder in (TESTS, TESTS.parent):
+for folder in (TESTS.parent, TESTS, TESTS / "ops", TESTS / "support"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -88,7 +88,7 @@ def _packed(
         return made.address
     key = (*layout, *stream_key(work.stream))
     if key not in w.layouts:
-        made = work.framework.empty(shape, w.dtype, work.number, work.stream)
+        made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
     return w.layouts[key].address

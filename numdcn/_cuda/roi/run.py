@@ -87,7 +87,7 @@ def _summed(work: Workspace, grad_x: DeviceArray) -> AbstractContextManager[Devi
 
 def _bands(work: Workspace, p: RoIs) -> int:
     """Bands of rows, so that planes times bands are enough tasks for the device."""
-    enough = 8 * jit.multiprocessors(work.number) * jit.THREADS
+    enough = 8 * jit.multiprocessors(work.device) * jit.THREADS
     return max(1, min(p.size[0], enough // max(p.batch * p.in_channels, 1)))
 
 

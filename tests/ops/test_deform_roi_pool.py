@@ -32,7 +32,7 @@ from roi_cases import (
 )
 from roi_family import ALIGN, RoIFamily, cell
 
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 OPERATOR = family.Operator(
     "deform_roi_pool",
     arrays=("x", "rois", "offsets", "mask"),

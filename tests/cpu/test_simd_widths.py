@@ -38,9 +38,11 @@ def test_core_tests_on_a_narrower_machine(bits, cache):
     if own < bits:
         pytest.skip(f"this machine has {own} bits, the test needs {bits}")
     assert width(**environment) == bits
-    every = sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if "Family" in path.read_text())
+    every = sorted(
+        f"tests/ops/{path.name}" for path in (ROOT / "tests" / "ops").glob("test_*.py") if "Family" in path.read_text()
+    )
     for tests in (
-        ["tests/test_deform_conv.py", "tests/test_deform_conv_special.py", "-k", "cpu"],
+        ["tests/ops/test_deform_conv.py", "tests/ops/test_deform_conv_special.py", "-k", "cpu"],
         [*every, "-k", "cpu and against_naive"],
     ):
         done = run_python(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], timeout=400, **environment)

@@ -1,7 +1,7 @@
 """Every CUDA kernel, in every variant, becomes machine code for compute capability 8.0 and 9.0, by the real compiler.
 
 No driver and no GPU is needed, only the wheels of the extra `cuda`. What the compiler tells of each is compared with
-cuda_registers.csv: registers of a thread, bytes of shared memory of a block, of stack and of spilled registers of a thread.
+registers.csv: registers of a thread, bytes of shared memory of a block, of stack and of spilled registers of a thread.
 
 - Registers may differ by REGISTERS: Numba orders instructions by chance (one version of the compiler, two runs: up to 16 more
   or fewer), and other versions allot them otherwise. A kernel with launch bounds keeps to them anyway.
@@ -9,7 +9,7 @@ cuda_registers.csv: registers of a thread, bytes of shared memory of a block, of
   turned into registers, or too many values at once, would cost trips to memory in the innermost loop.
 - No float64 instruction stands in a kernel that stores other types: on most GPUs such a one is 2 to 64 times as slow.
 
-`python -m tests.test_cuda_compile --write` writes the table anew, which then shows in the diff what a change has cost.
+`python -m tests.cuda.test_compile --write` writes the table anew, which then shows in the diff what a change has cost.
 """
 
 import concurrent.futures
@@ -26,7 +26,8 @@ import time
 import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
-TABLE = HERE / "cuda_registers.csv"
+ROOT = HERE.parents[1]
+TABLE = HERE / "registers.csv"
 COLUMNS = ("kernel", "variant", "arch", "registers", "shared", "stack", "spills")
 ARCHITECTURES = ((8, 0), (9, 0))
 REGISTERS = 24
@@ -53,8 +54,8 @@ def missing():
 
 def makers():
     """Every kernel of the library, by name."""
-    for path in sorted((HERE.parent / "numdcn").glob("*/cuda.py")):
-        importlib.import_module(f"numdcn.{path.parent.name}.cuda")
+    for path in sorted((ROOT / "numdcn" / "_cuda").rglob("*.py")):
+        importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     from numdcn._cuda import jit
 
     return {maker.name: maker for maker in jit.MAKERS}
@@ -164,11 +165,8 @@ def test_every_operator_has_kernels():
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
     assert len(jobs()) > 20
     modules = {maker.make.__module__ for maker in makers().values()}
-    assert (
-        any("convolve" in m for m in modules)
-        and any("pool" in m for m in modules)
-        and "numdcn.bilinear_sample.cuda" in modules
-    )
+    for room in ("conv", "roi", "points"):
+        assert any(m.startswith(f"numdcn._cuda.{room}.") for m in modules), room
 
 
 def test_registers_and_memory(results):
@@ -177,8 +175,8 @@ def test_registers_and_memory(results):
     rows = {row[:3]: row[3:] for rows, _ in results for row in rows}
     assert rows.keys() == rows_to_come()
     assert rows.keys() == table.keys(), (
-        f"cuda_registers.csv is not of these kernels: {sorted(rows.keys() ^ table.keys())[:4]}; write it anew by "
-        "python -m tests.test_cuda_compile --write"
+        f"registers.csv is not of these kernels: {sorted(rows.keys() ^ table.keys())[:4]}; write it anew by "
+        "python -m tests.cuda.test_compile --write"
     )
     wrong = []
     for key, (registers, shared, stack, spills) in rows.items():

@@ -1,4 +1,4 @@
-"""What test_cuda_memory.py has the server of the device run: small kernels on the functions of `memory`, the copies and
+"""What test_device_memory.py has the server of the device run: small kernels on the functions of `memory`, the copies and
 layouts of `Workspace`. Arrays come and go as NumPy's."""
 
 import ctypes
@@ -9,11 +9,11 @@ from numba import cuda
 
 import numdcn
 from numdcn._call.frameworks import FRAMEWORKS
-from numdcn._cuda.workspace import Images, Plans, Workspace, stored
 from numdcn._cuda import jit
 from numdcn._cuda.jit import BF16, F16, F32, F64
 from numdcn._cuda.jit import cuda as real
 from numdcn._cuda.memory import at, load_vector, narrow, put, vector_length, view, widen
+from numdcn._cuda.workspace import Images, Plans, Workspace, stored
 
 KINDS = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
 

@@ -17,7 +17,7 @@ from test_deform_conv_layer import OPERATOR  # noqa: F401 - tells the fixtures w
 import numdcn
 
 DTYPES = [np.float32, np.float64]
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 
 
 def near(got, want, tolerance=1e-11):

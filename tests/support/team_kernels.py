@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from numdcn._cpu.jit import kernel
-from numdcn._formulas.jit import helper
 from numdcn._cpu.parameters import unpack
 from numdcn._cpu.team import _add, _exchange, _pause, _read
+from numdcn._formulas.jit import helper
 
 PATIENCE = 2_000_000_000  # looks at a word: minutes
 

@@ -17,7 +17,7 @@ from naive import roi_pool as naive
 from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, laid_out, table
 from roi_family import RoIFamily
 
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 
 
 def length(problem):

@@ -7,7 +7,6 @@ from checks import assert_same_bits, run_python
 from family import outputs
 
 import numdcn
-from numdcn._call import arguments
 
 BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_roi_pool", "deform_ps_roi_pool")
 

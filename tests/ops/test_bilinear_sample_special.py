@@ -16,7 +16,7 @@ from test_bilinear_sample import OPERATOR  # noqa: F401 - tells the fixtures wha
 import numdcn
 
 DTYPES = [np.float32, np.float64]
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 OUTSIDE = [np.inf, -np.inf, 3e38, -3e38, 1e30, -1e30, 2.0**63, 2.0**31, -(2.0**31), 1e9, -1e9]
 CHANNELS = [1, 3, 8, 40]
 

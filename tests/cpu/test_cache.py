@@ -17,7 +17,6 @@ import pytest
 from checks import run_python
 
 import numdcn
-from numdcn import _cache
 from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent

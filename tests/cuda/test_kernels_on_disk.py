@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import device
 import pytest
-import test_cuda_compile
+import test_compile
 from checks import ROOT, run_python
 
 from tools.ptx_emulator import build
@@ -13,7 +13,7 @@ from tools.ptx_emulator import build
 PROCESSES = 8
 VARIANTS = """
 import pathlib, sys, time
-import test_cuda_compile
+import test_compile
 from numba.cuda.dispatcher import _Kernel
 
 class Kernel:
@@ -31,7 +31,7 @@ class Target:
     def refresh(): pass
 _Kernel._rebuild = staticmethod(Kernel)
 every = []
-for maker in test_cuda_compile.makers().values():
+for maker in test_compile.makers().values():
     for constants in maker.variants():
         kernel = maker(*constants)
         dispatcher = kernel.dispatcher
@@ -56,7 +56,7 @@ for name, cache, signature in every:
 
 @pytest.fixture(autouse=True)
 def compiler():
-    reason = test_cuda_compile.missing()
+    reason = test_compile.missing()
     if reason:
         pytest.skip(reason)
 
@@ -84,7 +84,7 @@ import numpy as np
 numba.config.CACHE_DIR = sys.argv[1]
 import numba.cuda
 import numdcn
-from numdcn._kernels import jit_cuda
+from numdcn._cuda import jit
 for dtype in np.float32, np.float64:
     x, w = np.arange(36, dtype=dtype).reshape(1, 1, 6, 6), np.ones((2, 1, 3, 3), dtype)
     y = numdcn.conv_forward(numba.cuda.to_device(x), numba.cuda.to_device(w)).copy_to_host()
@@ -113,9 +113,9 @@ def test_compilation_without_row_stack():
 import numpy
 vars(numpy).pop("row_stack", None)
 numpy.__all__ = [name for name in numpy.__all__ if name != "row_stack"]
-import test_cuda_compile
-job = next(job for job in test_cuda_compile.jobs() if job[0].endswith("layout_cuda.fill"))
-rows, _ = test_cuda_compile.compiled(job)
+import test_compile
+job = next(job for job in test_compile.jobs() if job[0].endswith("_cuda.layout.fill"))
+rows, _ = test_compile.compiled(job)
 print([row[2] for row in rows], hasattr(numpy, "row_stack"))
 """
     assert run_python(code).stdout == "['sm_80', 'sm_90'] False\n"
@@ -125,7 +125,7 @@ def test_numpy_keeps_its_own_row_stack():
     code = """
 import numpy
 numpy.row_stack = before = numpy.vstack
-from numdcn._kernels import jit_cuda
+from numdcn._cuda import jit
 assert numpy.row_stack is before
 """
     run_python(code)

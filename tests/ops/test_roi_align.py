@@ -13,7 +13,7 @@ from hypothesis import given
 from roi_cases import LARGE, SEEDS, SIZES, SMOOTH, TINY, TINY_USUAL, USUAL, Case, grid_samples, laid_out, length, table
 from roi_family import ALIGN, RoIFamily, cell
 
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 OPERATOR = family.Operator(
     "roi_align",
     arrays=("x", "rois"),

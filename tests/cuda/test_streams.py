@@ -11,12 +11,12 @@ import device
 import numpy as np
 import pytest
 from checks import assert_same_bits
-from test_arrays_cuda import Interface, Tensor
+from test_frameworks import Interface, Tensor
 
 import numdcn
-from numdcn._call import frameworks, arguments, device_scratch
-from numdcn._call.device_array import DTYPES, DeviceArray, c_strides
+from numdcn._call import device_scratch, frameworks
 from numdcn._call.arguments import receive
+from numdcn._call.device_array import DTYPES, DeviceArray, c_strides
 from numdcn._call.results import given_back, room
 
 NUMBA = next(f for f in frameworks.FRAMEWORKS if f.name == "numba")

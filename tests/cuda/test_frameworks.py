@@ -12,10 +12,10 @@ from checks import run_python
 
 import numdcn
 from numdcn._call import frameworks
-from numdcn._call.arrays import check_array, check_out, received
-from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
-from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._call.arguments import check_place, receive
+from numdcn._call.arrays import check_array, check_out, received
+from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
+from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
 from numdcn._call.results import room
 
 
@@ -236,7 +236,7 @@ def test_a_call_without_numba_cuda():
 import importlib.util, sys, types
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *more: None if name.startswith("numba_cuda") else real(name, *more)
-import test_arrays_cuda as t
+import test_frameworks as t
 sys.modules["torch"] = types.SimpleNamespace(
     Tensor=t.Tensor, float32="float32", empty=lambda shape, dtype, device: t.Tensor(shape, dtype),
     cuda=types.SimpleNamespace(current_stream=lambda n: types.SimpleNamespace(cuda_stream=0)))

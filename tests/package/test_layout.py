@@ -122,7 +122,7 @@ def test_frameworks_are_imported_by_adapters_only(path):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_everything_mirrors_the_operators(operator):
-    for place in (f"numdcn/{operator}/__init__.py", f"tests/naive/{operator}.py", f"tests/test_{operator}.py"):
+    for place in (f"numdcn/{operator}/__init__.py", f"tests/support/naive/{operator}.py", f"tests/test_{operator}.py"):
         assert (ROOT / place).exists(), place
     assert (ROOT / f"benchmarks/cases/{operator}.py").exists()
     assert (PACKAGE / operator / "cpu.py").exists() == (PACKAGE / operator / "cuda.py").exists()

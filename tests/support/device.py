@@ -18,7 +18,7 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from checks import ROOT, Backend, limit
+from checks import FOLDERS, ROOT, Backend, limit
 
 SECONDS = limit(300)  # that a call may take
 
@@ -117,8 +117,7 @@ class Server:
     def start(self):
         import numdcn
 
-        here = str(pathlib.Path(__file__).parent)
-        paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), here]
+        paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), *FOLDERS]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
         env.pop("NUMBA_ENABLE_CUDASIM", None)
         if self.simulated:

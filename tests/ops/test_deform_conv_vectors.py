@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from naive import conv
 
-VECTORS = pathlib.Path(__file__).parent / "vectors"
+VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 ONNX = sorted(path.stem for path in VECTORS.glob("onnx_*deform_conv*.npz"))
 
 

@@ -1,7 +1,7 @@
 """numdcn's kernels, made by the real compiler, are right on an emulated GPU (tools/ptx_emulator, which has tests of its own).
 
 Each case is a process of its own (emulator_programs.py). The wheels of the extra `cuda` are needed.
-`python -m tools.ptx_emulator python -m pytest tests/test_conv.py -k cuda` runs any other test for GPUs there.
+`python -m tools.ptx_emulator python -m pytest tests/ops/test_conv.py -k cuda` runs any other test for GPUs there.
 """
 
 import concurrent.futures
@@ -12,7 +12,7 @@ import sys
 
 import device
 import pytest
-import test_cuda_compile
+import test_compile
 from checks import ROOT
 from emulator_programs import CASES
 
@@ -35,7 +35,7 @@ def comparisons():
     if reason:
         pytest.skip(reason)
     build.driver(build.cache())  # once, for all processes
-    with concurrent.futures.ThreadPoolExecutor(test_cuda_compile.WORKERS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(test_compile.WORKERS) as pool:
         return dict(zip(CASES, pool.map(compared, CASES)))
 
 

@@ -23,7 +23,10 @@ from naive import deform_conv as naive
 
 ROUNDINGS = 6
 NAMES = ("x", "offsets", "w", "bias", "mask")
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDERS = [
+    str(ROOT / "tests" / folder) for folder in ("support", "ops", "cuda", "")
+]  # whose modules import one another
 
 
 class Backend(NamedTuple):
@@ -322,7 +325,7 @@ def run_python(code, *arguments, timeout=180, check=True, **environment):
     """
     import numdcn
 
-    paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), str(pathlib.Path(__file__).parent)]
+    paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), *FOLDERS]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     for name, value in environment.items():
         env.pop(name, None)

@@ -10,15 +10,13 @@ import json
 import os
 import sys
 
+import numdcn.bilinear_sample.cpu
+import numdcn.roi_pool.cpu
 import numpy as np
 import pytest
 from checks import run_python
 
 import numdcn
-import numdcn.bilinear_sample.cpu
-import numdcn.roi_pool.cpu
-from numdcn._cpu.conv import run
-from numdcn._cpu.roi import run
 from numdcn._call.scratch import Scratch, kept_bytes
 
 MB = 2**20
