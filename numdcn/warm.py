@@ -7,9 +7,31 @@ from typing import Any
 
 import numpy as np
 
-import numdcn
 from numdcn._call.arrays import check_dtype
 from numdcn._call.checks import describe, flag
+from numdcn.bilinear_sample import bilinear_sample_backward, bilinear_sample_forward
+from numdcn.conv import conv_backward, conv_forward
+from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
+from numdcn.deform_conv_layer import deform_conv_layer_backward, deform_conv_layer_forward
+from numdcn.deform_ps_roi_pool import deform_ps_roi_pool_backward, deform_ps_roi_pool_forward
+from numdcn.deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward
+from numdcn.ps_roi_align import ps_roi_align_backward, ps_roi_align_forward
+from numdcn.ps_roi_pool import ps_roi_pool_backward, ps_roi_pool_forward
+from numdcn.roi_align import roi_align_backward, roi_align_forward
+from numdcn.roi_pool import roi_pool_backward, roi_pool_forward
+
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "bilinear_sample": (bilinear_sample_forward, bilinear_sample_backward),
+    "conv": (conv_forward, conv_backward),
+    "deform_conv": (deform_conv_forward, deform_conv_backward),
+    "deform_conv_layer": (deform_conv_layer_forward, deform_conv_layer_backward),
+    "deform_ps_roi_pool": (deform_ps_roi_pool_forward, deform_ps_roi_pool_backward),
+    "deform_roi_pool": (deform_roi_pool_forward, deform_roi_pool_backward),
+    "ps_roi_align": (ps_roi_align_forward, ps_roi_align_backward),
+    "ps_roi_pool": (ps_roi_pool_forward, ps_roi_pool_backward),
+    "roi_align": (roi_align_forward, roi_align_backward),
+    "roi_pool": (roi_pool_forward, roi_pool_backward),
+}
 
 
 def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -50,7 +72,7 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
         if not isinstance(name, str) or name not in calls:
             raise ValueError(f"`operators` holds {describe(name)}, expected names among {known}")
         arguments, keywords = calls[name]
-        result = getattr(numdcn, f"{name}_forward")(*arguments, **keywords)
+        run_forward, run_backward = OPERATORS[name]
+        result = run_forward(*arguments, **keywords)
         if backward:
-            y = getattr(result, "y", result)
-            getattr(numdcn, f"{name}_backward")(y, *arguments, **keywords)
+            run_backward(getattr(result, "y", result), *arguments, **keywords)

@@ -1,4 +1,4 @@
-"""Arrays at the door: which are accepted, and, of NumPy's, where they lie in memory."""
+"""Arrays at the door: which are accepted, and whether one may be written to."""
 
 from __future__ import annotations
 

@@ -62,15 +62,14 @@ class WholePixels(NamedTuple):
 
 
 class Pooling(NamedTuple):
-    """One pooling over boxes: what an operator tells the wings."""
+    """One pooling over boxes: what an operator tells the wings.
+
+    A bin is the mean of its samples, or the maximum of its whole pixels; the mean of these, where it is position-sensitive.
+    """
 
     rois: RoIs
-    rule: (
-        SamplingRule | WholePixels
-    )  # the mean of samples, or of whole pixels the maximum (the mean, if position-sensitive)
-    cells: tuple[int, int] | None = (
-        None  # of a box, each below which bins read channels of their own; None: all read all
-    )
+    rule: SamplingRule | WholePixels
+    cells: tuple[int, int] | None = None  # of a box, if position-sensitive: the bins of each read channels of their own
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -95,11 +94,13 @@ def check_rois(
     output_size: Any,
     spatial_scale: Any,
     check: Any,
-    group_size: Any = None,
+    group_size: tuple[int, int] | None = None,
 ) -> RoIs:
-    """Measure and check the arguments that all operators over boxes have. `group_size`: of a position-sensitive one, whose
-    result has C / group_size**2 channels; a pair, each below which bins share channels. `check`: whether to wait for a GPU to
-    look at the boxes."""
+    """Measure and check the arguments that all operators over boxes have.
+
+    `check`: whether to wait for a GPU to look at the boxes. `group_size`: the cells of a position-sensitive operator along
+    y and x; its result has one channel for as many of x as there are cells.
+    """
     check_arguments(table, arrays)
     x, rois = arrays.x, arrays.rois
     if min(x.shape[1:]) < 1:

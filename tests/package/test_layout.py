@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import re
 import subprocess
 import typing
 
@@ -42,118 +41,187 @@ def imports(path):
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def layer(module):
-    """(layer, operator) of a module of numdcn; "part" is a module that an operator's kernels are split into."""
-    parts = module.split(".")[1:]
-    if not parts:
-        return None
-    if parts[0] == "_kernels":
-        return "kernels", None
-    if parts[0] == "_host":
-        return "host", None
-    if parts[0] == "adapters":
-        return "adapters", None
-    if parts[0] in OPERATORS:
-        if len(parts) == 1 or not (PACKAGE / parts[0] / f"{parts[1]}.py").exists():
-            return "door", parts[0]
-        return parts[1] if parts[1] in ("problem", "cpu", "cuda") else "part", parts[0]
-    return "top", None
+def is_door(path):
+    return path.parent.parent == PACKAGE and path.parent.name in OPERATORS
 
 
-MAY_IMPORT = {
-    "kernels": {"kernels"},
-    "host": {"host", "kernels"},
-    "problem": {"host", "problem"},
-    "part": {"kernels", "host", "problem", "part"},
-    "cpu": {"kernels", "host", "problem", "part"},
-    "cuda": {"kernels", "host", "problem", "part"},
-    "door": {"host", "problem", "cpu", "cuda", "door"},
-    "adapters": {"adapters", "door", "host", "top"},
-    "top": {"top", "door", "host", "kernels", "problem", "cpu", "cuda", "part"},
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in ALL}
+
+# Layers from the bottom up: each may import itself and what stands before it, and names where it may not.
+LAYERS = ("_cache", "_formulas", "_call", "_cpu", "_cuda", "_run", "problem", "door", "top")
+NEVER = {
+    ("_call", "_cache"),
+    ("_cuda", "_cpu"),
+    ("problem", "_cpu"),
+    ("problem", "_cuda"),
+    ("door", "_cpu"),
+    ("door", "_cuda"),
 }
 
 
+def layer(module):
+    """(layer, operator or None) of a module of numdcn."""
+    parts = module.split(".")[1:] or ["top"]
+    if parts[0] in LAYERS:
+        return parts[0], None
+    if parts[0] in OPERATORS:
+        return ("problem" if parts[1:] == ["problem"] else "door"), parts[0]
+    return "top", None
+
+
+def imported_modules(path):
+    """The modules of this repository that a file imports, anywhere in it, packages that are passed on the way aside."""
+    names = {name for name in imports(path) if name in MODULES}
+    return {name for name in names if not any(other.startswith(name + ".") for other in names)} - {module_of(path)}
+
+
 def test_there_is_something_to_check():
-    assert OPERATORS and len(SOURCES) > 8
+    assert len(OPERATORS) >= 10 and len(SOURCES) > 60
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_imports_point_down(path):
-    own, operator = layer(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")) or (
-        "top",
-        None,
-    )
-    for module in imports(path):
-        if module.split(".")[0] != "numdcn" or layer(module) is None:
+    own, operator = layer(module_of(path))
+    for module in imported_modules(path):
+        if module.split(".")[0] != "numdcn":
             continue
         other, its_operator = layer(module)
-        assert other in MAY_IMPORT[own], f"{own} imports {other}: {module}"
+        below = LAYERS.index(other) <= LAYERS.index(own) and (own, other) not in NEVER
+        assert below or module == "numdcn", f"{own} imports {other}: {module}"
         if operator and its_operator and operator != its_operator:
             assert own == other == "door", f"{operator} imports {module}: only doors call other operators"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_only_cuda_files_import_cuda(path):
-    if not path.stem.endswith("cuda"):
-        assert not [m for m in imports(path) if m.startswith(("numba.cuda", "numba_cuda", "cupy"))]
+def test_the_wings_never_meet(path):
+    """Nor do rooms of one wing: what two of them need stands beside them."""
+    own = module_of(path).split(".")
+    if len(own) < 2 or own[1] not in ("_cpu", "_cuda"):
+        return
+    for module in imported_modules(path):
+        other = module.split(".")
+        if other[0] != "numdcn" or len(other) < 2:
+            continue
+        assert other[1] == own[1] or other[1] in ("_call", "_formulas", "_cache"), module
+        rooms = [parts[2] for parts in (own, other) if len(parts) > 2 and (PACKAGE / parts[1] / parts[2]).is_dir()]
+        if other[1] == own[1]:
+            assert len(set(rooms)) <= 1 or len(rooms) < 2, f"{'.'.join(own)} imports {module}"
+            if len(own) == 3 and len(rooms) == 1:
+                raise AssertionError(f"{'.'.join(own)} is shared by the rooms, but imports {module}")
+
+
+def test_the_wings_have_the_same_rooms():
+    rooms = [{p.name for p in (PACKAGE / wing).iterdir() if (p / "__init__.py").exists()} for wing in ("_cpu", "_cuda")]
+    assert rooms[0] == rooms[1] == {"conv", "roi", "points"}
+    for wing in ("_cpu", "_cuda"):
+        for room in rooms[0]:
+            functions = functions_of(PACKAGE / wing / room / "run.py")
+            assert functions["forward"].lineno < functions["backward"].lineno
+
+
+@pytest.mark.parametrize("top", ["numdcn", "benchmarks", "tools"])
+def test_no_import_circle(top):
+    """Wherever an import stands: in a function and under TYPE_CHECKING too. Packages that only pass names on count as these."""
+    graph = {name: imported_modules(path) for name, path in MODULES.items() if name.split(".")[0] == top}
+    done, way = set(), []
+
+    def visit(name):
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name in done or name not in graph:
+            return
+        way.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        way.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+def test_no_module_is_imported_by_a_string():
+    for path in SOURCES:
+        calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+        assert not [c.lineno for c in calls if ast.unparse(c.func).endswith("import_module")], name_of(path)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_numba_cuda_is_imported_in_one_place(path):
-    """Where NumPy is made fit for it. (`numdcn._call.numba_cuda` is that place.)"""
-    if name_of(path) != "numdcn/_kernels/numba_cuda.py":
-        assert not [m for m in imports(path) if m.split(".")[0] == "numba_cuda" or m.startswith("numba.cuda")]
+    """Where NumPy is made fit for it."""
+    if name_of(path) != "numdcn/_call/numba_cuda.py":
+        assert not [m for m in imports(path) if m.split(".")[0] in ("numba_cuda", "cupy") or m.startswith("numba.cuda")]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_frameworks_are_imported_by_adapters_only(path):
-    if "adapters" not in path.parts:
-        outside = {m.split(".")[0] for m in imports(path)} & {
-            "torch",
-            "jax",
-            "cupy",
-            "dask",
-            "onnx",
-            "scipy",
-            "matplotlib",
-        }
-        assert not outside
+def test_no_framework_is_imported(path):
+    frameworks = {"torch", "jax", "cupy", "dask", "onnx", "scipy", "matplotlib"}
+    assert not {m.split(".")[0] for m in imports(path)} & frameworks
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_everything_mirrors_the_operators(operator):
-    for place in (f"numdcn/{operator}/__init__.py", f"tests/support/naive/{operator}.py", f"tests/test_{operator}.py"):
+def test_an_operator_is_a_door_and_a_problem(operator):
+    """And found from its name everywhere: law, reference, tests, benchmark, example."""
+    assert {path.name for path in (PACKAGE / operator).glob("*.py")} == {"__init__.py", "problem.py"}
+    for place in (
+        f"tests/support/naive/{operator}.py",
+        f"tests/ops/test_{operator}.py",
+        f"benchmarks/cases/{operator}.py",
+    ):
         assert (ROOT / place).exists(), place
-    assert (ROOT / f"benchmarks/cases/{operator}.py").exists()
-    assert (PACKAGE / operator / "cpu.py").exists() == (PACKAGE / operator / "cuda.py").exists()
-    assert "class TestGPU(family_gpu." in (ROOT / f"tests/test_{operator}.py").read_text(encoding="utf-8")
+    assert "class TestGPU(family_gpu." in (ROOT / f"tests/ops/test_{operator}.py").read_text(encoding="utf-8")
+    assert f"`{operator}`" in (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
     examples = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py"))
     assert f"numdcn.{operator}_forward" in examples or f"{operator}_forward" in examples
     for suffix in ("forward", "backward"):
         assert hasattr(numdcn, f"{operator}_{suffix}")
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if is_door(p)], ids=name_of)
+def test_nothing_compiled_in_an_operators_folder(path):
+    for module in imports(path):
+        assert module.split(".")[0] != "numba" and not module.startswith(("numdcn._formulas", "numdcn._cache")), module
+    assert not [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and decorated(n) - {"overload"}]
+
+
+def decorated(function):
+    return {ast.unparse(d).split("(")[0] for d in function.decorator_list}
+
+
+def functions_of(path):
+    return {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_the_backward_stands_under_its_forward(operator):
-    """In the door, in cpu.py and cuda.py, and in the naive reference; twins have the same arguments, arrays of their own kind."""
-    files = [PACKAGE / operator / f for f in ("cpu.py", "cuda.py")] + [ROOT / "tests" / "naive" / f"{operator}.py"]
-    signatures = {}
-    for path in filter(lambda path: path.exists(), files):
-        functions = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
-        assert functions["forward"].lineno < functions["backward"].lineno, name_of(path)
-        if PACKAGE in path.parents:
-            plain = [
-                re.sub("np.ndarray|DeviceArray", "Array", ast.unparse(functions[f].args))
-                for f in ("forward", "backward")
-            ]
-            signatures[path.stem] = plain
-    assert len({str(signature) for signature in signatures.values()}) <= 1, "cpu.py and cuda.py differ"
-    door = {node.name: node.lineno for node in tree(PACKAGE / operator / "__init__.py").body if hasattr(node, "name")}
-    assert door[f"{operator}_forward"] < door[f"{operator}_backward"]
+    """In the door and in the naive reference."""
+    reference = functions_of(ROOT / "tests" / "support" / "naive" / f"{operator}.py")
+    assert reference["forward"].lineno < reference["backward"].lineno
+    door = functions_of(PACKAGE / operator / "__init__.py")
+    assert door[f"{operator}_forward"].lineno < door[f"{operator}_backward"].lineno
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_few_parameters(path):
+    """Ten at most. Doors have as many as their operator, and their references; others say why, after `# parameters:`."""
+    if "naive" in path.parts:
+        return
+    lines, public = path.read_text(encoding="utf-8").splitlines(), is_door(path)
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            a = node.args
+            count = len([*a.posonlyargs, *a.args, *a.kwonlyargs])
+            if count <= 10 or (public and getattr(node, "name", "_")[0] != "_"):
+                continue
+            around = lines[node.lineno - 2 : node.body[0].end_lineno] if isinstance(node, ast.FunctionDef) else []
+            assert any("# parameters:" in line for line in around), f"{name_of(path)}:{node.lineno}: {count} parameters"
 
 
 def test_naive_references_never_import_numdcn():
-    files = sorted((ROOT / "tests" / "naive").glob("*.py"))
+    files = sorted((ROOT / "tests" / "support" / "naive").glob("*.py"))
     assert files
     for path in files:
         assert not [m for m in imports(path) if m.split(".")[0] in ("numdcn", "checks")], name_of(path)
@@ -161,7 +229,7 @@ def test_naive_references_never_import_numdcn():
 
 def test_the_emulator_stands_on_its_own():
     """It imports nothing of this repository but itself, and does not name numdcn."""
-    own = {"numdcn", "benchmarks", "examples", "tests", *(path.stem for path in (ROOT / "tests").iterdir())}
+    own = {"numdcn", "benchmarks", "examples", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     files = [path for path in sorted((ROOT / "tools" / "ptx_emulator").rglob("*.*")) if path.suffix != ".pyc"]
     assert {path.suffix for path in files} == {".py", ".cpp", ".h", ".md"}
     for path in files:
@@ -202,11 +270,11 @@ def test_public_names_are_documented_and_annotated(name):
 
 
 def test_numba_is_configured_in_one_place():
-    """Compiler flags and decorators live in _kernels/jit_*.py; nothing sets numba.config."""
+    """Compiler flags and decorators live in jit.py; nothing sets numba.config."""
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        assert ("nnan" not in text and "ninf" not in text) or path.stem.startswith("jit_"), name_of(path)
-        if not path.stem.startswith("jit_"):
+        assert ("nnan" not in text and "ninf" not in text) or path.stem == "jit", name_of(path)
+        if path.stem != "jit":
             assert "fastmath=" not in text and "error_model=" not in text, name_of(path)
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Assign):
@@ -223,7 +291,7 @@ def test_time_limits_follow_the_environment(monkeypatch):
         run_python("import time; time.sleep(60)", timeout=100)
 
 
-@pytest.mark.parametrize("path", [path for path in ALL if path.parts[-2] == "tests"], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in ALL if "tests" in path.parts], ids=name_of)
 def test_no_time_limit_but_through_limit(path):
     """A number where something is waited for would be too short on a slow machine."""
     for node in ast.walk(tree(path)):
