@@ -117,8 +117,8 @@ def column_buffer(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarr
 
 # Rung 3: tiles.
 #
-# - Channels last, with a rim of zero pixels. The channels of a pixel lie side by side: a corner is a stretch of memory,
-#   and LLVM turns the loop along it into SIMD by itself. With the rim, every sample that touches the image has four
+# - Channels last, with a border of zero pixels. The channels of a pixel lie side by side: a corner is a stretch of memory,
+#   and LLVM turns the loop along it into SIMD by itself. With the border, every sample that touches the image has four
 #   corners to read, and every other one is sent to a cell of four zeros: nothing is clamped, no corner is tested.
 # - The plan of a tap, the cell and the corner weights of each pixel, is made once for all channels.
 # - The columns of a tile, 64 pixels, for one tap are 16 KB. They are multiplied at once, while they are in the cache,
@@ -129,7 +129,7 @@ def column_buffer(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarr
 # it; whether a loop becomes SIMD is up to the compiler; and all of it runs on one core.
 
 
-def rimmed(x: np.ndarray) -> np.ndarray:
+def zero_padded(x: np.ndarray) -> np.ndarray:
     """The image as (pixels, channels), in rows of width + 1: a zero pixel before each, rows of zeros above and below.
 
     The zero that begins a row also ends the one before, so that pixel (i, j) is number (i + 1) * (width + 1) + j + 1.
@@ -211,18 +211,18 @@ def compute_tiles(image: np.ndarray, offsets: np.ndarray, packed: np.ndarray, y:
 
 
 def tiles(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """A rimmed image, packed weights, and then tile by tile: plan, sample, multiply."""
+    """A zero-padded image, packed weights, and then tile by tile: plan, sample, multiply."""
     packed = np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(TAPS, w.shape[1], len(w))
     y = np.empty((1, len(w), *x.shape[2:]), x.dtype)
-    compute_tiles(rimmed(x), offsets, packed, y)
+    compute_tiles(zero_padded(x), offsets, packed, y)
     return y
 
 
 # Rung 4: the library. The plan is that of rung 3; what it adds, and where to read it:
 #
 # - SIMD by hand: `Vec` is a SIMD register as a Numba type, with operators, load, store and fma (numdcn/_cpu/simd.py;
-#   how wide: numdcn/_cpu/jit.py). The formulas take scalars and vectors alike (numdcn/_formulas/bilinear.py: `cell`
-#   sends samples to the zeros), and a plan is made for a register of pixels at a time (numdcn/_cpu/tile.py). No
+#   how wide: numdcn/_formulas/jit.py). The formulas take scalars and vectors alike (numdcn/_formulas/bilinear.py: `cell`
+#   sends samples to the zeros), and a plan is made for a register of pixels at a time (numdcn/_cpu/sample.py). No
 #   fast-math: bits depend on what is written, not on what a compiler makes of a loop.
 # - A register-blocked product: a register tile of sums, several pixels by several vectors of outputs, stays in
 #   registers from the first k to the last; a vector of weights, once loaded, serves all its pixels
@@ -230,7 +230,7 @@ def tiles(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
 # - Blocking by shapes alone: tiles, and chunks of columns (several groups, some taps of one, or some channels of one
 #   tap) that share the cache with a panel of weights. They are the same for any number of threads, so that threads
 #   never change a bit (numdcn/_cpu/conv/blocking.py; a chunk, made and multiplied: columns.py; the loop over tiles:
-#   kernels.py).
+#   forward.py).
 # - Threads: each takes the next task, a tile, until none is left (numdcn/_cpu/threads.py; scratch memory, the copy to
 #   channels-last, packing and the call: numdcn/_cpu/conv/run.py).
 # - Rules for NaN: a NaN offset makes y NaN at its pixel (it looks outside in rungs 1 and 3, and anywhere in rung 2); an
@@ -254,7 +254,7 @@ class Rung(NamedTuple):
 RUNGS = (
     Rung("the definition, in NumPy", definition),
     Rung("compiled loops, columns, one product", column_buffer),
-    Rung("channels last, a rim, plans, tiles", tiles),
+    Rung("channels last, a zero border, plans, tiles", tiles),
     Rung("numdcn: SIMD, register tiles, threads", library),
 )
 
