@@ -10,7 +10,7 @@ import numpy as np
 
 from numdcn._call import results
 from numdcn._call.arguments import Arrays
-from numdcn._cpu.parameters import Place
+from numdcn._cpu.parameters import NOWHERE, Place
 
 
 def is_addressable(array: np.ndarray) -> bool:
@@ -27,9 +27,6 @@ def addressable(array: np.ndarray) -> np.ndarray:
 def addressable_arrays(arrays: Arrays) -> Arrays:
     """The same of several arrays; what is none stays as it is."""
     return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
-
-
-NOWHERE = Place(0, (0, 0, 0, 0))
 
 
 def place(array: np.ndarray | None) -> Place:

@@ -41,7 +41,7 @@ def _unpack(target_context: Any, content: bytes) -> CompileResult:
 
 
 def block(function: Callable[..., Any]) -> Any:
-    """A part of a kernel, compiled by itself (which halves compile time) and called a few times a tile."""
+    """A piece of a kernel, compiled by itself (which halves compile time) and called a few times a tile."""
     return numba.njit(**_INTERNAL)(function)
 
 

@@ -2,7 +2,7 @@
 
 Every sampling grid here is a product: rows times columns. So a bin is two lists, one an axis, of pixels with the sums of
 the weights, and of the slopes, of all samples that touch them; the bin is the sum over both lists of weight * weight *
-pixel. The operators differ in where the samples lie, in the border rule, and in the channels that a bin reads.
+pixel. The operators differ in where the samples lie, in the border mode, and in the channels that a bin reads.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Grid(NamedTuple):
     rois: int
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
-    rule: int
+    rule: int  # a border mode, `ALIGN` or `PSROI`, or `WHOLE_PIXELS`
     columns: int  # lists along x that are kept at a time: those of all columns, or one; along y it is one
     pitch: int  # elements from one list to the next
-    images: int  # addresses: the image of each box, as int64,
+    image_index: int  # addresses: the image of each box, as int64,
     geometry: int  # see above
     shifts: Place  # offsets: strides of boxes, axes (x, then y), parts along y and x; nowhere: none
     parts: tuple[int, int]  # of the shifts, along y and x
@@ -45,17 +45,17 @@ class Grid(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Lists of pixels along an axis, as pointers. List i begins at i * pitch."""
+    """Lists of pixels along an axis, as pointers. List i begins at element i * pitch of the first three."""
 
-    index: Any
-    weight: Any
-    slope: Any
-    length: Any  # of each list
-    active: Any  # samples of each list that are in reach of the image
+    index: Any  # of each pixel, int64
+    weight: Any  # sum of the weights of the samples that touch it
+    slope: Any  # sum of their slopes
+    length: Any  # of each list, int64
+    active: Any  # samples of each list that are in reach of the image, int64
 
 
 class Bin(NamedTuple):
-    """The lists of one bin along one axis."""
+    """The list of one bin along one axis; see `Lists`."""
 
     index: Any
     weight: Any
@@ -65,7 +65,7 @@ class Bin(NamedTuple):
 
 
 def lists_bytes(columns: int, pitch: int, itemsize: int) -> int:
-    """Scratch for one list along y and some along x, in whole cache lines."""
+    """Bytes of one list along y and some along x in a workspace: whole cache lines."""
     return -(-(1 + columns) * (pitch * (8 + 2 * itemsize) + 16) // 64) * 64 + 64
 
 
@@ -84,7 +84,7 @@ def lists_at(address, grid, one):
 
 @helper
 def bin_of(lists, number, pitch):
-    """The lists of bin `number`."""
+    """List `number`, as a `Bin`."""
     start = number * pitch
     length, active = load_scalar(lists.length, number), load_scalar(lists.active, number)
     return Bin(at(lists.index, start), at(lists.weight, start), at(lists.slope, start), length, active)
@@ -127,7 +127,7 @@ def _visits(base, step, samples, size):
 def list_samples(rule, base, bin_, step, samples, size, lists, number, pitch):
     """Fill in list `number`: the pixels that the samples of a bin touch, in rising order.
 
-    Sample u lies at base + (u + 0.5) * bin_ / samples under `align`, at base + u * step under `psroi`.
+    Sample u lies at base + (u + 0.5) * bin_ / samples in the border mode `align`, at base + u * step in `psroi`.
     """
     start, length, active = number * pitch, 0, 0
     index, weights, slopes = at(lists.index, start), at(lists.weight, start), at(lists.slope, start)
@@ -205,16 +205,15 @@ def samples_of(one, grid, r, y, x):
 
 
 @helper
-def plan_bin(one, grid, mask, r, i, j, class_, ys, xs):
-    """The lists of bin (i, j) of box r along both axes, its mask, its divisor, and whether its samples lie nowhere: at
-    NaN."""
+def plan_bin(one, grid, r, i, j, class_, ys, xs):
+    """The lists of bin (i, j) of box r along both axes, its divisor, and whether its samples lie nowhere: at NaN."""
     known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys, 0)
     known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs, 0)
-    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, 0)
+    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, 0)
 
 
 @helper
-def plan_next_bin(one, grid, mask, r, b, first, ys, xs):
+def plan_next_bin(one, grid, r, b, first, ys, xs):
     """The same of bin number b, where bins come in rising order from `first` on: where nothing shifts them, rows share
     lists, and columns do if those of all are kept."""
     i, j = b // grid.bins[1], b % grid.bins[1]
@@ -226,15 +225,12 @@ def plan_next_bin(one, grid, mask, r, b, first, ys, xs):
         known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys, 0)
     if not kept or b < first + grid.bins[1]:
         known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, slot)
-    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, slot)
+    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, slot)
 
 
 @helper
-def _bin_planned(one, grid, mask, r, i, j, known, ys, xs, slot):
+def _bin_planned(one, grid, r, known, ys, xs, slot):
     """What `plan_bin` returns, once the lists are made."""
     y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, slot, grid.pitch)
-    scale, strides = one, mask.strides
-    if mask.address:
-        scale = load_scalar(pointer(mask.address, one), r * strides[0] + i * strides[2] + j * strides[3])
-    count, has_samples = samples_of(one, grid, r, y, x)
-    return y, x, scale, count, has_samples and not known
+    divisor, has_samples = samples_of(one, grid, r, y, x)
+    return y, x, divisor, has_samples and not known
