@@ -10,8 +10,10 @@ from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.tile import MOST_PIXELS, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-CHUNK_BYTES = 1024  # of the channels that are sampled at a time in a forward
-BLOCK_BYTES = 128  # of the channels that a task of a backward owns; half of it where there would be few tasks
+CHUNK_BYTES = 1024  # of the channels of a point that a forward samples at a time
+BLOCK_BYTES = (
+    128  # of the channels of a pixel that a task of a backward owns; half of it where there would be few tasks
+)
 
 
 class PointsBlocking(NamedTuple):

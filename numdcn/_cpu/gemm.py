@@ -1,10 +1,10 @@
-"""Register-blocked matrix product: C (rows, columns) = or += A (rows, k) B (k, columns), for one register tile of C.
+"""The matrix product, register tile by register tile: C (rows, columns) = or += A (rows, k) B (k, columns).
 
-B comes in panels, `ldb` elements from one k to the next. A comes in one of three layouts whose strides the compiler
-knows, so that every broadcast is one load at a constant distance from one pointer:
+B comes in panels as wide as a register tile. A comes in one of three layouts whose strides the compiler knows, so that every
+broadcast is one load at a constant distance from one pointer:
 * rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
 * packed: element (r, k) at k * rows of the tile + r;
-* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `block_rows` rows).
+* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `BLOCK_ROWS` rows).
 """
 
 from __future__ import annotations

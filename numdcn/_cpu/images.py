@@ -78,7 +78,7 @@ class ClearCall(NamedTuple):
     """Parameters of `clear`."""
 
     address: int
-    size: int
+    size: int  # elements
 
 
 @kernel
@@ -102,6 +102,7 @@ class PaddedImages:
         self.workspaces, self.workspace_bytes, self.threads = workspaces, workspace_bytes, threads
 
     def _call(self, plain: np.ndarray) -> ImagesCall:
+        """Parameters of a copy from or to `plain` (N, C, H, W)."""
         batch, _, height, width = plain.shape
         blocks = len(self.bounds) - 1
         return ImagesCall(
@@ -110,6 +111,7 @@ class PaddedImages:
         )  # fmt: skip
 
     def _threads(self, plain: np.ndarray) -> int:
+        """Threads of such a copy: no more than it has tasks."""
         return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // BLOCK))
 
     def pack(self, x: np.ndarray) -> None:

@@ -15,12 +15,12 @@ from numdcn._cpu.tile import (
     BASE_Y,
     FRACTION_X,
     FRACTION_Y,
-    GRAD_SCALE,
+    GRAD_MASK,
     GRAD_X,
     GRAD_Y,
+    MASK,
     OFFSET_X,
     OFFSET_Y,
-    SCALE,
     W00,
     W01,
     W10,
@@ -82,10 +82,10 @@ def _sample_vectors(count, vector, lanes, image, tile, columns):
     """`sample_tap` for `count` vectors of channels, each of `lanes` elements."""
     for p in range(tile.pixels):
         index = load_scalar(tile.index, p)
-        weights, scale = weights_of(tile, p, vector), like(load_scalar(tile.rows, SCALE + p), vector)
+        weights, mask = weights_of(tile, p, vector), like(load_scalar(tile.rows, MASK + p), vector)
         for v in range(count):
             sample = value(weights, corners(image, index + v * lanes, vector))
-            store(columns.pointer, p * columns.pitch + v * lanes, scale * sample)
+            store(columns.pointer, p * columns.pitch + v * lanes, mask * sample)
 
 
 @block
@@ -178,32 +178,32 @@ def _backward_vectors(count, vector, lanes, sink, tile, columns, add):
     grad = Image(sink.grad, sink.image.pixel_stride, sink.image.row_stride)
     for p in range(tile.pixels):
         index = load_scalar(tile.index, p)
-        weights, scale = weights_of(tile, p, vector), like(load_scalar(tile.rows, SCALE + p), vector)
+        weights, mask = weights_of(tile, p, vector), like(load_scalar(tile.rows, MASK + p), vector)
         fraction_y, fraction_x = (
             like(load_scalar(tile.rows, FRACTION_Y + p), vector),
             like(load_scalar(tile.rows, FRACTION_X + p), vector),
         )
         fractions = (fraction_y, fraction_x, one - fraction_y, one - fraction_x)
-        by_y, by_x, by_scale = one - one, one - one, one - one
+        by_y, by_x, by_mask = one - one, one - one, one - one
         for v in range(count):
             gradient = load_like(columns.pointer, p * columns.pitch + v * lanes, vector)
             around = corners(sink.image, index + v * lanes, vector)
             sample, (along_y, along_x) = value(weights, around), slopes(fractions, around)
             by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
-            by_scale = fma(gradient, sample, by_scale)
+            by_mask = fma(gradient, sample, by_mask)
             if sink.wanted:
-                _add_at(grad, index + v * lanes, weights, gradient * scale)
-            store(columns.pointer, p * columns.pitch + v * lanes, scale * sample)
-        sum_y, sum_x, sum_scale = sum3(by_y, by_x, by_scale)
-        scale_p = load_scalar(tile.rows, SCALE + p)
+                _add_at(grad, index + v * lanes, weights, gradient * mask)
+            store(columns.pointer, p * columns.pitch + v * lanes, mask * sample)
+        sum_y, sum_x, sum_mask = sum3(by_y, by_x, by_mask)
+        mask_p = load_scalar(tile.rows, MASK + p)
         if add:
-            store(tile.rows, GRAD_Y + p, fma(scale_p, sum_y, load_scalar(tile.rows, GRAD_Y + p)))
-            store(tile.rows, GRAD_X + p, fma(scale_p, sum_x, load_scalar(tile.rows, GRAD_X + p)))
-            store(tile.rows, GRAD_SCALE + p, load_scalar(tile.rows, GRAD_SCALE + p) + sum_scale)
+            store(tile.rows, GRAD_Y + p, fma(mask_p, sum_y, load_scalar(tile.rows, GRAD_Y + p)))
+            store(tile.rows, GRAD_X + p, fma(mask_p, sum_x, load_scalar(tile.rows, GRAD_X + p)))
+            store(tile.rows, GRAD_MASK + p, load_scalar(tile.rows, GRAD_MASK + p) + sum_mask)
         else:
-            store(tile.rows, GRAD_Y + p, scale_p * sum_y)
-            store(tile.rows, GRAD_X + p, scale_p * sum_x)
-            store(tile.rows, GRAD_SCALE + p, sum_scale)
+            store(tile.rows, GRAD_Y + p, mask_p * sum_y)
+            store(tile.rows, GRAD_X + p, mask_p * sum_x)
+            store(tile.rows, GRAD_MASK + p, sum_mask)
 
 
 @block

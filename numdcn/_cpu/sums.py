@@ -97,11 +97,11 @@ def copy_line(source, strides, first, count, columns, line):
 
 
 @helper
-def _channel_by_channel(one, a, source, first, end, many, workspace, target):
-    """target = the sums of the span of pixels `first` to `end` of each of `many` channels."""
+def _channel_by_channel(one, a, source, first, end, channels, workspace, target):
+    """target = the sums of the span of pixels `first` to `end` of each of `channels` channels."""
     strides, columns = a.source.strides, a.shape[3]
     lines, sums, lanes = workspace, at(workspace, LINE), at(workspace, LINE + LINES)
-    for c in range(many):
+    for c in range(channels):
         plane, number = at(source, c * strides[1]), 0
         for q in range(first, end, LINE):
             line, count = at(plane, q), min(LINE, end - q)
@@ -114,16 +114,16 @@ def _channel_by_channel(one, a, source, first, end, many, workspace, target):
 
 
 @helper
-def _all_channels(one, a, source, first, end, many, workspace, target):
+def _all_channels(one, a, source, first, end, channels, workspace, target):
     """The same where the channels are adjacent."""
     sums, lanes, number = workspace, at(workspace, LINES * MANY), 0
     for q in range(first, end, LINE):
-        sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], many, lanes)
-        for c in range(many):
-            store(sums, number * many + c, load_scalar(lanes, c))
+        sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], channels, lanes)
+        for c in range(channels):
+            store(sums, number * channels + c, load_scalar(lanes, c))
         number += 1
-    sum_lines(one - one, sums, (0, many), 0, number, number, many, lanes)
-    for c in range(many):
+    sum_lines(one - one, sums, (0, channels), 0, number, number, channels, lanes)
+    for c in range(channels):
         store(target, c * a.target.strides[0], load_scalar(lanes, c))
 
 
@@ -139,15 +139,15 @@ def sum_spans(one, params, counter, slot):
         if task >= images * a.spans * blocks:
             return
         channel, span = task % blocks * a.step, task // blocks
-        n, first, many = span // a.spans, span % a.spans * LINES * LINE, min(a.step, channels - channel)
+        n, first, owned = span // a.spans, span % a.spans * LINES * LINE, min(a.step, channels - channel)
         end = min(first + LINES * LINE, height * columns)
         source = at(pointer(a.source.address, one), n * a.source.strides[0] + channel * a.source.strides[1])
         spot = channel * a.target.strides[0] + span * a.target.strides[1]
         target = at(pointer(a.target.address, one), spot)
         if a.step == MANY:
-            _all_channels(one, a, source, first, end, many, workspace, target)
+            _all_channels(one, a, source, first, end, owned, workspace, target)
         else:
-            _channel_by_channel(one, a, source, first, end, many, workspace, target)
+            _channel_by_channel(one, a, source, first, end, owned, workspace, target)
 
 
 READ = 16.0  # multiply-adds of a product that reading an element takes as long as

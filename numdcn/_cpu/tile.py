@@ -17,10 +17,10 @@ from numdcn._formulas.jit import helper
 MOST_PIXELS = 112  # of a tile
 ROW = MOST_PIXELS + 32  # elements of a row of a tile's buffers: vectors may run over
 
-# Rows of a tile's numbers, one for each pixel: the position of tap (0, 0) at offset 0; the tap's offset; its mask; the
-# fractions and weights of its cell; the gradients of its offset and mask. All lie at constant distances from one pointer.
+# Rows of `Tile.rows`, which have a number for each pixel: the position of tap (0, 0) at offset 0; the tap's offset; its mask;
+# the fractions and weights of its cell; the gradients of its offset and mask. All lie at constant distances from one pointer.
 (
-    BASE_Y, BASE_X, OFFSET_Y, OFFSET_X, SCALE, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, GRAD_Y, GRAD_X, GRAD_SCALE, ROWS_END,
+    BASE_Y, BASE_X, OFFSET_Y, OFFSET_X, MASK, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, GRAD_Y, GRAD_X, GRAD_MASK, ROWS_END,
 ) = range(0, 15 * ROW, ROW)  # fmt: skip
 
 
@@ -38,9 +38,9 @@ class Tile(NamedTuple):
 
     runs: Any  # (run_count, 4) int64: stretches of image rows: first pixel in the tile, image row, image column, pixels
     index: Any  # (pixels,) int64: the element of the zero-padded image where the tap's cell begins
-    rows: Any  # see above
+    rows: Any  # (ROWS_END / ROW, ROW): numbers of each pixel, see above
     run_count: int
-    pixels: int
+    pixels: int  # 0 in a tile that is not placed yet
 
 
 def tiling_of(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
@@ -64,7 +64,7 @@ def tile_at(address, one):
     for i in range(ROW):
         store(rows, OFFSET_Y + i, one - one)
         store(rows, OFFSET_X + i, one - one)
-        store(rows, SCALE + i, one)
+        store(rows, MASK + i, one)
     return Tile(integers, at(integers, 4 * ROW), rows, 0, 0)
 
 

@@ -22,7 +22,7 @@ from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, 
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.sample import copy_tap_backward, plan_tap, sample_tap, sample_tap_backward
 from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, prefetch, store, width
-from numdcn._cpu.tile import GRAD_SCALE, GRAD_X, GRAD_Y, place_tile, tile_at
+from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, place_tile, tile_at
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma
@@ -174,7 +174,7 @@ def sample_block(one, call, n, channels, tap, tile, columns):
             write_partial(one, a.grad_offsets, number, n, 2 * channel, tile, at(tile.rows, GRAD_Y))
             write_partial(one, a.grad_offsets, number, n, 2 * channel + 1, tile, at(tile.rows, GRAD_X))
         if a.grad_mask.address:
-            write_partial(one, a.grad_mask, number, n, channel, tile, at(tile.rows, GRAD_SCALE))
+            write_partial(one, a.grad_mask, number, n, channel, tile, at(tile.rows, GRAD_MASK))
 
 
 @helper

@@ -23,9 +23,9 @@ from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # wanted,
-NEARLY = 54  # and so few are not worth repeated sampling or smaller tiles,
-WORTH_DIVIDING = 64 * 2**20  # if there are so many multiply-adds
+TASKS = 64  # of a call, for as many threads,
+NEARLY = 54  # and enough of them: more are not worth repeated sampling or smaller tiles
+WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a call that is divided into so many tasks
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
@@ -62,10 +62,12 @@ class ForwardBlocking(NamedTuple):
 
 
 def _page(nbytes: int) -> int:
+    """Bytes, rounded up to whole pages."""
     return -(-nbytes // 4096) * 4096
 
 
 def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunks:
+    """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
     if channels > most:  # even chunks, of whole cache lines

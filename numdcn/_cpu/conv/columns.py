@@ -12,7 +12,7 @@ from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
 from numdcn._cpu.sample import copy_tap, plan_tap, sample_tap
 from numdcn._cpu.simd import at, load, load_scalar, pointer, store, width
-from numdcn._cpu.tile import OFFSET_X, OFFSET_Y, SCALE
+from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y
 from numdcn._cpu.tile_io import read_plane
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma
@@ -89,7 +89,7 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
     if p.masked:
         strides = mask.strides
         plane = at(pointer(mask.address, one), n * strides[0] + channel * strides[1])
-        read_plane(plane, strides[2:], strides[1], tile, at(tile.rows, SCALE))
+        read_plane(plane, strides[2:], strides[1], tile, at(tile.rows, MASK))
 
 
 @helper

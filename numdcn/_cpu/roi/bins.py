@@ -26,8 +26,8 @@ AXIS = 5
 class Grid(NamedTuple):
     """The bins of all boxes.
 
-    A box's geometry is, for y and then for x: where the first bin starts, a bin's size, the distance and the number of its
-    samples, and how far an offset of 1 shifts it; numbers of the arrays' type. Of whole pixels it is instead the first
+    The geometry of a box is, for y and then for x: where the first bin starts, a bin's size, the distance and the number of its
+    samples, and how far an offset of 1 shifts it; in the dtype of the arrays. For whole pixels it is instead the first
     pixel and the end of each bin, for y and then for x, as int64.
     """
 
@@ -72,13 +72,13 @@ def lists_bytes(columns: int, pitch: int, itemsize: int) -> int:
 @helper
 def lists_at(address, grid, one):
     """The `Lists` of y, and those of x, whose buffers begin at `address`."""
-    many, pitch = 1 + grid.columns, grid.pitch
+    count, pitch = 1 + grid.columns, grid.pitch
     length = pointer(address, np.int64(0))
-    index = at(length, 2 * many)
-    weight = pointer(address + 8 * many * (pitch + 2), one)
-    slope = at(weight, many * pitch)
-    y = Lists(index, weight, slope, length, at(length, many))
-    x = Lists(at(index, pitch), at(weight, pitch), at(slope, pitch), at(length, 1), at(length, many + 1))
+    index = at(length, 2 * count)
+    weight = pointer(address + 8 * count * (pitch + 2), one)
+    slope = at(weight, count * pitch)
+    y = Lists(index, weight, slope, length, at(length, count))
+    x = Lists(at(index, pitch), at(weight, pitch), at(slope, pitch), at(length, 1), at(length, count + 1))
     return y, x
 
 
@@ -162,19 +162,19 @@ def _list_pixels(first, end, lists, number, pitch, one):
 
 
 @block
-def list_axis(one, grid, r, axis, bin_, shift, lists, slot):
-    """Fill in list `slot` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
+def list_axis(one, grid, r, axis, bin_, shift, lists, number):
+    """Fill in list `number` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
     if grid.rule == WHOLE_PIXELS:
         both = grid.bins[0] + grid.bins[1]
         ends = at(pointer(grid.geometry, np.int64(0)), 2 * (r * both + axis * grid.bins[0] + bin_))
-        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, slot, grid.pitch, one)
+        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, number, grid.pitch, one)
         return True
     box = at(pointer(grid.geometry, one), (2 * r + axis) * AXIS)
     start, size = load_scalar(box, START), load_scalar(box, BIN)
-    number = like(bin_, one)
-    base = (start + number * size) + shift if grid.rule == PSROI else (start + shift) + number * size
+    i = like(bin_, one)
+    base = (start + i * size) + shift if grid.rule == PSROI else (start + shift) + i * size
     list_samples(
-        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, slot, grid.pitch
+        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, number, grid.pitch
     )  # fmt: skip
     return base == base
 
@@ -198,9 +198,9 @@ def samples_of(one, grid, r, y, x):
     has_samples = True
     if grid.rule != WHOLE_PIXELS:
         box = at(pointer(grid.geometry, one), 2 * r * AXIS)
-        many = load_scalar(box, SAMPLES) * load_scalar(box, AXIS + SAMPLES)
-        has_samples = many > one - one
-        samples = many if grid.rule == ALIGN else samples
+        planned = load_scalar(box, SAMPLES) * load_scalar(box, AXIS + SAMPLES)
+        has_samples = planned > one - one
+        samples = planned if grid.rule == ALIGN else samples
     return max(samples, one), has_samples
 
 
@@ -219,18 +219,18 @@ def plan_next_bin(one, grid, r, b, first, ys, xs):
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
     kept = not shifted and grid.columns == grid.bins[1]
-    slot = j if kept else 0
+    number = j if kept else 0
     known_y, known_x = True, True
     if shifted or b == first or j == 0:
         known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys, 0)
     if not kept or b < first + grid.bins[1]:
-        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, slot)
-    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, slot)
+        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, number)
+    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, number)
 
 
 @helper
-def _bin_planned(one, grid, r, known, ys, xs, slot):
+def _bin_planned(one, grid, r, known, ys, xs, number):
     """What `plan_bin` returns, once the lists are made."""
-    y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, slot, grid.pitch)
+    y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, number, grid.pitch)
     divisor, has_samples = samples_of(one, grid, r, y, x)
     return y, x, divisor, has_samples and not known

@@ -118,15 +118,15 @@ def pool(
     mask: np.ndarray | None = None,
 ) -> None:
     """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
-    dtype, many = y.dtype, p.bins[0] * p.bins[1]
+    dtype, bins = y.dtype, p.bins[0] * p.bins[1]
     grid = _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     blocking = points_blocking(
-        many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
+        bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
     )
     threads = plan_threads(p.rois * blocking.tiling.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
-    with output_as(y, p.rois, p.channels, 1, many) as flat, Scratch(*sizes) as (address, workspaces):
+    with output_as(y, p.rois, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), place(flat), address, 0, 0, workspaces)
         launch(pool_forward, dtype.type(1), call, threads)
@@ -144,10 +144,10 @@ def pool_gradients(
 ) -> np.ndarray | None:
     """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
     the samples, of their slopes along y, and along x: None unless `with_sums`."""
-    dtype, many = grad_y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
+    flat, grid = grad_y.reshape(p.rois, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     panel = backward_panel(p.channels, dtype)
-    blocking = points_blocking(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
+    blocking = points_blocking(bins, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, READS * grad_y.size)
     bounds = np.array([*range(0, p.channels, panel), p.channels], np.int64)
