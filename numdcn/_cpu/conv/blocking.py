@@ -23,9 +23,9 @@ from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # of a call, for as many threads,
-NEARLY = 54  # and enough of them: more are not worth repeated sampling or smaller tiles
-WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a call that is divided into so many tasks
+TASKS = 64  # that a large call should have,
+NEARLY = 54  # and so many as do: more are not worth smaller tiles or repeated sampling
+WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a large call
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
@@ -96,7 +96,7 @@ def _rows(tiling: Tiling) -> int:
 
 
 def _affordable(pixel_bytes: int) -> int:
-    """Pixels of a tile, fewer than usual where each needs much of the workspace."""
+    """Pixels of a tile, fewer than usual where they would need more than `WORKSPACE_BYTES`."""
     pixels = TILE_PIXELS
     while pixels > ROWS and pixels * pixel_bytes > WORKSPACE_BYTES:
         pixels = _half(pixels, ROWS)
