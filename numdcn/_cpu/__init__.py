@@ -1,1 +1,9 @@
-"""The CPU wing: NumPy arrays, Numba kernels, threads."""
+"""The CPU wing: NumPy arrays, Numba kernels, threads.
+
+A call comes in at `conv.run`, `points.run` or `roi.run`. These choose a blocking, take scratch memory, copy x to zero-padded
+images (`images`) and launch the kernels beside them in threads (`threads`, `team`).
+
+What kernels are made of, from the bottom up: `jit` (decorators, register tiles), `simd` and `lanes` (vectors and memory),
+`parameters` (how a record reaches a kernel), `layout` (images and matrices), `tile` and `tile_io` (output pixels), `sample`
+(plan, sample, and the backward), `gemm` (the matrix product), `sums`.
+"""

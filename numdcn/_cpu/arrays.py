@@ -10,7 +10,7 @@ import numpy as np
 
 from numdcn._call import results
 from numdcn._call.arguments import Arrays
-from numdcn._cpu.parameters import Place
+from numdcn._cpu.parameters import NOWHERE, Place
 
 
 def is_addressable(array: np.ndarray) -> bool:
@@ -25,11 +25,8 @@ def addressable(array: np.ndarray) -> np.ndarray:
 
 
 def addressable_arrays(arrays: Arrays) -> Arrays:
-    """The same of several arrays; what is none stays as it is."""
+    """The same of several arrays; what is no NumPy array stays as it is."""
     return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
-
-
-NOWHERE = Place(0, (0, 0, 0, 0))
 
 
 def place(array: np.ndarray | None) -> Place:
@@ -44,7 +41,7 @@ def place(array: np.ndarray | None) -> Place:
 def output(
     array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable
 ) -> AbstractContextManager[np.ndarray]:
-    """What a kernel is to fill: the array, or where that does not suit the kernel a plain one that is copied to it."""
+    """What a kernel is to fill: the array, or one that suits the kernel, and is copied to the array in the end."""
     return results.output(array, None if suits(array) else np.empty(array.shape, array.dtype), _copy)
 
 

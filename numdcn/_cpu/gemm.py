@@ -1,15 +1,15 @@
-"""Register-blocked matrix product: C (rows, columns) = or += A (rows, k) B (k, columns), for one register tile of C.
+"""The matrix product, register tile by register tile: C (rows, columns) = or += A (rows, k) B (k, columns).
 
-B comes in panels, `ldb` elements from one k to the next. A comes in one of three layouts whose strides the compiler
-knows, so that every broadcast is one load at a constant distance from one pointer:
+B comes in panels as wide as a register tile. A comes in one of three layouts whose strides the compiler knows, so that every
+broadcast is one load at a constant distance from one pointer:
 * rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
 * packed: element (r, k) at k * rows of the tile + r;
-* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `block_rows` rows).
+* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `BLOCK_ROWS` rows).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
@@ -22,6 +22,15 @@ from numdcn._formulas.vectors import fma_value, splat_value
 
 CHUNK_BYTES = 768  # of one row of A: a chunk of B's panel and of A's rows then share the L1 cache
 BLOCK_BYTES = 128  # of the channels that a task of a backward owns, for one pixel
+
+
+class Panels(NamedTuple):
+    """B, packed: panels of `width` columns, a row for each k; the first begins at `pointer`."""
+
+    pointer: Any
+    width: int  # elements of a row of a panel
+    count: int
+    step: int  # elements from a panel to the next
 
 
 ROWS, VECTORS = register_tile()
@@ -138,38 +147,38 @@ _block_wide, _block_single, _block_narrow = (_tile("block", panel) for panel in 
 
 
 @block
-def multiply_rows(a, rows, pitch, b, k, panel, panels, panel_step, next_chunk, c, ldc, first):
-    """C (rows, panels * panel) = or += A (rows, k) B, for A in the layout `rows` and B packed in panels.
+def multiply_rows(a, rows, k, b, next_chunk, c, first):
+    """C (rows, columns of the panels) = A (rows, k) B if `first`, else += that; A is a matrix in the layout `rows`.
 
-    Panels begin `panel_step` apart; `next_chunk` is how far ahead the next chunk's first panel lies.
+    The next chunk's first panel begins `next_chunk` elements after B.
     """
-    step = width(load_scalar(a, 0))
+    step, panel = width(load_scalar(a.pointer, 0)), b.width
     pace = panel * ROWS // max(rows, ROWS)
-    for j in range(panels):
-        b_j, c_j = at(b, j * panel_step), at(c, j * panel)
-        ahead = at(b_j, panel_step) if j + 1 < panels else at(b, next_chunk)
+    for j in range(b.count):
+        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
+        ahead = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
         for r in range(0, rows, ROWS):
-            a_r, c_r = at(a, r * pitch), at(c_j, r * ldc)
+            a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
             if panel == VECTORS * step:
-                _rows_wide(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+                _rows_wide(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
             elif panel == step:
-                _rows_single(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+                _rows_single(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
             else:
-                _rows_narrow(a_r, b_j, panel, ahead, pace, c_r, ldc, k, first)
+                _rows_narrow(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
             ahead = at(ahead, pace * k)
 
 
 @block
-def multiply_packed(a, rows, a_pitch, k, b, ldb, columns, c):
-    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`; B and C have rows of `ldb`.
+def multiply_packed(a, a_pitch, rows, k, b, columns, c):
+    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`. C has the pitch of B, a matrix.
 
-    Each ROWS rows of A begin `a_pitch` after those before.
+    Each ROWS rows of A begin `a_pitch` elements after those before.
     """
-    step = width(load_scalar(a, 0))
+    step, ldb = width(load_scalar(a, 0)), b.pitch
     panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
     pace = ldb * ROWS // max(rows, ROWS)
     for j in range(0, columns, panel):
-        b_j, ahead = at(b, j), at(b, k * ldb)
+        b_j, ahead = at(b.pointer, j), at(b.pointer, k * ldb)
         for r in range(0, rows, ROWS):
             a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * ldb + j)
             if panel == VECTORS * step:
@@ -182,13 +191,13 @@ def multiply_packed(a, rows, a_pitch, k, b, ldb, columns, c):
 
 
 @block
-def multiply_block(a, rows, k, b, panel, panels, panel_step, c, ldc):
-    """C (rows, panels * panel) += A (rows, k) B, for A in the layout `block` and B packed in panels."""
-    step = width(load_scalar(a, 0))
-    for j in range(panels):
-        b_j = at(b, j * panel_step)
+def multiply_block(a, rows, k, b, c):
+    """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`."""
+    step, panel, ldc = width(load_scalar(a, 0)), b.width, c.pitch
+    for j in range(b.count):
+        b_j = at(b.pointer, j * b.step)
         for r in range(0, rows, BLOCK_ROWS):
-            a_r, c_r = at(a, r), at(c, r * ldc + j * panel)
+            a_r, c_r = at(a, r), at(c.pointer, r * ldc + j * panel)
             if panel == VECTORS * step:
                 _block_wide(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
             elif panel == step:

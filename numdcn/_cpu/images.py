@@ -23,20 +23,20 @@ class ImagesCall(NamedTuple):
 
     batch: int
     size: tuple[int, int]
-    image_size: int
-    plain: Place
-    images: int
+    image_size: int  # elements of a zero-padded image
+    plain: Place  # the caller's (N, C, H, W)
+    images: int  # address of the zero-padded images
     bounds: int  # address of the first channels of the blocks, and the end
-    blocks: int
-    slots: int
-    slot_bytes: int
+    blocks: int  # of channels
+    workspaces: int  # address of the workspaces of the threads
+    workspace_bytes: int  # of one
 
 
 @kernel
 def pack_images(one, params, counter, slot):
     """Copy x to zero-padded channels-last images. A task is a block of pixels of an image."""
     a = unpack(params, ImagesCall)
-    x, buffer, bounds = a.plain, pointer(a.slots + slot * a.slot_bytes, one), pointer(a.bounds, np.int64(0))
+    x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -58,7 +58,7 @@ def unpack_images(one, params, counter, slot):
     """Copy the gradients of the zero-padded images to x. A task is a block of pixels of an image."""
     a = unpack(params, ImagesCall)
     x, bounds = a.plain, pointer(a.bounds, np.int64(0))
-    buffer = pointer(a.slots + slot * a.slot_bytes, one)
+    buffer = pointer(a.workspaces + slot * a.workspace_bytes, one)
     pixels = a.size[0] * a.size[1]
     blocks = (pixels + BLOCK - 1) // BLOCK
     while True:
@@ -78,7 +78,7 @@ class ClearCall(NamedTuple):
     """Parameters of `clear`."""
 
     address: int
-    size: int
+    size: int  # elements
 
 
 @kernel
@@ -95,19 +95,23 @@ def clear(one, params, counter, slot):
 class PaddedImages:
     """Where zero-padded images lie: blocks of channels begin at `bounds`, which ends with their number."""
 
-    def __init__(self, address: int, image_size: int, bounds: np.ndarray, slots: int, slot_bytes: int, threads: int):
+    def __init__(
+        self, address: int, image_size: int, bounds: np.ndarray, workspaces: int, workspace_bytes: int, threads: int
+    ):
         self.address, self.image_size, self.bounds = address, image_size, bounds
-        self.slots, self.slot_bytes, self.threads = slots, slot_bytes, threads
+        self.workspaces, self.workspace_bytes, self.threads = workspaces, workspace_bytes, threads
 
     def _call(self, plain: np.ndarray) -> ImagesCall:
+        """Parameters of a copy from or to `plain` (N, C, H, W)."""
         batch, _, height, width = plain.shape
         blocks = len(self.bounds) - 1
         return ImagesCall(
             batch, (height, width), self.image_size, place(plain), self.address, self.bounds.ctypes.data, blocks,
-            self.slots, self.slot_bytes,
+            self.workspaces, self.workspace_bytes,
         )  # fmt: skip
 
     def _threads(self, plain: np.ndarray) -> int:
+        """Threads of such a copy: no more than it has tasks."""
         return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // BLOCK))
 
     def pack(self, x: np.ndarray) -> None:

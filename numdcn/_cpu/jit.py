@@ -26,7 +26,11 @@ def entry(function: Callable[..., Any]) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """The same for what threads run together, by the address of its machine code (`threads.launch`)."""
+    """The same for what threads run together, by the address of its machine code (`threads.launch`).
+
+    The arguments of a kernel: `one`, 1 in the type of the elements; `params`, the address of its parameters (`unpack`);
+    `counter`, the address of the number of the next task (`next_task`); `slot`, the number of the thread in the call.
+    """
     return _cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
 
 
@@ -41,7 +45,10 @@ def _unpack(target_context: Any, content: bytes) -> CompileResult:
 
 
 def block(function: Callable[..., Any]) -> Any:
-    """A part of a kernel, compiled by itself (which halves compile time) and called a few times a tile."""
+    """A function of kernels that is compiled by itself, which halves compile time, and called a few times a tile.
+
+    What is called more often is a `helper`: its statements become part of the caller's, before types are known.
+    """
     return numba.njit(**_INTERNAL)(function)
 
 

@@ -44,20 +44,20 @@ def transpose(typingctx, source, stride, target, target_stride):
 
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
     """IR: a tuple of the sums of the lanes of the first `wanted` of 2 or 4 vectors, added in a fixed order."""
-    values, count, parts = vectors, vectors[0].type.count, vectors[0].type.count
-    while len(values) > 1 and parts > 1:  # two vectors become one that holds their half-sums side by side
+    values, count, spread = vectors, vectors[0].type.count, vectors[0].type.count
+    while len(values) > 1 and spread > 1:  # two vectors become one that holds their half-sums side by side
         even = [2 * j for j in range(count // 2)] + [count + 2 * j for j in range(count // 2)]
         odd = [i + 1 for i in even]
         pairs = zip(values[::2], values[1::2], strict=True)
         values = [builder.fadd(shuffle(builder, a, b, even), shuffle(builder, a, b, odd)) for a, b in pairs]
-        parts //= 2
-    while parts > 1:  # all are in one vector, each in `parts` lanes
-        even = [s * parts + 2 * j for s in range(len(vectors)) for j in range(parts // 2)]
+        spread //= 2
+    while spread > 1:  # all are in one vector, each in `spread` lanes
+        even = [s * spread + 2 * j for s in range(len(vectors)) for j in range(spread // 2)]
         odd = [i + 1 for i in even]
         values = [
             builder.fadd(shuffle(builder, values[0], values[0], even), shuffle(builder, values[0], values[0], odd))
         ]
-        parts //= 2
+        spread //= 2
     each = len(vectors) // len(values)
     sums = [builder.extract_element(values[i // each], ir.Constant(I32, i % each)) for i in range(wanted)]
     return cgutils.pack_array(builder, sums)

@@ -1,6 +1,6 @@
-"""Copies between the caller's layout (n, c, h, w), any strides, and channels-last images with a border of zero pixels.
+"""How images and matrices lie in a workspace, and copies of images between there and the caller's (n, c, h, w).
 
-A zero-padded image of height H and width W has pixels of `c` elements in rows of W + 1: a row of zeros, then H rows that begin
+A zero-padded image of height H and width W is channels-last, in rows of W + 1 pixels: a row of zeros, then H rows that begin
 with a zero pixel (which also ends the row before), then a row of zeros and two zeros more. Pixel (y, x) is number
 (y + 1) * (W + 1) + x + 1. So every cell that touches the image has its four corners at p, p + 1, p + W + 1, p + W + 2,
 and the cell that begins at (H, -1) is all zeros.
@@ -8,11 +8,54 @@ and the cell that begins at (H, -1) is all zeros.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from numdcn._cpu.lanes import transpose
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
 BLOCK = 1024  # pixels that one task copies
+
+
+class Image(NamedTuple):
+    """A zero-padded image, from one of its pixels and channels on."""
+
+    pointer: Any
+    pixel_stride: int  # elements from a pixel to its neighbour on the right: channels
+    row_stride: int  # elements from a pixel to the one below
+
+
+class GradientSink(NamedTuple):
+    """An image, and the gradient that is added to beside it."""
+
+    image: Image
+    grad: Any  # pointer to the gradient, which lies as the image does
+    wanted: bool  # whether there is a gradient
+
+
+class Matrix(NamedTuple):
+    """Row r begins at r * pitch elements; the elements of a row are adjacent."""
+
+    pointer: Any
+    pitch: int
+
+
+@helper
+def image_from(image, c):
+    """An image from channel c on."""
+    return Image(at(image.pointer, c), image.pixel_stride, image.row_stride)
+
+
+@helper
+def sink_from(sink, c):
+    """An image and its gradient from channel c on."""
+    return GradientSink(image_from(sink.image, c), at(sink.grad, c), sink.wanted)
+
+
+@helper
+def columns_from(matrix, c):
+    """A matrix from column c on."""
+    return Matrix(at(matrix.pointer, c), matrix.pitch)
 
 
 @helper

@@ -24,6 +24,9 @@ class Place(NamedTuple):
     strides: tuple[int, int, int, int]  # zeros where there are fewer axes
 
 
+NOWHERE = Place(0, (0, 0, 0, 0))  # of an array that is not there
+
+
 def flatten(value: Any) -> list[int]:
     """The ints of a nested tuple, in order."""
     flat: list[int] = []
@@ -31,7 +34,7 @@ def flatten(value: Any) -> list[int]:
         if type(item) is int:
             flat.append(item)
         elif isinstance(item, tuple):
-            flat += _flatten_large(item) if len(item) > 10 else flatten(item)
+            flat += _flatten_large(item) if len(item) > 8 else flatten(item)
         else:
             flat.append(item)
     return flat
@@ -39,7 +42,7 @@ def flatten(value: Any) -> list[int]:
 
 @functools.lru_cache(256)
 def _flatten_large(value: Any) -> list[int]:
-    """The same, remembered: problems and cuts come again."""
+    """The same, remembered: problems and blockings come again."""
     return flatten(value)
 
 
@@ -54,26 +57,26 @@ def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
 
 
 @functools.cache
-def _numba_type(kind: Any) -> Any:
+def _numba_type(annotation: Any) -> Any:
     """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of such."""
-    if kind is int:
+    if annotation is int:
         return types.int64
-    if hasattr(kind, "_fields"):
-        hints = typing.get_type_hints(kind)
-        fields = [_numba_type(hints[name]) for name in kind._fields]
-        return types.BaseTuple.from_types(fields, kind)  # type: ignore[attr-defined]
-    return types.UniTuple(types.int64, len(typing.get_args(kind)))  # type: ignore[attr-defined]
+    if hasattr(annotation, "_fields"):
+        hints = typing.get_type_hints(annotation)
+        fields = [_numba_type(hints[name]) for name in annotation._fields]
+        return types.BaseTuple.from_types(fields, annotation)  # type: ignore[attr-defined]
+    return types.UniTuple(types.int64, len(typing.get_args(annotation)))  # type: ignore[attr-defined]
 
 
-def _build(context: Any, builder: Any, pointer: Any, kind: Any, position: int) -> tuple[Any, int]:
-    """IR: a value of `kind` from the int64s at `position` on; returns it and the position after it."""
-    if kind == types.int64:
+def _build(context: Any, builder: Any, pointer: Any, numba_type: Any, position: int) -> tuple[Any, int]:
+    """IR: a value of a Numba type from the int64s at `position` on; returns it and the position after it."""
+    if numba_type == types.int64:
         return builder.load(builder.gep(pointer, [ir.Constant(I64, position)])), position + 1
-    parts = []
-    for part in kind:
-        value, position = _build(context, builder, pointer, part, position)
-        parts.append(value)
-    return context.make_tuple(builder, kind, parts), position
+    values = []
+    for field_type in numba_type:
+        value, position = _build(context, builder, pointer, field_type, position)
+        values.append(value)
+    return context.make_tuple(builder, numba_type, values), position
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """Memory of the CPU kernels, and SIMD vectors (`Vec`) that are loaded from it and stored there, through typed pointers.
 
 `pointer(address, one)` makes a pointer to elements of the type of `one`; `load(p, i)` and `store(p, i, v)` move a full
-register, `load_like(p, i, v)` as many lanes as v has. `part(scalar, LANES)` makes a smaller vector.
+register, `load_like(p, i, v)` as many lanes as v has. `full(scalar)` and `narrow(scalar, LANES)` make such a v.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ def store_value(builder: Any, value: Any, pointer: Any, index: Any) -> None:
 
 
 @intrinsic
-def as_int32(typingctx, integer, kind):
-    """`integer` as int32, in as many lanes as `kind` has."""
-    result = Vec(types.int32, kind.count) if isinstance(kind, Vec) else types.int32
+def as_int32(typingctx, integer, vector):
+    """`integer` as int32, in as many lanes as `vector` has."""
+    result = Vec(types.int32, vector.count) if isinstance(vector, Vec) else types.int32
 
     def codegen(context, builder, sig, args):
         value = context.cast(builder, args[0], sig.args[0], types.int32)
-        return splat_value(builder, value, kind.count) if isinstance(kind, Vec) else value
+        return splat_value(builder, value, vector.count) if isinstance(vector, Vec) else value
 
-    return result(integer, kind), codegen
+    return result(integer, vector), codegen
 
 
 @intrinsic
-def part(typingctx, scalar, count):
-    """A vector of a constant number of lanes with `scalar` in every lane: its type tells `load_like` what to load."""
+def narrow(typingctx, scalar, count):
+    """A vector of a constant number of lanes, fewer than a full register has, with `scalar` in every lane."""
     if not isinstance(count, types.IntegerLiteral):
         return None
     vec = Vec(scalar, count.literal_value)
@@ -70,8 +70,9 @@ def prefetch_value(builder: Any, pointer: Any) -> None:
     """IR: bring the cache line at `pointer` into the L2 cache. Any address will do."""
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     read, near, data = (ir.Constant(I32, i) for i in (0, 2, 1))
-    kind = ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [byte, read, near, data])
+    function_type = ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
+    builder.call(function, [byte, read, near, data])
 
 
 @intrinsic
@@ -110,15 +111,15 @@ def load(typingctx, p, index):
 
 
 @intrinsic
-def load_like(typingctx, p, index, kind):
-    """A vector of the type of `kind`, or a scalar where it is one, from element `index` on."""
+def load_like(typingctx, p, index, vector):
+    """A vector of the type of `vector`, or a scalar where it is one, from element `index` on."""
 
     def codegen(context, builder, sig, args):
-        if isinstance(kind, Vec):
-            return load_value(builder, args[0], args[1], llvm_type(kind))
+        if isinstance(vector, Vec):
+            return load_value(builder, args[0], args[1], llvm_type(vector))
         return builder.load(builder.gep(args[0], [args[1]]))
 
-    return kind(p, types.intp, kind), codegen
+    return vector(p, types.intp, vector), codegen
 
 
 @intrinsic
@@ -156,8 +157,8 @@ def store(typingctx, p, index, value):
 
 def _masked(builder: Any, name: str, result: Any, vector: Any, *args: Any) -> Any:
     """IR: a masked load or store; lanes whose mask is off touch no memory."""
-    kind = ir.FunctionType(result, [a.type for a in args])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.{name}.{suffix(vector)}.p0")
+    function_type = ir.FunctionType(result, [a.type for a in args])
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.masked.{name}.{suffix(vector)}.p0")
     return builder.call(function, args)
 
 

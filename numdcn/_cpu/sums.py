@@ -22,7 +22,7 @@ LANES = 16  # whatever the width of a register: one order on all machines
 LINE = 256  # pixels
 LINES = 64  # of a span
 FEW, MANY = 16, 64  # channels of a task: where pixels are adjacent or nothing is, and where channels are
-SLOT_ELEMENTS = max(FEW * (LINE + LINES) + LANES, MANY * (LANES + LINES))  # of scratch
+WORKSPACE = max(FEW * (LINE + LINES) + LANES, MANY * (LANES + LINES))  # elements, of a thread
 
 
 class SumsCall(NamedTuple):
@@ -33,8 +33,8 @@ class SumsCall(NamedTuple):
     step: int  # channels of a task: MANY where they are adjacent
     source: Place
     target: Place  # (channels, images * spans)
-    slots: int  # scratch of the threads
-    slot_bytes: int
+    workspaces: int  # address of the workspaces of the threads
+    workspace_bytes: int  # of one
 
 
 @block
@@ -97,11 +97,11 @@ def copy_line(source, strides, first, count, columns, line):
 
 
 @helper
-def _channel_by_channel(one, a, source, first, end, many, room, target):
-    """target = the sums of the span of pixels `first` to `end` of each of `many` channels."""
+def _channel_by_channel(one, a, source, first, end, channels, workspace, target):
+    """target = the sums of the span of pixels `first` to `end` of each of `channels` channels."""
     strides, columns = a.source.strides, a.shape[3]
-    lines, sums, lanes = room, at(room, LINE), at(room, LINE + LINES)
-    for c in range(many):
+    lines, sums, lanes = workspace, at(workspace, LINE), at(workspace, LINE + LINES)
+    for c in range(channels):
         plane, number = at(source, c * strides[1]), 0
         for q in range(first, end, LINE):
             line, count = at(plane, q), min(LINE, end - q)
@@ -114,16 +114,16 @@ def _channel_by_channel(one, a, source, first, end, many, room, target):
 
 
 @helper
-def _all_channels(one, a, source, first, end, many, room, target):
+def _all_channels(one, a, source, first, end, channels, workspace, target):
     """The same where the channels are adjacent."""
-    sums, lanes, number = room, at(room, LINES * MANY), 0
+    sums, lanes, number = workspace, at(workspace, LINES * MANY), 0
     for q in range(first, end, LINE):
-        sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], many, lanes)
-        for c in range(many):
-            store(sums, number * many + c, load_scalar(lanes, c))
+        sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], channels, lanes)
+        for c in range(channels):
+            store(sums, number * channels + c, load_scalar(lanes, c))
         number += 1
-    sum_lines(one - one, sums, (0, many), 0, number, number, many, lanes)
-    for c in range(many):
+    sum_lines(one - one, sums, (0, channels), 0, number, number, channels, lanes)
+    for c in range(channels):
         store(target, c * a.target.strides[0], load_scalar(lanes, c))
 
 
@@ -132,21 +132,22 @@ def sum_spans(one, params, counter, slot):
     """target = the sums of the spans of the planes. A task is a span of some channels of an image."""
     a = unpack(params, SumsCall)
     images, channels, height, columns = a.shape
-    room, blocks = pointer(a.slots + slot * a.slot_bytes, one), (channels + a.step - 1) // a.step
+    blocks = (channels + a.step - 1) // a.step
+    workspace = pointer(a.workspaces + slot * a.workspace_bytes, one)
     while True:
         task = next_task(counter)
         if task >= images * a.spans * blocks:
             return
-        channel, part = task % blocks * a.step, task // blocks
-        n, first, many = part // a.spans, part % a.spans * LINES * LINE, min(a.step, channels - channel)
+        channel, span = task % blocks * a.step, task // blocks
+        n, first, owned = span // a.spans, span % a.spans * LINES * LINE, min(a.step, channels - channel)
         end = min(first + LINES * LINE, height * columns)
         source = at(pointer(a.source.address, one), n * a.source.strides[0] + channel * a.source.strides[1])
-        spot = channel * a.target.strides[0] + part * a.target.strides[1]
+        spot = channel * a.target.strides[0] + span * a.target.strides[1]
         target = at(pointer(a.target.address, one), spot)
         if a.step == MANY:
-            _all_channels(one, a, source, first, end, many, room, target)
+            _all_channels(one, a, source, first, end, owned, workspace, target)
         else:
-            _channel_by_channel(one, a, source, first, end, many, room, target)
+            _channel_by_channel(one, a, source, first, end, owned, workspace, target)
 
 
 READ = 16.0  # multiply-adds of a product that reading an element takes as long as
@@ -157,11 +158,11 @@ def sum_pixels(values: np.ndarray, target: np.ndarray) -> None:
     bits wherever the elements lie."""
     images, channels, height, width = values.shape
     source, dtype, spans = place(values), values.dtype, -(-height * width // (LINES * LINE))
-    parts, step = images * spans, MANY if source.strides[1] == 1 and channels > 1 else FEW
-    sums = target if parts == 1 else np.empty((channels, parts), dtype)
-    threads = plan_threads(parts * -(-channels // step), READ * values.size)
-    room = np.empty((threads, SLOT_ELEMENTS), dtype)
-    call = SumsCall(values.shape, spans, step, source, place(sums), room.ctypes.data, room.strides[0])
+    all_spans, step = images * spans, MANY if source.strides[1] == 1 and channels > 1 else FEW
+    sums = target if all_spans == 1 else np.empty((channels, all_spans), dtype)
+    threads = plan_threads(all_spans * -(-channels // step), READ * values.size)
+    workspaces = np.empty((threads, WORKSPACE), dtype)
+    call = SumsCall(values.shape, spans, step, source, place(sums), workspaces.ctypes.data, workspaces.strides[0])
     launch(sum_spans, dtype.type(1), call, threads)
-    if parts > 1:
-        sum_pixels(sums.reshape(1, channels, 1, parts), target)
+    if all_spans > 1:
+        sum_pixels(sums.reshape(1, channels, 1, all_spans), target)

@@ -125,9 +125,9 @@ def _recruit(count: int) -> None:
         _helpers += 1
 
 
-def _load(kernel: Any, kind: type) -> tuple[int, int, Any]:
+def _load(kernel: Any, dtype: type) -> tuple[int, int, Any]:
     """Where the machine code of a kernel for a type lies, whether the type is float64, and what keeps the code alive."""
-    wide = int(kind is np.float64)
+    wide = int(dtype is np.float64)
     signature = (types.float64 if wide else types.float32, types.int64, types.int64, types.int64)
 
     def compiled() -> tuple[int, int, Any]:
@@ -138,7 +138,7 @@ def _load(kernel: Any, kind: type) -> tuple[int, int, Any]:
             result = kernel.overloads[signature]
             return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
 
-    _codes[kernel, kind] = found = _undisturbed(compiled)
+    _codes[kernel, dtype] = found = _undisturbed(compiled)
     return found
 
 

@@ -1,7 +1,7 @@
-"""How the CPU kernels cut a convolution, deformable or not, into tasks and chunks: by shapes alone, never by threads.
+"""The blocking of convolutions, deformable or not: tasks, tiles and chunks, by shapes alone, never by threads.
 
 Forward. A task owns a tile of output pixels and a block of convolution groups; where that makes few tasks, tiles get
-smaller, and in the end the outputs of a tile are shared out too (each task then samples for itself). The columns of a
+smaller, and in the end the outputs of a tile are divided too (each task then samples for itself). The columns of a
 tile, taps * channels of a convolution group, come in chunks that fit the cache beside the weights: several groups, or
 some taps of one group, or some channels of one tap.
 
@@ -20,63 +20,63 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
 from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
 from numdcn._cpu.layout import padded_pixels
-from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling
+from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
+from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # wanted,
-NEARLY = 54  # and so few are not worth repeated sampling or smaller tiles,
-WORTH_CUTTING = 64 * 2**20  # if there are so many multiply-adds
+TASKS = 64  # that a large call should have,
+NEARLY = 54  # and so many as do: more are not worth smaller tiles or repeated sampling
+WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a large call
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
-SLOT_BYTES = 16 * 2**20  # of a thread's scratch for sums, or for grad_y
+WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
 class Chunks(NamedTuple):
-    """The columns of a tile, cut up. In a depthwise convolution all channels count as one group."""
+    """The columns of a tile, chunk by chunk. In a depthwise convolution all channels count as one group."""
 
     groups: int
     channels: int  # of a group
     taps: int
-    group_step: int
-    channel_step: int
-    tap_step: int
+    group_step: int  # groups of a chunk,
+    channel_step: int  # channels,
+    tap_step: int  # and taps
     pitch: int  # elements of a row of columns
 
 
 class ForwardBlocking(NamedTuple):
-    """The forward's tiles, chunks and scratch."""
+    """The forward's tiles, chunks and workspace."""
 
-    band: int
-    tile_columns: int
-    tile_pixels: int
-    tiles: int
+    tiling: Tiling
     chunks: Chunks
     weights: Packing
     depthwise: int
     rows: int  # of a tile's columns and sums, padding included
     sums_pitch: int  # elements of a row of sums
     per_block: int  # chunks of a block of groups, which is computed by itself
-    parts: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
+    slices: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
     panel_step: int  # panels of a task
     image_size: int  # elements of a zero-padded image
-    slot_bytes: int  # scratch of a thread
+    workspace_bytes: int  # of a thread
     tile_bytes: int  # of which for the tile's plan
 
 
 def _page(nbytes: int) -> int:
+    """Bytes, rounded up to whole pages."""
     return -(-nbytes // 4096) * 4096
 
 
 def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunks:
+    """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
-    if channels > most:  # even parts, of whole cache lines
+    if channels > most:  # even chunks, of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
         return Chunks(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
     if channels * p.taps > most:
-        parts = -(-p.taps // (most // channels))
-        return Chunks(groups, channels, p.taps, 1, channels, -(-p.taps // parts), pitch)
+        chunks = -(-p.taps // (most // channels))
+        return Chunks(groups, channels, p.taps, 1, channels, -(-p.taps // chunks), pitch)
     return Chunks(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
@@ -90,15 +90,15 @@ def image_size(p: Convolution) -> int:
     return -(-padded_pixels.py_func(p.in_size) * p.in_channels // 16) * 16
 
 
-def _rows(tiles: Tiling) -> int:
+def _rows(tiling: Tiling) -> int:
     """Rows of a tile's columns and sums: whole register tiles, and one more that vectors may run into."""
-    return -(-tiles.tile_pixels // ROWS) * ROWS + ROWS
+    return -(-tiling.tile_pixels // ROWS) * ROWS + ROWS
 
 
 def _affordable(pixel_bytes: int) -> int:
-    """Pixels of a tile, fewer than usual where each needs so much scratch that it would be large."""
+    """Pixels of a tile, fewer than usual where they would need more than `WORKSPACE_BYTES`."""
     pixels = TILE_PIXELS
-    while pixels > ROWS and pixels * pixel_bytes > SLOT_BYTES:
+    while pixels > ROWS and pixels * pixel_bytes > WORKSPACE_BYTES:
         pixels = _half(pixels, ROWS)
     return pixels
 
@@ -108,65 +108,62 @@ def _half(pixels: int, least: int) -> int:
     return max(pixels // 2 // ROWS * ROWS, least)
 
 
-def _smaller(p: Convolution, tiles: Tiling, parts: int, least: int) -> Tiling:
+def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
-    while p.batch * tiles.tiles * parts < NEARLY and tiles.tile_pixels > least:
-        tiles = tiling(p.out_size, _half(tiles.tile_pixels, least), _band(p))
-    return tiles
+    while p.batch * tiling.tiles * slices < NEARLY and tiling.tile_pixels > least:
+        tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
+    return tiling
 
 
 @functools.lru_cache(256)
 def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
-    """The forward's cut."""
+    """The forward's blocking."""
     depthwise = is_depthwise(p.groups, p.weights_shape)
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
-    tiles = tiling(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
-    row_bytes = (_rows(tiles) * weights.panel * weights.panels + 1) * dtype.itemsize
-    chunks = chunks._replace(group_step=max(1, min(chunks.group_step, SLOT_BYTES // row_bytes)))
-    parts, panel_step = -(-chunks.groups // chunks.group_step), weights.panels
-    if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_CUTTING:
-        tiles = _smaller(p, tiles, parts, SMALL_TILE)
-        if weights.groups == 1 and p.batch * tiles.tiles < NEARLY:
-            panel_step = max(1, weights.panels // -(-TASKS // (p.batch * tiles.tiles)))
-            parts = -(-weights.panels // panel_step)
-        tiles = _smaller(p, tiles, parts, ROWS)
-    rows, pitch = _rows(tiles), weights.panel * panel_step + 16
-    turned = 16 * (16 + ROW)
-    elements = rows * chunks.pitch + chunks.group_step * rows * pitch + turned
+    tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
+    row_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize
+    chunks = chunks._replace(group_step=max(1, min(chunks.group_step, WORKSPACE_BYTES // row_bytes)))
+    slices, panel_step = -(-chunks.groups // chunks.group_step), weights.panels
+    if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
+        tiling = _smaller(p, tiling, slices, SMALL_TILE)
+        if weights.groups == 1 and p.batch * tiling.tiles < NEARLY:
+            panel_step = max(1, weights.panels // -(-TASKS // (p.batch * tiling.tiles)))
+            slices = -(-weights.panels // panel_step)
+        tiling = _smaller(p, tiling, slices, ROWS)
+    rows, pitch = _rows(tiling), weights.panel * panel_step + 16
+    transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
+    elements = rows * chunks.pitch + chunks.group_step * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
     return ForwardBlocking(
-        *tiles, chunks, weights, int(depthwise), rows, pitch, per_block, parts, panel_step, image_size(p),
+        tiling, chunks, weights, int(depthwise), rows, pitch, per_block, slices, panel_step, image_size(p),
         _page(plan + elements * dtype.itemsize + 128), plan,
     )  # fmt: skip
 
 
 class BackwardBlocking(NamedTuple):
-    """The backward's tiles, blocks of channels, bands of images and scratch."""
+    """The backward's tiles, blocks of channels, bands of images and workspace."""
 
-    band: int
-    tile_columns: int
-    tile_pixels: int
-    tiles: int
+    tiling: Tiling
     depthwise: int
     outputs: int  # of a group, or of a block of a depthwise convolution
-    panel: int
+    panel: int  # outputs of a panel of grad_y
     panels: int
     block: int  # elements of a pixel's row of columns
     blocks: int
     together: int  # blocks of a task: grad_y is packed once for them
     image_bands: int  # each has partial sums of the weights' gradient
     band_images: int
-    parts: int  # partial sums of the offsets' and the mask's gradients
-    rows: int
+    partials: int  # partial sums of the offsets' and the mask's gradients
+    rows: int  # of a tile's columns, padding included
     packed_pitch: int  # elements of ROWS pixels of grad_y
     sums_pitch: int  # elements of a row of the weights' gradient
     sums_size: int  # elements of a block's weights' gradient
     weights_size: int  # elements of a block's packed weights
-    image_size: int
-    slot_bytes: int
-    tile_bytes: int
+    image_size: int  # elements of a zero-padded image
+    workspace_bytes: int  # of a thread
+    tile_bytes: int  # of which for the tile's plan
 
 
 def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
@@ -201,16 +198,16 @@ def first_blocks(p: Convolution, bounds: list[int]) -> list[int]:
 
 @functools.lru_cache(256)
 def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, np.ndarray, np.ndarray]:
-    """The backward's cut, the bounds of its blocks, and the first and last blocks of the offset groups."""
+    """The backward's blocking, the bounds of its blocks, and the first and last blocks of the offset groups."""
     size = dtype.itemsize
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
     block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
     firsts = first_blocks(p, bounds)
-    parts = max((last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True)), default=1)
+    partials = max((last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
-    tiles = tiling(p.out_size, _affordable(2 * panel * panels * size), _band(p))
-    blocks, rows = len(bounds) - 1, _rows(tiles)
+    tiling = tiling_of(p.out_size, _affordable(2 * panel * panels * size), _band(p))
+    blocks, rows = len(bounds) - 1, _rows(tiling)
     sums_pitch = block if depthwise else panel * panels
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
     bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
@@ -218,11 +215,11 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     bands = -(-p.batch // max(1, band_images))
     together = 2 if p.groups == 1 and blocks * bands >= TASKS else 1
     pitch = ROWS * outputs + 16
-    elements = 16 * ROW + 256 + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
+    elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
     plan = tile_bytes(size)
     blocking = BackwardBlocking(
-        *tiles, int(depthwise), outputs, panel, panels, block, blocks, together, bands, band_images,
-        parts, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
+        tiling, int(depthwise), outputs, panel, panels, block, blocks, together, bands, band_images,
+        partials, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
         _page(plan + elements * size + 256), plan,
     )  # fmt: skip
     return blocking, np.array(bounds, np.int64), np.array(firsts, np.int64)

@@ -1,7 +1,7 @@
 """The forward of convolutions on the CPU, deformable or not.
 
-x is copied to channels-last with a border of zeros; then, tile by tile of output pixels and chunk by chunk of columns: plan
-(cells and weights), sample, or copy where there are no offsets, multiply by the packed weights; the sums are turned into y.
+Given zero-padded images and packed weights, it makes y tile by tile of output pixels and chunk by chunk of columns: plan
+(cells and weights), sample, or copy where there are no offsets, multiply by the weights; the sums are transposed into y.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from typing import NamedTuple
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.blocking import ForwardBlocking
-from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk, write_tile
+from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk
 from numdcn._cpu.jit import kernel
+from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.simd import at, next_task, pointer
 from numdcn._cpu.tile import place_tile, tile_at
+from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 
 
 class ForwardArrays(NamedTuple):
-    """Where everything lies."""
+    """Where everything lies. A mask or a bias that is not there lies nowhere, at address 0."""
 
     offsets: Place
     mask: Place
@@ -27,7 +29,7 @@ class ForwardArrays(NamedTuple):
     y: Place
     images: int  # addresses: zero-padded images,
     weights: int  # packed weights,
-    slots: int  # scratch of the threads
+    workspaces: int  # workspaces of the threads
 
 
 class ForwardCall(NamedTuple):
@@ -46,35 +48,36 @@ def compute_tiles(one, params, counter, slot, make_columns):
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, per_block = call.p, call.blocking, call.a, call.blocking.per_block
-    base = a.slots + slot * blocking.slot_bytes
-    tile = tile_at(base, one)
-    columns = pointer(base + blocking.tile_bytes, one)
-    sums = at(columns, blocking.rows * blocking.chunks.pitch)
-    buffer = at(sums, blocking.chunks.group_step * blocking.rows * blocking.sums_pitch)
+    base = a.workspaces + slot * blocking.workspace_bytes
+    unplaced = tile_at(base, one)
+    columns = Matrix(pointer(base + blocking.tile_bytes, one), blocking.chunks.pitch)
+    sums = Matrix(at(columns.pointer, blocking.rows * columns.pitch), blocking.sums_pitch)
+    buffer = at(sums.pointer, blocking.chunks.group_step * blocking.rows * sums.pitch)
     while True:
         task = next_task(counter)
-        if task >= p.batch * blocking.tiles * blocking.parts:
+        if task >= p.batch * blocking.tiling.tiles * blocking.slices:
             break
-        unit, part = task // blocking.parts, task % blocking.parts
-        n = unit // blocking.tiles
-        runs, pixels = place_tile(tile, blocking, unit % blocking.tiles, p.out_size, p.stride, p.before)
-        image = at(pointer(a.images, one), n * blocking.image_size)
-        first_panel, block_ = 0, part
+        tile_number, slice_ = task // blocking.slices, task % blocking.slices
+        n = tile_number // blocking.tiling.tiles
+        tile = place_tile(
+            unplaced, blocking.tiling, tile_number % blocking.tiling.tiles, p.out_size, p.stride, p.before
+        )
+        start = at(pointer(a.images, one), n * blocking.image_size)
+        image = Image(start, p.in_channels, (p.in_size[1] + 1) * p.in_channels)
+        first_panel, block_ = 0, slice_
         if blocking.chunks.groups == 1:
-            first_panel, block_ = part * blocking.panel_step, 0
+            first_panel, block_ = slice_ * blocking.panel_step, 0
         panels = min(blocking.panel_step, blocking.weights.panels - first_panel)
         for number in range(block_ * per_block, (block_ + 1) * per_block):
             chunk = chunk_at(blocking.chunks, number)
-            make_columns(one, p, a, n, tile, runs, pixels, image, chunk, blocking.chunks, columns)
-            multiply_chunk(one, p, blocking, pointer(a.weights, one), chunk, columns, pixels, sums, first_panel, panels)
+            make_columns(one, call, n, tile, image, chunk, columns)
+            multiply_chunk(one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
         group = block_ * blocking.chunks.group_step
         for g in range(group, min(group + blocking.chunks.group_step, blocking.chunks.groups)):
-            done = at(sums, (g - group) * blocking.rows * blocking.sums_pitch)
-            many = min(panels * blocking.weights.panel, outputs - o)
-            write_tile(
-                one, a, n, g * outputs + o, many, tile, runs, pixels, done, blocking.sums_pitch, buffer, p.biased
-            )
+            done = Matrix(at(sums.pointer, (g - group) * blocking.rows * sums.pitch), sums.pitch)
+            count = min(panels * blocking.weights.panel, outputs - o)
+            write_tile(one, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)
 
 
 @kernel

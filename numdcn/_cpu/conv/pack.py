@@ -1,4 +1,4 @@
-"""Weights in the order in which the matrix products read them."""
+"""Weights in the order in which the matrix products read them: panels for the forward, blocks of channels for the backward."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Packing(NamedTuple):
     outputs: int  # of a group
     channels: int  # of a group
     taps: int
-    panel: int
-    panels: int
+    panel: int  # outputs of a panel
+    panels: int  # of a group
 
     @property
     def size(self) -> int:
@@ -39,9 +39,9 @@ class PackWeights(NamedTuple):
 
     how: Packing
     kernel_width: int
-    w: int  # addresses
-    strides: tuple[int, int, int, int]
-    packed: int
+    w: int  # address of the caller's weights,
+    strides: tuple[int, int, int, int]  # of which elements lie so far apart
+    packed: int  # address of the packed weights
 
 
 class PackBlocks(NamedTuple):
@@ -49,13 +49,13 @@ class PackBlocks(NamedTuple):
 
     how: Packing
     kernel_width: int
-    w: int  # addresses
-    strides: tuple[int, int, int, int]
-    packed: int
-    bounds: int  # of the first channel of each block, and of the end, as int64
+    w: int  # address of the caller's weights,
+    strides: tuple[int, int, int, int]  # of which elements lie so far apart
+    packed: int  # addresses: the packed weights,
+    bounds: int  # the first channel of each block, and the end, as int64
     blocks: int
-    block: int
-    depthwise: int
+    block: int  # elements of a row: the most channels of a block
+    depthwise: int  # 1 or 0
 
 
 def is_depthwise(groups: int, shape: tuple[int, ...]) -> bool:

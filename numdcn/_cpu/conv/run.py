@@ -1,4 +1,4 @@
-"""Convolutions on NumPy arrays, deformable or not: scratch memory, copies, packing and threads around their kernels."""
+"""Convolutions on NumPy arrays, deformable or not: copies, packing, scratch memory and threads around the kernels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from numdcn._cpu.arrays import addressable, addressable_arrays, output, outputs,
 from numdcn._cpu.conv.backward import (
     BackwardArrays,
     BackwardCall,
-    Parts,
-    SumCall,
     backward_copied,
     backward_sampled,
     finish_weights,
-    sum_parts,
 )
 from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
 from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, forward_copied, forward_sampled
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
+from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.sums import sum_pixels
 from numdcn._cpu.threads import launch, plan_threads
@@ -40,23 +38,23 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     x, w = arrays.x, arrays.w
     dtype = x.dtype
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
-    tasks = p.batch * blocking.tiles * blocking.parts
+    tasks = p.batch * blocking.tiling.tiles * blocking.slices
     made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
     prepared = isinstance(w, PreparedWeights)
     weights_bytes = 0 if prepared else (blocking.weights.size + 16) * dtype.itemsize  # vectors may run over
     with Scratch(
-        p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.slot_bytes
+        p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.workspace_bytes
     ) as memory:
-        images, weights, slots = memory
+        images, weights, workspaces = memory
         bounds = np.array((0, p.in_channels), np.int64)
-        PaddedImages(images, blocking.image_size, bounds, slots, blocking.slot_bytes, threads).pack(x)
+        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         if prepared:
             weights = packed_panels(w)
         else:
             pack(w, blocking.weights, weights, threads)
         a = ForwardArrays(
-            place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, slots,
+            place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
         )  # fmt: skip
         kernel = forward_sampled if p.offset_groups else forward_copied
         launch(kernel, one, ForwardCall(p, blocking, a), threads)
@@ -83,25 +81,25 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
     threads = plan_threads(max(tasks, 2), work)
     images_size = p.batch * blocking.image_size
-    plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.parts > 1 else 0
+    plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
     sizes = (
         images_size,
         images_size if grads.x is not None else 0,
         blocking.blocks * blocking.weights_size + 64 if through else 0,
         tasks * blocking.sums_size + 64 if grads.w is not None else 0,
-        2 * blocking.parts * plane if grads.offsets is not None else 0,
-        blocking.parts * plane if grads.mask is not None else 0,
+        2 * blocking.partials * plane if grads.offsets is not None else 0,
+        blocking.partials * plane if grads.mask is not None else 0,
     )
-    with Scratch(*(n * size for n in sizes), threads * blocking.slot_bytes) as memory:
-        images, grad_images, weights, sums, offset_parts, mask_parts, slots = memory
+    with Scratch(*(n * size for n in sizes), threads * blocking.workspace_bytes) as memory:
+        images, grad_images, weights, sums, offset_partials, mask_partials, workspaces = memory
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
-            _parts(grads.offsets, offset_parts, plane), _parts(grads.mask, mask_parts, plane),
+            _partials(grads.offsets, offset_partials, plane), _partials(grads.mask, mask_partials, plane),
             place(grads.w), images, grad_images if grads.x is not None else 0, weights if through else 0,
-            sums if grads.w is not None else 0, bounds.ctypes.data, firsts.ctypes.data, slots,
+            sums if grads.w is not None else 0, bounds.ctypes.data, firsts.ctypes.data, workspaces,
         )  # fmt: skip
         padded, grad_padded = (
-            PaddedImages(where, blocking.image_size, bounds, slots, blocking.slot_bytes, threads)
+            PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
             for where in (images, grad_images)
         )
         padded.pack(x)
@@ -121,21 +119,21 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             grad_padded.unpack(grads.x)
         if a.sums:
             launch(finish_weights, one, call, min(threads, blocking.blocks))
-        for grad, partial, channels in (
+        for grad, partials, channels in (
             (grads.offsets, a.grad_offsets, 2 * p.taps),
             (grads.mask, a.grad_mask, p.taps),
         ):
             if plane and grad is not None:
-                launch(sum_parts, one, SumCall(p, a.firsts, channels, partial, place(grad)), threads)
+                launch(sum_partials, one, SumCall(p, a.firsts, channels, partials, place(grad)), threads)
 
 
-def _parts(grad: np.ndarray | None, address: int, plane: int) -> Parts:
-    """Where the parts of a gradient of offsets or mask lie: in the gradient itself, if there is one part."""
+def _partials(grad: np.ndarray | None, address: int, plane: int) -> Partials:
+    """Where the partial sums of a gradient of offsets or mask lie: in the gradient itself, if there is but one."""
     if grad is None:
-        return Parts(0, (0, 0, 0, 0, 0))
+        return Partials(0, (0, 0, 0, 0, 0))
     if not plane:
         whole = place(grad)
-        return Parts(whole.address, (0, *whole.strides))
+        return Partials(whole.address, (0, *whole.strides))
     _, channels, height, width_ = grad.shape
     image = channels * height * width_
-    return Parts(address, (grad.shape[0] * image, image, height * width_, width_, 1))
+    return Partials(address, (grad.shape[0] * image, image, height * width_, width_, 1))

@@ -1,8 +1,8 @@
 """The kernels of samples at points on the CPU.
 
-x is copied to channels-last with a border of zeros; then, tile by tile of points: plan (cells and weights), sample along
-the channels, turn the tile into y. The backward does so for a block of channels, which a task owns: the gradient of the
-samples is added to the image's gradient and yields that of the points, of which each block has a share.
+Given zero-padded images, the forward makes y tile by tile of points: plan (cells and weights), sample along the channels,
+transpose the samples into y. The backward does so for a block of channels, which a task owns: the gradient of the samples is
+added to the image's gradient and yields a partial sum of that of the points.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from numdcn._cpu.blocking import PointsBlocking
-from numdcn._cpu.conv.columns import pack_gradient, write_tile
 from numdcn._cpu.jit import kernel
-from numdcn._cpu.layout import padded_pixels
-from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.layout import GradientSink, Image, Matrix, image_from, padded_pixels
+from numdcn._cpu.parameters import NOWHERE, Place, unpack
 from numdcn._cpu.sample import plan_tap, sample_tap, sample_tap_backward
 from numdcn._cpu.simd import at, next_task, pointer
-from numdcn._cpu.tile import GRAD_X, GRAD_Y, OFFSET_X, OFFSET_Y, ROW, place_tile, read_plane, tile_at, write_plane
+from numdcn._cpu.tile import GRAD_X, GRAD_Y, OFFSET_X, OFFSET_Y, place_tile, tile_at
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, read_plane, write_plane, write_tile
 from numdcn._formulas.jit import helper
 
 
@@ -25,27 +25,26 @@ class Call(NamedTuple):
 
     batch: int
     channels: int
-    size: tuple[int, int]
+    size: tuple[int, int]  # of an image
     points_size: tuple[int, int]  # as an image of one row
     blocking: PointsBlocking
-    points: Place
-    bias: Place  # there is none
-    y: Place  # in the backward: its gradient
-    grad_points: Place
-    images: int
-    grad_images: int
-    slots: int
+    points: Place  # (N, points, 2)
+    y: Place  # (N, C, 1, points); in the backward: its gradient
+    grad_points: Place  # (blocks, N, points, 2): partial sums; nowhere: not wanted
+    images: int  # addresses: zero-padded images,
+    grad_images: int  # their gradients; 0: not wanted,
+    workspaces: int  # workspaces of the threads
 
 
 @helper
-def _place_points(one, a, n, number, tile):
-    """Fill in the points of a tile, from base positions that are 0; returns its numbers of runs and of points."""
-    runs, pixels = place_tile(tile, a.blocking, number, a.points_size, (0, 0), (0, 0))
+def _place_points(one, a, n, number, unplaced):
+    """Tile `number` of the points of image n: offsets from base positions that are 0."""
+    tile = place_tile(unplaced, a.blocking.tiling, number, a.points_size, (0, 0), (0, 0))
     strides = a.points.strides
     points = at(pointer(a.points.address, one), n * strides[0])
-    read_plane(points, (0, strides[1]), 0, tile, runs, at(tile.rows, OFFSET_Y))
-    read_plane(at(points, strides[2]), (0, strides[1]), 0, tile, runs, at(tile.rows, OFFSET_X))
-    return runs, pixels
+    read_plane(points, (0, strides[1]), 0, tile, at(tile.rows, OFFSET_Y))
+    read_plane(at(points, strides[2]), (0, strides[1]), 0, tile, at(tile.rows, OFFSET_X))
+    return tile
 
 
 @kernel
@@ -53,23 +52,24 @@ def forward_tiles(one, params, counter, slot):
     """y, tile by tile. A task is a tile of the points of an image."""
     a = unpack(params, Call)
     blocking = a.blocking
-    base = a.slots + slot * blocking.slot_bytes
-    tile = tile_at(base, one)
-    samples = pointer(base + blocking.tile_bytes, one)
-    buffer = at(samples, blocking.rows * blocking.pitch)
+    base = a.workspaces + slot * blocking.workspace_bytes
+    unplaced = tile_at(base, one)
+    samples = Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
+    buffer = at(samples.pointer, blocking.rows * samples.pitch)
     while True:
         task = next_task(counter)
-        if task >= a.batch * blocking.tiles:
+        if task >= a.batch * blocking.tiling.tiles:
             return
-        n = task // blocking.tiles
-        runs, pixels = _place_points(one, a, n, task % blocking.tiles, tile)
-        plan_tap(tile, pixels, (0, 0), a.size, a.channels)
-        image, below = at(pointer(a.images, one), n * blocking.image_size), (a.size[1] + 1) * a.channels
+        n = task // blocking.tiling.tiles
+        tile = _place_points(one, a, n, task % blocking.tiling.tiles, unplaced)
+        plan_tap(tile, (0, 0), a.size, a.channels)
+        start = at(pointer(a.images, one), n * blocking.image_size)
+        image = Image(start, a.channels, (a.size[1] + 1) * a.channels)
         for c in range(0, a.channels, blocking.panel):
             count = min(blocking.panel, a.channels - c)
             whole = (count + 3) // 4 * 4 if count > 1 else 1  # faster, and what runs over is never read
-            sample_tap(at(image, c), tile, pixels, whole, a.channels, below, samples, blocking.pitch)
-            write_tile(one, a, n, c, count, tile, runs, pixels, samples, blocking.pitch, buffer, False)
+            sample_tap(image_from(image, c), tile, whole, samples)
+            write_tile(one, a.y, NOWHERE, n, c, count, tile, samples, buffer)
 
 
 @kernel
@@ -77,10 +77,10 @@ def backward_blocks(one, params, counter, slot):
     """The gradients. A task is a block of channels of an image."""
     a = unpack(params, Call)
     blocking = a.blocking
-    base = a.slots + slot * blocking.slot_bytes
-    tile = tile_at(base, one)
-    lines = pointer(base + blocking.tile_bytes, one)
-    buffer, samples = at(lines, 16 * ROW), at(lines, 16 * ROW + 256)
+    base = a.workspaces + slot * blocking.workspace_bytes
+    unplaced = tile_at(base, one)
+    buffer = pointer(base + blocking.tile_bytes, one)
+    samples = Matrix(at(buffer, PACKING_ELEMENTS), blocking.panel)
     while True:
         task = next_task(counter)
         if task >= a.batch * blocking.blocks:
@@ -88,19 +88,17 @@ def backward_blocks(one, params, counter, slot):
         n, block_ = task // blocking.blocks, task % blocking.blocks
         first = block_ * blocking.panel
         count = min(blocking.panel, a.channels - first)
-        start, below = n * blocking.image_size + first * padded_pixels(a.size), (a.size[1] + 1) * count
-        image, grad_image = at(pointer(a.images, one), start), at(pointer(a.grad_images, one), start)
+        start = n * blocking.image_size + first * padded_pixels(a.size)
+        image = Image(at(pointer(a.images, one), start), count, (a.size[1] + 1) * count)
+        sink = GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
         strides = a.grad_points.strides
         grad_points = at(pointer(a.grad_points.address, one), block_ * strides[0] + n * strides[1])
-        for number in range(blocking.tiles):
-            runs, pixels = _place_points(one, a, n, number, tile)
-            plan_tap(tile, pixels, (0, 0), a.size, count)
-            pack_gradient(
-                one, a.y, n, first, count, blocking, (False, True), tile, runs, pixels, lines, samples, samples, buffer
-            )
-            sample_tap_backward(
-                image, grad_image, a.grad_images != 0, tile, pixels, count, count, below, samples, blocking.panel
-            )
+        for number in range(blocking.tiling.tiles):
+            tile = _place_points(one, a, n, number, unplaced)
+            plan_tap(tile, (0, 0), a.size, count)
+            target = gradient_rows(samples.pointer, samples.pitch, blocking.rows)
+            pack_gradient(one, a.y, n, first, count, tile, target, buffer)
+            sample_tap_backward(sink, tile, count, samples)
             if a.grad_points.address:
-                write_plane(grad_points, (0, 2), tile, runs, at(tile.rows, GRAD_Y))
-                write_plane(at(grad_points, 1), (0, 2), tile, runs, at(tile.rows, GRAD_X))
+                write_plane(grad_points, (0, 2), tile, at(tile.rows, GRAD_Y))
+                write_plane(at(grad_points, 1), (0, 2), tile, at(tile.rows, GRAD_X))

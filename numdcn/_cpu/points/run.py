@@ -1,4 +1,4 @@
-"""Samples at points of NumPy arrays: scratch memory, copies and threads around the kernels."""
+"""Samples at points of NumPy arrays: copies, scratch memory and threads around the kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import numpy as np
 from numdcn._call.options import Options
 from numdcn._call.points import PointArrays, Sampling
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import NOWHERE, addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.points.kernels import Call, backward_blocks, forward_tiles
 from numdcn._cpu.threads import launch, plan_threads
 
@@ -25,14 +26,18 @@ def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
     x, dtype = arrays.x, y.dtype
     points = arrays.points.reshape(p.batch, p.points, 2)
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
-    threads = plan_threads(p.batch * blocking.tiles, 8.0 * y.size)
+    threads = plan_threads(p.batch * blocking.tiling.tiles, 8.0 * y.size)
     bounds = np.array((0, p.channels), np.int64)
     images_bytes = p.batch * blocking.image_size * dtype.itemsize + 64  # vectors may run over
     shape = (p.batch, p.channels, 1, p.points)
-    with output_as(y, *shape) as flat, Scratch(images_bytes, threads * blocking.slot_bytes) as (images, slots):
-        PaddedImages(images, blocking.image_size, bounds, slots, blocking.slot_bytes, threads).pack(x)
+    with (
+        output_as(y, *shape) as flat,
+        Scratch(images_bytes, threads * blocking.workspace_bytes) as (images, workspaces),
+    ):
+        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         call = Call(
-            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), NOWHERE, place(flat), NOWHERE, images, 0, slots
+            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), NOWHERE, images, 0,
+            workspaces,
         )  # fmt: skip
         launch(forward_tiles, dtype.type(1), call, threads)
 
@@ -51,25 +56,27 @@ def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: Point
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, 20.0 * grad_y.size)
     bounds = np.array([*range(0, p.channels, blocking.panel), p.channels], np.int64)
-    parts_size = tasks * p.points * 2 if grads.points is not None else 0
-    parts = np.empty((blocking.blocks, p.batch, p.points, 2), dtype) if parts_size else None
+    shape = (blocking.blocks, p.batch, p.points, 2)
+    partials = np.empty(shape, dtype) if grads.points is not None else None
     flat = grad_y.reshape(p.batch, p.channels, 1, p.points)
     points = arrays.points.reshape(p.batch, p.points, 2)
-    with Scratch(images_bytes, images_bytes if grads.x is not None else 0, threads * blocking.slot_bytes) as memory:
-        address, grad_address, slots = memory
+    with Scratch(
+        images_bytes, images_bytes if grads.x is not None else 0, threads * blocking.workspace_bytes
+    ) as memory:
+        address, grad_address, workspaces = memory
         images, grad_images = (
-            PaddedImages(where, blocking.image_size, bounds, slots, blocking.slot_bytes, threads)
+            PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
             for where in (address, grad_address)
         )
         images.pack(x)
         if grads.x is not None:
             grad_images.clear(p.batch, dtype)
         call = Call(
-            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), NOWHERE, place(flat), place(parts),
-            address, grad_address if grads.x is not None else 0, slots,
+            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), place(partials),
+            address, grad_address if grads.x is not None else 0, workspaces,
         )  # fmt: skip
         launch(backward_blocks, dtype.type(1), call, threads)
         if grads.x is not None:
             grad_images.unpack(grads.x)
-    if parts is not None:
-        grads.points[...] = np.add.reduce(parts, axis=0).reshape(grads.points.shape)
+    if partials is not None:
+        grads.points[...] = np.add.reduce(partials, axis=0).reshape(grads.points.shape)

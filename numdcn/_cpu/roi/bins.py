@@ -2,7 +2,7 @@
 
 Every sampling grid here is a product: rows times columns. So a bin is two lists, one an axis, of pixels with the sums of
 the weights, and of the slopes, of all samples that touch them; the bin is the sum over both lists of weight * weight *
-pixel. The operators differ in where the samples lie, in the border rule, and in the channels that a bin reads.
+pixel. The operators differ in where the samples lie, in the border mode, and in the channels that a bin reads.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ AXIS = 5
 class Grid(NamedTuple):
     """The bins of all boxes.
 
-    A box's geometry is, for y and then for x: where the first bin starts, a bin's size, the distance and the number of its
-    samples, and how far an offset of 1 shifts it; numbers of the arrays' type. Of whole pixels it is instead the first
+    The geometry of a box is, for y and then for x: where the first bin starts, a bin's size, the distance and the number of its
+    samples, and how far an offset of 1 shifts it; in the dtype of the arrays. For whole pixels it is instead the first
     pixel and the end of each bin, for y and then for x, as int64.
     """
 
     rois: int
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
-    rule: int
+    rule: int  # a border mode, `ALIGN` or `PSROI`, or `WHOLE_PIXELS`
     columns: int  # lists along x that are kept at a time: those of all columns, or one; along y it is one
     pitch: int  # elements from one list to the next
-    images: int  # addresses: the image of each box, as int64,
+    image_index: int  # addresses: the image of each box, as int64,
     geometry: int  # see above
     shifts: Place  # offsets: strides of boxes, axes (x, then y), parts along y and x; nowhere: none
     parts: tuple[int, int]  # of the shifts, along y and x
@@ -45,17 +45,17 @@ class Grid(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Lists of pixels along an axis, as pointers. List i begins at i * pitch."""
+    """Lists of pixels along an axis, as pointers. List i begins at element i * pitch of the first three."""
 
-    index: Any
-    weight: Any
-    slope: Any
-    length: Any  # of each list
-    active: Any  # samples of each list that are in reach of the image
+    index: Any  # of each pixel, int64
+    weight: Any  # sum of the weights of the samples that touch it
+    slope: Any  # sum of their slopes
+    length: Any  # of each list, int64
+    active: Any  # samples of each list that are in reach of the image, int64
 
 
 class Bin(NamedTuple):
-    """The lists of one bin along one axis."""
+    """The list of one bin along one axis; see `Lists`."""
 
     index: Any
     weight: Any
@@ -65,26 +65,26 @@ class Bin(NamedTuple):
 
 
 def lists_bytes(columns: int, pitch: int, itemsize: int) -> int:
-    """Scratch for one list along y and some along x, in whole cache lines."""
+    """Bytes of one list along y and some along x in a workspace: whole cache lines."""
     return -(-(1 + columns) * (pitch * (8 + 2 * itemsize) + 16) // 64) * 64 + 64
 
 
 @helper
 def lists_at(address, grid, one):
     """The `Lists` of y, and those of x, whose buffers begin at `address`."""
-    many, pitch = 1 + grid.columns, grid.pitch
+    count, pitch = 1 + grid.columns, grid.pitch
     length = pointer(address, np.int64(0))
-    index = at(length, 2 * many)
-    weight = pointer(address + 8 * many * (pitch + 2), one)
-    slope = at(weight, many * pitch)
-    y = Lists(index, weight, slope, length, at(length, many))
-    x = Lists(at(index, pitch), at(weight, pitch), at(slope, pitch), at(length, 1), at(length, many + 1))
+    index = at(length, 2 * count)
+    weight = pointer(address + 8 * count * (pitch + 2), one)
+    slope = at(weight, count * pitch)
+    y = Lists(index, weight, slope, length, at(length, count))
+    x = Lists(at(index, pitch), at(weight, pitch), at(slope, pitch), at(length, 1), at(length, count + 1))
     return y, x
 
 
 @helper
 def bin_of(lists, number, pitch):
-    """The lists of bin `number`."""
+    """List `number`, as a `Bin`."""
     start = number * pitch
     length, active = load_scalar(lists.length, number), load_scalar(lists.active, number)
     return Bin(at(lists.index, start), at(lists.weight, start), at(lists.slope, start), length, active)
@@ -127,7 +127,7 @@ def _visits(base, step, samples, size):
 def list_samples(rule, base, bin_, step, samples, size, lists, number, pitch):
     """Fill in list `number`: the pixels that the samples of a bin touch, in rising order.
 
-    Sample u lies at base + (u + 0.5) * bin_ / samples under `align`, at base + u * step under `psroi`.
+    Sample u lies at base + (u + 0.5) * bin_ / samples in the border mode `align`, at base + u * step in `psroi`.
     """
     start, length, active = number * pitch, 0, 0
     index, weights, slopes = at(lists.index, start), at(lists.weight, start), at(lists.slope, start)
@@ -162,19 +162,19 @@ def _list_pixels(first, end, lists, number, pitch, one):
 
 
 @block
-def list_axis(one, grid, r, axis, bin_, shift, lists, slot):
-    """Fill in list `slot` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
+def list_axis(one, grid, r, axis, bin_, shift, lists, number):
+    """Fill in list `number` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
     if grid.rule == WHOLE_PIXELS:
         both = grid.bins[0] + grid.bins[1]
         ends = at(pointer(grid.geometry, np.int64(0)), 2 * (r * both + axis * grid.bins[0] + bin_))
-        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, slot, grid.pitch, one)
+        _list_pixels(load_scalar(ends, 0), load_scalar(ends, 1), lists, number, grid.pitch, one)
         return True
     box = at(pointer(grid.geometry, one), (2 * r + axis) * AXIS)
     start, size = load_scalar(box, START), load_scalar(box, BIN)
-    number = like(bin_, one)
-    base = (start + number * size) + shift if grid.rule == PSROI else (start + shift) + number * size
+    i = like(bin_, one)
+    base = (start + i * size) + shift if grid.rule == PSROI else (start + shift) + i * size
     list_samples(
-        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, slot, grid.pitch
+        grid.rule, base, size, load_scalar(box, STEP), load_scalar(box, SAMPLES), grid.size[axis], lists, number, grid.pitch
     )  # fmt: skip
     return base == base
 
@@ -198,43 +198,39 @@ def samples_of(one, grid, r, y, x):
     has_samples = True
     if grid.rule != WHOLE_PIXELS:
         box = at(pointer(grid.geometry, one), 2 * r * AXIS)
-        many = load_scalar(box, SAMPLES) * load_scalar(box, AXIS + SAMPLES)
-        has_samples = many > one - one
-        samples = many if grid.rule == ALIGN else samples
+        planned = load_scalar(box, SAMPLES) * load_scalar(box, AXIS + SAMPLES)
+        has_samples = planned > one - one
+        samples = planned if grid.rule == ALIGN else samples
     return max(samples, one), has_samples
 
 
 @helper
-def plan_bin(one, grid, mask, r, i, j, class_, ys, xs):
-    """The lists of bin (i, j) of box r along both axes, its mask, its divisor, and whether its samples lie nowhere: at
-    NaN."""
+def plan_bin(one, grid, r, i, j, class_, ys, xs):
+    """The lists of bin (i, j) of box r along both axes, its divisor, and whether its samples lie nowhere: at NaN."""
     known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys, 0)
     known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs, 0)
-    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, 0)
+    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, 0)
 
 
 @helper
-def plan_next_bin(one, grid, mask, r, b, first, ys, xs):
+def plan_next_bin(one, grid, r, b, first, ys, xs):
     """The same of bin number b, where bins come in rising order from `first` on: where nothing shifts them, rows share
     lists, and columns do if those of all are kept."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
     kept = not shifted and grid.columns == grid.bins[1]
-    slot = j if kept else 0
+    number = j if kept else 0
     known_y, known_x = True, True
     if shifted or b == first or j == 0:
         known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, 0, i, j), ys, 0)
     if not kept or b < first + grid.bins[1]:
-        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, slot)
-    return _bin_planned(one, grid, mask, r, i, j, known_y and known_x, ys, xs, slot)
+        known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, 0, i, j), xs, number)
+    return _bin_planned(one, grid, r, known_y and known_x, ys, xs, number)
 
 
 @helper
-def _bin_planned(one, grid, mask, r, i, j, known, ys, xs, slot):
+def _bin_planned(one, grid, r, known, ys, xs, number):
     """What `plan_bin` returns, once the lists are made."""
-    y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, slot, grid.pitch)
-    scale, strides = one, mask.strides
-    if mask.address:
-        scale = load_scalar(pointer(mask.address, one), r * strides[0] + i * strides[2] + j * strides[3])
-    count, has_samples = samples_of(one, grid, r, y, x)
-    return y, x, scale, count, has_samples and not known
+    y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, number, grid.pitch)
+    divisor, has_samples = samples_of(one, grid, r, y, x)
+    return y, x, divisor, has_samples and not known

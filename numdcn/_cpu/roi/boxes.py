@@ -15,7 +15,7 @@ class Boxes(NamedTuple):
     """Boxes as the kernels take them; see `bins.Grid`."""
 
     rule: int
-    images: np.ndarray  # (R,) int64
+    image_index: np.ndarray  # (R,) int64
     geometry: np.ndarray  # (R, 2, 5), or (R, bins of y and of x, 2) int64
 
 

@@ -1,4 +1,8 @@
-"""RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients."""
+"""The kernels of RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients.
+
+A forward makes y tile by tile of the bins of a box: plan each bin, add up its pixels along the channels, transpose the tile into
+y. A backward does so for a block of channels of an image, which a task owns, with all boxes on it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._cpu.blocking import PointsBlocking
-from numdcn._cpu.conv.columns import pack_gradient, write_tile
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.lanes import sum3
-from numdcn._cpu.layout import fill, padded_pixels
-from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.layout import GradientSink, Image, Matrix, fill, image_from, padded_pixels, sink_from
+from numdcn._cpu.parameters import NOWHERE, Place, unpack
 from numdcn._cpu.roi.bins import Grid, lists_at, plan_next_bin
-from numdcn._cpu.simd import at, full, load_like, load_scalar, next_task, part, pointer, store, width
-from numdcn._cpu.tile import ROW, place_tile, tile_at
+from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
+from numdcn._cpu.tile import place_tile, tile_at
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
 
@@ -28,13 +32,12 @@ class PoolCall(NamedTuple):
     channels: int
     grid: Grid
     blocking: PointsBlocking
-    mask: Place  # (R, 1, Ph, Pw)
-    bias: Place  # there is none
+    mask: Place  # (R, 1, Ph, Pw); nowhere: none
     y: Place  # (R, C, 1, Ph*Pw); in the backward: its gradient
     images: int  # addresses: zero-padded images,
     grad_images: int  # their gradients; 0: not wanted,
     sums: int  # in the backward: (blocks, R, Ph*Pw, 3): of grad_y times sample, slope along y, along x; 0: not wanted,
-    slots: int  # scratch of the threads
+    workspaces: int  # workspaces of the threads
 
 
 @helper
@@ -46,25 +49,25 @@ def _end_of_rows(first, y, x):
 
 
 @helper
-def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):
+def _pool_four(vector, lanes, image, y, x, scale, target):
     """target = scale * the bin, for four vectors of channels: the sum of blocks of rows, as a bin may be a whole image."""
-    zero, first = kind - kind, 0
+    zero, first = vector - vector, 0
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
     while first < y.length:
         a, b, c, d = zero, zero, zero, zero
         end = _end_of_rows(first, y, x)
         for i in range(first, end):
-            line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+            line, weight = at(image.pointer, load_scalar(y.index, i) * image.row_stride), load_scalar(y.weight, i)
             for j in range(x.length):
-                pixel = load_scalar(x.index, j) * channels
-                w = like(weight * load_scalar(x.weight, j), kind)
-                a = fma(w, load_like(line, pixel, kind), a)
-                b = fma(w, load_like(line, pixel + lanes, kind), b)
-                c = fma(w, load_like(line, pixel + 2 * lanes, kind), c)
-                d = fma(w, load_like(line, pixel + 3 * lanes, kind), d)
+                pixel = load_scalar(x.index, j) * image.pixel_stride
+                w = like(weight * load_scalar(x.weight, j), vector)
+                a = fma(w, load_like(line, pixel, vector), a)
+                b = fma(w, load_like(line, pixel + lanes, vector), b)
+                c = fma(w, load_like(line, pixel + 2 * lanes, vector), c)
+                d = fma(w, load_like(line, pixel + 3 * lanes, vector), d)
         total_a, total_b, total_c, total_d = total_a + a, total_b + b, total_c + c, total_d + d
         first = end
-    s = like(scale, kind)
+    s = like(scale, vector)
     store(target, 0, total_a * s)
     store(target, lanes, total_b * s)
     store(target, 2 * lanes, total_c * s)
@@ -72,42 +75,52 @@ def _pool_four(kind, lanes, image, y, x, row, channels, scale, target):
 
 
 @helper
-def _pool_one(kind, image, y, x, row, channels, scale, target):
+def _pool_one(vector, image, y, x, scale, target):
     """The same for one vector of channels."""
-    total, first = kind - kind, 0
+    total, first = vector - vector, 0
     while first < y.length:
-        part_, end = kind - kind, _end_of_rows(first, y, x)
+        subtotal, end = vector - vector, _end_of_rows(first, y, x)
         for i in range(first, end):
-            line, weight = at(image, load_scalar(y.index, i) * row), load_scalar(y.weight, i)
+            line, weight = at(image.pointer, load_scalar(y.index, i) * image.row_stride), load_scalar(y.weight, i)
             for j in range(x.length):
-                w = like(weight * load_scalar(x.weight, j), kind)
-                part_ = fma(w, load_like(line, load_scalar(x.index, j) * channels, kind), part_)
-        total, first = total + part_, end
-    store(target, 0, total * like(scale, kind))
+                w = like(weight * load_scalar(x.weight, j), vector)
+                subtotal = fma(w, load_like(line, load_scalar(x.index, j) * image.pixel_stride, vector), subtotal)
+        total, first = total + subtotal, end
+    store(target, 0, total * like(scale, vector))
 
 
 @block
-def pool_bin(image, y, x, row, channels, count, scale, target):
+def pool_bin(image, y, x, count, scale, target):
     """target[c] = scale * sum over rows and columns of weight * weight * image[c], for c < count.
 
-    `row`: elements from a row of the image to the next; `channels`: from a pixel to the next.
+    The image begins at its pixel (0, 0).
     """
     one, c = like(1.0, scale), 0
     step = width(one)
     while c < count:
-        source, spot, rest = at(image, c), at(target, c), count - c
+        source, spot, rest = image_from(image, c), at(target, c), count - c
         if rest >= 4 * step:
-            _pool_four(full(one), step, source, y, x, row, channels, scale, spot)
+            _pool_four(full(one), step, source, y, x, scale, spot)
             c += 4 * step
         elif rest >= step:
-            _pool_one(full(one), source, y, x, row, channels, scale, spot)
+            _pool_one(full(one), source, y, x, scale, spot)
             c += step
         elif step > 4 and rest >= 4:
-            _pool_one(part(one, 4), source, y, x, row, channels, scale, spot)
+            _pool_one(narrow(one, 4), source, y, x, scale, spot)
             c += 4
         else:
-            _pool_one(one, source, y, x, row, channels, scale, spot)
+            _pool_one(one, source, y, x, scale, spot)
             c += 1
+
+
+@helper
+def mask_of(one, mask, grid, r, b):
+    """The mask of bin number b of box r; 1 if there is none."""
+    strides, scale = mask.strides, one
+    if mask.address:
+        i, j = b // grid.bins[1], b % grid.bins[1]
+        scale = load_scalar(pointer(mask.address, one), r * strides[0] + i * strides[2] + j * strides[3])
+    return scale
 
 
 @kernel
@@ -115,82 +128,87 @@ def pool_forward(one, params, counter, slot):
     """y, box by box. A task is a tile of the bins of a box."""
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
-    base = a.slots + slot * blocking.slot_bytes
-    tile, samples = tile_at(base, one), pointer(base + blocking.tile_bytes, one)
-    buffer = at(samples, blocking.rows * blocking.pitch)
+    base = a.workspaces + slot * blocking.workspace_bytes
+    unplaced, samples = tile_at(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
+    buffer = at(samples.pointer, blocking.rows * samples.pitch)
     ys, xs = lists_at(base + blocking.tile_bytes + blocking.samples_bytes, grid, one)
-    row, images = (grid.size[1] + 1) * a.channels, pointer(grid.images, np.int64(0))
+    row, image_index = (grid.size[1] + 1) * a.channels, pointer(grid.image_index, np.int64(0))
     bins = (1, grid.bins[0] * grid.bins[1])
     while True:
         task = next_task(counter)
-        if task >= grid.rois * blocking.tiles:
+        if task >= grid.rois * blocking.tiling.tiles:
             return
-        r = task // blocking.tiles
-        runs, pixels = place_tile(tile, blocking, task % blocking.tiles, bins, (0, 0), (0, 0))
-        first = task % blocking.tiles * blocking.tile_columns
-        image = at(pointer(a.images, one), load_scalar(images, r) * blocking.image_size + row + a.channels)
+        r, number = task // blocking.tiling.tiles, task % blocking.tiling.tiles
+        tile = place_tile(unplaced, blocking.tiling, number, bins, (0, 0), (0, 0))
+        first = number * blocking.tiling.tile_columns
+        start = load_scalar(image_index, r) * blocking.image_size + row + a.channels
+        image = Image(at(pointer(a.images, one), start), a.channels, row)
         for c in range(0, a.channels, blocking.panel):
             count = min(blocking.panel, a.channels - c)
-            for p in range(pixels):
-                y, x, mask, divisor, nowhere = plan_next_bin(one, grid, a.mask, r, first + p, first, ys, xs)
-                target = at(samples, p * blocking.pitch)
+            for p in range(tile.pixels):
+                y, x, divisor, nowhere = plan_next_bin(one, grid, r, first + p, first, ys, xs)
+                target = at(samples.pointer, p * samples.pitch)
                 if nowhere:
                     fill(target, 0, count, (one - one) / (one - one))
                 else:
-                    pool_bin(at(image, c), y, x, row, a.channels, count, mask / divisor, target)
-            write_tile(one, a, r, c, count, tile, runs, pixels, samples, blocking.pitch, buffer, False)
+                    scale = mask_of(one, a.mask, grid, r, first + p) / divisor
+                    pool_bin(image_from(image, c), y, x, count, scale, target)
+            write_tile(one, a.y, NOWHERE, r, c, count, tile, samples, buffer)
 
 
 @helper
-def _pool_vector_backward(kind, image, grad_image, wanted, y, x, row, channels, gradient, scale):
-    """Add scale * gradient to the image's gradient in the weights of a bin; returns the sums over the bin's pixels of
-    gradient times the pixel in the weights of the value, of the slope along y, and along x; `wanted`: which of both."""
-    zero = like(0.0, gradient)
-    by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, kind)
+def _pool_vector_backward(vector, sink, y, x, gradient, scale, with_sums):
+    """Add scale * gradient to the image's gradient in the weights of a bin, if wanted; returns the sums over the bin's pixels of
+    gradient times the pixel in the weights of the value, of the slope along y, and along x, if wanted."""
+    image, zero = sink.image, like(0.0, gradient)
+    by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, vector)
     for i in range(y.length):
-        start, weight_y, slope_y = load_scalar(y.index, i) * row, load_scalar(y.weight, i), load_scalar(y.slope, i)
-        if wanted[0]:
+        start = load_scalar(y.index, i) * image.row_stride
+        weight_y, slope_y = load_scalar(y.weight, i), load_scalar(y.slope, i)
+        if sink.wanted:
             for j in range(x.length):
-                spot, w = start + load_scalar(x.index, j) * channels, like(weight_y * load_scalar(x.weight, j), kind)
-                store(grad_image, spot, fma(w, scaled, load_like(grad_image, spot, kind)))
-        if wanted[1]:
+                spot = start + load_scalar(x.index, j) * image.pixel_stride
+                w = like(weight_y * load_scalar(x.weight, j), vector)
+                store(sink.grad, spot, fma(w, scaled, load_like(sink.grad, spot, vector)))
+        if with_sums:
             in_row, sloped = zero, zero
             for j in range(x.length):
-                product = gradient * load_like(image, start + load_scalar(x.index, j) * channels, kind)
-                in_row = fma(like(load_scalar(x.weight, j), kind), product, in_row)
-                sloped = fma(like(load_scalar(x.slope, j), kind), product, sloped)
-            by_value = fma(like(weight_y, kind), in_row, by_value)
-            by_y = fma(like(slope_y, kind), in_row, by_y)
-            by_x = fma(like(weight_y, kind), sloped, by_x)
+                spot = start + load_scalar(x.index, j) * image.pixel_stride
+                product = gradient * load_like(image.pointer, spot, vector)
+                in_row = fma(like(load_scalar(x.weight, j), vector), product, in_row)
+                sloped = fma(like(load_scalar(x.slope, j), vector), product, sloped)
+            by_value = fma(like(weight_y, vector), in_row, by_value)
+            by_y = fma(like(slope_y, vector), in_row, by_y)
+            by_x = fma(like(weight_y, vector), sloped, by_x)
     return sum3(by_value, by_y, by_x)
 
 
 @block
-def pool_bin_backward(image, grad_image, wanted, y, x, row, channels, count, gradient, scale, sums):
-    """The backward of `pool_bin`: adds to `grad_image`, and to `sums` (three numbers), each if `wanted`."""
+def pool_bin_backward(sink, y, x, count, gradient, scale, sums, with_sums):
+    """The backward of `pool_bin`: adds to the image's gradient, and to `sums` (three numbers), each if wanted."""
     one, c = like(1.0, scale), 0
     step = width(one)
     if y.length == 0 or x.length == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
         nothing = one - one
-        for i in range(count if wanted[1] else 0):
+        for i in range(count if with_sums else 0):
             nothing = nothing + load_scalar(gradient, i) * (one - one)
-        fill(sums, 0, 3 if wanted[1] else 0, nothing)
+        fill(sums, 0, 3 if with_sums else 0, nothing)
         return
     while c < count:
-        x_c, g_c, rest = at(image, c), at(grad_image, c), count - c
+        source, rest = sink_from(sink, c), count - c
         if rest >= step:
             g = load_like(gradient, c, full(one))
-            value, by_y, by_x = _pool_vector_backward(full(one), x_c, g_c, wanted, y, x, row, channels, g, scale)
+            value, by_y, by_x = _pool_vector_backward(full(one), source, y, x, g, scale, with_sums)
             c += step
         elif step > 4 and rest >= 4:
-            g = load_like(gradient, c, part(one, 4))
-            value, by_y, by_x = _pool_vector_backward(part(one, 4), x_c, g_c, wanted, y, x, row, channels, g, scale)
+            g = load_like(gradient, c, narrow(one, 4))
+            value, by_y, by_x = _pool_vector_backward(narrow(one, 4), source, y, x, g, scale, with_sums)
             c += 4
         else:
             g = load_scalar(gradient, c)
-            value, by_y, by_x = _pool_vector_backward(one, x_c, g_c, wanted, y, x, row, channels, g, scale)
+            value, by_y, by_x = _pool_vector_backward(one, source, y, x, g, scale, with_sums)
             c += 1
-        if wanted[1]:
+        if with_sums:
             store(sums, 0, load_scalar(sums, 0) + value)
             store(sums, 1, load_scalar(sums, 1) + by_y)
             store(sums, 2, load_scalar(sums, 2) + by_x)
@@ -201,36 +219,35 @@ def pool_backward(one, params, counter, slot):
     """The gradients. A task is a block of channels of an image, with all boxes on it."""
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
-    base = a.slots + slot * blocking.slot_bytes
-    tile, lines = tile_at(base, one), pointer(base + blocking.tile_bytes, one)
-    buffer, gradients = at(lines, 16 * ROW), at(lines, 16 * ROW + 256)
+    base = a.workspaces + slot * blocking.workspace_bytes
+    unplaced, buffer = tile_at(base, one), pointer(base + blocking.tile_bytes, one)
+    gradients = at(buffer, PACKING_ELEMENTS)
     ys, xs = lists_at(base + blocking.tile_bytes + blocking.samples_bytes, grid, one)
-    images, many = pointer(grid.images, np.int64(0)), grid.bins[0] * grid.bins[1]
-    nan, wanted = (one - one) / (one - one), (a.grad_images != 0, a.sums != 0)
+    image_index, bins = pointer(grid.image_index, np.int64(0)), grid.bins[0] * grid.bins[1]
+    nan, with_sums = (one - one) / (one - one), a.sums != 0
     while True:
         task = next_task(counter)
         if task >= a.batch * blocking.blocks:
             return
-        n, number = task // blocking.blocks, task % blocking.blocks
-        channel = number * blocking.panel
+        n, block_ = task // blocking.blocks, task % blocking.blocks
+        channel = block_ * blocking.panel
         count = min(blocking.panel, a.channels - channel)
         row = (grid.size[1] + 1) * count
         start = n * blocking.image_size + channel * padded_pixels(grid.size) + row + count
-        image, grad_image = at(pointer(a.images, one), start), at(pointer(a.grad_images, one), start)
+        image = Image(at(pointer(a.images, one), start), count, row)
+        sink = GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
         for r in range(grid.rois):
-            for number_ in range(blocking.tiles if load_scalar(images, r) == n else 0):
-                runs, pixels = place_tile(tile, blocking, number_, (1, many), (0, 0), (0, 0))
-                first = number_ * blocking.tile_columns
-                pack_gradient(
-                    one, a.y, r, channel, count, blocking, (False, True), tile, runs, pixels, lines, gradients, gradients, buffer
-                )  # fmt: skip
-                for p in range(pixels):
-                    y, x, mask, divisor, nowhere = plan_next_bin(one, grid, a.mask, r, first + p, first, ys, xs)
-                    sums = at(pointer(a.sums, one), ((number * grid.rois + r) * many + first + p) * 3)
-                    if wanted[1]:
+            for number in range(blocking.tiling.tiles if load_scalar(image_index, r) == n else 0):
+                tile = place_tile(unplaced, blocking.tiling, number, (1, bins), (0, 0), (0, 0))
+                first = number * blocking.tiling.tile_columns
+                target = gradient_rows(gradients, blocking.panel, blocking.rows)
+                pack_gradient(one, a.y, r, channel, count, tile, target, buffer)
+                for p in range(tile.pixels):
+                    y, x, divisor, nowhere = plan_next_bin(one, grid, r, first + p, first, ys, xs)
+                    sums = at(pointer(a.sums, one), ((block_ * grid.rois + r) * bins + first + p) * 3)
+                    if with_sums:
                         fill(sums, 0, 3, nan if nowhere else one - one)
                     if not nowhere:
                         g = at(gradients, p * blocking.panel)
-                        pool_bin_backward(
-                            image, grad_image, wanted, y, x, row, count, count, g, mask / divisor, sums
-                        )  # fmt: skip
+                        scale = mask_of(one, a.mask, grid, r, first + p) / divisor
+                        pool_bin_backward(sink, y, x, count, g, scale, sums, with_sums)

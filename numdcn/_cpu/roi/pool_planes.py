@@ -1,4 +1,4 @@
-"""Position-sensitive RoI operators: each bin reads channels of its own, so planes are read where they lie, row by row.
+"""The kernels of position-sensitive RoI operators: each bin reads channels of its own, so planes are read where they lie.
 
 A bin's columns become vectors of weights, with zeros, and lanes that are off, at pixels between them that no sample
 touches. Planes have rows of adjacent pixels; masked loads touch no other memory.
@@ -37,41 +37,51 @@ class PlanesCall(NamedTuple):
 
     batch: int
     channels: int  # of y
-    group_size: tuple[int, int]
+    group_size: tuple[int, int]  # cells of a box, each with channels of its own, along y and x
     classes: int
     blocks: int  # of the channels of a class: a task of the backward owns one, for one cell of the groups
     block: int  # channels in a block
     grid: Grid
-    mask: Place  # there is none
     x: Place  # (N, channels * group_size**2, H, W), adjacent pixels
     y: Place  # (R, channels, Ph, Pw); in the backward: its gradient
     grad_x: Place  # as x; nowhere: not wanted
     sums: int  # address of (classes, blocks, R, Ph, Pw, 2): gradients of a bin's shifts, x first; 0: not wanted
-    slots: int
-    slot_bytes: int
-    lists_bytes: int
+    workspaces: int  # address of the workspaces of the threads
+    workspace_bytes: int  # of one,
+    lists_bytes: int  # of which for lists
     itemsize: int
 
 
-class Columns(NamedTuple):
-    """The columns of a bin as vectors: pointers to weights, slopes, and 1 for those that are used."""
+class BinColumns(NamedTuple):
+    """The columns of a bin as vectors. The first three fields are pointers to a number for each column."""
 
     weight: Any
     slope: Any
-    used: Any
-    first: int
+    used: Any  # 1 where a sample touches the column, else 0
+    first: int  # column
     vectors: int
 
 
+class Share(NamedTuple):
+    """What a task owns: a cell of the groups, and a block of channels of a class."""
+
+    cell: int
+    rows: tuple[int, int]  # the bins that read the cell, along y,
+    columns: tuple[int, int]  # and along x
+    class_: int
+    channels: tuple[int, int]  # of y
+    block: int  # number of the block, of all classes
+
+
 def columns_bytes(width_: int, itemsize: int) -> int:
-    """Scratch for `Columns` of an image so wide."""
+    """Bytes of the `BinColumns` of an image so wide, in a workspace."""
     return 3 * (width_ * itemsize + 128)
 
 
 @helper
-def columns_of(one, x, row, buffer):
-    """The `Columns` of a bin's list along x; buffer: three rows."""
-    weight, slope, used = buffer, at(buffer, row), at(buffer, 2 * row)
+def columns_of(one, x, pitch, buffer):
+    """The `BinColumns` of a bin's list along x. `buffer` has room for three times `pitch` elements."""
+    weight, slope, used = buffer, at(buffer, pitch), at(buffer, 2 * pitch)
     zero, step = one - one, width(one)
     first, extent = 0, 0
     if x.length:
@@ -87,7 +97,7 @@ def columns_of(one, x, row, buffer):
         store(weight, i, load_scalar(x.weight, k))
         store(slope, i, load_scalar(x.slope, k))
         store(used, i, one)
-    return Columns(weight, slope, used, first, vectors)
+    return BinColumns(weight, slope, used, first, vectors)
 
 
 @helper
@@ -117,10 +127,10 @@ def add_to_plane(plane, pitch, y, columns, gradient):
     step = width(one)
     for v in range(columns.vectors):
         used = used_lanes(columns, v, one)
-        line, share = at(plane, columns.first + v * step), load(columns.weight, v * step) * full(gradient)
+        line, weighted = at(plane, columns.first + v * step), load(columns.weight, v * step) * full(gradient)
         for i in range(y.length):
             row = load_scalar(y.index, i) * pitch
-            total = fma(like(load_scalar(y.weight, i), share), share, load_masked(line, row, used))
+            total = fma(like(load_scalar(y.weight, i), weighted), weighted, load_masked(line, row, used))
             store_masked(line, row, total, used)
 
 
@@ -148,17 +158,16 @@ def plane_at(place, n, channel, group_size, cell, one):
 
 
 @helper
-def task_of(a, task):
-    """The cell of the groups that a task owns, the bins along both axes that read it, its class, its channels, its number
-    among the tasks of the cell."""
+def share_of(a, task):
+    """What a task owns."""
     cells = a.group_size[0] * a.group_size[1]
-    cell, part, per_class = task % cells, task // cells, a.channels // a.classes
+    cell, block_, per_class = task % cells, task // cells, a.channels // a.classes
     y, x = cell // a.group_size[1], cell % a.group_size[1]
     rows = (_first(y, a.grid.bins[0], a.group_size[0]), _first(y + 1, a.grid.bins[0], a.group_size[0]))
     columns = (_first(x, a.grid.bins[1], a.group_size[1]), _first(x + 1, a.grid.bins[1], a.group_size[1]))
-    class_ = part // a.blocks
-    first = class_ * per_class + part % a.blocks * a.block
-    return cell, rows, columns, class_, (first, min(first + a.block, (class_ + 1) * per_class)), part
+    class_ = block_ // a.blocks
+    first = class_ * per_class + block_ % a.blocks * a.block
+    return Share(cell, rows, columns, class_, (first, min(first + a.block, (class_ + 1) * per_class)), block_)
 
 
 @helper
@@ -168,14 +177,14 @@ def _first(cell, bins, cells):
 
 
 @helper
-def _fetch_planes(one, a, cell, channels):
-    """Bring a task's planes near in their order, where the boxes will read most of them out of order."""
+def _fetch_planes(one, a, share):
+    """Prefetch a task's planes in their order, where the boxes will read most of them out of order."""
     step, height, width_ = 64 // a.itemsize, a.grid.size[0], a.grid.size[1]
     if a.grid.rois * 64 < a.batch * height * width_:
         return
     for n in range(a.batch):
-        for c in range(channels[0], channels[1]):
-            plane = plane_at(a.x, n, c, a.group_size, cell, one)
+        for c in range(share.channels[0], share.channels[1]):
+            plane = plane_at(a.x, n, c, a.group_size, share.cell, one)
             for i in range(height):
                 for j in range(0, width_, step):
                     prefetch(plane, i * a.x.strides[2] + j)
@@ -186,42 +195,41 @@ def planes_forward(one, params, counter, slot):
     """y. A task is a cell of the groups and a block of channels of a class: its planes stay in the cache."""
     a = unpack(params, PlanesCall)
     grid, strides = a.grid, a.y.strides
-    ys, xs = lists_at(a.slots + slot * a.slot_bytes, grid, one)
-    buffer = pointer(a.slots + slot * a.slot_bytes + a.lists_bytes, one)
-    row, images = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.images, np.int64(0))
+    ys, xs = lists_at(a.workspaces + slot * a.workspace_bytes, grid, one)
+    buffer = pointer(a.workspaces + slot * a.workspace_bytes + a.lists_bytes, one)
+    pitch, image_index = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.image_index, np.int64(0))
     while True:
         task = next_task(counter)
         if task >= a.group_size[0] * a.group_size[1] * a.classes * a.blocks:
             return
-        cell, rows, columns, class_, channels, _ = task_of(a, task)
-        _fetch_planes(one, a, cell, channels)
+        share = share_of(a, task)
+        _fetch_planes(one, a, share)
         for r in range(grid.rois):
-            for i in range(rows[0], rows[1]):
-                for j in range(columns[0], columns[1]):
-                    y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, i, j, class_, ys, xs)
-                    vectors, scale = columns_of(one, x, row, buffer), one / divisor
+            for i in range(share.rows[0], share.rows[1]):
+                for j in range(share.columns[0], share.columns[1]):
+                    y, x, divisor, nowhere = plan_bin(one, grid, r, i, j, share.class_, ys, xs)
+                    columns, scale = columns_of(one, x, pitch, buffer), one / divisor
                     if nowhere:
                         scale = (one - one) / (one - one)
-                    for c in range(channels[0], channels[1]):
-                        plane = plane_at(a.x, load_scalar(images, r), c, a.group_size, cell, one)
-                        value = plane_bin(one, plane, a.x.strides[2], y, vectors) * scale
+                    for c in range(share.channels[0], share.channels[1]):
+                        plane = plane_at(a.x, load_scalar(image_index, r), c, a.group_size, share.cell, one)
+                        value = plane_bin(one, plane, a.x.strides[2], y, columns) * scale
                         spot = r * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]
                         store(pointer(a.y.address, one), spot, value)
 
 
 @helper
-def _bin_backward(one, a, r, n, i, j, cell, channels, y, columns, scale, sums):
-    """The gradients of a bin, for a task's channels."""
-    strides = a.y.strides
+def _bin_backward(one, a, share, n, grad_y, y, columns, scale, sums):
+    """The gradients of a bin of a box on image n, for a task's channels; `grad_y`: pointer to that of the bin in channel 0."""
     by_x, by_y = one - one, one - one
-    for c in range(channels[0], channels[1]):
-        spot = r * strides[0] + c * strides[1] + i * strides[2] + j * strides[3]
-        gradient = load_scalar(pointer(a.y.address, one), spot) * scale
+    for c in range(share.channels[0], share.channels[1]):
+        gradient = load_scalar(grad_y, c * a.y.strides[1]) * scale
         if a.grad_x.address:
-            plane = plane_at(a.grad_x, n, c, a.group_size, cell, one)
+            plane = plane_at(a.grad_x, n, c, a.group_size, share.cell, one)
             add_to_plane(plane, a.grad_x.strides[2], y, columns, gradient)
         if a.sums:
-            slopes = plane_slopes(one, plane_at(a.x, n, c, a.group_size, cell, one), a.x.strides[2], y, columns)
+            plane = plane_at(a.x, n, c, a.group_size, share.cell, one)
+            slopes = plane_slopes(one, plane, a.x.strides[2], y, columns)
             by_x, by_y = fma(gradient, slopes[0], by_x), fma(gradient, slopes[1], by_y)
     if a.sums:
         store(sums, 0, by_x)
@@ -233,29 +241,29 @@ def planes_backward(one, params, counter, slot):
     """The gradients. A task is a cell of the groups and a block of channels of a class, of all images."""
     a = unpack(params, PlanesCall)
     grid = a.grid
-    ys, xs = lists_at(a.slots + slot * a.slot_bytes, grid, one)
-    buffer = pointer(a.slots + slot * a.slot_bytes + a.lists_bytes, one)
-    row, images = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.images, np.int64(0))
+    ys, xs = lists_at(a.workspaces + slot * a.workspace_bytes, grid, one)
+    buffer = pointer(a.workspaces + slot * a.workspace_bytes + a.lists_bytes, one)
+    pitch, image_index = (grid.size[1] // width(one) + 2) * width(one), pointer(grid.image_index, np.int64(0))
     while True:
         task = next_task(counter)
         if task >= a.group_size[0] * a.group_size[1] * a.classes * a.blocks:
             return
-        cell, rows, columns, class_, channels, part = task_of(a, task)
+        share = share_of(a, task)
         for n in range(a.batch if a.grad_x.address else 0):
-            for c in range(channels[0], channels[1]):
+            for c in range(share.channels[0], share.channels[1]):
                 for i in range(grid.size[0]):
-                    plane = plane_at(a.grad_x, n, c, a.group_size, cell, one)
+                    plane = plane_at(a.grad_x, n, c, a.group_size, share.cell, one)
                     fill(plane, i * a.grad_x.strides[2], grid.size[1], one - one)
         for r in range(grid.rois):
-            for i in range(rows[0], rows[1]):
-                for j in range(columns[0], columns[1]):
-                    y, x, _, divisor, nowhere = plan_bin(one, grid, a.mask, r, i, j, class_, ys, xs)
-                    bin_ = ((part * grid.rois + r) * grid.bins[0] + i) * grid.bins[1] + j
+            for i in range(share.rows[0], share.rows[1]):
+                for j in range(share.columns[0], share.columns[1]):
+                    y, x, divisor, nowhere = plan_bin(one, grid, r, i, j, share.class_, ys, xs)
+                    bin_ = ((share.block * grid.rois + r) * grid.bins[0] + i) * grid.bins[1] + j
                     sums = at(pointer(a.sums, one), bin_ * 2)
                     if nowhere:
                         fill(sums, 0, 2 if a.sums else 0, (one - one) / (one - one))
                         continue
-                    vectors = columns_of(one, x, row, buffer)
-                    _bin_backward(
-                        one, a, r, load_scalar(images, r), i, j, cell, channels, y, vectors, one / divisor, sums
-                    )  # fmt: skip
+                    columns = columns_of(one, x, pitch, buffer)
+                    spot = r * a.y.strides[0] + i * a.y.strides[2] + j * a.y.strides[3]
+                    grad_y = at(pointer(a.y.address, one), spot)
+                    _bin_backward(one, a, share, load_scalar(image_index, r), grad_y, y, columns, one / divisor, sums)

@@ -1,4 +1,4 @@
-"""Pooling over boxes of NumPy arrays: scratch memory, copies and threads around the kernels."""
+"""Pooling over boxes of NumPy arrays: copies, scratch memory and threads around the kernels of the three kinds of bins."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import numpy as np
 from numdcn._call.options import Options
 from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import NOWHERE, addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
 from numdcn._cpu.roi.boxes import Boxes, boxes_of
 from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward
-from numdcn._cpu.roi.pool_max import pool_max, pool_max_gradient
+from numdcn._cpu.roi.pool_max import BLOCK as MAX_BLOCK
+from numdcn._cpu.roi.pool_max import MaxBackwardCall, MaxCall, add_at_maxima, max_bins
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
 from numdcn._cpu.threads import launch, plan_threads
+from numdcn._cpu.tile import MOST_PIXELS
 
-READS = 32.0  # operations that a bin takes for each channel, about
+READS = 32.0  # operations that a bin takes for each channel, about,
+COMPARISONS = 16.0  # and where it is a maximum
 CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
 SHARED_BYTES = 8 * 2**20  # of lists that bins share; to make longer ones again is little beside reading the pixels
 
@@ -82,11 +86,11 @@ def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray)
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
     """The boxes and their offsets (R, 2 * classes, parts along y, along x) for the kernels."""
-    moved = place(shifts)
+    shifts_place = place(shifts)
     parts = shifts.shape[2:] if shifts is not None else (1, 1)
     return Grid(
-        p.rois, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.images.ctypes.data, boxes.geometry.ctypes.data,
-        moved, parts, 2 * moved.strides[1],
+        p.rois, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+        shifts_place, parts, 2 * shifts_place.strides[1],
     )  # fmt: skip
 
 
@@ -114,17 +118,17 @@ def pool(
     mask: np.ndarray | None = None,
 ) -> None:
     """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
-    dtype, many = y.dtype, p.bins[0] * p.bins[1]
+    dtype, bins = y.dtype, p.bins[0] * p.bins[1]
     grid = _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     blocking = points_blocking(
-        many, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
+        bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
     )
-    threads = plan_threads(p.rois * blocking.tiles, READS * y.size)
+    threads = plan_threads(p.rois * blocking.tiling.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
-    sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.slot_bytes)
-    with output_as(y, p.rois, p.channels, 1, many) as flat, Scratch(*sizes) as (address, slots):
-        PaddedImages(address, blocking.image_size, bounds, slots, blocking.slot_bytes, threads).pack(x)
-        call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), NOWHERE, place(flat), address, 0, 0, slots)
+    sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
+    with output_as(y, p.rois, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
+        PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
+        call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), place(flat), address, 0, 0, workspaces)
         launch(pool_forward, dtype.type(1), call, threads)
 
 
@@ -140,18 +144,22 @@ def pool_gradients(
 ) -> np.ndarray | None:
     """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
     the samples, of their slopes along y, and along x: None unless `with_sums`."""
-    dtype, many = grad_y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = grad_y.reshape(p.rois, p.channels, 1, many), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
+    flat, grid = grad_y.reshape(p.rois, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     panel = backward_panel(p.channels, dtype)
-    blocking = points_blocking(many, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
+    blocking = points_blocking(bins, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, READS * grad_y.size)
     bounds = np.array([*range(0, p.channels, panel), p.channels], np.int64)
     sums = np.empty((blocking.blocks, p.rois, *p.bins, 3), dtype) if with_sums else None
-    sizes = (images_bytes if with_sums else 0, images_bytes if grad_x is not None else 0, threads * blocking.slot_bytes)
-    with Scratch(*sizes) as (address, grad_address, slots):
+    sizes = (
+        images_bytes if with_sums else 0,
+        images_bytes if grad_x is not None else 0,
+        threads * blocking.workspace_bytes,
+    )
+    with Scratch(*sizes) as (address, grad_address, workspaces):
         images, grad_images = (
-            PaddedImages(where, blocking.image_size, bounds, slots, blocking.slot_bytes, threads)
+            PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
             for where in (address, grad_address)
         )
         if with_sums:
@@ -159,13 +167,56 @@ def pool_gradients(
         if grad_x is not None:
             grad_images.clear(p.batch, dtype)
         call = PoolCall(
-            p.batch, p.channels, grid, blocking, place(mask), NOWHERE, place(flat), address,
-            grad_address if grad_x is not None else 0, 0 if sums is None else sums.ctypes.data, slots,
+            p.batch, p.channels, grid, blocking, place(mask), place(flat), address,
+            grad_address if grad_x is not None else 0, 0 if sums is None else sums.ctypes.data, workspaces,
         )  # fmt: skip
         launch(pool_backward, dtype.type(1), call, threads)
         if grad_x is not None:
             grad_images.unpack(grad_x)
     return None if sums is None else np.add.reduce(sums, axis=0)
+
+
+def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.ndarray | None) -> None:
+    """Fill y, and the positions of the maxima, which are contiguous, if wanted."""
+    dtype, bins = y.dtype, p.bins[0] * p.bins[1]
+    panel = forward_panel(p.channels, dtype)
+    shape = (p.rois, p.channels, 1, bins)
+    found = None if argmax is None else argmax.reshape(shape)
+    blocking = points_blocking(
+        bins, p.channels, p.size, panel, dtype.itemsize, (min(bins, MOST_PIXELS) + 32) * (panel + 16) * 4
+    )
+    threads = plan_threads(p.rois * blocking.tiling.tiles, COMPARISONS * y.size)
+    bounds = np.array((0, p.channels), np.int64)
+    sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
+    with output_as(y, *shape) as flat, Scratch(*sizes) as (address, workspaces):
+        PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
+        call = MaxCall(
+            p.channels, p.rois, p.size, p.bins, blocking, boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+            place(flat), place(found), address, workspaces, dtype.itemsize,
+        )  # fmt: skip
+        launch(max_bins, dtype.type(1), call, threads)
+
+
+def pool_max_gradient(
+    p: RoIs, x: np.ndarray, boxes: Boxes, grad_y: np.ndarray, grad_x: np.ndarray, argmax: np.ndarray | None
+) -> None:
+    """Fill grad_x; `argmax` is the forward's, found again if not given."""
+    if argmax is None:
+        argmax = np.empty(p.out_shape, np.int32)
+        pool_max(p, x, boxes, np.empty(p.out_shape, grad_y.dtype), argmax)
+    argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
+    stray = np.full(1, -1, np.int64)
+    with output(grad_x, lambda array: array.flags.c_contiguous) as target:
+        call = MaxBackwardCall(
+            p.batch, p.channels, p.rois, p.size[0] * p.size[1], p.bins[0] * p.bins[1], boxes.image_index.ctypes.data,
+            argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
+        )  # fmt: skip
+        threads = plan_threads(-(-p.channels // MAX_BLOCK), COMPARISONS * grad_y.size)
+        launch(add_at_maxima, grad_y.dtype.type(1), call, threads)
+        if stray[0] != -1:
+            raise ValueError(
+                f"`argmax` holds {stray[0]}, expected positions of pixels, from 0 to {call.pixels - 1}, or -1 for an empty bin"
+            )
 
 
 def _is_adjacent(x: np.ndarray) -> bool:
@@ -186,10 +237,10 @@ def _planes_call(
     classes = 1 if shifts is None else shifts.shape[1] // 2
     per_class, lists = p.channels // classes, _lists(grid, dtype)
     blocks = -(-per_class // CHANNEL_BLOCK)
-    slot = -(-(lists + columns_bytes(p.size[1], dtype.itemsize)) // 4096) * 4096
+    workspace = -(-(lists + columns_bytes(p.size[1], dtype.itemsize)) // 4096) * 4096
     return PlanesCall(
-        p.batch, p.channels, group_size, classes, blocks, -(-per_class // blocks), grid, NOWHERE, NOWHERE, NOWHERE, NOWHERE,
-        0, 0, slot, lists, dtype.itemsize,
+        p.batch, p.channels, group_size, classes, blocks, -(-per_class // blocks), grid, NOWHERE, NOWHERE, NOWHERE,
+        0, 0, workspace, lists, dtype.itemsize,
     )  # fmt: skip
 
 
@@ -201,8 +252,10 @@ def pool_planes(
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
     threads = plan_threads(tasks, READS * y.size)
-    with Scratch(threads * call.slot_bytes) as (slots,):
-        launch(planes_forward, dtype.type(1), call._replace(x=place(source), y=place(y), slots=slots), threads)
+    with Scratch(threads * call.workspace_bytes) as (workspaces,):
+        launch(
+            planes_forward, dtype.type(1), call._replace(x=place(source), y=place(y), workspaces=workspaces), threads
+        )
 
 
 def pool_planes_gradients(
@@ -224,10 +277,10 @@ def pool_planes_gradients(
     sums = np.empty((call.classes, call.blocks, p.rois, *p.bins, 2), dtype) if with_sums else None
     with ExitStack() as stack:
         target = None if grad_x is None else stack.enter_context(output(grad_x, _is_adjacent))
-        (slots,) = stack.enter_context(Scratch(threads * call.slot_bytes))
+        (workspaces,) = stack.enter_context(Scratch(threads * call.workspace_bytes))
         call = call._replace(
             x=place(source), y=place(grad_y), grad_x=place(target), sums=0 if sums is None else sums.ctypes.data,
-            slots=slots,
+            workspaces=workspaces,
         )  # fmt: skip
         launch(planes_backward, dtype.type(1), call, threads)
     return None if sums is None else np.add.reduce(sums, axis=1)

@@ -1,0 +1,121 @@
+"""A tile's numbers between the caller's planes and a workspace: read, written, and packed for matrix products."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numdcn._cpu.gemm import ROWS
+from numdcn._cpu.jit import block
+from numdcn._cpu.lanes import transpose
+from numdcn._cpu.simd import at, full, load, load_scalar, pointer, prefetch, store, width
+from numdcn._cpu.tile import ROW
+from numdcn._formulas.jit import helper
+
+PACKING_ELEMENTS = 16 * ROW + 256  # of a workspace, for `pack_gradient`: a register of channels, and a transposed block
+
+
+class PackedGradient(NamedTuple):
+    """grad_y at the pixels of a tile, as the factors of two products. `rows` and `panels` are pointers."""
+
+    rows: Any  # A of the columns' gradient, in the layout `packed` of `gemm`
+    rows_pitch: int  # elements from `gemm.ROWS` pixels to the next
+    with_rows: bool  # whether `rows` is wanted
+    panels: Any  # B of the weights' gradient: panels of (panel_rows, panel), a row a pixel
+    panel: int  # outputs of a panel
+    panel_rows: int
+    with_panels: bool
+
+
+@helper
+def gradient_rows(target, pitch, pixels):
+    """What has `pack_gradient` write a row of at most `pitch` channels a pixel, from `target` on, and nothing else."""
+    return PackedGradient(target, 0, False, target, pitch, pixels, True)
+
+
+@block
+def read_plane(plane, strides, ahead, tile, target):
+    """Copy a tile's pixels of an (out_h, out_w) plane into target, in the tile's order.
+
+    The plane `ahead` elements on will be next: its pixels are prefetched.
+    """
+    step = width(load_scalar(target, 0))
+    for run in range(tile.run_count):
+        first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+        x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+        source = at(plane, y * strides[0] + x * strides[1])
+        done = 0
+        for i in range(0, count, 16):
+            prefetch(source, ahead + i)
+        if strides[1] == 1:
+            while done + step <= count:
+                store(target, first + done, load(source, done))
+                done += step
+        for i in range(done, count):
+            store(target, first + i, load_scalar(source, i * strides[1]))
+
+
+@block
+def write_plane(plane, strides, tile, source):
+    """Copy source, in a tile's order, to the tile's pixels of an (out_h, out_w) plane."""
+    step = width(load_scalar(source, 0))
+    for run in range(tile.run_count):
+        first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+        x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+        target, done = at(plane, y * strides[0] + x * strides[1]), 0
+        if strides[1] == 1:
+            while done + step <= count:
+                store(target, done, load(source, first + done))
+                done += step
+        for i in range(done, count):
+            store(target, i * strides[1], load_scalar(source, first + i))
+
+
+@block
+def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
+    """y[n, first : first + count] at the pixels of a tile = sums, a row a pixel, + bias, unless that is nowhere.
+
+    `y` and `bias` are places. `buffer` has room for a block of registers and for a register of channels at all pixels.
+    """
+    step, strides, biased = width(one), y.strides, bias.address != 0
+    line_pitch = (tile.pixels + step - 1) // step * step
+    lines = at(buffer, step * step)
+    for o in range(0, count, step):
+        for p in range(0, tile.pixels, step):
+            transpose(at(sums.pointer, p * sums.pitch + o), sums.pitch, at(lines, p), line_pitch)
+        for i in range(min(step, count - o)):
+            channel = first + o + i
+            added = load_scalar(pointer(bias.address, one), channel * bias.strides[0]) if biased else one - one
+            line = at(lines, i * line_pitch)
+            for p in range(0, line_pitch if biased else 0, step):
+                store(line, p, load(line, p) + full(added))
+            plane = at(pointer(y.address, one), n * strides[0] + channel * strides[1])
+            write_plane(plane, strides[2:], tile, line)
+
+
+@block
+def pack_gradient(one, grad_y, n, first, outputs, tile, target, buffer):
+    """Fill in `target`, a `PackedGradient`, with grad_y[n, first : first + outputs] at the pixels of a tile.
+
+    `grad_y` is a place; `buffer` has room for `PACKING_ELEMENTS`.
+    """
+    step, pixels, pitch = width(one), tile.pixels, (tile.pixels + 15) // 16 * 16
+    strides, lines, square = grad_y.strides, buffer, at(buffer, 16 * ROW)
+    for o_first in range(0, outputs, step):
+        count = min(step, outputs - o_first)
+        for i in range(count):
+            plane = at(pointer(grad_y.address, one), n * strides[0] + (first + o_first + i) * strides[1])
+            read_plane(plane, strides[2:], strides[1], tile, at(lines, i * pitch))
+            for r in range(0, pixels if target.with_rows else 0, ROWS):
+                spot = at(target.rows, r // ROWS * target.rows_pitch + (o_first + i) * ROWS)
+                for p in range(0, ROWS, step):  # a vector may run into the next output's place, which is filled later
+                    store(spot, p, load(lines, i * pitch + r + p))
+        j, o = o_first // target.panel, o_first % target.panel
+        for p in range(0, pixels if target.with_panels else 0, step):
+            spot = at(target.panels, (j * target.panel_rows + p) * target.panel + o)
+            if target.panel >= step:  # rows beyond the pixels are there, and never read
+                transpose(at(lines, p), pitch, spot, target.panel)
+                continue
+            transpose(at(lines, p), pitch, square, step)
+            for i in range(min(step, pixels - p)):
+                for k in range(count):
+                    store(spot, i * target.panel + k, load_scalar(square, i * step + k))
