@@ -112,7 +112,7 @@ def test_too_many_axes(run):
 
 
 def images_of(x, vector):
-    """(N, pixels, channels) with the rim of zeros that layout_cuda.py tells of."""
+    """(N, pixels, channels) with the rim of zeros that numdcn/_cuda/layout.py tells of."""
     n, channels, height, width = x.shape
     pitch = -(-channels // vector) * vector
     rows = np.zeros((n, height + 2, width + 1, pitch), x.dtype)

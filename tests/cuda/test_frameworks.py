@@ -4,6 +4,7 @@ torch and CuPy are stood in for by modules of this file; where numdcn would star
 """
 
 import types
+from collections import namedtuple
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,11 @@ from checks import run_python
 
 import numdcn
 from numdcn._call import frameworks
-from numdcn._call.arguments import check_place, receive
+from numdcn._call.arguments import Argument, check_place, receive
 from numdcn._call.arrays import check_array, check_out, received
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
-from numdcn._call.results import room
+from numdcn._call.results import output_array
 
 
 class Tensor:
@@ -82,6 +83,12 @@ def cupy(monkeypatch):
     return module
 
 
+def receive_all(**arrays):
+    """{name: array} as `receive` gives them, of an operator with these arguments."""
+    table = tuple(Argument(name, "", None) for name in arrays)
+    return receive(table, namedtuple("Arrays", arrays)(**arrays))._asdict()
+
+
 # What is read.
 
 
@@ -90,11 +97,11 @@ def test_torch(torch, dtype):
     tensor = Tensor((2, 3, 4), dtype, 1, 0x7100, (1, 2, 6))
     seen = received(tensor)
     assert isinstance(seen, DeviceArray) and isinstance(seen.framework, Torch) and seen.owner is tensor
-    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x7100, (2, 3, 4), (1, 2, 6), 101)
+    assert (seen.device, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x7100, (2, 3, 4), (1, 2, 6), 101)
     assert seen.dtype is DTYPES[dtype] and seen.dtype.name == dtype
     assert (seen.ndim, seen.size, len(seen), seen.contiguous, seen.writable) == (3, 24, 2, False, True)
     made = seen.framework.empty((5, 2), seen.dtype, 1, seen.stream)
-    assert (made.shape, made.strides, made.number, made.address, made.dtype) == ((5, 2), (2, 1), 1, 0x9000, seen.dtype)
+    assert (made.shape, made.strides, made.device, made.address, made.dtype) == ((5, 2), (2, 1), 1, 0x9000, seen.dtype)
     assert isinstance(made.owner, Tensor) and made.owner.dtype == f"torch.{dtype}" and made.stream == 101
 
 
@@ -116,7 +123,7 @@ def test_cupy(cupy, dtype):
     array = Array((2, 3), dtype, 1, 0x8100, (size, 2 * size))
     seen = received(array)
     assert isinstance(seen.framework, Cupy) and seen.owner is array
-    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x8100, (2, 3), (1, 2), 201)
+    assert (seen.device, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x8100, (2, 3), (1, 2), 201)
     assert seen.dtype is DTYPES[np.dtype(dtype).name]
     made = seen.framework.empty((4,), seen.dtype, 1, seen.stream)
     assert made.owner.dtype == np.dtype(dtype) and made.owner.device.id == 1 and made.stream == 201
@@ -201,7 +208,7 @@ def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
             numdcn.bilinear_sample_forward(x, points)
     with pytest.raises(TypeError, match="`points` is NoneType None"):
         numdcn.bilinear_sample_forward(tensor, None)
-    seen = receive({"x": tensor, "bias": None})
+    seen = receive_all(x=tensor, bias=None)
     assert seen["bias"] is None and seen["x"].owner is tensor
     check_place("y", received(Tensor()), "x", received(Tensor()))
 
@@ -297,7 +304,7 @@ def test_outs_on_a_gpu():
         with pytest.raises(error, match=told):
             check_out("out", out, (4, 3), np.dtype(np.float32), {})
     with pytest.raises(ValueError, match="`out` is ndarray .* in memory, but `x` is an array of torch"):
-        room("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
+        output_array("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,16 @@ import json
 import os
 import sys
 
-import numdcn.bilinear_sample.cpu
-import numdcn.roi_pool.cpu
 import numpy as np
 import pytest
 from checks import run_python
 
 import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
+from numdcn._cpu.conv import run as convolve
+from numdcn._cpu.points import run as sample
+from numdcn._cpu.roi import pool_max
+from numdcn._cpu.roi import run as pool
 
 MB = 2**20
 SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
@@ -121,7 +123,7 @@ def slots(monkeypatch):
             taken.append(sizes[-1])
             super().__init__(*sizes)
 
-    for module in (pool_cpu, convolve_cpu, numdcn.roi_pool.cpu, numdcn.bilinear_sample.cpu):
+    for module in (pool, convolve, pool_max, sample):
         monkeypatch.setattr(module, "Scratch", Recorded)
     numdcn.set_num_threads(1)
     yield taken
@@ -169,7 +171,7 @@ def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
     forward, backward = (getattr(numdcn, f"{operator}_{way}") for way in ("forward", "backward"))
     y = forward(x, rois, output_size=(11, 13))
     g = backward(y, x, rois, output_size=(11, 13))
-    monkeypatch.setattr(pool_cpu, "SHARED_BYTES", 0)
+    monkeypatch.setattr(pool, "SHARED_BYTES", 0)
     assert (forward(x, rois, output_size=(11, 13)) == y).all()
     assert (backward(y, x, rois, output_size=(11, 13)).x == g.x).all()
 
