@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 from naive import conv
+from test_deform_conv import OPERATOR  # noqa: F401 - tells the fixtures what `subject` is
 
 VECTORS = pathlib.Path(__file__).parents[1] / "vectors"
 ONNX = sorted(path.stem for path in VECTORS.glob("onnx_*deform_conv*.npz"))

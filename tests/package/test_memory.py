@@ -12,7 +12,10 @@ import sys
 
 import numpy as np
 import pytest
-from checks import run_python
+from checks import cpu, run_python
+from conv_cases import Case
+from family import assert_same
+from test_deform_conv import make
 
 import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
@@ -30,7 +33,9 @@ MEASURE = """
 import gc, json, sys
 import numpy as np
 import numdcn
-from checks import Case, cpu, make
+from checks import cpu
+from conv_cases import Case
+from test_deform_conv import make
 
 def status(field):
     with open("/proc/self/status") as file:
@@ -42,7 +47,7 @@ def reset_peak():
 
 small, big = (Case(*case) for case in json.loads(sys.argv[2]))
 direction = sys.argv[1]
-backend = cpu()
+backend = cpu("deform_conv")
 warm = make(small, np.float32)
 getattr(warm, direction)(backend)
 problem = make(big, np.float32)
@@ -238,15 +243,13 @@ def test_bad_scratch_limit_in_the_environment(value):
 
 
 def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
-    from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
-
-    problem = make(Case(2, 33, 17, (9, 8), padding=1, mask=True, bias=True), np.float32)
+    problem, backend = make(Case(2, 33, 17, (9, 8), padding=1, mask=True, bias=True), np.float32), cpu("deform_conv")
     numdcn.set_scratch_limit(0)
-    y, g = problem.forward(cpu()), problem.backward(cpu())
+    y, g = problem.forward(backend), problem.backward(backend)
     numdcn.set_scratch_limit(64 * MB)
     for _ in range(2):
-        assert_same_bits(problem.forward(cpu()), y, "y")
-        assert_same_gradients(problem.backward(cpu()), g)
+        assert_same(problem.forward(backend), y)
+        assert_same(problem.backward(backend), g)
 
 
 # More than 2^31 elements: one array of 8.6 GB each, or its channels-last copy. Pages of a huge input that are never
