@@ -90,7 +90,7 @@ def test_blocks_are_taken_on_their_stream_and_of_about_their_size(nothing_kept):
     assert device_scratch.kept_bytes() == 0
 
 
-def test_the_limit(nothing_kept):
+def test_the_scratch_limit_is_for_all_devices_and_streams(nothing_kept):
     numdcn.set_scratch_limit(5000)
     for number, stream in ((0, 0), (0, 1), (1, 0)):
         device_scratch.give_back(number, stream, block(2000))

@@ -1,4 +1,4 @@
-"""The rules for edges, non-finite numbers and memory, one by one, each in a test named after it.
+"""deform_conv at edges, with numbers that are not finite, and in memory: the rules one by one, each in a test named after it.
 
 Every test runs on paths that a library may treat differently: few and many channels, groups, depthwise. The tests of
 arithmetic also run on the naive reference.

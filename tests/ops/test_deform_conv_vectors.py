@@ -30,7 +30,7 @@ def test_all_vectors_are_here():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ONNX)
-def test_onnx(subject, name, dtype):
+def test_published_numbers_of_onnx(subject, name, dtype):
     v = load(name)
     top, left, bottom, right = v["pads"].tolist()
     x, offsets, w, bias, mask = (v[k].astype(dtype) if k in v else None for k in ("X", "offset", "W", "B", "mask"))
@@ -69,7 +69,7 @@ def run_pack(subject, v, modulated):
     }
 
 
-def test_mmcv_pack(subject):
+def test_published_numbers_of_mmcv_pack(subject):
     v = load("mmcv_deform_conv_pack")
     for name, got in run_pack(subject, v, modulated=False).items():
         np.testing.assert_allclose(got, v[name], rtol=1e-12, atol=1e-12, err_msg=name)
@@ -80,7 +80,7 @@ def test_mmcv_pack(subject):
 OURS = [0, 0, 0, -1.5, -3, 0, -3, -1.5, 4.5, 4.5, 4.5, 4.5]
 
 
-def test_mmcv_modulated_pack(subject):
+def test_published_numbers_of_mmcv_modulated_pack(subject):
     v = load("mmcv_modulated_deform_conv_pack")
     got = run_pack(subject, v, modulated=True)
     for name in ("out", "grad_x", "grad_weight"):

@@ -26,7 +26,7 @@ def report():
 
 
 @pytest.mark.parametrize("word", ["numba", "numpy", "python", "thread", "simd", "cache", "gpu", "check"])
-def test_main_mentions(report, word):
+def test_the_report_mentions(report, word):
     assert word in report.lower(), report
 
 

@@ -35,7 +35,7 @@ def test_the_same_bits_as_plain_weights(case, dtype):
         assert_same(prepared.backward(BACKEND), problem.backward(BACKEND))
 
 
-def test_attributes(case):
+def test_shape_dtype_and_groups_are_told(case):
     w = make(case, np.float32)["w"]
     prepared = numdcn.prepare_weights(w, groups=case.groups)
     assert isinstance(prepared, numdcn.PreparedWeights)
@@ -63,7 +63,7 @@ def test_weights_of_any_layout(case, layout):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle(case, protocol):
+def test_it_pickles_as_the_plain_weights(case, protocol):
     problem = make(case, np.float32)
     prepared = numdcn.prepare_weights(problem["w"], groups=case.groups)
     problem.forward(BACKEND)  # whatever it has packed meanwhile is not pickled
@@ -127,14 +127,14 @@ def test_the_array_cannot_be_changed_through_it(case):
         (np.zeros((4, 2, 3, 3), np.float32), True, TypeError, ["groups", "True"]),
     ],
 )
-def test_errors(w, groups, error, words):
+def test_what_cannot_be_prepared(w, groups, error, words):
     with pytest.raises(error) as raised:
         numdcn.prepare_weights(w, groups=groups)
     for word in words:
         assert word in str(raised.value)
 
 
-def test_errors_of_use():
+def test_prepared_weights_must_fit_the_call():
     """Prepared weights must fit the call as plain weights must: groups, dtype."""
     problem = make(CASES["grouped"], np.float32)
     for groups in (1, 2):
