@@ -58,7 +58,7 @@ def assert_forms_of_parameters(backend, problem):
     for name, value in {"stride": np.int64(1), "dilation": [1, 1]}.items():
         again = problem._replace(params={**problem.params, name: value})
         assert np.array_equal(again.forward(backend), y), name
-    for padding in ([[1, 1], [np.int64(1), 1]], (1, 1), [1, 1], ((1, 1), (1, 1)), (np.int32(1), (1, 1))):
+    for padding in ([[1, 1], [np.int64(1), 1]], (1, 1), [1, 1], ((1, 1), (1, 1)), (np.int32(1), 1)):
         again = problem._replace(params={**problem.params, "padding": padding})
         assert np.array_equal(again.forward(backend), y), padding
 
