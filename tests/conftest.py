@@ -3,7 +3,7 @@
 A numerical test has one body. It takes `backend` when it compares with the naive reference, and `subject` when it
 compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
 A new backend is a name in BACKENDS and a function from an operator's name to a checks.Backend. The operator is the
-OPERATOR of the test file (see family.py), or else deform_conv. `gpu` is for tests of what is peculiar to a GPU: Numba's
+OPERATOR of the test file (see family.py). `gpu` is for tests of what is peculiar to a GPU: Numba's
 simulator of one, and a GPU where there is one (device.py).
 """
 
@@ -25,9 +25,8 @@ BACKENDS = {"cpu": checks.cpu}
 
 
 def operator_of(request):
-    """The name of the operator that a test file is about: its OPERATOR (a family.Operator), else deform_conv."""
-    described = getattr(request.module, "OPERATOR", None)
-    return "deform_conv" if described is None else described.name
+    """The name of the operator that a test file is about: its OPERATOR, a family.Operator."""
+    return request.module.OPERATOR.name
 
 
 @pytest.fixture(scope="module", params=list(BACKENDS))

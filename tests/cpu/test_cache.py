@@ -1,6 +1,6 @@
 """Compiled kernels on disk: never those of another source, another kernel or a damaged file, and no disk is an error.
 
-Tests of sources run a copy of the package, which they edit; tests of files that need no code use `cache.Store` alone.
+Tests of sources run a copy of the package, which they edit; tests of files that need no code use `_cache.Store` alone.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import pytest
 from checks import run_python
 
 import numdcn
+from numdcn import _cache
 from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
@@ -70,7 +71,7 @@ def test_an_edited_formula_is_compiled(site):
     """The formula is in another file than the kernel."""
     assert "y 1.25" in run_copy(site, SAMPLE)
     formula = "rest_y * fraction_x, fraction_y * rest_x"
-    edit(site / "numdcn/_kernels/bilinear.py", formula, "fraction_y * rest_x, rest_y * fraction_x")
+    edit(site / "numdcn/_formulas/bilinear.py", formula, "fraction_y * rest_x, rest_y * fraction_x")
     assert "y 1.75" in run_copy(site, SAMPLE)
 
 
@@ -84,8 +85,8 @@ print("y", numdcn.ps_roi_align_forward(x, rois, output_size=2).tolist())
 """
     right = f"y {[[[[1.0] * 2] * 2] * 2]}"
     assert right in run_copy(site, code)
-    edit(site / "numdcn/_kernels/bins_cpu.py", "    pitch: int  #", "    spare: int\n    pitch: int  #")
-    edit(site / "numdcn/_host/pool_cpu.py", "columns, _pitch(p)", "columns, 0, _pitch(p)")
+    edit(site / "numdcn/_cpu/roi/bins.py", "    pitch: int  #", "    spare: int\n    pitch: int  #")
+    edit(site / "numdcn/_cpu/roi/run.py", "columns, _pitch(p)", "columns, 0, _pitch(p)")
     assert right in run_copy(site, code)
 
 
@@ -94,7 +95,7 @@ def test_a_source_that_changes_after_it_was_imported(site):
     formula = "rest_y * fraction_x, fraction_y * rest_x"
     change = f"""
 import numdcn, pathlib
-path = pathlib.Path({str(site)!r}, "numdcn/_kernels/bilinear.py")
+path = pathlib.Path({str(site)!r}, "numdcn/_formulas/bilinear.py")
 path.write_text(path.read_text().replace({formula!r}, "fraction_y * rest_x, rest_y * fraction_x"))
 """
     assert "y 1.25" in run_copy(site, change + SAMPLE)
@@ -104,8 +105,8 @@ path.write_text(path.read_text().replace({formula!r}, "fraction_y * rest_x, rest
 
 def test_folders_of_other_sources_are_removed(monkeypatch, tmp_path):
     """All but a few, those that were used last are kept, and nothing that is not the cache's own."""
-    store = cache.Store("cpu", "1")
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
+    store = _cache.Store("cpu", "1")
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     others = [f"numdcn-cpu-{number:016x}" for number in range(9)]
     foreign = ["numdcn-cpu-notes", "numdcn-cuda-0123456789abcdef", "other"]
     for age, name in enumerate([*foreign, *others]):
@@ -117,23 +118,23 @@ def test_folders_of_other_sources_are_removed(monkeypatch, tmp_path):
     store.write("a.nbc", b"content")
     assert store.read("a.nbc") == b"content"
     own = pathlib.Path(store.folders()[0]).name
-    assert {path.name for path in tmp_path.iterdir()} == {own, *foreign, *others[: cache.KEPT - 1], others[8]}
+    assert {path.name for path in tmp_path.iterdir()} == {own, *foreign, *others[: _cache.KEPT - 1], others[8]}
     assert [path.name for path in (tmp_path / others[8]).iterdir()] == ["letter"]
 
 
 def test_what_killed_processes_left_is_removed(monkeypatch, tmp_path):
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
-    folder = pathlib.Path(cache.Store("cpu").folders()[0])
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
+    folder = pathlib.Path(_cache.Store("cpu").folders()[0])
     folder.mkdir()
-    for name, age in ("old.nbc.0.tmp", 2 * cache.ABANDONED), ("new.nbc.0.tmp", 0), ("old.nbc", 2 * cache.ABANDONED):
+    for name, age in ("old.nbc.0.tmp", 2 * _cache.ABANDONED), ("new.nbc.0.tmp", 0), ("old.nbc", 2 * _cache.ABANDONED):
         (folder / name).write_bytes(b"")
         os.utime(folder / name, (time.time() - age,) * 2)
-    cache.Store("cpu").write("a.nbc", b"")
+    _cache.Store("cpu").write("a.nbc", b"")
     assert {path.name for path in folder.iterdir()} == {"new.nbc.0.tmp", "old.nbc", "a.nbc"}
 
 
 def test_the_versions_that_compile_belong_to_the_name():
-    names = {cache.Store("cpu", *versions).folders()[0] for versions in [(), ("1",), ("2",), ("1", "2")]}
+    names = {_cache.Store("cpu", *versions).folders()[0] for versions in [(), ("1",), ("2",), ("1", "2")]}
     assert len(names) == 4
 
 
@@ -151,13 +152,14 @@ def test_builds_with_other_options_or_settings_share_nothing(tmp_path):
     code = """
 import sys
 import numba
-from numdcn._kernels import cache, jit_cpu
+from numdcn import _cache
+from numdcn._cpu import jit
 def divide(a, b):
     return a / b
 divide.__module__ = "numdcn.divide"
 sys.modules["numdcn.divide"] = sys.modules["__main__"]
 dispatcher = numba.njit(error_model=sys.argv[1])(divide)
-cache.attach(jit_cpu.STORE, dispatcher, jit_cpu._pack, jit_cpu._unpack)
+_cache.attach(jit.STORE, dispatcher, jit._pack, jit._unpack)
 try:
     print(dispatcher(1.0, 0.0))
 except ZeroDivisionError:
@@ -179,10 +181,10 @@ def test_constants_that_have_a_name():
     from numba import types
 
     constants = [True, 1, 0, False, types.int64, types.float32, float, int]
-    assert len({cache._constant(constant) for constant in constants}) == len(constants)
+    assert len({_cache._constant(constant) for constant in constants}) == len(constants)
     for constant in (1.5, "word", object(), lambda: None):
         with pytest.raises(TypeError, match="expected ints"):
-            cache._constant(constant)
+            _cache._constant(constant)
 
 
 def test_code_of_other_packages_is_not_kept():
@@ -193,11 +195,11 @@ def test_code_of_other_packages_is_not_kept():
 
     assert type(jit.kernel(function)._cache).__name__ == "NullCache"
     function.__module__ = "numdcn.part"
-    assert isinstance(jit.kernel(function)._cache, cache.KernelCache)
+    assert isinstance(jit.kernel(function)._cache, _cache.KernelCache)
 
 
 def test_code_that_holds_addresses_is_not_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     images.clear._cache.save_overload((), SimpleNamespace(library=SimpleNamespace(has_dynamic_globals=True)))
     assert not list(tmp_path.iterdir())
 
@@ -210,9 +212,7 @@ def test_the_cache_of_a_dispatcher_can_be_emptied_and_disabled(tmp_path):
     run_python(code + "zeroed('f4'); clear.recompile(); clear._cache.disable(); zeroed('f8')", NUMBA_CACHE_DIR=tmp_path)
     after = kept(tmp_path)
     assert before.keys() == after.keys() and len(before) > 2
-    assert [path.name.partition("-")[0] for path in before if before[path] != after[path]] == [
-        "_kernels.images_cpu.clear"
-    ]
+    assert [path.name.partition("-")[0] for path in before if before[path] != after[path]] == ["_cpu.images.clear"]
 
 
 def test_numba_without_its_compiler():
@@ -233,16 +233,16 @@ def test_processes_that_write_the_same_files(tmp_path):
     """A reader finds a whole file or none."""
     code = """
 import random, sys, time
-from numdcn._kernels import cache
-cache._places = lambda: [sys.argv[1]]
-store, chance = cache.Store("cpu"), random.Random(int(sys.argv[2]))
+from numdcn import _cache
+_cache._places = lambda: [sys.argv[1]]
+store, chance = _cache.Store("cpu"), random.Random(int(sys.argv[2]))
 end = time.monotonic() + 1
 while time.monotonic() < end:
     name = chance.choice("abc")
     store.write(name, name.encode() * chance.choice([1, 10, 100_000]))
     content = store.read(name)
     assert content and set(content.decode()) == {name}
-assert not cache._warned
+assert not _cache._warned
 """
     with ThreadPoolExecutor(4) as pool:
         for job in [pool.submit(run_python, code, tmp_path, seed) for seed in range(4)]:
@@ -266,9 +266,9 @@ def damages(content):
 
 
 def test_damaged_files_are_seen(monkeypatch, tmp_path):
-    store = cache.Store("cpu")
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
-    monkeypatch.setattr(cache, "_warned", True)
+    store = _cache.Store("cpu")
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
+    monkeypatch.setattr(_cache, "_warned", True)
     store.write("a.nbc", b"content")
     path = pathlib.Path(store.folders()[0], "a.nbc")
     for damaged in damages(path.read_bytes()):
@@ -299,7 +299,7 @@ def test_a_file_that_is_something_else(tmp_path):
     code = CLEAR + "print(zeroed('f4'))"
     run_python(code, NUMBA_CACHE_DIR=tmp_path)
     (path,) = kept(tmp_path, "clear")
-    cache._write(str(path), hashlib.sha256(b"else").digest() + b"else")
+    _cache._write(str(path), hashlib.sha256(b"else").digest() + b"else")
     done = run_python(code, NUMBA_CACHE_DIR=tmp_path)
     assert "cannot be loaded" in told_once(done) and done.stdout == "0.0\n"
 
@@ -329,12 +329,12 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path):
 
 def test_the_next_place_is_taken(monkeypatch, tmp_path):
     """Kernels that came with the package, in a folder that cannot be written, are read; others go to the user's."""
-    store = cache.Store("cpu")
+    store = _cache.Store("cpu")
     (tmp_path / "first").mkdir()
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path / "first"), str(tmp_path / "second")])
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path / "first"), str(tmp_path / "second")])
     store.write("a.nbc", b"a")
     monkeypatch.setattr(
-        cache, "_places", lambda: [str(tmp_path / "file"), str(tmp_path / "first"), str(tmp_path / "second")]
+        _cache, "_places", lambda: [str(tmp_path / "file"), str(tmp_path / "first"), str(tmp_path / "second")]
     )
     (tmp_path / "file").write_text("")
     store.write("b.nbc", b"b")
@@ -344,9 +344,9 @@ def test_the_next_place_is_taken(monkeypatch, tmp_path):
 
 def test_a_file_that_cannot_be_replaced(monkeypatch, tmp_path):
     """As on Windows, where another process reads it: nothing is kept and nothing is left."""
-    store = cache.Store("cpu")
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
-    monkeypatch.setattr(cache, "_warned", True)
+    store = _cache.Store("cpu")
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
+    monkeypatch.setattr(_cache, "_warned", True)
     store.write("a.nbc", b"a")
     with monkeypatch.context() as context:
         context.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("in use")))
@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_replaced(monkeypatch, tmp_path):
 def test_a_package_in_an_archive(site):
     code = (
         SAMPLE
-        + "from numdcn.bilinear_sample.cpu import forward_tiles as f; print('hits', sum(f.stats.cache_hits.values()))"
+        + "from numdcn._cpu.points.kernels import forward_tiles as f; print('hits', sum(f.stats.cache_hits.values()))"
     )
     archive = pathlib.Path(shutil.make_archive(str(site.parent / "archive"), "zip", site))
     for hits in 0, 1:
@@ -368,9 +368,9 @@ def test_a_package_in_an_archive(site):
 
 def test_a_package_without_sources(monkeypatch, tmp_path):
     """Nothing is kept, as nothing tells one version from another."""
-    monkeypatch.setattr(cache, "_AT_IMPORT", {})
-    monkeypatch.setattr(cache, "_places", lambda: [str(tmp_path)])
+    monkeypatch.setattr(_cache, "_AT_IMPORT", {})
+    monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cache.Store("cpu").write("a.nbc", b"a")
-    assert cache.Store("cpu").read("a.nbc") is None and not list(tmp_path.iterdir())
+        _cache.Store("cpu").write("a.nbc", b"a")
+    assert _cache.Store("cpu").read("a.nbc") is None and not list(tmp_path.iterdir())

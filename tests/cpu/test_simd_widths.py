@@ -54,8 +54,9 @@ def test_one_cache_folder_for_all_widths(cache):
     """Code compiled for one width is never loaded for another: each run, in turn, finds its own, and it is right."""
     code = (
         "import numpy as np, numdcn\n"
-        "from checks import Case, check_against_naive, cpu, make\n"
-        "check_against_naive(cpu(), make(Case(1, 33, 35, (9, 8), padding=1, mask=True, bias=True), np.float32))\n"
+        "from checks import cpu\nfrom conv_cases import Case\nfrom family import check_against_naive\n"
+        "from test_deform_conv import make\n"
+        "check_against_naive(cpu('deform_conv'), make(Case(1, 33, 35, (9, 8), padding=1, mask=True, bias=True), np.float32))\n"
         "print('right')"
     )
     own = width()

@@ -11,36 +11,19 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import family
 import numpy as np
 import pytest
-from checks import (
-    NAMES,
-    Case,
-    assert_same_bits,
-    assert_same_gradients,
-    cpu,
-    limit,
-    make,
-    run_python,
-    threads_asked_for,
-)
+from checks import cpu, limit, run_python, threads_asked_for
+from conv_cases import Case
 from team_kernels import Meeting, fail, meet
+from test_deform_conv import LARGE, NAMES, make
 
 import numdcn
 import numdcn._cpu.threads as pool
 from numdcn.warm import _small_calls
 
-PROBLEMS = {
-    "plain": Case(2, 33, 40, (33, 31), padding=1, bias=True),
-    "masked": Case(1, 33, 34, (61, 62), padding=1, mask=True, bias=True),
-    "many_channels": Case(1, 300, 70, (17, 18), padding=1),
-    "many_outputs": Case(1, 16, 300, (25, 26), padding=1, bias=True),
-    "grouped": Case(2, 72, 48, (41, 40), padding=1, groups=3, offset_groups=4, mask=True),
-    "offset_groups": Case(1, 64, 32, (35, 36), padding=1, offset_groups=16, mask=True),
-    "depthwise": Case(2, 37, 74, (120, 121), padding=1, groups=37, bias=True),
-    "masked_depthwise": Case(1, 64, 64, (160, 161), padding=1, groups=64, offset_groups=8, mask=True),
-    "batch": Case(33, 16, 20, (15, 16), padding=1, mask=True, bias=True),
-}
+BACKEND = cpu("deform_conv")
 TINY = Case(3, 2, 3, (3, 3), padding=1, bias=True)  # too little work for a second thread
 SEVERAL = ("plain", "masked", "grouped", "depthwise")
 
@@ -53,74 +36,43 @@ def _threads_as_before():
 
 
 def both(problem, **more):
-    return problem.forward(cpu()), problem.backward(cpu(), **more)
+    return problem.forward(BACKEND), problem.backward(BACKEND, **more)
 
 
 def assert_same(got, want):
-    assert_same_bits(got[0], want[0], "y")
-    assert_same_gradients(got[1], want[1])
+    family.assert_same(got[0], want[0])
+    family.assert_same(got[1], want[1])
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", LARGE)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
     """They are large enough for several threads, forward and backward; otherwise the tests below would show nothing."""
     asked = threads_asked_for(monkeypatch)
     numdcn.set_num_threads(7)
-    problem = make(PROBLEMS[name], np.float32)
+    problem = make(LARGE[name], np.float32)
     for direction in ("forward", "backward"):
         asked.clear()
-        getattr(problem, direction)(cpu())
+        getattr(problem, direction)(BACKEND)
         assert max(asked) >= 2, f"{direction}: {asked}"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_bits_do_not_depend_on_threads_or_runs(name, dtype):
-    problem = make(PROBLEMS[name], dtype)
-    numdcn.set_num_threads(1)
-    want = both(problem)
-    for threads in (1, 2, 3, 7, 2):
-        numdcn.set_num_threads(threads)
-        assert_same(both(problem), want)
-
-
-@pytest.mark.parametrize("case", [case for case in (*PROBLEMS.values(), TINY) if case.batch > 1], ids=str)
+@pytest.mark.parametrize("case", [case for case in (*LARGE.values(), TINY) if case.batch > 1], ids=str)
 def test_an_image_does_not_depend_on_the_batch(case):
-    """Neither on what the other images hold, nor on whether there are any."""
-    problem = make(case, np.float32)
+    """Neither on what the other images hold, nor on whether there are any; in as many threads as they are worth."""
     numdcn.set_num_threads(3)
-    y, g = both(problem)
-    per_image = ("x", "offsets", "mask", "grad_y")
-    for n in (0, problem.x.shape[0] - 1):
-
-        def others_spoilt(field, array, n=n):
-            if field not in per_image:
-                return array
-            return np.where(np.arange(len(array)).reshape(-1, 1, 1, 1) == n, array, np.float32(np.nan))
-
-        def alone(field, array, n=n):
-            return array[n : n + 1] if field in per_image else array
-
-        for change, at in ((others_spoilt, n), (alone, 0)):
-            y_n, g_n = both(problem.map(change))
-            assert_same_bits(y_n[at], y[n], f"y, {change.__name__}")
-            for field in {"x", "offsets", "mask"} & set(problem.given()):
-                assert_same_bits(getattr(g_n, field)[at], getattr(g, field)[n], f"{field}, {change.__name__}")
+    problem = make(case, np.float32)
+    family.assert_images_are_independent(BACKEND, problem, [n for n in ("offsets", "mask") if n in problem.given()])
 
 
-@pytest.mark.parametrize("case", [PROBLEMS[name] for name in (*SEVERAL, "many_channels")] + [TINY], ids=str)
+@pytest.mark.parametrize("case", [LARGE[name] for name in (*SEVERAL, "many_channels")] + [TINY], ids=str)
 def test_a_gradient_does_not_depend_on_what_else_is_wanted(case):
     problem = make(case._replace(mask=True, bias=True), np.float32)
     numdcn.set_num_threads(3)
-    whole = problem.backward(cpu())
-    for count in range(1, 6):
+    whole = problem.backward(BACKEND)
+    for count in range(6):
         for wrt in itertools.combinations(NAMES, count):
-            some = problem.backward(cpu(), wrt=wrt)
-            for field in NAMES:
-                assert (getattr(some, field) is not None) == (field in wrt)
-            assert_same_gradients(some, whole, wrt)
-    assert_same_gradients(problem.backward(cpu(), wrt="w"), whole, ["w"])
-    assert all(gradient is None for gradient in problem.backward(cpu(), wrt=()))
+            family.assert_same(problem.backward(BACKEND, wrt=wrt), family.only(whole, wrt))
+    family.assert_same(problem.backward(BACKEND, wrt="w"), family.only(whole, ["w"]))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -142,7 +94,7 @@ def test_a_kernel_that_goes_wrong_raises(threads):
 def test_more_calls_at_once_than_can_have_help():
     """The ones that are too many run alone."""
     numdcn.set_num_threads(2)
-    problem = make(PROBLEMS["grouped"], np.float32)
+    problem = make(LARGE["grouped"], np.float32)
     want = both(problem)
     with ThreadPoolExecutor(70) as executor:
         for result in executor.map(lambda _: both(problem), range(280)):
@@ -152,7 +104,7 @@ def test_more_calls_at_once_than_can_have_help():
 def test_many_python_threads_at_once():
     """Eight threads with different problems; every result has the bits that the problem gives alone."""
     numdcn.set_num_threads(3)
-    problems = [make(PROBLEMS[name], dtype) for name in SEVERAL for dtype in (np.float32, np.float64)]
+    problems = [make(LARGE[name], dtype) for name in SEVERAL for dtype in (np.float32, np.float64)]
     wanted = [both(problem) for problem in problems]
     start, failures = threading.Barrier(len(problems)), []
 
@@ -176,7 +128,7 @@ def test_many_python_threads_at_once():
 
 
 def test_the_number_of_threads_changes_while_calls_run():
-    problem = make(PROBLEMS["masked"], np.float32)
+    problem = make(LARGE["masked"], np.float32)
     want = both(problem)
     with ThreadPoolExecutor(3) as executor:
         calls = [executor.submit(both, problem) for _ in range(12)]
@@ -189,7 +141,7 @@ def test_the_number_of_threads_changes_while_calls_run():
 def test_calls_from_the_workers_of_a_pool():
     """A call may come from a thread of any pool, of more threads than processors, also of a pool inside a pool."""
     numdcn.set_num_threads(3)
-    problem = make(PROBLEMS["grouped"], np.float32)
+    problem = make(LARGE["grouped"], np.float32)
     want = both(problem)
 
     def nested(depth):
@@ -285,11 +237,11 @@ def test_a_signal_handler_that_calls_at_any_line(direction):
 
 
 def test_an_exception_leaves_the_pool_usable():
-    problem = make(PROBLEMS["masked"], np.float32)
+    problem = make(LARGE["masked"], np.float32)
     want = both(problem)
     for _ in range(3):
         with pytest.raises(ValueError, match="stride"):
-            problem._replace(params={"stride": 0}).forward(cpu())
+            problem._replace(params={"stride": 0}).forward(BACKEND)
         assert_same(both(problem), want)
 
 

@@ -66,7 +66,7 @@ def same_numbers(a, b):
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
-def test_narrowing(run, kind):
+def test_narrowing_rounds_as_numpy_does(run, kind):
     values = odd_floats()
     with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(KINDS[kind])
@@ -112,7 +112,7 @@ def test_too_many_axes(run):
 
 
 def images_of(x, vector):
-    """(N, pixels, channels) with the rim of zeros that layout_cuda.py tells of."""
+    """(N, pixels, channels) with the rim of zeros that numdcn/_cuda/layout.py tells of."""
     n, channels, height, width = x.shape
     pitch = -(-channels // vector) * vector
     rows = np.zeros((n, height + 2, width + 1, pitch), x.dtype)
@@ -123,7 +123,7 @@ def images_of(x, vector):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 9, 2, 7), (2, 4, 4, 1)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "reversed"])
-def test_packing(run, kind, shape, layout):
+def test_images_are_packed_and_unpacked(run, kind, shape, layout):
     x = drawn(shape, kind)
     want = images_of(x, max(4, 16 // x.itemsize))
     images, pitch, pixels = run("packed", LAYOUTS[layout](x))
@@ -145,7 +145,7 @@ def spoilt_rim(images, shape, kind):
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("n, samples, channels, size", [(1, 1, 1, (1, 1)), (2, 13, 5, (3, 2)), (1, 40, 9, (5, 4))])
-def test_scatter(run, kind, n, samples, channels, size):
+def test_scatter_adds_as_numpy_does(run, kind, n, samples, channels, size):
     """Against np.add.at, with numbers whose sums are exact; twice, then into a part of the channels."""
     rng = np.random.default_rng(samples)
     rows, row = size[0] + 2, size[1] + 1
@@ -165,13 +165,13 @@ def test_scatter(run, kind, n, samples, channels, size):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
-def test_clearing(run, layout):
+def test_clearing_leaves_zeros(run, layout):
     assert not run("cleared", LAYOUTS[layout](drawn((3, 5), "float32"))).any()
     assert not run("cleared", np.full(9, np.nan, KINDS["bfloat16"])).astype(np.float32).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectors(run, kind):
+def test_vectors_are_read_whole(run, kind):
     array, length = drawn(64, kind), 16 // KINDS[kind].itemsize
     same_numbers(
         run("vectors", array, 2 * length),

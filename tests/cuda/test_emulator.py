@@ -40,7 +40,7 @@ def comparisons():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_deform_conv(comparisons, name):
+def test_deform_conv_on_the_emulator(comparisons, name):
     errors, reports = comparisons[name]
     assert len(errors) == 1 + 2 * 5  # y, and twice the gradients
     assert not {what: error for what, error in errors.items() if not error < CASES[name].tolerance}

@@ -4,6 +4,7 @@ torch and CuPy are stood in for by modules of this file; where numdcn would star
 """
 
 import types
+from collections import namedtuple
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,11 @@ from checks import run_python
 
 import numdcn
 from numdcn._call import frameworks
-from numdcn._call.arguments import check_place, receive
+from numdcn._call.arguments import Argument, check_place, receive
 from numdcn._call.arrays import check_array, check_out, received
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
-from numdcn._call.results import room
+from numdcn._call.results import output_array
 
 
 class Tensor:
@@ -82,19 +83,25 @@ def cupy(monkeypatch):
     return module
 
 
+def receive_all(**arrays):
+    """{name: array} as `receive` gives them, of an operator with these arguments."""
+    table = tuple(Argument(name, "", None) for name in arrays)
+    return receive(table, namedtuple("Arrays", arrays)(**arrays))._asdict()
+
+
 # What is read.
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int64"])
-def test_torch(torch, dtype):
+def test_what_is_read_of_a_tensor_of_torch(torch, dtype):
     tensor = Tensor((2, 3, 4), dtype, 1, 0x7100, (1, 2, 6))
     seen = received(tensor)
     assert isinstance(seen, DeviceArray) and isinstance(seen.framework, Torch) and seen.owner is tensor
-    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x7100, (2, 3, 4), (1, 2, 6), 101)
+    assert (seen.device, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x7100, (2, 3, 4), (1, 2, 6), 101)
     assert seen.dtype is DTYPES[dtype] and seen.dtype.name == dtype
     assert (seen.ndim, seen.size, len(seen), seen.contiguous, seen.writable) == (3, 24, 2, False, True)
     made = seen.framework.empty((5, 2), seen.dtype, 1, seen.stream)
-    assert (made.shape, made.strides, made.number, made.address, made.dtype) == ((5, 2), (2, 1), 1, 0x9000, seen.dtype)
+    assert (made.shape, made.strides, made.device, made.address, made.dtype) == ((5, 2), (2, 1), 1, 0x9000, seen.dtype)
     assert isinstance(made.owner, Tensor) and made.owner.dtype == f"torch.{dtype}" and made.stream == 101
 
 
@@ -111,12 +118,12 @@ def test_torch_tensors_in_memory_are_no_arrays_of_a_gpu(torch):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
-def test_cupy(cupy, dtype):
+def test_what_is_read_of_an_array_of_cupy(cupy, dtype):
     size = np.dtype(dtype).itemsize
     array = Array((2, 3), dtype, 1, 0x8100, (size, 2 * size))
     seen = received(array)
     assert isinstance(seen.framework, Cupy) and seen.owner is array
-    assert (seen.number, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x8100, (2, 3), (1, 2), 201)
+    assert (seen.device, seen.address, seen.shape, seen.strides, seen.stream) == (1, 0x8100, (2, 3), (1, 2), 201)
     assert seen.dtype is DTYPES[np.dtype(dtype).name]
     made = seen.framework.empty((4,), seen.dtype, 1, seen.stream)
     assert made.owner.dtype == np.dtype(dtype) and made.owner.device.id == 1 and made.stream == 201
@@ -140,7 +147,7 @@ def one_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("given, stream", [(None, 0), (1, 0), (2, 2), (77, 77)])
-def test_cuda_array_interface(one_gpu, given, stream):
+def test_what_is_read_of_an_array_interface(one_gpu, given, stream):
     more = {} if given is None else {"stream": given}
     seen = received(Interface(strides=(4, 8), data=(0x6000, True), **more))
     assert isinstance(seen.framework, Numba)
@@ -178,7 +185,7 @@ def test_what_lies_between_elements(one_gpu, cupy):
             received(value)
 
 
-def test_bfloat16():
+def test_bfloat16_is_a_dtype_of_its_own():
     assert (BFLOAT16.name, BFLOAT16.itemsize, repr(BFLOAT16)) == ("bfloat16", 2, "bfloat16")
     assert np.float32 != BFLOAT16 and DTYPES["bfloat16"] is BFLOAT16
 
@@ -201,7 +208,7 @@ def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
             numdcn.bilinear_sample_forward(x, points)
     with pytest.raises(TypeError, match="`points` is NoneType None"):
         numdcn.bilinear_sample_forward(tensor, None)
-    seen = receive({"x": tensor, "bias": None})
+    seen = receive_all(x=tensor, bias=None)
     assert seen["bias"] is None and seen["x"].owner is tensor
     check_place("y", received(Tensor()), "x", received(Tensor()))
 
@@ -265,7 +272,7 @@ def device_array(shape=(4, 3), strides=None, address=0x1000, dtype="float32", wr
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_overlaps(dtype):
+def test_outs_that_overlap_an_input(dtype):
     size = DTYPES[dtype].itemsize
     out = device_array(dtype=dtype)
     check = lambda other: check_out("out", out, (4, 3), DTYPES[dtype], {"x": other})  # noqa: E731
@@ -297,7 +304,7 @@ def test_outs_on_a_gpu():
         with pytest.raises(error, match=told):
             check_out("out", out, (4, 3), np.dtype(np.float32), {})
     with pytest.raises(ValueError, match="`out` is ndarray .* in memory, but `x` is an array of torch"):
-        room("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
+        output_array("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
 
 
 @pytest.mark.parametrize(
@@ -307,20 +314,20 @@ def test_outs_on_a_gpu():
         ((0, 3), (9, 9), True), ((), (), True), ((2, 3), (-3, 1), False),
     ],
 )  # fmt: skip
-def test_contiguous(shape, strides, whole):
+def test_which_strides_are_contiguous(shape, strides, whole):
     assert strides_of(shape, strides) is whole and device_array(shape, strides).contiguous is whole
     assert not device_array(shape, strides, 0x1002).contiguous
     assert c_strides((2, 3, 4)) == (12, 4, 1) and c_strides(()) == ()
 
 
-def test_reshaped():
+def test_reshaped_arrays_stay_where_they_are():
     array = device_array((4, 3))
     again = array.reshaped(2, 6)
     assert (again.shape, again.strides, again.address, again.dtype) == ((2, 6), (6, 1), array.address, array.dtype)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_collapsed(seed):
+def test_collapsed_axes_walk_through_the_same_places(seed):
     """The axes it gives walk through the same places in the same order."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.choice([1, 2, 3], rng.integers(0, 5)).tolist())

@@ -89,7 +89,7 @@ for dtype in np.float32, np.float64:
     x, w = np.arange(36, dtype=dtype).reshape(1, 1, 6, 6), np.ones((2, 1, 3, 3), dtype)
     y = numdcn.conv_forward(numba.cuda.to_device(x), numba.cuda.to_device(w)).copy_to_host()
     assert np.array_equal(y, numdcn.conv_forward(x, w))
-dispatchers = [kernel.dispatcher for maker in jit_cuda.MAKERS for kernel in maker._compiled.values()]
+dispatchers = [kernel.dispatcher for maker in jit.MAKERS for kernel in maker._compiled.values()]
 print(*(sum(sum(d.stats[number].values()) for d in dispatchers) for number in (1, 2)))  # loaded, compiled
 """
     reason = None if device.count_gpus() else build.missing()

@@ -11,13 +11,12 @@ import device
 import numpy as np
 import pytest
 from checks import assert_same_bits
-from test_frameworks import Interface, Tensor
+from test_frameworks import Interface, Tensor, receive_all
 
 import numdcn
-from numdcn._call import device_scratch, frameworks
-from numdcn._call.arguments import receive
+from numdcn._call import arguments, device_scratch, frameworks, results
 from numdcn._call.device_array import DTYPES, DeviceArray, c_strides
-from numdcn._call.results import given_back, room
+from numdcn._call.results import given_back, output_array
 
 NUMBA = next(f for f in frameworks.FRAMEWORKS if f.name == "numba")
 
@@ -26,7 +25,7 @@ NUMBA = next(f for f in frameworks.FRAMEWORKS if f.name == "numba")
 def orders(monkeypatch):
     """[(device, stream, stream that it is to wait for), ...]"""
     told = []
-    for module in (frameworks, door):
+    for module in (frameworks, arguments, results):
         monkeypatch.setattr(module, "follow", lambda *order: told.append(order))
     monkeypatch.setattr(frameworks, "_device_of", lambda address: 0)
     return told
@@ -37,19 +36,19 @@ def array(stream, address=0x1000, shape=(4, 3)):
 
 
 def test_arrays_of_other_streams_are_waited_for(orders):
-    seen = receive({"x": Interface(stream=5), "w": Interface(stream=7), "bias": None, "mask": Interface(stream=5)})
+    seen = receive_all(x=Interface(stream=5), w=Interface(stream=7), bias=None, mask=Interface(stream=5))
     assert orders == [(0, 5, 7)]
     assert [seen[name].stream for name in ("x", "w", "mask")] == [5, 5, 5]
 
 
 def test_one_stream_waits_for_nothing(orders):
-    receive({"x": Interface(stream=5), "w": Interface(stream=5)})
+    receive_all(x=Interface(stream=5), w=Interface(stream=5))
     given_back(array(5))
     assert orders == []
 
 
 def test_the_stream_of_out_waits_for_the_result(orders):
-    out = room("out", array(7, 0x2000), (4, 3), np.dtype(np.float32), {"x": array(5, 0x8000)})
+    out = output_array("out", array(7, 0x2000), (4, 3), np.dtype(np.float32), {"x": array(5, 0x8000)})
     assert orders == [(0, 5, 7)] and out.stream == 5
     assert given_back(out) is out.owner
     assert orders == [(0, 5, 7), (0, 7, 5)]
@@ -59,7 +58,7 @@ def test_prepared_weights_keep_their_stream(orders):
     """Other threads may be using them on other streams."""
     made = object.__new__(numdcn.PreparedWeights)
     made._array = array(7)
-    seen = receive({"x": Interface(stream=5), "w": made})
+    seen = receive_all(x=Interface(stream=5), w=made)
     assert orders == [(0, 5, 7)] and seen["w"].array.stream == 7
 
 
@@ -91,7 +90,7 @@ def test_blocks_are_taken_on_their_stream_and_of_about_their_size(nothing_kept):
     assert device_scratch.kept_bytes() == 0
 
 
-def test_the_limit(nothing_kept):
+def test_the_scratch_limit_is_for_all_devices_and_streams(nothing_kept):
     numdcn.set_scratch_limit(5000)
     for number, stream in ((0, 0), (0, 1), (1, 0)):
         device_scratch.give_back(number, stream, block(2000))
@@ -194,5 +193,5 @@ def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
     monkeypatch.setitem(
         frameworks.sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, cuda=streams, float32="float32")
     )
-    seen = receive({"x": Tensor(), "w": Tensor()})
+    seen = receive_all(x=Tensor(), w=Tensor())
     assert orders == [] and seen["w"].stream == 9

@@ -87,7 +87,7 @@ def another_way(dice, backend, p, result, g):
     call, names = other, dice.some(p.wanted())
     if "w" in p.given() and dice.chance(0.3):
         weights = numdcn.prepare_weights(other["w"], groups=p["x"].shape[1] // p["w"].shape[1])
-        call = other._replace(arrays={**other.arrays, "w": weights})
+        call = other.holding(w=weights)
     numdcn.set_num_threads(dice.one(1, 2, 3, 7))
     for fresh, run, more in ((result, call.forward, {}), (only(g, names), call.backward, {"wrt": names})):
         out = dice.one(None, blank(fresh, layout=lambda array: placed(array, OUT_LAYOUTS)))
@@ -161,7 +161,7 @@ def both_refuse(backend, p, right, name, names=None):
 
 
 def having(p, name, value):
-    return p._replace(grad_y=value) if name == "grad_y" else p._replace(arrays={**p.arrays, name: value})
+    return p._replace(grad_y=value) if name == "grad_y" else p.holding(**{name: value})
 
 
 def wrong_values(name, p):

@@ -17,7 +17,7 @@ import test_ps_roi_align
 import test_ps_roi_pool
 import test_roi_align
 import test_roi_pool
-from checks import Case
+from conv_cases import Case
 from roi_cases import KINDS
 from roi_cases import Case as Boxes
 from roi_family import HUGE
@@ -53,7 +53,7 @@ class Dice:
 
 
 def convolution(dice, **more):
-    """A checks.Case: enough image for at least one output, beyond what the padding gives."""
+    """A case: enough image for at least one output, beyond what the padding gives."""
     groups, dilation, kernel = dice.one(1, 1, 2, 3, 5), dice.pair(1, 3), dice.pair(1, 4)
     padding = dice.pair(0, 3), dice.pair(0, 3)
     channels = groups * dice.much([1, 1, 2, 3, 4, 6, 17, 40], [12, 17, 40])
@@ -83,7 +83,7 @@ def conv(dice):
 def deform_conv(dice):
     case = convolution(dice)
     offsets = draw_offsets(case, dice.dtype, dice.one(0.1, 0.7, 1.0), dice.one(0.0, 0.0, 0.01, 0.2))
-    return test_deform_conv.described(case, dice.dtype, seed=dice.seed, offsets=offsets)
+    return test_deform_conv.make(case, dice.dtype, dice.seed, offsets)
 
 
 def deform_conv_layer(dice):

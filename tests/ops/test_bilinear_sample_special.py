@@ -249,7 +249,7 @@ def test_the_vectors_are_here():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", GRID_SAMPLE)
-def test_onnx_grid_sample(subject, name, dtype):
+def test_published_numbers_of_onnx_grid_sample(subject, name, dtype):
     v = load(name)
     assert v["mode"] == "linear" and v["padding_mode"] == "zeros"
     y, _, _ = sample_grid(subject, v["X"].astype(dtype), v["Grid"].astype(dtype), bool(v["align_corners"]))

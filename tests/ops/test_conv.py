@@ -10,7 +10,17 @@ import family_errors
 import family_gpu
 import numpy as np
 import pytest
-from checks import LAYOUTS, Case, output_size, said
+from checks import LAYOUTS
+from conv_cases import (
+    WRONG_GEOMETRY,
+    WRONG_IMAGES,
+    WRONG_WEIGHTS,
+    Case,
+    assert_forms_of_parameters,
+    cases,
+    output_size,
+    zeros,
+)
 from family import DTYPES, Problem, assert_images_are_independent, check_against_naive, table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +41,7 @@ OPERATOR = family.Operator(
 
 
 def make(case, dtype=np.float64, seed=None):
-    """Random arrays for a checks.Case; what it says of offsets and masks does not count."""
+    """Random arrays for a case; what it says of offsets and masks does not count."""
     rng = np.random.default_rng(len(str(case)) if seed is None else seed)
     shapes = {
         "x": (case.batch, case.channels, *case.size),
@@ -42,7 +52,7 @@ def make(case, dtype=np.float64, seed=None):
         OPERATOR,
         {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()},
         rng.normal(size=(case.batch, case.c_out, *output_size(case))).astype(dtype),
-        {"stride": case.stride, "padding": case.padding, "dilation": case.dilation},
+        case.geometry,
     )
 
 
@@ -117,57 +127,14 @@ def usual(dtype):
     return make(Case(2, 4, 6, (6, 5), padding=1, groups=2, bias=True), dtype)
 
 
-def zeros(*shape):
-    return np.zeros(shape, np.float32)
-
-
 class TestFamily(family.Family):
     operator, usual = OPERATOR, staticmethod(usual)
     cases, smooth, large = table(make, CASES), table(make, SMOOTH), table(make, LARGE)
 
 
-GEOMETRY = ("stride", "padding", "dilation")
-WRONG_GEOMETRY = (  # of every convolution with a kernel of 3x3 and an image of 6x5, padded by 1
-    *((name, 1.0, TypeError, r"1\.0", "int") for name in GEOMETRY),
-    *((name, True, TypeError, "True|bool", "int") for name in GEOMETRY),
-    *((name, "1", TypeError, "'1'|str", "int") for name in GEOMETRY),
-    *((name, None, TypeError, "None", "int") for name in GEOMETRY),
-    *((name, (1, 1.5), TypeError, r"1\.5", "int") for name in GEOMETRY),
-    *((name, (1, 1, 1), ValueError, said(1, 1, 1), "2|two|axis") for name in GEOMETRY),
-    *((name, (), ValueError, r"\(\)", "2|two|axis") for name in GEOMETRY),
-    *((name, 0, ValueError, "0", "1|positive") for name in ("stride", "dilation")),
-    *((name, (1, 0), ValueError, "0", "1|positive") for name in ("stride", "dilation")),
-    *((name, -2, ValueError, "-2", "0|1|positive") for name in GEOMETRY),
-    ("padding", (1, -1), ValueError, "-1", "0|negative"),
-    ("padding", ((1, 1), (0, -1)), ValueError, "-1", "0|negative"),
-    ("padding", ((1, 1), (1, 1, 1)), ValueError, said(1, 1, 1), "2|two|before"),
-    ("padding", ((1, 1), (1, 2.5)), TypeError, r"2\.5", "int"),
-    ("padding", ((1, 1), (1, True)), TypeError, "True", "int"),
-)
-WRONG_WEIGHTS = (  # of every convolution from 4 channels to 6 in two groups
-    ("w", zeros(6, 2, 3), ValueError, said(6, 2, 3), r"4|\(C_out"),
-    ("w", zeros(6, 3, 3, 3), ValueError, "3", "4"),
-    ("w", zeros(5, 2, 3, 3), ValueError, "5", "2"),
-    ("w", zeros(6, 2, 0, 3), ValueError, said(6, 2, 0, 3), "1|positive|empty"),
-    ("w", zeros(6, 0, 3, 3), ValueError, said(6, 0, 3, 3), "1|positive|empty"),
-    ("w", zeros(0, 2, 3, 3), ValueError, said(0, 2, 3, 3), "1|positive|empty"),
-    ("bias", zeros(4), ValueError, r"\(4,?\)", "6"),
-    ("bias", zeros(0), ValueError, r"\(0,?\)", "6"),
-)
-
-
 class TestErrors(family_errors.Errors):
     operator, usual = OPERATOR, staticmethod(usual)
-    wrong = (
-        *WRONG_GEOMETRY,
-        *WRONG_WEIGHTS,
-        ("dilation", 9, ValueError, "9", "19|output|fit"),
-        ("x", zeros(2, 0, 6, 5), ValueError, said(2, 0, 6, 5), "1|positive|empty"),
-        ("x", zeros(2, 4, 0, 5), ValueError, said(2, 4, 0, 5), "1|positive|empty"),
-        ("x", zeros(2, 4, 6, 0), ValueError, said(2, 4, 6, 0), "1|positive|empty"),
-        ("x", zeros(2, 3, 6, 5), ValueError, "3", "2"),
-        ("x", zeros(2, 4, 0, 0), ValueError, said(2, 4, 0, 0), "1|positive|empty"),
-    )
+    wrong = (*WRONG_GEOMETRY, *WRONG_WEIGHTS, *WRONG_IMAGES)
 
 
 TINY = [
@@ -198,15 +165,7 @@ def test_a_kernel_larger_than_the_image(backend):
 
 
 def test_forms_of_parameters(backend):
-    """An int, one for each axis, lists, NumPy's integers: the same result."""
-    p = usual(np.float32)
-    y = p.forward(backend)
-    for name, value in {"stride": np.int64(1), "padding": (np.int32(1), (1, 1)), "dilation": [1, 1]}.items():
-        if name != "padding":
-            again = p._replace(params={**p.params, name: value})
-            assert np.array_equal(again.forward(backend), y), name
-    for padding in ([[1, 1], [np.int64(1), 1]], (1, 1), [1, 1], ((1, 1), (1, 1))):
-        assert np.array_equal(p._replace(params={"padding": padding}).forward(backend), y)
+    assert_forms_of_parameters(backend, usual(np.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -216,30 +175,6 @@ def test_an_image_does_not_depend_on_the_batch(backend, case, dtype):
 
 
 # Hypothesis.
-
-
-@st.composite
-def cases(draw):
-    def pair(low, high):
-        return draw(st.tuples(st.integers(low, high), st.integers(low, high)))
-
-    groups = draw(st.sampled_from([1, 1, 2, 3, 5]))
-    kernel, stride, dilation = pair(1, 4), pair(1, 3), pair(1, 3)
-    padding = (pair(0, 3), pair(0, 3))
-    # enough image for at least one output, beyond what the padding gives
-    least = [max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) for a in (0, 1)]
-    return Case(
-        batch=draw(st.integers(0, 3)),
-        channels=groups * draw(st.sampled_from([1, 1, 2, 3, 4, 6, 17])),
-        c_out=groups * draw(st.sampled_from([1, 1, 2, 3, 5, 16])),
-        size=tuple(least[a] + draw(st.integers(0, 7)) for a in (0, 1)),
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        bias=draw(st.booleans()),
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

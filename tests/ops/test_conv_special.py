@@ -69,7 +69,7 @@ def test_full_and_same_sizes(subject):
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_torch(subject, arrays, geometry):
+def test_what_torch_computes(subject, arrays, geometry):
     """Values and all gradients; padding that differs before and after is done by hand, for torch has none."""
     torch = pytest.importorskip("torch", reason="a comparison with torch, where it is installed")
     x, w, bias = arrays

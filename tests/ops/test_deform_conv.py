@@ -1,35 +1,66 @@
-"""deform_conv_forward and deform_conv_backward compute what the formulas say, for ugly sizes and in both dtypes.
+"""deform_conv computes what the formulas say: against the naive reference, over sizes, geometries and layouts.
 
-First against the naive reference over a table of sizes, then against things that know nothing of it: plain
-convolution, shifted images, scipy's interpolation, the identities of docs/semantics.md (b.4), Euler's and the adjoint
-identity, and finite differences. Those also run on the naive reference itself (the `subject` fixture).
+What it is in terms of other things: test_deform_conv_identities. Edges and numbers that are not finite, one by one:
+test_deform_conv_special. What Hypothesis draws: test_deform_conv_properties. Tensor cores: test_deform_conv_tensor.
+Published numbers: test_deform_conv_vectors.
 """
 
+import math
+
 import family
+import family_errors
 import family_gpu
 import numpy as np
 import pytest
-import scipy.ndimage
-import scipy.signal
-import test_deform_conv_errors
-from checks import (
-    LAYOUTS,
-    NAMES,
+from checks import LAYOUTS, assert_same_bits, said
+from conv_cases import (
+    WRONG_GEOMETRY,
+    WRONG_IMAGES,
+    WRONG_WEIGHTS,
     Case,
-    Problem,
-    assert_close,
-    assert_same_bits,
-    assert_same_gradients,
-    between_pixels,
-    check_against_naive,
-    dot,
-    expected,
-    make,
+    assert_forms_of_parameters,
     output_size,
+    zeros,
 )
-from naive import conv
+from family import DTYPES, Problem, assert_images_are_independent, assert_same, check_against_naive, table
 
-DTYPES = [np.float32, np.float64]
+
+def terms(problem):
+    c_out, per_group, *kernel = problem["w"].shape
+    images, channels, *size = problem["x"].shape
+    taps, pixels, per_output = math.prod(kernel), math.prod(problem.grad_y.shape[2:]), c_out // (channels // per_group)
+    visits = taps * (1 + pixels / math.prod(size))  # samples that touch one pixel of the image
+    moved = 4 * per_output * channels // (problem["offsets"].shape[1] // (2 * taps))
+    sums = images * pixels
+    return {"y": per_group * taps, "x": per_output * visits, "offsets": moved, "mask": moved, "w": sums, "bias": sums}
+
+
+NAMES = ("x", "offsets", "w", "bias", "mask")
+OPERATOR = family.Operator(
+    "deform_conv", arrays=NAMES, differentiable=NAMES, linear=("x", "w", "mask"), length=terms,
+    added=("bias",), optional=("bias", "mask"), keywords=("mask",), coordinates=("offsets",),
+)  # fmt: skip
+
+
+def make(case, dtype=np.float64, seed=0, offsets=None):
+    """Random arrays for a case. `offsets(rng, shape)` may draw the offsets."""
+    rng = np.random.default_rng(seed)
+    taps, out = math.prod(case.kernel), output_size(case)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    shape = (case.batch, 2 * case.offset_groups * taps, *out)
+    moved = rng.normal(size=shape) * case.spread if offsets is None else offsets(rng, shape)
+    arrays = {
+        "x": draw(case.batch, case.channels, *case.size),
+        "offsets": moved.astype(dtype),
+        "w": draw(case.c_out, case.channels // case.groups, *case.kernel),
+        "bias": draw(case.c_out) if case.bias else None,
+        "mask": draw(case.batch, case.offset_groups * taps, *out) if case.mask else None,
+    }
+    return Problem(OPERATOR, arrays, draw(case.batch, case.c_out, *out), case.geometry)
+
 
 CASES = [
     # one pixel, one channel, images of one row or one column
@@ -82,48 +113,94 @@ CASES = [
     # strides and dilations larger than the kernel, images that the taps jump over
     Case(channels=2, c_out=3, size=(13, 11), stride=(5, 4), padding=1, dilation=(3, 2), bias=True),
     Case(channels=2, c_out=2, size=(4, 4), kernel=(2, 2), padding=((9, 9), (0, 7)), stride=3, spread=5.0),
+    # without offsets all coordinates are integers, many exactly -1; at 30 pixels nearly all samples are outside
+    *(Case(2, 6, 5, (8, 9), padding=1, offset_groups=2, mask=True, spread=spread) for spread in (0.0, 30.0)),
+]
+SMOOTH = [
+    Case(2, 6, 4, (5, 4), (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3, mask=True, bias=True),
+    Case(batch=1, channels=18, c_out=17, size=(7, 6), padding=((0, 2), (1, 1)), mask=True, bias=True),
+    Case(batch=2, channels=9, c_out=18, size=(6, 7), padding=1, groups=9, offset_groups=3, mask=True, bias=True),
+    Case(batch=2, channels=5, c_out=4, size=(6, 7), kernel=(1, 1)),
+]
+LARGE = {
+    "plain": Case(2, 33, 40, (33, 31), padding=1, bias=True),
+    "masked": Case(1, 33, 34, (61, 62), padding=1, mask=True, bias=True),
+    "many_channels": Case(1, 300, 70, (17, 18), padding=1),
+    "many_outputs": Case(1, 16, 300, (25, 26), padding=1, bias=True),
+    "grouped": Case(2, 72, 48, (41, 40), padding=1, groups=3, offset_groups=4, mask=True),
+    "offset_groups": Case(1, 64, 32, (35, 36), padding=1, offset_groups=16, mask=True),
+    "depthwise": Case(2, 37, 74, (120, 121), padding=1, groups=37, bias=True),
+    "masked_depthwise": Case(1, 64, 64, (160, 161), padding=1, groups=64, offset_groups=8, mask=True),
+    "batch": Case(33, 16, 20, (15, 16), padding=1, mask=True, bias=True),
+}
+GUARDED = [
+    Case(1, 1, 1, (5, 4), (1, 1)),
+    Case(2, 17, 19, (7, 5), padding=1, mask=True, bias=True),
+    Case(1, 33, 5, (20, 21), padding=1, bias=True),
+    Case(2, 12, 6, (7, 5), padding=1, groups=3, offset_groups=4, mask=True, bias=True),
+    Case(1, 7, 7, (9, 8), padding=1, groups=7, mask=True),
+    Case(1, 40, 80, (9, 8), padding=1, groups=40, offset_groups=5, bias=True),
+    Case(1, 3, 70, (1, 9), (1, 3), stride=2, mask=True),
 ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_against_naive(backend, case, dtype):
-    y, g = check_against_naive(backend, make(case, dtype, seed=len(str(case))))
-    assert y.shape == (case.batch, case.c_out, *output_size(case))
-    if case.batch == 0:
-        assert not g.w.any() and g.w.size
+def of_any_seed(case, dtype):
+    return make(case, dtype, seed=len(str(case)))
 
 
-# On a GPU. The operator as family.py describes one.
+def between_pixels(rng, shape):
+    """Offsets whose fraction is far from 0 and 1: coordinates away from the kinks, for finite differences."""
+    return rng.integers(-3, 3, size=shape) + rng.uniform(0.1, 0.9, size=shape)
 
 
-def plain(problem):
-    """A family.Problem as one of checks.py."""
-    arrays = {name: problem[name] for name in NAMES}
-    return Problem(**arrays, grad_y=problem.grad_y, params=problem.params)
+def wild_offsets(rng, shape):
+    """Offsets of every kind: near, at the edges, far, infinite and NaN."""
+    moved = rng.normal(size=shape) * 3
+    odd = rng.random(shape) < 0.2
+    moved[odd] = rng.choice([-1.0, 0.0, 1.0, -9.0, 9.0, 1e9, -1e9, 1e30, np.inf, -np.inf, np.nan], size=odd.sum())
+    return moved
 
 
-OPERATOR = family.Operator(
-    "deform_conv", arrays=("x", "offsets", "w", "bias", "mask"), differentiable=NAMES, linear=("x", "w", "mask"),
-    length=lambda problem: None, added=("bias",), optional=("bias", "mask"), keywords=("mask",),
-    expected=lambda problem: expected(plain(problem)), coordinates=("offsets",),
-)  # fmt: skip
+class TestFamily(family.Family):
+    operator = OPERATOR
+    usual = staticmethod(
+        lambda dtype: make(Case(2, 20, 36, (7, 6), padding=1, groups=2, offset_groups=4, mask=True, bias=True), dtype)
+    )
+    cases = table(of_any_seed, CASES)
+    smooth = table(lambda case, dtype: make(case, dtype, offsets=between_pixels), SMOOTH)
+    large = table(make, LARGE.values())
+    wild = table(lambda case, dtype: make(case, dtype, offsets=wild_offsets), GUARDED)
 
 
-def described(case, dtype, **more):
-    p = make(case, dtype, **more)
-    return family.Problem(OPERATOR, {name: getattr(p, name) for name in p.given()}, p.grad_y, p.params)
+class TestErrors(family_errors.Errors):
+    operator = OPERATOR
+    usual = staticmethod(
+        lambda dtype: make(Case(2, 4, 6, (6, 5), padding=1, groups=2, offset_groups=2, mask=True, bias=True), dtype)
+    )
+    wrong = (
+        *WRONG_GEOMETRY,
+        *WRONG_WEIGHTS,
+        *WRONG_IMAGES,
+        ("offsets", zeros(2, 35, 6, 5), ValueError, "35", "18"),
+        ("offsets", zeros(2, 9, 6, 5), ValueError, "9", "18"),
+        ("offsets", zeros(2, 0, 6, 5), ValueError, "0", "18"),
+        ("offsets", zeros(2, 54, 6, 5), ValueError, "54|3", "4"),
+        ("offsets", zeros(1, 36, 6, 5), ValueError, said(1, 36, 6, 5), "2"),
+        ("offsets", zeros(2, 36, 6, 4), ValueError, said(2, 36, 6, 4), r"6,\s*5"),
+        ("offsets", zeros(2, 36, 4, 3), ValueError, said(2, 36, 4, 3), r"6,\s*5"),
+        ("mask", zeros(2, 9, 6, 5), ValueError, said(2, 9, 6, 5), said(2, 18, 6, 5)),
+        ("mask", zeros(2, 18, 6, 6), ValueError, said(2, 18, 6, 6), said(2, 18, 6, 5)),
+    )
 
 
-def odd_offsets(case):
+# On a GPU.
+
+
+def odd_offsets(rng, shape):
     """Offsets that lead to borders and pixels, or are huge, infinite or NaN."""
-
-    def draw(rng, shape):
-        moved = rng.normal(size=shape) * 2
-        odd = rng.choice([-2, -1, -0.5, -0.0, 1, 1.5, 3, 1e9, -1e30, np.inf, -np.inf, np.nan], size=shape)
-        return np.where(rng.random(shape) < 0.4, odd, moved)
-
-    return draw
+    moved = rng.normal(size=shape) * 2
+    odd = rng.choice([-2, -1, -0.5, -0.0, 1, 1.5, 3, 1e9, -1e30, np.inf, -np.inf, np.nan], size=shape)
+    return np.where(rng.random(shape) < 0.4, odd, moved)
 
 
 TINY = [
@@ -140,60 +217,41 @@ ODD = [
 ]
 
 
-class Errors:
-    """The wrong values of test_deform_conv_errors."""
-
-    wrong = [row for row in test_deform_conv_errors.BOTH if row[2] is ValueError]  # noqa: RUF012
-
-    @staticmethod
-    def usual(dtype):
-        call = test_deform_conv_errors.right()
-        arrays, grad_y = {name: call.pop(name) for name in OPERATOR.arrays}, call.pop("grad_y")
-        return family.Problem(OPERATOR, arrays, grad_y, call)
-
-
 class TestGPU(family_gpu.GPU):
-    errors = Errors
-    operator, tf32, rounds_terms = OPERATOR, True, True
+    operator, errors, tf32, rounds_terms = OPERATOR, TestErrors, True, True
     usual = staticmethod(
-        lambda dtype: described(
+        lambda dtype: make(
             Case(2, 18, 6, (3, 3), (2, 1), padding=(0, 1), groups=2, offset_groups=3, mask=True, bias=True), dtype
         )
     )
-    others = family.table(
-        described, [Case(2, 4, 6, (3, 3), (2, 2), padding=(0, 1), groups=2, offset_groups=2, mask=True, bias=True)]
+    others = table(
+        make, [Case(2, 4, 6, (3, 3), (2, 2), padding=(0, 1), groups=2, offset_groups=2, mask=True, bias=True)]
     )
-    full = family.table(described, CASES)
-    cases = family.table(described, TINY)
-    cases |= family.table(lambda case, dtype: described(case, dtype, offsets=odd_offsets(case)), ODD)
+    full = TestFamily.cases
+    cases = table(make, TINY) | table(lambda case, dtype: make(case, dtype, offsets=odd_offsets), ODD)
 
 
-@pytest.mark.parametrize("spread", [0.0, 30.0])
-def test_against_naive_without_and_with_wild_offsets(backend, spread):
-    """At offset 0 all coordinates are integers, many exactly -1; at 30 pixels nearly all samples are outside."""
-    case = Case(batch=2, channels=6, c_out=5, size=(8, 9), padding=1, offset_groups=2, mask=True, spread=spread)
-    check_against_naive(backend, make(case, np.float32))
+# Sizes, layouts and parameters that are this operator's own.
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [case for case in CASES if case.batch == 0], ids=str)
+def test_no_images_leave_gradients_of_zero(backend, case, dtype):
+    y, g = check_against_naive(backend, make(case, dtype))
+    assert y.shape == (0, case.c_out, *output_size(case))
+    assert g.w.size and not g.w.any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(batch=2, channels=20, c_out=18, size=(7, 6), padding=1, groups=2, offset_groups=4, mask=True, bias=True),
-        Case(batch=2, channels=6, c_out=6, size=(7, 6), padding=1, groups=6, mask=True, bias=True),
-    ],
-    ids=["grouped", "depthwise"],
-)
-def test_any_memory_layout(backend, case, layout):
-    """The right numbers, and the bits of contiguous arrays."""
-    plain = make(case, np.float32)
+def test_any_memory_layout_of_a_depthwise_one(backend, layout):
+    plain = make(Case(batch=2, channels=6, c_out=6, size=(7, 6), padding=1, groups=6, mask=True, bias=True), np.float32)
     y, g = check_against_naive(backend, plain.map(lambda _, array: LAYOUTS[layout](array)))
     assert_same_bits(y, plain.forward(backend))
-    assert_same_gradients(g, plain.backward(backend))
+    assert_same(g, plain.backward(backend))
 
 
-def test_broadcast_arrays(backend):
-    """Zero strides: one image, one offset field, one output gradient shown several times."""
+def test_weights_that_are_the_same_for_all_channels(backend):
+    """A stride of zero between them, and between the images of all else."""
     case = Case(batch=3, channels=5, c_out=4, size=(7, 6), padding=1, mask=True, bias=True)
 
     def repeat(name, array):
@@ -202,187 +260,20 @@ def test_broadcast_arrays(backend):
     check_against_naive(backend, make(case, np.float32).map(repeat))
 
 
-@pytest.mark.parametrize("layout", ["strided", "reversed", "channels_last", "fortran", "shifted"])
-def test_out_of_any_layout(backend, layout):
-    p = make(Case(batch=2, channels=5, c_out=17, size=(7, 6), padding=1, mask=True, bias=True), np.float32)
-    want = expected(p)
-    out = LAYOUTS[layout](np.full(p.grad_y.shape, np.nan, np.float32))
-    assert p.forward(backend, out=out) is out
-    assert_close(out, *want["y"], "y")
-    g = p.backward(backend)
-    g = type(g)(*(LAYOUTS[layout](np.full_like(array, np.nan)) for array in g))
-    p.backward(backend, out=g)
-    for name in p.given():
-        assert_close(getattr(g, name), *want[name], name)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [case for case in (*LARGE.values(), *CASES) if case.batch > 1], ids=str)
+def test_an_image_does_not_depend_on_the_batch(backend, case, dtype):
+    p = make(case, dtype)
+    assert_images_are_independent(backend, p, [name for name in ("offsets", "mask") if name in p.given()])
 
 
-# Things that know nothing of the naive reference. All in float64, where agreement is to about 1e-12.
+def test_forms_of_parameters(backend):
+    p = TestErrors.usual(np.float32)
+    assert_forms_of_parameters(backend, p)
+    assert p.backward(backend)._fields == NAMES
 
 
-def near(a, b, scale=1.0):
-    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * scale)
-
-
-PLAIN = [
-    Case(2, 6, 4, (8, 9), (3, 2), (2, 1), (1, 2), (2, 1), groups=2, offset_groups=3, bias=True),
-    Case(batch=1, channels=17, c_out=20, size=(7, 5), padding=(1, 1), bias=True),
-    Case(batch=2, channels=5, c_out=10, size=(7, 5), padding=(1, 1), groups=5, bias=True),
-]
-
-
-@pytest.mark.parametrize("case", PLAIN, ids=str)
-def test_zero_offsets_give_plain_convolution(subject, case):
-    p = make(case._replace(spread=0.0))
-    near(p.forward(subject), conv.forward(p.x, p.w, p.bias, **p.params), 10)
-    g, plain = p.backward(subject), conv.backward(p.grad_y, p.x, p.w, p.bias, **p.params)
-    near(g.x, plain.x, 10)
-    near(g.w, plain.w, 10)
-    near(g.bias, plain.bias, 10)
-
-
-def test_the_naive_convolution_is_a_correlation():
-    """The plain convolution that the test above relies on, against scipy."""
-    rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(1, 3, 6, 7)), rng.normal(size=(2, 3, 3, 2))
-    want = [sum(scipy.signal.correlate(x[0, c], w[o, c], "valid") for c in range(3)) for o in range(2)]
-    near(conv.forward(x, w)[0], want)
-
-
-@pytest.mark.parametrize("shift", [(1, 0), (0, -2), (3, 2), (-9, 1)])
-def test_integer_offsets_shift_the_image(subject, shift):
-    p = make(Case(batch=2, channels=3, c_out=4, size=(7, 8), padding=1, offset_groups=3))
-    p.offsets.reshape(2, -1, 2, 7, 8)[...] = np.reshape(shift, (2, 1, 1))
-    room = 10
-    wide = np.pad(p.x, [(0, 0), (0, 0), (room, room), (room, room)])
-    top, left = (room + s - 1 for s in shift)
-    shifted = wide[:, :, top : top + 9, left : left + 10]
-    near(p.forward(subject), conv.forward(shifted, p.w), 10)
-
-
-def test_one_tap_of_weight_one_is_interpolation(subject):
-    """b.4.3, with scipy's grid-constant mode, which is the same zero extension."""
-    p = make(Case(size=(6, 7), kernel=(1, 1), spread=4.0))
-    p.w[...] = 1
-    grid = np.indices((6, 7)) + p.offsets[0]
-    want = scipy.ndimage.map_coordinates(p.x[0, 0], grid, order=1, mode="grid-constant")
-    near(p.forward(subject)[0, 0], want)
-
-
-def test_linear_in_image_weights_and_mask(subject):
-    """b.4.4: doubling one of them doubles y; the sum of two gives the sum of the results."""
-    case = Case(batch=2, channels=4, c_out=4, size=(6, 7), padding=1, groups=2, offset_groups=2, mask=True)
-    p = make(case)
-    other = make(case, seed=1)
-    for name in ("x", "w", "mask"):
-        a, b = getattr(p, name), getattr(other, name)
-        both = p._replace(**{name: 2 * a + b}).forward(subject)
-        near(both, 2 * p.forward(subject) + p._replace(**{name: b}).forward(subject), 10)
-
-
-def test_explicit_zero_padding_changes_nothing(subject):
-    """b.4.5"""
-    p = make(Case(batch=2, channels=3, c_out=4, size=(6, 7), padding=((2, 1), (0, 3)), spread=3.0))
-    padded = p._replace(x=np.pad(p.x, [(0, 0), (0, 0), (2, 1), (0, 3)]), params={"padding": 0})
-    near(p.forward(subject), padded.forward(subject), 10)
-    near(p.backward(subject).offsets, padded.backward(subject).offsets, 10)
-    near(p.backward(subject).x, padded.backward(subject).x[:, :, 2:-1, :-3], 10)
-
-
-def test_equal_offset_groups_are_one_group(subject):
-    """b.4.6"""
-    one = make(Case(batch=2, channels=6, c_out=4, size=(6, 7), padding=1, groups=2, mask=True))
-    many = one._replace(offsets=np.tile(one.offsets, (1, 6, 1, 1)), mask=np.tile(one.mask, (1, 6, 1, 1)))
-    near(one.forward(subject), many.forward(subject), 10)
-    a, b = one.backward(subject), many.backward(subject)
-    near(a.x, b.x, 10)
-    near(a.w, b.w, 10)
-    near(a.offsets, b.offsets.reshape(2, 6, *one.offsets.shape[1:]).sum(axis=1), 10)
-    near(a.mask, b.mask.reshape(2, 6, *one.mask.shape[1:]).sum(axis=1), 10)
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_an_axis_of_size_one_drops_out(subject, axis):
-    """b.4.7: along the other axis it is the one-dimensional operator, here by np.interp."""
-    size, kernel = ((1, 12), (1, 3)) if axis == 0 else ((12, 1), (3, 1))
-    p = make(Case(channels=2, c_out=3, size=size, kernel=kernel))
-    moved = p.offsets.reshape(3, 2, 10)
-    moved[:, axis] = 0
-    want = np.zeros((3, 10))
-    for k in range(3):
-        at = np.arange(10) + k + moved[k, 1 - axis]
-        for c in range(2):
-            line = np.concatenate([[0], p.x[0, c].ravel(), [0]])
-            want += np.outer(p.w[:, c].reshape(3, 3)[:, k], np.interp(at, np.arange(-1, 13), line))
-    near(p.forward(subject).reshape(3, 10), want, 10)
-
-
-def test_affine_images_are_sampled_exactly(subject):
-    """b.4.8: inside the image, interpolation of a plane is the plane; its slopes are the offset gradients."""
-    p = make(Case(size=(9, 10)), offsets=lambda rng, shape: rng.uniform(0, 0.9, size=shape))
-    p.offsets.reshape(3, 3, 2, 7, 8)[2, :, 0] *= -1  # the last row moves up, the last column left: inside
-    p.offsets.reshape(3, 3, 2, 7, 8)[:, 2, 1] *= -1
-    p.x[0, 0] = np.add.outer(3 * np.arange(9), 5 * np.arange(10)) + 2.0
-    p.w[...] = 1
-    p.grad_y[...] = 1
-    steps = p.offsets.reshape(3, 3, 2, 7, 8)
-    rows = np.arange(7)[:, None] + np.arange(3)[:, None, None, None] + steps[:, :, 0]
-    cols = np.arange(8) + np.arange(3)[:, None, None] + steps[:, :, 1]
-    near(p.forward(subject)[0, 0], (3 * rows + 5 * cols + 2).sum(axis=(0, 1)), 100)
-    slopes = p.backward(subject).offsets.reshape(9, 2, 7, 8)
-    near(slopes[:, 0], np.full((9, 7, 8), 3.0), 100)
-    near(slopes[:, 1], np.full((9, 7, 8), 5.0), 100)
-
-
-SMOOTH = [
-    Case(2, 6, 4, (5, 4), (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3, mask=True, bias=True),
-    Case(batch=1, channels=18, c_out=17, size=(7, 6), padding=((0, 2), (1, 1)), mask=True, bias=True),
-    Case(batch=2, channels=9, c_out=18, size=(6, 7), padding=1, groups=9, offset_groups=3, mask=True, bias=True),
-    Case(batch=2, channels=5, c_out=4, size=(6, 7), kernel=(1, 1)),
-]
-
-
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
-def test_euler_identity(subject, case):
-    """y is linear in x, in w and in mask: <g_x, x> = <g_w, w> = <g_mask, mask> = <grad_y, y - bias>."""
-    p = make(case)
-    bias = 0 if p.bias is None else p.bias[:, None, None]
-    want = dot(p.grad_y, p.forward(subject) - bias)
-    g = p.backward(subject)
-    for name in {"x", "w", "mask"} & set(p.given()):
-        near(dot(getattr(g, name), getattr(p, name)), want, 100)
-
-
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
-def test_adjoint_identity(subject, case):
-    """For any image u, <grad_y, forward(u) - bias> = <g_x(grad_y), u>; likewise for any weights and any mask."""
-    p, other = make(case), make(case, seed=1)
-    g = p.backward(subject)
-    bias = 0 if p.bias is None else p.bias[:, None, None]
-    for name in {"x", "w", "mask"} & set(p.given()):
-        u = getattr(other, name)
-        near(dot(p.grad_y, p._replace(**{name: u}).forward(subject) - bias), dot(getattr(g, name), u), 100)
-
-
-@pytest.mark.parametrize("case", SMOOTH, ids=str)
-def test_finite_differences(subject, case):
-    """Between the kinks y is a polynomial of degree two at most in each array, so central differences are exact."""
-    p = make(case, offsets=between_pixels)
-    g = p.backward(subject)
-    rng = np.random.default_rng(2)
-    step = 0.02  # less than the distance to the next pixel
-
-    def loss(name, moved):
-        return dot(p.grad_y, p._replace(**{name: getattr(p, name) + moved}).forward(subject))
-
-    for name in p.given():
-        array, gradient = getattr(p, name), getattr(g, name)
-        for direction in (rng.uniform(-1, 1, array.shape), *_unit_directions(rng, array.shape, 6)):
-            slope = (loss(name, step * direction) - loss(name, -step * direction)) / (2 * step)
-            near(slope, dot(gradient, direction), 1000)
-
-
-def _unit_directions(rng, shape, count):
-    for at in rng.integers(0, np.prod(shape), count):
-        direction = np.zeros(np.prod(shape))
-        direction[at] = 1
-        yield direction.reshape(shape)
+def test_a_kernel_larger_than_the_image(backend):
+    """No output pixel is left."""
+    with pytest.raises(ValueError, match="output|fit|kernel"):
+        backend.forward(zeros(1, 1, 2, 5), zeros(1, 18, 0, 3), zeros(1, 1, 3, 3))

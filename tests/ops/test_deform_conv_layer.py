@@ -14,15 +14,14 @@ import family_errors
 import family_gpu
 import numpy as np
 import pytest
-from checks import LAYOUTS, ROUNDINGS, Case, assert_close, cpu, dot, output_size, reference, said
-from checks import Problem as DeformConvProblem
-from checks import expected as expected_of_deform_conv
+from checks import LAYOUTS, ROUNDINGS, assert_close, cpu, dot, reference, said
+from conv_cases import WRONG_GEOMETRY, WRONG_WEIGHTS, Case, output_size, zeros
 from family import DTYPES, Problem, assert_images_are_independent, assert_same, check_against_naive, only, table
 from hypothesis import given
 from hypothesis import strategies as st
 from naive import conv
 from naive import deform_conv_layer as naive
-from test_conv import WRONG_GEOMETRY, WRONG_WEIGHTS, zeros
+from test_deform_conv import OPERATOR as DEFORM_CONV
 
 import numdcn
 
@@ -66,8 +65,7 @@ def make(case, dtype=np.float64, mask_scale=1, offset_bias=True, seed=0):
         "offset_b": draw(predicted) if offset_bias else None,
         "bias": draw(case.c_out) if case.bias else None,
     }
-    params = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
-    params.update({"modulated": True, "mask_scale": mask_scale} if case.mask else {})
+    params = {**case.geometry, **({"modulated": True, "mask_scale": mask_scale} if case.mask else {})}
     return Problem(OPERATOR, arrays, draw(case.batch, case.c_out, *output_size(case)), params)
 
 
@@ -104,8 +102,9 @@ def expected(problem, result=None):
         result = problem.forward(LIBRARY)
         check_prediction(problem, result)
     x, w, bias = (problem[name] for name in ("x", "w", "bias"))
-    inner = DeformConvProblem(x, result.offsets, w, bias, result.mask, problem.grad_y, geometry_of(problem))
-    want = {name: pair for name, pair in expected_of_deform_conv(inner).items() if name in ("y", "w", "bias")}
+    arrays = {"x": x, "offsets": result.offsets, "w": w, "bias": bias, "mask": result.mask}
+    inner = Problem(DEFORM_CONV, arrays, problem.grad_y, geometry_of(problem))
+    want = {name: pair for name, pair in family.expected(inner).items() if name in ("y", "w", "bias")}
     made = {"offsets": result.offsets, "mask": result.mask}
     values = problem.backward(naive, **made)._asdict()
     sizes = problem.map(lambda _, array: np.abs(array)).backward(naive, lower=1.0, **made)._asdict()
@@ -196,7 +195,6 @@ class TestErrors(family_errors.Errors):
     wrong = (
         *WRONG_GEOMETRY,
         *WRONG_WEIGHTS,
-        ("dilation", 9, ValueError, "9", "19|output|fit"),
         ("offset_w", zeros(53, 4, 3, 3), ValueError, "53", "27"),
         ("offset_w", zeros(36, 4, 3, 3), ValueError, "36", "27"),
         ("offset_w", zeros(0, 4, 3, 3), ValueError, "0", "27"),
@@ -234,8 +232,8 @@ class TestErrors(family_errors.Errors):
     def test_backward_out_overlapping_given_results(self, backend, given, name):
         p, result = usual(np.float32), usual(np.float32).forward(LIBRARY)
         right = p.backward(backend)
-        for out_first in (False, True):
-            array, out = family_errors.overlapping(getattr(result, given), getattr(right, name), out_first)
+        for shared in family_errors.SHARED:
+            array, out = family_errors.overlapping(getattr(result, given), getattr(right, name), shared)
             more = {"offsets": result.offsets, "mask": result.mask, given: array}
             with pytest.raises(ValueError, match=rf"out\.{name}.*{given}"):
                 p.backward(backend, out=family_errors.empty(right)._replace(**{name: out}), **more)
@@ -244,10 +242,10 @@ class TestErrors(family_errors.Errors):
     def test_weights_prepared_for_other_groups(self, backend):
         p = usual(np.float32)
         for name, groups in (("w", 1), ("offset_w", 2)):
-            arrays = {**p.arrays, name: numdcn.prepare_weights(p[name], groups=groups)}
+            other = p.holding(**{name: numdcn.prepare_weights(p[name], groups=groups)})
             for direction in ("forward", "backward"):
                 with pytest.raises(ValueError, match=rf"`{name}`.*groups"):
-                    getattr(p._replace(arrays=arrays), direction)(backend)
+                    getattr(other, direction)(backend)
 
 
 class TestGPU(family_gpu.GPU):
@@ -382,6 +380,6 @@ def test_prepared_weights_give_the_same_bits(dtype):
     result, g = p.forward(LIBRARY), p.backward(LIBRARY)
     prepared = {name: numdcn.prepare_weights(p[name], groups=n) for name, n in (("w", 2), ("offset_w", 1))}
     for names in (("w",), ("offset_w",), ("w", "offset_w")):
-        other = p._replace(arrays={**p.arrays, **{name: prepared[name] for name in names}})
+        other = p.holding(**{name: prepared[name] for name in names})
         assert_same(other.forward(LIBRARY), result)
         assert_same(other.backward(LIBRARY), g)

@@ -102,7 +102,7 @@ def run_pack(subject, v, modulated):
     return {"out": result.y, **dict(zip(names, g, strict=False))}
 
 
-def test_mmcv_pack(subject):
+def test_published_numbers_of_mmcv_pack(subject):
     v = load("mmcv_deform_conv_pack")
     for name, got in run_pack(subject, v, modulated=False).items():
         np.testing.assert_allclose(got, v[name], rtol=1e-12, atol=1e-12, err_msg=name)
@@ -203,7 +203,7 @@ def test_infinite_and_huge_offsets_are_outside(subject, value):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("sizes", [(8, 6, 3, 1, 1), (12, 8, (3, 2), 4, 6), (5, 5, (1, 4), 5, 1)], ids=str)
-def test_init(sizes, modulated, dtype):
+def test_new_layers_have_the_right_shapes_and_reach(sizes, modulated, dtype):
     channels, c_out, kernel, groups, offset_groups = sizes
     options = {"groups": groups, "offset_groups": offset_groups, "modulated": modulated, "dtype": dtype, "seed": 3}
     p = numdcn.deform_conv_layer_init(channels, c_out, kernel, **options)
@@ -226,7 +226,7 @@ def test_init(sizes, modulated, dtype):
     assert result.offsets.shape[1] == 2 * offset_groups * kh * kw
 
 
-def test_init_is_uniform():
+def test_new_weights_are_uniform():
     """Mean, variance and reach of many weights; biases have the bound of the weights."""
     p = numdcn.deform_conv_layer_init(64, 400, 3, groups=2, seed=0)
     bound = 1 / np.sqrt(32 * 9)

@@ -9,11 +9,12 @@ import math
 
 import numpy as np
 import pytest
-from checks import LAYOUTS, Case, check_against_naive, make, output_size, special_coordinates
+from checks import LAYOUTS, special_coordinates
+from conv_cases import cases, output_size
+from family import DTYPES, check_against_naive
 from hypothesis import given
 from hypothesis import strategies as st
-
-DTYPES = [np.float32, np.float64]
+from test_deform_conv import OPERATOR, make  # noqa: F401 - OPERATOR tells the fixtures what `backend` is
 
 
 def offsets_to(values, base):
@@ -44,36 +45,6 @@ def test_the_special_coordinates_are_reached(dtype):
             np.testing.assert_array_equal(reached == np.round(reached), wanted == np.round(wanted))
             exact = wanted * 2 == np.round(wanted * 2)
             np.testing.assert_array_equal(reached[exact], wanted[exact])
-
-
-@st.composite
-def cases(draw):
-    def pair(low, high):
-        return draw(st.tuples(st.integers(low, high), st.integers(low, high)))
-
-    groups = draw(st.sampled_from([1, 1, 2, 3, 5]))
-    channels = groups * draw(st.sampled_from([1, 1, 2, 3, 4, 6, 17]))
-    c_out = groups * draw(st.sampled_from([1, 1, 2, 3, 5, 16]))
-    divisors = [d for d in range(1, channels + 1) if channels % d == 0]
-    kernel, stride, dilation = pair(1, 4), pair(1, 3), pair(1, 3)
-    padding = (pair(0, 3), pair(0, 3))
-    # enough image for at least one output, beyond what the padding gives
-    least = [max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) for a in (0, 1)]
-    size = tuple(least[a] + draw(st.integers(0, 7)) for a in (0, 1))
-    return Case(
-        batch=draw(st.integers(0, 3)),
-        channels=channels,
-        c_out=c_out,
-        size=size,
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=groups,
-        offset_groups=draw(st.sampled_from(divisors)),
-        mask=draw(st.booleans()),
-        bias=draw(st.booleans()),
-    )
 
 
 def draw_offsets(case, dtype, odd, nan):
@@ -116,7 +87,7 @@ def test_special_coordinates(backend, dtype, case, odd, nan, layouts, seed):
 def test_nan_pixels(backend, dtype, case, share, seed):
     """NaN pixels reach exactly the results that the formulas say."""
     problem = make(case, dtype, seed, draw_offsets(case, dtype, 0.6, 0.0))
-    problem.x[np.random.default_rng(seed).random(problem.x.shape) < share] = np.nan
+    problem["x"][np.random.default_rng(seed).random(problem["x"].shape) < share] = np.nan
     check_against_naive(backend, problem)
 
 
@@ -127,5 +98,5 @@ def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent)
     problem = make(case._replace(bias=False), dtype, seed)
     factor = dtype(math.ldexp(1.0, exponent))
     y = problem.forward(backend)
-    assert np.array_equal(problem._replace(x=problem.x * factor).forward(backend), y * factor)
-    assert np.array_equal(problem._replace(w=problem.w * factor).forward(backend), y * factor)
+    assert np.array_equal(problem.having(x=problem["x"] * factor).forward(backend), y * factor)
+    assert np.array_equal(problem.having(w=problem["w"] * factor).forward(backend), y * factor)

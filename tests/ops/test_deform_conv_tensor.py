@@ -8,8 +8,9 @@ import family_gpu
 import numpy as np
 import pytest
 import test_deform_conv
-from checks import Case, assert_close
-from test_deform_conv import described
+from checks import assert_close
+from conv_cases import Case
+from test_deform_conv import OPERATOR, make  # noqa: F401 - OPERATOR tells the fixtures what `gpu` is
 
 TILES = {  # more than one of everything, in the simulator; taps that three blocks do not share evenly
     "channels and outputs": Case(3, 30, 35, (2, 3), (1, 5), padding=(0, 2), offset_groups=2, mask=True, bias=True),
@@ -23,7 +24,7 @@ TILES = {  # more than one of everything, in the simulator; taps that three bloc
 @pytest.mark.parametrize("case", TILES.values(), ids=TILES)
 def test_many_tiles_of_tensor_cores(gpu, case, kind):
     """Several chunks of channels, outputs and pixels, several plans, images that end within a chunk, odd numbers of taps."""
-    narrow, wide = family_gpu.halved(described(case, np.float32), np.dtype(kind), np.dtype(kind))
+    narrow, wide = family_gpu.halved(make(case, np.float32), np.dtype(kind), np.dtype(kind))
     want = family_gpu.expected_of_narrow(narrow, wide, True)
     if kind is np.float32:
         sizes = family.magnitudes(wide)
@@ -37,7 +38,7 @@ def test_tf32_is_rounded_to_nearest(gpu):
     """Halfway and above goes away from zero, in each operand: sums of few such numbers are exact."""
     low, high = np.float32(1 + 2.0**-10 - 2.0**-20), np.float32(1 + 2.0**-10)
     case = Case(1, 8, 8, (2, 2), (1, 1), mask=True, spread=0.0)
-    p = described(case, np.float32).map(lambda name, a: np.full_like(a, 0 if name == "offsets" else 1))
+    p = make(case, np.float32).map(lambda name, a: np.full_like(a, 0 if name == "offsets" else 1))
     for name, result in (("x", "y"), ("w", "y"), ("x", "w"), ("grad_y", "w"), ("grad_y", "x"), ("w", "x")):
         spoilt = p.having(**{name: np.full_like(p[name], low)})
         run = spoilt.forward if result == "y" else spoilt.backward

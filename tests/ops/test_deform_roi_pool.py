@@ -267,7 +267,7 @@ def test_empty_and_inverted_boxes_are_zero(subject):
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_mmcv(subject, case):
+def test_published_numbers_of_mmcv(subject, case):
     """The source's layer begins with offsets of zero."""
     with np.load(VECTORS / f"mmcv_deform_roi_pool_case{case}.npz", allow_pickle=False) as file:
         v = dict(file)

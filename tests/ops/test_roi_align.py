@@ -207,7 +207,7 @@ def load(name):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("aligned", [False, True])
-def test_onnx(subject, aligned, dtype):
+def test_published_numbers_of_onnx(subject, aligned, dtype):
     """Printed to four digits."""
     v = load(f"onnx_roialign_aligned_{str(aligned).lower()}")
     rois = np.column_stack([v["batch_indices"], v["rois"]]).astype(dtype)
@@ -219,7 +219,7 @@ def test_onnx(subject, aligned, dtype):
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_mmcv(subject, case):
+def test_published_numbers_of_mmcv(subject, case):
     v = load(f"mmcv_roi_align_case{case}")
     output = tuple(v["output_size"].tolist())
     more = output, float(v["spatial_scale"]), int(v["sampling_ratio"]), bool(v["aligned"])

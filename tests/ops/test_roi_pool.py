@@ -120,7 +120,7 @@ def test_pixels_that_are_not_finite(backend, dtype, case, seed):
 
 @pytest.mark.parametrize("scale, want", [(1.0, [[14, 16], [26, 28]]), (0.7, [[7, 9], [19, 21]])])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_example_of_mxnet(subject, dtype, scale, want):
+def test_published_example_of_mxnet(subject, dtype, scale, want):
     """The docstring of MXNet's ROIPooling."""
     x, rois = np.arange(48, dtype=dtype).reshape(1, 1, 8, 6), np.array([[0, 0, 0, 4, 4]], dtype)
     assert np.array_equal(subject.forward(x, rois, (2, 2), scale)[0, 0], want)
@@ -133,7 +133,7 @@ def test_example_of_torchvision(subject):
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_mmcv(subject, case):
+def test_published_numbers_of_mmcv(subject, case):
     """mmcv does not round the boxes; those of its tests have whole corners."""
     with np.load(VECTORS / f"mmcv_roi_pool_case{case}.npz", allow_pickle=False) as file:
         v = dict(file)
@@ -227,7 +227,7 @@ def test_euler_identity(subject):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_argmax(backend, dtype):
+def test_argmax_is_that_of_the_reference(backend, dtype):
     p = make(Case(batch=2, channels=9, size=(7, 8), output=(3, 2), count=8), dtype)
     result, want = p.forward(backend, return_argmax=True), p.forward(naive, return_argmax=True)
     assert result._fields == ("y", "argmax") and result.argmax.dtype == np.int32

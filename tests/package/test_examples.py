@@ -26,7 +26,7 @@ def files():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example(name, tmp_path):
+def test_an_example_runs_and_draws(name, tmp_path):
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")
     pytest.importorskip("sklearn", reason="the examples need the demo extra")
     before = files()

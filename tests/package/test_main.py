@@ -26,7 +26,7 @@ def report():
 
 
 @pytest.mark.parametrize("word", ["numba", "numpy", "python", "thread", "simd", "cache", "gpu", "check"])
-def test_main_mentions(report, word):
+def test_the_report_mentions(report, word):
     assert word in report.lower(), report
 
 
@@ -110,7 +110,9 @@ def test_warmup_compiles_everything_that_a_call_needs(tmp_path):
 import pathlib, sys
 import numpy as np
 import numdcn
-from checks import Case, cpu, make
+from checks import cpu
+from conv_cases import Case
+from test_deform_conv import make
 dtype, folder = np.dtype(sys.argv[1]), pathlib.Path(sys.argv[2])
 numdcn.warmup(dtype)
 before = sorted(folder.rglob("*.nbc"))
@@ -120,11 +122,12 @@ cases = [
     Case(1, 16, 32, (9, 9), padding=1, groups=16, mask=True), Case(0, 2, 2, (4, 4)),
     Case(1, 64, 64, (9, 9), padding=1, offset_groups=16, mask=True), Case(1, 64, 64, (9, 9), groups=64),
 ]
+backend = cpu('deform_conv')
 for case in cases:
     problem = make(case, dtype)
-    problem.forward(cpu())
-    problem.backward(cpu())
-    problem._replace(w=numdcn.prepare_weights(problem.w, groups=case.groups)).forward(cpu())
+    problem.forward(backend)
+    problem.backward(backend)
+    problem.holding(w=numdcn.prepare_weights(problem['w'], groups=case.groups)).forward(backend)
 added = set(folder.rglob("*.nbc")) - set(before)
 print("compiled", len(before), "then", sorted(path.name for path in added))
 """

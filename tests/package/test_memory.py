@@ -10,14 +10,19 @@ import json
 import os
 import sys
 
-import numdcn.bilinear_sample.cpu
-import numdcn.roi_pool.cpu
 import numpy as np
 import pytest
-from checks import run_python
+from checks import cpu, run_python
+from conv_cases import Case
+from family import assert_same
+from test_deform_conv import make
 
 import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
+from numdcn._cpu.conv import run as convolve
+from numdcn._cpu.points import run as sample
+from numdcn._cpu.roi import pool_max
+from numdcn._cpu.roi import run as pool
 
 MB = 2**20
 SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
@@ -28,7 +33,9 @@ MEASURE = """
 import gc, json, sys
 import numpy as np
 import numdcn
-from checks import Case, cpu, make
+from checks import cpu
+from conv_cases import Case
+from test_deform_conv import make
 
 def status(field):
     with open("/proc/self/status") as file:
@@ -40,7 +47,7 @@ def reset_peak():
 
 small, big = (Case(*case) for case in json.loads(sys.argv[2]))
 direction = sys.argv[1]
-backend = cpu()
+backend = cpu("deform_conv")
 warm = make(small, np.float32)
 getattr(warm, direction)(backend)
 problem = make(big, np.float32)
@@ -121,7 +128,7 @@ def slots(monkeypatch):
             taken.append(sizes[-1])
             super().__init__(*sizes)
 
-    for module in (pool_cpu, convolve_cpu, numdcn.roi_pool.cpu, numdcn.bilinear_sample.cpu):
+    for module in (pool, convolve, pool_max, sample):
         monkeypatch.setattr(module, "Scratch", Recorded)
     numdcn.set_num_threads(1)
     yield taken
@@ -169,7 +176,7 @@ def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
     forward, backward = (getattr(numdcn, f"{operator}_{way}") for way in ("forward", "backward"))
     y = forward(x, rois, output_size=(11, 13))
     g = backward(y, x, rois, output_size=(11, 13))
-    monkeypatch.setattr(pool_cpu, "SHARED_BYTES", 0)
+    monkeypatch.setattr(pool, "SHARED_BYTES", 0)
     assert (forward(x, rois, output_size=(11, 13)) == y).all()
     assert (backward(y, x, rois, output_size=(11, 13)).x == g.x).all()
 
@@ -236,15 +243,13 @@ def test_bad_scratch_limit_in_the_environment(value):
 
 
 def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
-    from checks import Case, assert_same_bits, assert_same_gradients, cpu, make
-
-    problem = make(Case(2, 33, 17, (9, 8), padding=1, mask=True, bias=True), np.float32)
+    problem, backend = make(Case(2, 33, 17, (9, 8), padding=1, mask=True, bias=True), np.float32), cpu("deform_conv")
     numdcn.set_scratch_limit(0)
-    y, g = problem.forward(cpu()), problem.backward(cpu())
+    y, g = problem.forward(backend), problem.backward(backend)
     numdcn.set_scratch_limit(64 * MB)
     for _ in range(2):
-        assert_same_bits(problem.forward(cpu()), y, "y")
-        assert_same_gradients(problem.backward(cpu()), g)
+        assert_same(problem.forward(backend), y)
+        assert_same(problem.backward(backend), g)
 
 
 # More than 2^31 elements: one array of 8.6 GB each, or its channels-last copy. Pages of a huge input that are never

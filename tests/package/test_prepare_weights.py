@@ -5,10 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
-from checks import LAYOUTS, Case, assert_same_bits, assert_same_gradients, cpu, make, run_python
+from checks import LAYOUTS, assert_same_bits, cpu, run_python
+from conv_cases import Case
+from family import assert_same
+from test_deform_conv import make
 
 import numdcn
 
+BACKEND = cpu("deform_conv")
 CASES = {
     "plain": Case(2, 33, 17, (9, 8), padding=1, bias=True),
     "grouped": Case(1, 12, 6, (9, 8), padding=1, groups=3, offset_groups=4, mask=True),
@@ -25,65 +29,71 @@ def case(request):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_same_bits_as_plain_weights(case, dtype):
     problem = make(case, dtype)
-    prepared = problem._replace(w=numdcn.prepare_weights(problem.w, groups=case.groups))
+    prepared = problem.holding(w=numdcn.prepare_weights(problem["w"], groups=case.groups))
     for _ in range(2):
-        assert_same_bits(prepared.forward(cpu()), problem.forward(cpu()), "y")
-        assert_same_gradients(prepared.backward(cpu()), problem.backward(cpu()))
+        assert_same_bits(prepared.forward(BACKEND), problem.forward(BACKEND), "y")
+        assert_same(prepared.backward(BACKEND), problem.backward(BACKEND))
 
 
-def test_attributes(case):
-    w = make(case, np.float32).w
+def test_shape_dtype_and_groups_are_told(case):
+    w = make(case, np.float32)["w"]
     prepared = numdcn.prepare_weights(w, groups=case.groups)
     assert isinstance(prepared, numdcn.PreparedWeights)
     assert prepared.shape == w.shape and prepared.dtype == w.dtype and prepared.groups == case.groups
-    assert numdcn.prepare_weights(make(CASES["one"]).w).groups == 1
+    assert numdcn.prepare_weights(make(CASES["one"])["w"]).groups == 1
     for name in ("shape", "dtype", "groups"):
         assert name in repr(prepared) or str(getattr(prepared, name)) in repr(prepared)
 
 
 def test_it_is_a_snapshot(case):
     problem = make(case, np.float32)
-    want_y, want_g = problem.forward(cpu()), problem.backward(cpu())
-    w = problem.w.copy()
-    prepared = problem._replace(w=numdcn.prepare_weights(w, groups=case.groups))
+    want_y, want_g = problem.forward(BACKEND), problem.backward(BACKEND)
+    w = problem["w"].copy()
+    prepared = problem.holding(w=numdcn.prepare_weights(w, groups=case.groups))
     w[...] = np.nan
-    assert_same_bits(prepared.forward(cpu()), want_y, "y")
-    assert_same_gradients(prepared.backward(cpu()), want_g)
+    assert_same_bits(prepared.forward(BACKEND), want_y, "y")
+    assert_same(prepared.backward(BACKEND), want_g)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_of_any_layout(case, layout):
     problem = make(case, np.float32)
-    prepared = numdcn.prepare_weights(LAYOUTS[layout](problem.w), groups=case.groups)
-    assert_same_bits(problem._replace(w=prepared).forward(cpu()), problem.forward(cpu()), "y")
+    prepared = numdcn.prepare_weights(LAYOUTS[layout](problem["w"]), groups=case.groups)
+    assert_same_bits(problem.holding(w=prepared).forward(BACKEND), problem.forward(BACKEND), "y")
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle(case, protocol):
+def test_it_pickles_as_the_plain_weights(case, protocol):
     problem = make(case, np.float32)
-    prepared = numdcn.prepare_weights(problem.w, groups=case.groups)
-    problem.forward(cpu())  # whatever it has packed meanwhile is not pickled
-    problem._replace(w=prepared).backward(cpu())
+    prepared = numdcn.prepare_weights(problem["w"], groups=case.groups)
+    problem.forward(BACKEND)  # whatever it has packed meanwhile is not pickled
+    problem.holding(w=prepared).backward(BACKEND)
     data = pickle.dumps(prepared, protocol)
-    assert len(data) < len(pickle.dumps(problem.w, protocol)) + 200, "more than the plain weights is pickled"
+    assert len(data) < len(pickle.dumps(problem["w"], protocol)) + 200, "more than the plain weights is pickled"
     again = pickle.loads(data)
     assert isinstance(again, numdcn.PreparedWeights)
     assert (again.shape, again.dtype, again.groups) == (prepared.shape, prepared.dtype, prepared.groups)
-    assert_same_bits(problem._replace(w=again).forward(cpu()), problem.forward(cpu()), "y")
-    assert_same_gradients(problem._replace(w=again).backward(cpu()), problem.backward(cpu()))
+    assert_same_bits(problem.holding(w=again).forward(BACKEND), problem.forward(BACKEND), "y")
+    assert_same(problem.holding(w=again).backward(BACKEND), problem.backward(BACKEND))
 
 
 def test_copies_work(case):
     problem = make(case, np.float32)
-    prepared = numdcn.prepare_weights(problem.w, groups=case.groups)
+    prepared = numdcn.prepare_weights(problem["w"], groups=case.groups)
     for again in (copy.copy(prepared), copy.deepcopy(prepared)):
-        assert_same_bits(problem._replace(w=again).forward(cpu()), problem.forward(cpu()), "y")
+        assert_same_bits(problem.holding(w=again).forward(BACKEND), problem.forward(BACKEND), "y")
 
 
 def test_an_unpickled_object_works_in_a_process_that_never_packed(tmp_path):
     problem = make(CASES["plain"], np.float32)
-    np.savez(tmp_path / "arrays.npz", x=problem.x, offsets=problem.offsets, y=problem.forward(cpu()), bias=problem.bias)
-    (tmp_path / "w.pickle").write_bytes(pickle.dumps(numdcn.prepare_weights(problem.w)))
+    np.savez(
+        tmp_path / "arrays.npz",
+        x=problem["x"],
+        offsets=problem["offsets"],
+        y=problem.forward(BACKEND),
+        bias=problem["bias"],
+    )
+    (tmp_path / "w.pickle").write_bytes(pickle.dumps(numdcn.prepare_weights(problem["w"])))
     code = (
         "import pathlib, pickle, sys; import numpy as np; import numdcn\n"
         "a = np.load(sys.argv[1] + '/arrays.npz')\n"
@@ -95,7 +105,7 @@ def test_an_unpickled_object_works_in_a_process_that_never_packed(tmp_path):
 
 
 def test_the_array_cannot_be_changed_through_it(case):
-    prepared = numdcn.prepare_weights(make(case, np.float32).w, groups=case.groups)
+    prepared = numdcn.prepare_weights(make(case, np.float32)["w"], groups=case.groups)
     for name in ("shape", "dtype", "groups"):
         with pytest.raises((AttributeError, TypeError)):
             setattr(prepared, name, None)
@@ -117,22 +127,22 @@ def test_the_array_cannot_be_changed_through_it(case):
         (np.zeros((4, 2, 3, 3), np.float32), True, TypeError, ["groups", "True"]),
     ],
 )
-def test_errors(w, groups, error, words):
+def test_what_cannot_be_prepared(w, groups, error, words):
     with pytest.raises(error) as raised:
         numdcn.prepare_weights(w, groups=groups)
     for word in words:
         assert word in str(raised.value)
 
 
-def test_errors_of_use():
+def test_prepared_weights_must_fit_the_call():
     """Prepared weights must fit the call as plain weights must: groups, dtype."""
     problem = make(CASES["grouped"], np.float32)
     for groups in (1, 2):
-        prepared = numdcn.prepare_weights(problem.w, groups=groups)
+        prepared = numdcn.prepare_weights(problem["w"], groups=groups)
         for direction in ("forward", "backward"):
             with pytest.raises(ValueError, match=r"\bw\b") as raised:
-                getattr(problem._replace(w=prepared), direction)(cpu())
+                getattr(problem.holding(w=prepared), direction)(BACKEND)
             assert "3" in str(raised.value) or "12" in str(raised.value)
-    other = numdcn.prepare_weights(problem.w.astype(np.float64), groups=3)
+    other = numdcn.prepare_weights(problem["w"].astype(np.float64), groups=3)
     with pytest.raises(TypeError, match=r"\bw\b.*float"):
-        problem._replace(w=other).forward(cpu())
+        problem.holding(w=other).forward(BACKEND)

@@ -104,7 +104,7 @@ def test_both_networks_of_a_seed_begin_as_the_same():
     )
 
 
-def test_loss():
+def test_the_loss_of_large_logits():
     """Of logits so large that their exponentials are infinite, too; its gradient adds up to nothing."""
     logits = np.array([[0, 0], [1000, -1000], [2, 1]], np.float64)
     loss, grad = net.cross_entropy(logits, np.array([0, 1, 0]))
@@ -127,7 +127,7 @@ def test_train_and_test_digits_are_others():
     assert not [image for image in test.images if image.tobytes() in known]
 
 
-def test_transformations():
+def test_poses_move_images_as_they_say():
     """A pose of nothing keeps the middle; a quarter turn is one; a shift moves down and to the right."""
     images = data.load(2, 1)[0].images
     still = data.transform(images, np.array([[0, 1, 0, 0]] * 2, np.float32))
@@ -186,7 +186,7 @@ def test_resuming_with_other_settings_is_refused(main, tmp_path):
 @pytest.mark.parametrize(
     "given", [["--resume"], ["--checkpoint", "no such file", "--resume"], ["--epochs", "0"], ["--stop-after", "3"]]
 )
-def test_wrong_options(given, capsys):
+def test_wrong_options_are_named(given, capsys):
     with pytest.raises(SystemExit):
         train_digits.main(given)
     assert given[-1 if given[-1].startswith("--") else -2] in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the tests share: making problems, comparing with the naive reference, memory layouts, and running programs.
+"""What all tests share: the implementations, comparing arrays, messages, memory layouts, and running programs.
 
 Error bounds. A sum of `length` products in a dtype of precision eps differs from the exact one by about
 eps*sqrt(length)*sum|terms| when roundings are independent, and each term carries a few roundings of its own
@@ -19,14 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from naive import deform_conv as naive
 
 ROUNDINGS = 6
-NAMES = ("x", "offsets", "w", "bias", "mask")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = [
-    str(ROOT / "tests" / folder) for folder in ("support", "ops", "cuda", "")
-]  # whose modules import one another
+FOLDERS = [str(ROOT / "tests" / folder) for folder in ("support", "ops", "cuda", "")]  # whose modules find one another
 
 
 class Backend(NamedTuple):
@@ -38,132 +34,15 @@ class Backend(NamedTuple):
     gpu: bool = False  # sums by atomics differ from run to run there, in their order
 
 
-def cpu(operator="deform_conv"):
+def cpu(operator):
     import numdcn
 
     return Backend("cpu", getattr(numdcn, f"{operator}_forward"), getattr(numdcn, f"{operator}_backward"))
 
 
-def reference(operator="deform_conv"):
+def reference(operator):
     module = importlib.import_module(f"naive.{operator}")
     return Backend("naive", module.forward, module.backward)
-
-
-class Case(NamedTuple):
-    """The sizes of a problem, without its numbers."""
-
-    batch: int = 1
-    channels: int = 1
-    c_out: int = 1
-    size: tuple = (5, 5)
-    kernel: tuple = (3, 3)
-    stride: object = 1
-    padding: object = 0
-    dilation: object = 1
-    groups: int = 1
-    offset_groups: int = 1
-    mask: bool = False
-    bias: bool = False
-    spread: float = 2.0  # standard deviation of the offsets, in pixels
-
-    def __str__(self):
-        flags = "m" * self.mask + "b" * self.bias
-        name = f"n{self.batch}-c{self.channels}to{self.c_out}-{_times(self.size)}-k{_times(self.kernel)}"
-        return f"{name}-s{self.stride}-p{self.padding}-d{self.dilation}-g{self.groups}-og{self.offset_groups}{flags}"
-
-
-class Problem(NamedTuple):
-    x: np.ndarray
-    offsets: np.ndarray
-    w: np.ndarray
-    bias: np.ndarray | None
-    mask: np.ndarray | None
-    grad_y: np.ndarray
-    params: dict
-
-    @property
-    def dtype(self):
-        return self.x.dtype
-
-    def forward(self, backend, **more):
-        return backend.forward(self.x, self.offsets, self.w, self.bias, mask=self.mask, **self.params, **more)
-
-    def backward(self, backend, **more):
-        arrays = (self.grad_y, self.x, self.offsets, self.w, self.bias)
-        return backend.backward(*arrays, mask=self.mask, **self.params, **more)
-
-    def given(self):
-        """The names of the arrays that are there."""
-        return [name for name in NAMES if getattr(self, name) is not None]
-
-    def map(self, function):
-        """The same problem with function(name, array) in the place of every array."""
-        names = [name for name in (*NAMES, "grad_y") if getattr(self, name) is not None]
-        return self._replace(**{name: function(name, getattr(self, name)) for name in names})
-
-    def astype(self, dtype):
-        return self.map(lambda _, array: array.astype(dtype))
-
-
-def output_size(case):
-    """(out_h, out_w) by the formula of docs/semantics.md, b.1."""
-    stride, dilation = _pair(case.stride), _pair(case.dilation)
-    padding = [_pair(p) for p in _pair(case.padding)]
-    return tuple(
-        (case.size[a] + sum(padding[a]) - (dilation[a] * (case.kernel[a] - 1) + 1)) // stride[a] + 1 for a in (0, 1)
-    )
-
-
-def make(case, dtype=np.float64, seed=0, offsets=None):
-    """Random arrays for a case. `offsets(rng, shape)` may draw the offsets."""
-    rng = np.random.default_rng(seed)
-    taps, out = math.prod(case.kernel), output_size(case)
-
-    def draw(*shape):
-        return rng.normal(size=shape).astype(dtype)
-
-    shape = (case.batch, 2 * case.offset_groups * taps, *out)
-    moved = rng.normal(size=shape) * case.spread if offsets is None else offsets(rng, shape)
-    return Problem(
-        x=draw(case.batch, case.channels, *case.size),
-        offsets=moved.astype(dtype),
-        w=draw(case.c_out, case.channels // case.groups, *case.kernel),
-        bias=draw(case.c_out) if case.bias else None,
-        mask=draw(case.batch, case.offset_groups * taps, *out) if case.mask else None,
-        grad_y=draw(case.batch, case.c_out, *out),
-        params={"stride": case.stride, "padding": case.padding, "dilation": case.dilation},
-    )
-
-
-def between_pixels(rng, shape):
-    """Offsets whose fraction is far from 0 and 1: coordinates away from the kinks, for finite differences."""
-    return rng.integers(-3, 3, size=shape) + rng.uniform(0.1, 0.9, size=shape)
-
-
-def expected(problem):
-    """{name: (value, bound)} of y and of every gradient, from the naive reference; bounds as told above."""
-    values = {"y": problem.forward(naive), **problem.backward(naive)._asdict()}
-    positive = problem.map(lambda name, array: array if name == "offsets" else np.abs(array))
-    sizes = {"y": positive.forward(naive), **positive.backward(naive, lower=1.0)._asdict()}
-    info, out = np.finfo(problem.dtype), problem.grad_y.shape[2:]
-    c_out, per_group, *kernel = problem.w.shape
-    channels, taps, pixels = problem.x.shape[1], math.prod(kernel), math.prod(out)
-    per_output = c_out // (channels // per_group)
-    visits = taps * (1 + pixels / math.prod(problem.x.shape[2:]))  # samples that touch one pixel of the image
-    moved = channels // (problem.offsets.shape[1] // (2 * taps))
-    length = {
-        "y": per_group * taps,
-        "x": per_output * visits,
-        "offsets": 4 * per_output * moved,
-        "mask": 4 * per_output * moved,
-        "w": problem.x.shape[0] * pixels,
-        "bias": problem.x.shape[0] * pixels,
-    }
-    return {
-        name: (value, info.eps * (ROUNDINGS + math.sqrt(length[name])) * sizes[name] + info.tiny)
-        for name, value in values.items()
-        if value is not None
-    }
 
 
 def assert_close(got, value, bound, name):
@@ -182,40 +61,12 @@ def assert_close(got, value, bound, name):
         )
 
 
-def check_against_naive(backend, problem):
-    """Forward and every gradient, into fresh memory and into arrays full of NaN; returns (y, gradients)."""
-    want = expected(problem)
-    y, g = problem.forward(backend), problem.backward(backend)
-    for name, array in (("y", y), *((f, getattr(g, f)) for f in problem.given())):
-        assert array.dtype == problem.dtype, name
-        assert_close(array, *want[name], name)
-    for name in set(NAMES) - set(problem.given()):
-        assert getattr(g, name) is None, name
-    filled = np.full_like(y, np.nan)
-    assert problem.forward(backend, out=filled) is filled
-    assert_same_bits(filled, y, "y through out")
-    out = type(g)(**{f: np.full_like(getattr(g, f), np.nan) if f in problem.given() else None for f in NAMES})
-    again = problem.backward(backend, out=out)
-    for name in problem.given():
-        assert getattr(again, name) is getattr(out, name), name
-        assert_same_bits(getattr(out, name), getattr(g, name), f"{name} through out")
-    return y, g
-
-
 def assert_same_bits(a, b, name=""):
     """Equal to the last bit, NaN and the sign of zero included."""
     assert a.shape == b.shape and a.dtype == b.dtype, f"{name}: {a.shape} {a.dtype}, {b.shape} {b.dtype}"
     integer = f"u{a.dtype.itemsize}"
     differ = np.ascontiguousarray(a).view(integer) != np.ascontiguousarray(b).view(integer)
     assert not differ.any(), f"{name}: {differ.sum()} of {differ.size} elements differ, first {np.argwhere(differ)[0]}"
-
-
-def assert_same_gradients(a, b, names=NAMES):
-    for name in names:
-        if getattr(a, name) is None or getattr(b, name) is None:
-            assert getattr(a, name) is getattr(b, name), name
-        else:
-            assert_same_bits(getattr(a, name), getattr(b, name), name)
 
 
 def dot(a, b):
@@ -338,11 +189,3 @@ def run_python(code, *arguments, timeout=180, check=True, **environment):
     if check:
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def _pair(value):
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def _times(pair):
-    return "x".join(map(str, pair))

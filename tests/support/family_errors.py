@@ -7,7 +7,7 @@ what was expected); the last two are regular expressions. Its rows go through th
 
 import numpy as np
 import pytest
-from checks import assert_message, rows, said
+from checks import assert_message, read_only, rows, said
 from family import Joined, blank, main, outputs
 
 
@@ -54,7 +54,7 @@ class Errors(Joined):
     def test_wrong_arguments(self, backend, row_name, row_value, error, came, wanted):
         p = self.usual(np.float32)
         if row_name in self.operator.arrays:
-            p = p._replace(arrays={**p.arrays, row_name: row_value})
+            p = p.holding(**{row_name: row_value})
         else:
             p = p._replace(params={**p.params, row_name: row_value})
         self.raises(p, backend, error, row_name, came, wanted)
@@ -64,15 +64,14 @@ class Errors(Joined):
         p = self.usual(np.float32)
         change, error, came, wanted = WRONG_KINDS[kind]
         name, array = input_name, change(p[input_name])
-        p = p._replace(grad_y=array) if name == "grad_y" else p._replace(arrays={**p.arrays, name: array})
+        p = p._replace(grad_y=array) if name == "grad_y" else p.holding(**{name: array})
         self.raises(
             p, backend, error, name, came, wanted, ("backward",) if name == "grad_y" else ("forward", "backward")
         )
 
     def test_missing_arrays(self, backend, name):
         if name not in self.operator.optional:
-            p = self.usual(np.float32)
-            p = p._replace(arrays={**p.arrays, name: None})
+            p = self.usual(np.float32).holding(**{name: None})
             self.raises(p, backend, TypeError, name, "None", "array")
 
     def test_wrong_numbers_of_axes(self, backend, input_name):
@@ -102,7 +101,8 @@ class Errors(Joined):
     def test_wrong_wrt(self, backend, wrt, error, came):
         if self.operator.differentiable[0] != "x":
             pytest.skip("no gradient of x")
-        self.raises(self.usual(np.float32), backend, error, "wrt", came, "name|str|x", ("backward",), wrt=wrt)
+        wanted = rf"\b{self.operator.differentiable[-1]}\b" if error is ValueError else "name|str"
+        self.raises(self.usual(np.float32), backend, error, "wrt", came, wanted, ("backward",), wrt=wrt)
 
     def test_arrays_without_gradient_in_wrt(self, backend):
         for name in set(self.operator.arrays) - set(self.operator.differentiable):
@@ -152,8 +152,8 @@ class Errors(Joined):
         """Also where one element is shared; interleaved views of one buffer have no byte in common and are fine."""
         p = self.usual(np.float32)
         right = p.forward(backend)
-        for out_first in (False, True):
-            array, out = overlapping(p[name], main(right), out_first)
+        for shared in SHARED:
+            array, out = overlapping(p[name], main(right), shared)
             moved = p.having(**{name: array})
             with pytest.raises(ValueError, match="overlap|share") as raised:
                 moved.forward(backend, out=out if isinstance(right, np.ndarray) else blank(right)._replace(y=out))
@@ -170,8 +170,8 @@ class Errors(Joined):
     def test_backward_out_overlapping_an_input(self, backend, input_name, gradient):
         p = self.usual(np.float32)
         right = p.backward(backend)
-        for out_first in (False, True):
-            array, out = overlapping(p[input_name], getattr(right, gradient), out_first)
+        for shared in SHARED:
+            array, out = overlapping(p[input_name], getattr(right, gradient), shared)
             with pytest.raises(ValueError, match="overlap|share") as raised:
                 p.having(**{input_name: array}).backward(backend, out=empty(right)._replace(**{gradient: out}))
             assert_message(raised, "out", gradient, input_name)
@@ -181,8 +181,8 @@ class Errors(Joined):
         p = self.usual(np.float32)
         right = p.backward(backend)
         for other in self.operator.differentiable:
-            if other != gradient:
-                a, b = overlapping(getattr(right, gradient), getattr(right, other), False)
+            for shared in SHARED if other != gradient else ():
+                a, b = overlapping(getattr(right, gradient), getattr(right, other), shared)
                 with pytest.raises(ValueError, match="overlap|share") as raised:
                     p.backward(backend, out=empty(right)._replace(**{gradient: a, other: b}))
                 assert_message(raised, "out", gradient, other)
@@ -196,23 +196,24 @@ def wrong_outs(right):
     """(an array that cannot take the place of `right`, the exception, what came, what was expected)"""
     shape = right.shape
     for a in range(right.ndim):
-        longer = right.repeat(2, axis=a)
-        yield longer, ValueError, said(*longer.shape), said(*shape)
+        for other in (right.repeat(2, axis=a), right.take(range(shape[a] - 1), axis=a)):
+            yield other, ValueError, said(*other.shape), said(*shape)
     yield right[..., 0], ValueError, said(*shape[:-1]), said(*shape)
     yield right.astype(np.float64), TypeError, "float64", "float32"
     yield [1.0], TypeError, "list", "array"
-    yield np.broadcast_to(np.float32(0), shape), ValueError, "read-only|readonly|not writ", "writ"
+    for locked in (read_only(right), np.broadcast_to(np.float32(0), shape)):
+        yield locked, ValueError, "read-only|readonly|not writ", "writ"
     one_place = np.lib.stride_tricks.as_strided(np.zeros(right.size, np.float32), shape, (0,) + right.strides[1:])
     yield one_place, ValueError, "share|overlap", "place|own"
 
 
-def overlapping(array, out, out_first):
-    """A copy of `array` and room for `out` in one buffer, with one element in common."""
-    buffer = np.zeros(array.size + out.size - 1, np.float32)
-    if out_first:
-        room, copy = buffer[: out.size], buffer[out.size - 1 :]
-    else:
-        copy, room = buffer[: array.size], buffer[array.size - 1 :]
-    copy = copy.reshape(array.shape)
+SHARED = ("first", "last", "all")
+
+
+def overlapping(array, out, shared):
+    """A copy of `array` and room for `out` in one buffer; of the array its first element, its last, or all is shared."""
+    buffer = np.zeros(array.size + out.size, np.float32)
+    start, of_out = {"first": (out.size - 1, 0), "last": (0, array.size - 1), "all": (0, 0)}[shared]
+    copy, room = buffer[start:][: array.size].reshape(array.shape), buffer[of_out:][: out.size]
     copy[...] = array
     return copy, room.reshape(out.shape)

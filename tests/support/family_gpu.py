@@ -241,7 +241,7 @@ class GPU(Joined):
         host, plain = cpu(self.operator.name), self.errors.usual(np.float32)
         for row_name, value, *_ in self.errors.wrong:
             if row_name in self.operator.arrays:
-                p = plain._replace(arrays={**plain.arrays, row_name: value})
+                p = plain.holding(**{row_name: value})
             else:
                 p = plain._replace(params={**plain.params, row_name: value})
             checked = {"check": True} if "rois" in self.operator.arrays else {}
@@ -261,14 +261,14 @@ class GPU(Joined):
         names = plain.given()
         if len(names) > 1:
             for name in names:
-                p = plain._replace(arrays={**plain.arrays, name: Host(plain[name])})
+                p = plain.holding(**{name: Host(plain[name])})
                 for run in (p.forward, p.backward):
                     with pytest.raises(ValueError, match=f"`{name}` is .* but `.*` is .*one place for all"):
                         run(gpu)
         p = plain._replace(grad_y=Host(plain.grad_y))
         with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
             p.backward(gpu)
-        host = plain._replace(arrays={name: Host(plain[name]) for name in names})
+        host = plain.holding(**{name: Host(plain[name]) for name in names})
         with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
             host.backward(gpu)
         y, g = main(plain.forward(gpu)), plain.backward(gpu)
@@ -286,7 +286,7 @@ class GPU(Joined):
         x, room = buffer[: p["x"].size].reshape(p["x"].shape), buffer[p["x"].size - 1 :].reshape(y.shape)
         x[...] = p["x"]
         with pytest.raises(ValueError, match="`out` overlaps `x`"):
-            p.having(x=x)._replace(arrays={**p.arrays, "x": x}).forward(gpu, out=room)
+            p.holding(x=x).forward(gpu, out=room)
         g = p.backward(gpu, wrt="x")
         with pytest.raises(ValueError, match=r"`out.x` overlaps `x`"):
             p.backward(gpu, out=only(g._replace(x=p["x"]), ["x"]))

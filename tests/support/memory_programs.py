@@ -8,7 +8,7 @@ import numpy as np
 from numba import cuda
 
 import numdcn
-from numdcn._call.frameworks import FRAMEWORKS
+from numdcn._call.frameworks import FRAMEWORKS, host_copy
 from numdcn._cuda import jit
 from numdcn._cuda.jit import BF16, F16, F32, F64
 from numdcn._cuda.jit import cuda as real
@@ -92,14 +92,14 @@ def contiguous(array):
     """`Workspace.contiguous` of an array."""
     _, source = on_device(array)
     made = Workspace(source).contiguous(source)
-    return made.framework.to_host(made)
+    return host_copy(made)
 
 
 def packed(x):
     """(images, pitch, pixels) of `Workspace.pack`."""
     _, source = on_device(x)
     images = Workspace(source).pack(source)
-    return images.array.framework.to_host(images.array), images.pitch, images.pixels
+    return host_copy(images.array), images.pitch, images.pixels
 
 
 def unpacked(images, x):

@@ -14,20 +14,24 @@ import threading
 import time
 
 import numpy as np
-from checks import Case, assert_same_bits, assert_same_gradients, cpu, limit, make
+from checks import assert_same_bits, cpu, limit
+from conv_cases import Case
+from family import assert_same
+from test_deform_conv import make
 
+BACKEND = cpu("deform_conv")
 CASE = Case(2, 36, 34, (34, 35), padding=1, groups=2, offset_groups=4, mask=True, bias=True)  # work for three threads
 LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
 SLOW_TASKS = Case(1, 256, 256, (12, 13), padding=1)  # a helper is often still at its last one when the caller is done
 
 
 def both(problem):
-    return problem.forward(cpu()), problem.backward(cpu())
+    return problem.forward(BACKEND), problem.backward(BACKEND)
 
 
 def same(got, want):
-    assert_same_bits(got[0], want[0], "y")
-    assert_same_gradients(got[1], want[1])
+    assert_same(got[0], want[0])
+    assert_same(got[1], want[1])
     return True
 
 
@@ -136,7 +140,7 @@ def interrupt(direction):
     problem = make(LONG, np.float32)
     want = both(problem)
     started = time.perf_counter()
-    getattr(problem, direction)(cpu())
+    getattr(problem, direction)(BACKEND)
     duration = time.perf_counter() - started
     gradients = type(want[1])
     signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -147,7 +151,7 @@ def interrupt(direction):
         inside = True
         try:
             signal.setitimer(signal.ITIMER_REAL, duration * (turn % 8 + 0.5) / 8)
-            getattr(problem, direction)(cpu(), out=out)
+            getattr(problem, direction)(BACKEND, out=out)
             inside = False
             time.sleep(10)  # until the interrupt, which came too late
         except KeyboardInterrupt:
@@ -208,7 +212,7 @@ def interrupt_at_every_line(direction):
             out = np.full_like(want[0], np.nan) if direction == "forward" else type(want[1])(*map(_nan_like, want[1]))
             arrays = [array for array in ([out] if direction == "forward" else out) if array is not None]
             try:
-                going = _at_line(number, action, lambda out=out: getattr(problem, direction)(cpu(), out=out))
+                going = _at_line(number, action, lambda out=out: getattr(problem, direction)(BACKEND, out=out))
             except (KeyboardInterrupt, TimeoutError):
                 interrupted += 1
                 kept = [array.copy() for array in arrays]
@@ -239,11 +243,7 @@ def signal_at_every_line(direction):
     signal.alarm(limit(40))
 
     def run():
-        got = getattr(problem, direction)(cpu())
-        if direction == "forward":
-            assert_same_bits(got, want[0], "y")
-        else:
-            assert_same_gradients(got, want[1])
+        assert_same(getattr(problem, direction)(BACKEND), want[direction == "backward"])
 
     while going:
         number += 1
