@@ -34,7 +34,6 @@ class Convolution(NamedTuple):
     offset_groups: int  # 0: the taps stay where they are (no offsets)
     taps: int
     masked: int  # 1 or 0
-    biased: int
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -60,7 +59,7 @@ def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) ->
     out_size = _out_size(x.shape[2:], kernel, stride, before, after, dilation, x.dtype)
     return Convolution(
         x.shape[0], x.shape[1], w.shape[0], x.shape[2:], out_size, kernel, stride, before, dilation,
-        groups, 0, kernel[0] * kernel[1], int(arrays.mask is not None), int(arrays.bias is not None),
+        groups, 0, kernel[0] * kernel[1], int(arrays.mask is not None),
     )  # fmt: skip
 
 

@@ -133,5 +133,6 @@ def packed_panels(w: PreparedWeights) -> int:
         storage = np.empty((how.size + 16) * w.dtype.itemsize + 64, np.uint8)  # vectors may run over
         address = -(-storage.ctypes.data // 64) * 64
         pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
-        w.layouts["panels"] = address, storage
-    return w.layouts["panels"][0]
+        w.layouts.setdefault("panels", (address, storage))  # another thread may have been faster
+    address, _ = w.layouts["panels"]
+    return int(address)
