@@ -95,8 +95,8 @@ def _pause(typingctx):
     def codegen(context, builder, sig, args):
         name, values = hint.get({"arm64": "aarch64"}.get(target()[0], target()[0]), ("", []))
         if name:
-            kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+            function_type = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), values)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -106,8 +106,8 @@ def _pause(typingctx):
 
 
 def _python_call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    kind = ir.FunctionType(result, [a.type for a in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+    function_type = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
 
 @intrinsic

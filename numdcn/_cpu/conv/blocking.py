@@ -23,8 +23,8 @@ from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # that a large call should have,
-NEARLY = 54  # and so many as do: more are not worth smaller tiles or repeated sampling
+TASKS = 64  # that a large call should have
+NEARLY = 54  # tasks that are enough: more are not worth smaller tiles or repeated sampling
 WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a large call
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often

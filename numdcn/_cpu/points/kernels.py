@@ -20,7 +20,7 @@ from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, 
 from numdcn._formulas.jit import helper
 
 
-class Call(NamedTuple):
+class PointsCall(NamedTuple):
     """Parameters of the kernels."""
 
     batch: int
@@ -50,7 +50,7 @@ def _place_points(one, a, n, number, unplaced):
 @kernel
 def forward_tiles(one, params, counter, slot):
     """y, tile by tile. A task is a tile of the points of an image."""
-    a = unpack(params, Call)
+    a = unpack(params, PointsCall)
     blocking = a.blocking
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced = tile_at(base, one)
@@ -75,7 +75,7 @@ def forward_tiles(one, params, counter, slot):
 @kernel
 def backward_blocks(one, params, counter, slot):
     """The gradients. A task is a block of channels of an image."""
-    a = unpack(params, Call)
+    a = unpack(params, PointsCall)
     blocking = a.blocking
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced = tile_at(base, one)

@@ -11,7 +11,7 @@ from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_a
 from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import NOWHERE
-from numdcn._cpu.points.kernels import Call, backward_blocks, forward_tiles
+from numdcn._cpu.points.kernels import PointsCall, backward_blocks, forward_tiles
 from numdcn._cpu.threads import launch, plan_threads
 
 
@@ -35,7 +35,7 @@ def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
         Scratch(images_bytes, threads * blocking.workspace_bytes) as (images, workspaces),
     ):
         PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        call = Call(
+        call = PointsCall(
             p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), NOWHERE, images, 0,
             workspaces,
         )  # fmt: skip
@@ -71,7 +71,7 @@ def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: Point
         images.pack(x)
         if grads.x is not None:
             grad_images.clear(p.batch, dtype)
-        call = Call(
+        call = PointsCall(
             p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), place(partials),
             address, grad_address if grads.x is not None else 0, workspaces,
         )  # fmt: skip

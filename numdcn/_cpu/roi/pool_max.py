@@ -32,7 +32,7 @@ from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import select
 
-BLOCK = 16  # channels that a task of the backward owns
+MAX_BLOCK = 16  # channels that a task of the backward owns
 
 
 class MaxCall(NamedTuple):
@@ -150,10 +150,10 @@ def add_at_maxima(one, params, counter, slot):
     image_index, positions = pointer(a.image_index, np.int64(0)), pointer(a.argmax, np.int32(0))
     while True:
         task = next_task(counter)
-        if task >= (a.channels + BLOCK - 1) // BLOCK:
+        if task >= (a.channels + MAX_BLOCK - 1) // MAX_BLOCK:
             return
-        first = task * BLOCK
-        count = min(BLOCK, a.channels - first)
+        first = task * MAX_BLOCK
+        count = min(MAX_BLOCK, a.channels - first)
         for n in range(a.batch):
             fill(pointer(a.grad_x, one), (n * a.channels + first) * a.pixels, count * a.pixels, one - one)
         for r in range(a.rois):

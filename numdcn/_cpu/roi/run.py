@@ -17,8 +17,7 @@ from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
 from numdcn._cpu.roi.boxes import Boxes, boxes_of
 from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward
-from numdcn._cpu.roi.pool_max import BLOCK as MAX_BLOCK
-from numdcn._cpu.roi.pool_max import MaxBackwardCall, MaxCall, add_at_maxima, max_bins
+from numdcn._cpu.roi.pool_max import MAX_BLOCK, MaxBackwardCall, MaxCall, add_at_maxima, max_bins
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._cpu.tile import MOST_PIXELS
