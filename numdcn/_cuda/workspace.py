@@ -54,13 +54,13 @@ class Workspace:
         """Of the device."""
         return jit.multiprocessors(self.device)
 
-    def shares(self, tasks: int) -> int:
+    def split_k(self, tasks: int) -> int:
         """Into how many parts to share out each of so many tasks, that all multiprocessors have two blocks; in the simulator
         three, so that there is something to add."""
         return 3 if jit.SIMULATED else 2 * self.multiprocessors // tasks
 
     @property
-    def mma_cores(self) -> bool:
+    def has_mma(self) -> bool:
         """Whether the device multiplies bfloat16 and tf32."""
         return jit.has_mma(self.device)
 
