@@ -20,16 +20,16 @@ from llvmlite import ir
 
 from numdcn._call.numba_cuda import cgutils, intrinsic, types
 from numdcn._cuda.jit import F16, F32, SIMULATED, cuda, device
-from numdcn._cuda.memory import FLOAT, I32, asm, narrow, place_of, shared_place, twin
+from numdcn._cuda.memory import FLOAT, I32, asm, compiled_as, narrow, place_of, shared_place
 
 STEP = 8  # words of a step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
 TF32 = "m16n8k8.row.col.f32.tf32.tf32.f32"
 
 
-def per_word(kind: Any) -> int:
+def per_word(dtype: Any) -> int:
     """Numbers of a word."""
-    return 1 if kind == F32 else 2
+    return 1 if dtype == F32 else 2
 
 
 @intrinsic
@@ -37,7 +37,7 @@ def _bits(typingctx, number):
     return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], I32)
 
 
-@twin(_bits)
+@compiled_as(_bits)
 def bits(number):
     """A float32 as a word."""
     return np.float32(number).view(np.uint32)
@@ -50,7 +50,7 @@ def _from_bits(typingctx, word):
     return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
 
 
-@twin(_from_bits)
+@compiled_as(_from_bits)
 def from_bits(word):
     """The float32 that a word holds. A number is itself."""
     return word.view(np.float32) if isinstance(word, np.uint32) else word
@@ -69,15 +69,15 @@ def _word(typingctx, first, second, kind):
     return types.uint32(types.float32, types.float32, kind), codegen
 
 
-@twin(_word)
-def word(first, second, kind):
-    """Two numbers as a word of `kind`, rounded to nearest; for tf32 the first alone, halves away from zero."""
-    if kind == F32:
+@compiled_as(_word)
+def word(first, second, dtype):
+    """Two numbers of a type as a word, rounded to nearest; for tf32 the first alone, halves away from zero."""
+    if dtype == F32:
         pattern = int(bits(first))
         if np.isfinite(first):
             pattern = (pattern + 0x1000) & 0xFFFFE000
         return np.uint32(pattern & 0xFFFFFFFF)
-    low, high = (np.asarray(narrow(v, kind)).view(np.uint16) for v in (first, second))
+    low, high = (np.asarray(narrow(v, dtype)).view(np.uint16) for v in (first, second))
     return np.uint32(int(low) | int(high) << 16)
 
 
@@ -116,7 +116,7 @@ def _load_matrices(buffer, start, row, piece, lane, PIECES):
     return _plain(buffer, start + piece_at(row + lane % 16, piece + lane // 16, PIECES))
 
 
-@twin(_load_matrices)
+@compiled_as(_load_matrices)
 def load_matrices(buffer, start, row, piece, lane, PIECES):
     """Words of sixteen rows from `row` on, of the pieces `piece` and the next; the rows begin at word `start`."""
     rows, pieces = (row + lane // 4, row + lane // 4 + 8), (piece, piece + 1)
@@ -132,7 +132,7 @@ def _load_turned(buffer, first, pitch, lane, EACH):
     return buffer[start], buffer[start + 8], buffer[lower], buffer[lower + 8]
 
 
-@twin(_load_turned)
+@compiled_as(_load_turned)
 def load_turned(buffer, first, pitch, lane, EACH):
     """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
     row, depth = int(lane) // 4, int(lane) % 4 * EACH
@@ -158,7 +158,7 @@ def _store_words(typingctx, buffer, index, w0, w1, w2, w3):
     return types.void(buffer, types.int64, *[types.uint32] * 4), codegen
 
 
-@twin(_store_words)
+@compiled_as(_store_words)
 def store_words(buffer, index, w0, w1, w2, w3):
     """Four words, to a place in shared memory that is a multiple of four."""
     if index % 4:
@@ -197,38 +197,38 @@ def _multiply_add(typingctx, left, right, sums, i, j, kind):
 EXCHANGED: dict[Any, Any] = {}  # in the simulator: what the lanes of a warp show each other
 
 
-def _simulated_multiply_add(left, right, sums, i, j, kind):
+def _simulated_multiply_add(left, right, sums, i, j, dtype):
     thread = int(cuda.threadIdx.x)
     warp, lane = thread // 32 * 32, thread % 32
     EXCHANGED[thread] = (*left, *right)
     cuda.syncthreads()
     g, t = lane // 4, lane % 4
     for row in range(2):
-        a = _numbers([EXCHANGED[warp + 4 * g + k % 4][row + 2 * (k // 4)] for k in range(STEP)], kind)
+        a = _numbers([EXCHANGED[warp + 4 * g + k % 4][row + 2 * (k // 4)] for k in range(STEP)], dtype)
         for column in range(2):
             owner = warp + 4 * (2 * t + column)
-            b = _numbers([EXCHANGED[owner + k % 4][4 + k // 4] for k in range(STEP)], kind)
+            b = _numbers([EXCHANGED[owner + k % 4][4 + k // 4] for k in range(STEP)], dtype)
             with np.errstate(all="ignore"):
                 sums[i, j, 2 * row + column] += np.float32(np.dot(a, b))
     cuda.syncthreads()
 
 
-def _numbers(words: list[Any], kind: Any) -> np.ndarray:
+def _numbers(words: list[Any], dtype: Any) -> np.ndarray:
     """The numbers of words, as float64. Of a tf32 the last 13 bits do not count."""
     raw = np.array(words, np.uint32)
-    if kind == F32:
+    if dtype == F32:
         return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    if kind == F16:
+    if dtype == F16:
         return raw.view(np.float16).astype(np.float64)
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-# multiply_add(left, right, sums, i, j, kind): sums[i, j, :] += the warp's product of one step, of four words and two
+# multiply_add(left, right, sums, i, j, dtype): sums[i, j, :] += the warp's product of one step, of four words and two
 multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else _multiply_add
 
 
 class WarpTile(NamedTuple):
-    """A block's part of a product: rows x columns, by `down` x `across` warps, from `words` words of depth at a time."""
+    """What a block makes of a product: rows x columns, by `down` x `across` warps, from `words` words of depth at a time."""
 
     rows: int
     columns: int
@@ -253,7 +253,7 @@ class WarpTile(NamedTuple):
 
 
 class Thread(NamedTuple):
-    """A thread of a block, and where its warp's part of the product begins."""
+    """A thread of a block, and where what its warp makes of the product begins."""
 
     rank: Any  # in the block
     lane: Any  # in the warp
@@ -284,9 +284,7 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
 
     @device
     def new_product():  # type: ignore[no-untyped-def]
-        return WarpProduct(
-            cuda.local.array((MINE_R, MINE_C, 4), np.float32), cuda.local.array((MINE_R, 4), np.uint32)
-        )
+        return WarpProduct(cuda.local.array((MINE_R, MINE_C, 4), np.float32), cuda.local.array((MINE_R, 4), np.uint32))
 
     @device
     def clear(sums):  # type: ignore[no-untyped-def]

@@ -23,11 +23,11 @@ from numdcn._formulas import bilinear
 I32 = np.int32
 
 
-def backward_tile(kind: object) -> Tile:
+def backward_tile(dtype: object) -> Tile:
     """The tile of pixels and channels."""
     if SIMULATED:
         return Tile(8, 8, 2, 2)
-    return Tile(32, 64, 8, 16) if kind == F64 else Tile(64, 64, 16, 16)
+    return Tile(32, 64, 8, 16) if dtype == F64 else Tile(64, 64, 16, 16)
 
 
 def _variants() -> list[tuple[object, ...]]:

@@ -143,7 +143,9 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
             spot, piece = unit // I32(VECTORS), unit % I32(VECTORS)
             out, line = first_out + piece * V, first + span.base
             if spot < span.size:
-                line = (stage.image_index[span.base + spot] * (p.groups - 1) + group) * pixels + first + span.base + spot
+                line = (
+                    (stage.image_index[span.base + spot] * (p.groups - 1) + group) * pixels + first + span.base + spot
+                )
             if out < c.depth:  # rows behind the last output are not used
                 copy_vector(a.y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, spot < span.size)
 
@@ -215,7 +217,9 @@ def gradients_of_weights_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
                                 channel = chunk + thread.column + 8 * j + thread.lane % 4 * 2 + k % 2
                                 if o < outs and low <= channel and channel < high:
                                     line = split * p.out_channels + group * outs + o
-                                    put(a.partials, (line * ins + channel - begin) * p.taps + tap, product.sums[i, j, k])
+                                    put(
+                                        a.partials, (line * ins + channel - begin) * p.taps + tap, product.sums[i, j, k]
+                                    )
                     cuda.syncthreads()
 
     return run

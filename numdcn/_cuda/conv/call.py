@@ -22,7 +22,9 @@ class Call(NamedTuple):
     y: int  # (N, C_out, Ho, Wo); in the backward its gradient, packed or channels-last where a kernel says so
     taps: int  # how many, from `first_tap` on
     first_tap: int = 0
-    weights: int = 0  # (groups, taps, C/groups, C_out/groups); for the gradients of columns (groups, taps, C_out/groups, C/groups)
+    weights: int = (
+        0  # (groups, taps, C/groups, C_out/groups); for the gradients of columns (groups, taps, C_out/groups, C/groups)
+    )
     grad_images: int = 0  # (N, pixels, grad_pitch)
     grad_pitch: int = 0
     grad_offsets: int = 0  # as offsets
@@ -31,7 +33,7 @@ class Call(NamedTuple):
     places: int = 0  # the plans of `scatter`
     corners: int = 0
     partials: int = 0  # (split_k, the shape of what is summed up: y or the gradient of w); not used where split_k is 1
-    split_k: int = 1  # into how many shares the depth of the product is split
+    split_k: int = 1  # into how many splits the depth of a product is dealt
     depth: int = 0  # of mma: elements of a row of packed weights (see `pack`) and of the packed gradient of y
     segment: int = 0  # of mma: channels of a segment of a group, which share their offsets
 
@@ -83,5 +85,5 @@ def offset_groups_of(p):  # type: ignore[no-untyped-def]
 
 def variants() -> list[tuple[Any, ...]]:
     """(stored, coordinates, sampled): what all kernels of convolutions are made for."""
-    plain = [(kind, kind, False) for kind, other in type_pairs() if kind == other]
+    plain = [(dtype, dtype, False) for dtype, other in type_pairs() if dtype == other]
     return [(*pair, True) for pair in type_pairs()] + plain

@@ -24,8 +24,8 @@ def warp_tiles() -> tuple[WarpTile, ...]:
 
 def mma_variants() -> list[tuple[object, ...]]:
     """(stored, coordinates, sampled): what tensor cores compute."""
-    kinds = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]
-    return [(*pair, True) for pair in kinds] + [(kind, kind, False) for kind in (F32, F16, BF16)]
+    pairs = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]
+    return [(*pair, True) for pair in pairs] + [(dtype, dtype, False) for dtype in (F32, F16, BF16)]
 
 
 class Span(NamedTuple):

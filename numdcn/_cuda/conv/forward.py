@@ -45,7 +45,7 @@ def row_writer(T: Any, tile: Tile) -> Any:
     lambda *constants: (THREADS, 1),
 )
 def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
-    """y: a block has a tile of pixels and outputs of a group, and a share of the taps."""
+    """y: a block has a tile of pixels and outputs of a group, and a split of the taps."""
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     SLOTS, PITCH, RIGHT, BUFFER, MINE_R = CHUNK // V, tile.pitch, tile.right, tile.room, ROWS // DOWN
     arrays_of, write_rows = viewer(T, C), row_writer(T, tile)

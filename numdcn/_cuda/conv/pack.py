@@ -42,7 +42,7 @@ class Pack(NamedTuple):
     first: int  # where the channels of a segment stand in the images, per segment before it: 0, or the width
 
 
-@kernels(Pack, lambda: [(kind,) for kind in (F32, F16, BF16)])
+@kernels(Pack, lambda: [(dtype,) for dtype in (F32, F16, BF16)])
 def pack_weights(T):
     """Pack weights; float32 are rounded to tf32."""
     V, EACH = vector_length(T), per_word(T)
@@ -64,10 +64,10 @@ def pack_weights(T):
     return run
 
 
-def depth_of(width: int, kind: object, aligned: bool) -> int:
+def depth_of(width: int, dtype: object, aligned: bool) -> int:
     """The elements of a packed row."""
-    whole = DEPTH * per_word(kind)
-    return -(-(width + (0 if aligned else vector_length(kind) - 1)) // whole) * whole
+    whole = DEPTH * per_word(dtype)
+    return -(-(width + (0 if aligned else vector_length(dtype) - 1)) // whole) * whole
 
 
 Weights = DeviceArray | PreparedWeights
@@ -122,16 +122,16 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
     """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps, outputs,
     depth), `more` rows behind the last. The address, the depth, and the channels of a segment."""
-    (outs, ins), kind = _sizes(p), stored(w.dtype)
+    (outs, ins), dtype = _sizes(p), stored(w.dtype)
     width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
-    depth, segments = depth_of(width, kind, width % vector_length(kind) == 0), p.in_channels // width
+    depth, segments = depth_of(width, dtype, width % vector_length(dtype) == 0), p.in_channels // width
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        pack = Pack(
+        call = Pack(
             work.contiguous(w).address, made.address, segments, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
             width * p.taps, ins * p.taps, p.taps, width,
         )  # fmt: skip
-        work.spread(pack_weights(kind), pack, segments * p.taps * outs * depth)
+        work.spread(pack_weights(dtype), call, segments * p.taps * outs * depth)
 
     shape = segments * p.taps * outs + more, depth
     return _packed(work, w, ("in segments", width, more), shape, fill), depth, width
@@ -139,13 +139,13 @@ def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple
 
 def by_depth(work: Workspace, p: Convolution, w: Weights, depth: int) -> int:
     """For the gradients of columns on tensor cores: along the outputs, (groups, taps, C/groups, depth)."""
-    (outs, ins), kind = _sizes(p), stored(w.dtype)
+    (outs, ins), dtype = _sizes(p), stored(w.dtype)
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        pack = Pack(
+        call = Pack(
             work.contiguous(w).address, made.address, p.groups, 1, p.taps, ins, depth, outs, outs * ins * p.taps, 0, p.taps,
             ins * p.taps, 0,
         )  # fmt: skip
-        work.spread(pack_weights(kind), pack, made.size)
+        work.spread(pack_weights(dtype), call, made.size)
 
     return _packed(work, w, ("by depth",), (p.groups, p.taps, ins, depth), fill)

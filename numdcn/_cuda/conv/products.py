@@ -19,7 +19,7 @@ CHUNK = 8 if SIMULATED else 16  # columns, or pixels, that are multiplied at a t
 
 
 class Tile(NamedTuple):
-    """A block's part of a product: rows x columns, by `down` x `across` threads, each with some fours of both."""
+    """What a block makes of a product: rows x columns, by `down` x `across` threads, each with some fours of both."""
 
     rows: int
     columns: int
@@ -42,11 +42,11 @@ class Tile(NamedTuple):
         return self.right + 2 * CHUNK * self.columns
 
 
-def tiles(kind: object) -> tuple[Tile, ...]:
+def tiles(dtype: object) -> tuple[Tile, ...]:
     """The tiles of pixels and outputs, those for few outputs first."""
     if SIMULATED:
         return (Tile(8, 8, 2, 2),)
-    if kind == F64:
+    if dtype == F64:
         return (Tile(64, 64, 16, 16),)
     return Tile(128, 64, 16, 16), Tile(128, 128, 16, 16), Tile(64, 256, 8, 32)
 
@@ -68,9 +68,9 @@ class Product(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a block makes of y: a tile, or its share of one."""
+    """What a block makes of y: a tile, or a split of one."""
 
-    split: Any  # the share of the depth
+    split: Any  # of the depth of the product
     group: Any
     first: Any  # pixel
     first_out: Any  # output of the group
@@ -115,7 +115,7 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
 
 @device
 def put_result(c, a, split, q, out, result, T):  # type: ignore[no-untyped-def]
-    """Write the result of output channel `out` of pixel q, or a share of it; the bias is in the first share."""
+    """Write the result of output channel `out` of pixel q, or a split of it; the bias is in the first."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
     n = q // count

@@ -28,7 +28,7 @@ from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
-LEAST = 2 if SIMULATED else 64  # pixels of a share of the weights' gradient
+LEAST = 2 if SIMULATED else 64  # pixels of a split of the weights' gradient
 FEW = 8  # channels of a group, below which results are computed one by one
 
 
@@ -37,7 +37,9 @@ class Job(NamedTuple):
 
     work: Workspace
     p: Convolution
-    types: tuple[Any, Any, bool]  # the first constants of every kernel: stored type, type of the offsets, whether there are any
+    types: tuple[
+        Any, Any, bool
+    ]  # the first constants of every kernel: stored type, type of the offsets, whether there are any
     few: bool  # channels in a group
     mma: bool  # products on tensor cores
 
@@ -92,7 +94,7 @@ def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
         job = _job(work, p, arrays, options)
-        call = _call(job, work.pack(arrays.x), arrays, target)
+        call = _call(job, work.pack_images(arrays.x), arrays, target)
         if job.few:
             call = call._replace(weights=pack.by_channel(work, p, arrays.w))
             work.spread(forward_each(*job.types), call, target.size)
@@ -101,7 +103,7 @@ def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options
 
 
 def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> None:
-    """Tiles of y. Where these are too few to fill the device, a tile is shared out to blocks, tap by tap."""
+    """Tiles of y. Where these are too few to fill the device, the taps of a tile are split among blocks."""
     work, p = job.work, job.p
     if job.mma:
         tile: Any = _narrowest(warp_tiles(), job.outs, "columns")
@@ -123,7 +125,7 @@ def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> Non
 
 
 def _sum_partials(job: Job, partials: DeviceArray, result: DeviceArray) -> None:
-    """Fill the result with the sums of its shares."""
+    """Fill the result with the sums of its splits."""
     sums = Sums(partials.address, result.address, result.size, len(partials), 0)
     job.work.spread(sum_partials(job.types[0]), sums, result.size)
 
@@ -138,10 +140,10 @@ def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: Con
         if not in_columns and targets.w is None:
             return
         reads = any(g is not None for g in (targets.w, targets.offsets, targets.mask))
-        call = _call(job, work.pack(arrays.x) if reads else work.image_sizes(arrays.x), arrays, grad_y)
+        call = _call(job, work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x), arrays, grad_y)
         if job.mma:
             depth = pack.depth_of(job.outs, job.types[0], aligned=True)
-            rows = work.rows(grad_y.reshaped(p.batch * p.groups, job.outs, job.out_pixels), depth)
+            rows = work.pack_rows(grad_y.reshaped(p.batch * p.groups, job.outs, job.out_pixels), depth)
             call = call._replace(y=rows.address, depth=depth)
         if in_columns:
             _columns(job, call, arrays, targets, options)
@@ -161,13 +163,13 @@ def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, option
     if grads.x is None:
         _launch_columns(job, call, vectors=False, owned=False)
         return
-    grad_images = work.no_images(x.shape, x.dtype)
+    grad_images = work.zero_images(x.shape, x.dtype)
     if options.deterministic:
         _owned_columns(job, call, x, grad_images)
     else:
         call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
         _launch_columns(job, call, vectors=work.vectors(x.dtype), owned=False)
-    work.unpack(grad_images, grads.x)
+    work.unpack_images(grad_images, grads.x)
 
 
 def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
@@ -204,7 +206,7 @@ def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) ->
 
 
 def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> None:
-    """The gradient of w: shares of it, then their sums."""
+    """The gradient of w: splits of it, then their sums."""
     work, p, size = job.work, job.p, grad_w.size
     tile: Any = _narrowest(weight_warps() if job.mma else weights_tiles(job.types[0]), job.outs, "rows")
     tasks = p.taps * p.groups * -(-job.outs // tile.rows) * -(-job.ins // tile.columns)

@@ -1,4 +1,4 @@
-"""The gradients of weights and biases on the GPU: sums over all pixels, in shares whose order is fixed."""
+"""The gradients of weights and biases on the GPU: sums over all pixels, in splits whose order is fixed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ I32 = np.int32
 LINE = 2 if SIMULATED else 256  # numbers of a bias's gradient that a thread adds one by one
 
 
-def weights_tiles(kind: object) -> tuple[Tile, ...]:
+def weights_tiles(dtype: object) -> tuple[Tile, ...]:
     """The tiles of outputs and channels, those for few outputs first."""
     if SIMULATED:
         return (Tile(8, 8, 2, 2),)
     narrow_one = Tile(64, 64, 16, 16)
-    return (narrow_one,) if kind == F64 else (narrow_one, Tile(128, 64, 16, 16))
+    return (narrow_one,) if dtype == F64 else (narrow_one, Tile(128, 64, 16, 16))
 
 
 @kernels(
@@ -30,8 +30,8 @@ def weights_tiles(kind: object) -> tuple[Tile, ...]:
     lambda *constants: (THREADS, 1),
 )
 def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
-    """Shares of the weights' gradient: a block has one tap, a tile of the outputs of a group, every `lanes`-th tile of its
-    channels, and a share of the pixels."""
+    """Splits of the weights' gradient: a block has one tap, a tile of the outputs of a group, every `lanes`-th tile of its
+    channels, and a split of the pixels."""
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     MINE_R, MINE_C, SLOTS = ROWS // DOWN, COLUMNS // ACROSS, COLUMNS // V
     PITCH, RIGHT, BUFFER = tile.pitch, tile.right, tile.room
@@ -93,7 +93,7 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
 
 @kernels(Call, variants)
 def weights_each(T, C, SAMPLED):
-    """The same where a group has few channels: a thread for each weight and share of the pixels, the outputs fastest. y is
+    """The same where a group has few channels: a thread for each weight and split of the pixels, the outputs fastest. y is
     (N, pixels, channels) here."""
     S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, C, SAMPLED)
 
@@ -119,11 +119,11 @@ class Sums(NamedTuple):
     source: int
     target: int
     count: int  # of results
-    split_k: int  # shares of each; for the bias: images
+    split_k: int  # of each; for the bias: images
     pixels: int  # of an image
 
 
-@kernels(Sums, lambda: [(kind,) for kind in (F32, F64, F16, BF16)])
+@kernels(Sums, lambda: [(dtype,) for dtype in (F32, F64, F16, BF16)])
 def sum_partials(T):
     """target[i] = sum over s of source[s, i], s rising."""
     S, A = scalar_type(T), compute_type(T)
@@ -139,7 +139,7 @@ def sum_partials(T):
     return run
 
 
-@kernels(Sums, lambda: [(kind,) for kind in (F32, F64, F16, BF16)])
+@kernels(Sums, lambda: [(dtype,) for dtype in (F32, F64, F16, BF16)])
 def sum_bias(T):
     """target[o] = sum of source[n, o, q] over images and pixels: a block for each. Each thread has sums of LINE numbers, and of
     these; those of the threads are added pair by pair."""
