@@ -14,7 +14,7 @@ from numdcn._cuda.conv.backward import Reading, column_user
 from numdcn._cuda.conv.call import Call, offset_groups_of, viewer
 from numdcn._cuda.conv.columns import Segment, tile_planner
 from numdcn._cuda.conv.columns_mma import Span, column_maker, mma_variants
-from numdcn._cuda.jit import SIMULATED, cuda, device, kernels, scalar_type
+from numdcn._cuda.jit import SIMULATED, cuda, device, kernels
 from numdcn._cuda.memory import copy_vector, put, vector_length, wait_for_copies
 from numdcn._cuda.mma import WarpTile, bits, per_word, piece_at, warp_multiplier
 
