@@ -1,8 +1,9 @@
 """Decorators, flags and variants of the CUDA kernels.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
-types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
-scalars of its compute type; arrays cross as addresses (see `memory`).
+types; so are the helpers that it needs for these constants (`device`). Such closures are found again in the disk cache. It
+takes one argument, a NamedTuple of int64s, tuples of them and scalars of its compute type; arrays cross as addresses (see
+`memory`). What belongs together travels as a NamedTuple within a kernel: it costs no registers.
 
 With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
 vector loads) has a plain function in its place, see `memory`.
