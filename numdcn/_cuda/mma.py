@@ -276,25 +276,25 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
     LEFT_PITCH, RIGHT_PITCH = left_pitch, right_pitch
 
     @device
-    def thread_of():  # type: ignore[no-untyped-def]
+    def thread_of():
         thread = np.int32(cuda.threadIdx.x)
         lane, warp = thread % np.int32(32), thread // np.int32(32)
         row = warp // np.int32(ACROSS) * np.int32(16 * MINE_R)
         return Thread(thread, lane, warp, row, warp % np.int32(ACROSS) * np.int32(8 * MINE_C))
 
     @device
-    def new_product():  # type: ignore[no-untyped-def]
+    def new_product():
         return WarpProduct(cuda.local.array((MINE_R, MINE_C, 4), np.float32), cuda.local.array((MINE_R, 4), np.uint32))
 
     @device
-    def clear(sums):  # type: ignore[no-untyped-def]
+    def clear(sums):
         for i in range(MINE_R):
             for j in range(MINE_C):
                 for k in range(4):
                     sums[i, j, k] = np.float32(0)
 
     @device
-    def multiply_step(product, both, j):  # type: ignore[no-untyped-def]
+    def multiply_step(product, both, j):
         """One step for two eights of columns, the j-th and the next."""
         words = product.words
         for i in range(MINE_R):
@@ -303,7 +303,7 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
             multiply_add(four, (both[1], both[3]), product.sums, i, j + 1, T)
 
     @device
-    def multiply_matrices(buffer, left, right, thread, product):  # type: ignore[no-untyped-def]
+    def multiply_matrices(buffer, left, right, thread, product):
         """product.sums += left times right, WORDS words deep, for the rows and columns of a warp."""
         words = product.words
         for step in range(0, WORDS, STEP):
@@ -315,7 +315,7 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
                 multiply_step(product, both, j)
 
     @device
-    def multiply_turned(buffer, left, right, thread, product):  # type: ignore[no-untyped-def]
+    def multiply_turned(buffer, left, right, thread, product):
         """The same for operands that lie across."""
         words = product.words
         first, second = left + thread.row // EACH, right + thread.column // EACH

@@ -52,7 +52,7 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
     S = scalar_type(T)
 
     @device
-    def add_corner(images, start, weight, values, products):  # type: ignore[no-untyped-def]
+    def add_corner(images, start, weight, values, products):
         for i in range(U):
             products[i] = weight * values[i]
         if VECTORS:
@@ -63,7 +63,7 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
                 cuda.atomic.add(images, start + i, products[i])
 
     @device
-    def add_corners(images, start, pitch, below, y, x, values, products):  # type: ignore[no-untyped-def]
+    def add_corners(images, start, pitch, below, y, x, values, products):
         """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers
         of room."""
         if SAMPLED:

@@ -44,7 +44,7 @@ def operand_copier(T: Any, tile: WarpTile) -> Any:
     PIECES, RIGHT = WORDS // 4, 2 * ROWS * WORDS
 
     @device
-    def copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, rank):  # type: ignore[no-untyped-def]
+    def copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, rank):
         """Begin to copy what a chunk of outputs, from `out` on, brings to the gradients of columns: grad_y of the tile's pixels,
         and the weights of the channels of a chunk, those of a segment."""
         p, first, group = c.p, reading.first, segment.group
@@ -133,7 +133,7 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
     VECTORS = tile.rows // V
 
     @device
-    def copy_pixels(c, a, stage, buffer, start, first, span, group, first_out, rank):  # type: ignore[no-untyped-def]
+    def copy_pixels(c, a, stage, buffer, start, first, span, group, first_out, rank):
         """Begin to copy grad_y of the outputs of a tile to word `start`, for the pixels of a span, whose plans begin with pixel
         `first`, and zeros for the rest of CHUNK."""
         p = c.p

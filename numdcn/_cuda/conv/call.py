@@ -59,7 +59,7 @@ def viewer(T: Any, C: Any) -> Any:
     A = compute_type(T)
 
     @device
-    def arrays_of(c):  # type: ignore[no-untyped-def]
+    def arrays_of(c):
         return Arrays(
             view(c.images, T),
             view(c.offsets, C),
@@ -78,7 +78,7 @@ def viewer(T: Any, C: Any) -> Any:
 
 
 @device
-def offset_groups_of(p):  # type: ignore[no-untyped-def]
+def offset_groups_of(p):
     """The number of offset groups; 1 for a convolution without offsets."""
     return max(p.offset_groups, 1)
 

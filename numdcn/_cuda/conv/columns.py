@@ -48,7 +48,7 @@ def planner(T: Any, C: Any, SAMPLED: bool) -> Any:
     S = scalar_type(T)
 
     @device
-    def plan(c, a, q, tap, og):  # type: ignore[no-untyped-def]
+    def plan(c, a, q, tap, og):
         """Where a tap of output pixel q reads: pixel of the zero-padded image, fractions, mask, and the image."""
         p = c.p
         count = p.out_size[0] * p.out_size[1]
@@ -79,14 +79,14 @@ def tile_planner(T: Any, C: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREA
     S, plan = scalar_type(T), planner(T, C, SAMPLED)
 
     @device
-    def new_stage():  # type: ignore[no-untyped-def] # each array on a line of its own, by which the simulator tells them apart
+    def new_stage():  # the simulator tells shared arrays apart by their lines
         places = cuda.shared.array(SPOTS, I32)
         image_index = cuda.shared.array(SPOTS, I32)
         fractions = cuda.shared.array((3, SPOTS), S)
         return Stage(places, image_index, fractions)
 
     @device
-    def plan_tile(c, a, stage, first, end, tap, og, thread):  # type: ignore[no-untyped-def]
+    def plan_tile(c, a, stage, first, end, tap, og, thread):
         """Plan SPOTS output pixels from `first` on, those before `end`."""
         for spot in range(thread, I32(min(SPOTS, end - first)), I32(THREADS)):
             place, fraction_y, fraction_x, scale, n = plan(c, a, first + spot, tap, og)
@@ -97,7 +97,7 @@ def tile_planner(T: Any, C: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREA
 
 
 @device
-def weigh(corners, y, x, scale, values, S, V, SAMPLED):  # type: ignore[no-untyped-def]
+def weigh(corners, y, x, scale, values, S, V, SAMPLED):
     """values[0 : V] = the columns of V channels, from their corners."""
     if SAMPLED:
         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
@@ -116,11 +116,11 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
     CORNERS = 4 * V
 
     @device
-    def new_room():  # type: ignore[no-untyped-def]
+    def new_room():
         return Room(cuda.local.array(CORNERS, S), cuda.local.array(V, S))
 
     @device
-    def sample_spot(c, a, stage, spot, live, channel, segment, room):  # type: ignore[no-untyped-def]
+    def sample_spot(c, a, stage, spot, live, channel, segment, room):
         """room.values = the columns of V channels of a planned pixel; 0 outside the segment, and all if not `live`."""
         values, fractions = room.values, stage.fractions
         for i in range(V):
@@ -136,7 +136,7 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
 
 
 @device
-def corners_at(images, start, pitch, below):  # type: ignore[no-untyped-def]
+def corners_at(images, start, pitch, below):
     """What the four corners of a cell hold in one channel."""
     return (
         widen(at(images, start)),
@@ -151,7 +151,7 @@ def channel_sampler(T: Any, C: Any, SAMPLED: bool) -> Any:
     S, plan = scalar_type(T), planner(T, C, SAMPLED)
 
     @device
-    def column_at(c, a, q, tap, channel):  # type: ignore[no-untyped-def]
+    def column_at(c, a, q, tap, channel):
         """What a tap of output pixel q reads from one channel."""
         p = c.p
         shared, below = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)

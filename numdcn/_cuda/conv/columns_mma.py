@@ -54,12 +54,12 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
     RAW, CORNERS = 16 * UNITS, 4 * EACH
 
     @device
-    def new_room():  # type: ignore[no-untyped-def]
+    def new_room():
         raw, packed = cuda.local.array(RAW, np.uint32), cuda.local.array(4, np.uint32)
         return WordRoom(raw, cuda.local.array(CORNERS, S), cuda.local.array(EACH, S), packed)
 
     @device
-    def gather_columns(c, a, stage, span, chunk, segment, rank, room):  # type: ignore[no-untyped-def]
+    def gather_columns(c, a, stage, span, chunk, segment, rank, room):
         """Read what a chunk of columns is made of: 16 words for each of the UNITS vectors of a thread."""
         below = c.pitch * (c.p.in_size[1] + 1)
         for k in range(UNITS):
@@ -70,7 +70,7 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
                 gather_words(a.images, place * c.pitch + channel, c.pitch, below, room.raw, 16 * k)
 
     @device
-    def store_columns(stage, span, chunk, segment, rank, room, buffer, start):  # type: ignore[no-untyped-def]
+    def store_columns(stage, span, chunk, segment, rank, room, buffer, start):
         """Make the columns of what was read, and store them, rounded, from word `start` on. They are 0 for pixels behind the span
         and channels outside the segment."""
         values, packed, low, high = room.values, room.packed, segment.low, segment.high

@@ -20,7 +20,7 @@ def row_writer(T: Any, tile: Tile) -> Any:
     MINE_C, DOWN, ACROSS = tile.columns // tile.across, tile.down, tile.across
 
     @device
-    def write_rows(c, a, buffer, sums, i, thread, task):  # type: ignore[no-untyped-def]
+    def write_rows(c, a, buffer, sums, i, thread, task):
         """Write four rows of each thread's sums, from the i-th on, by way of shared memory: pixels follow one another there.
         (Constant positions in `sums` keep it in registers.)"""
         for r in range(4):

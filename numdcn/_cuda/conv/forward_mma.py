@@ -22,7 +22,7 @@ def mma_writer(T: Any, tile: WarpTile) -> Any:
     MINE_R, MINE_C, DOWN, ACROSS, THREADS = tile.sixteens, tile.eights, tile.down, tile.across, tile.threads
 
     @device
-    def write_mma(c, a, buffer, sums, i, thread, task):  # type: ignore[no-untyped-def]
+    def write_mma(c, a, buffer, sums, i, thread, task):
         """Write the i-th 16 rows of each warp, by way of shared memory: pixels follow one another there. (Constant positions in
         `sums` keep it in registers.)"""
         for j in range(MINE_C):
@@ -48,7 +48,7 @@ def weight_copier(T: Any, tile: WarpTile) -> Any:
     ROWS, PIECES, THREADS, V = tile.columns, tile.words // 4, tile.threads, vector_length(T)
 
     @device
-    def copy_weights(c, a, buffer, first, start, rank):  # type: ignore[no-untyped-def]
+    def copy_weights(c, a, buffer, first, start, rank):
         """Begin to copy a chunk of the packed weights of ROWS outputs, from element `first` on, to word `start`."""
         for k in range(ROWS * PIECES // THREADS):
             unit = rank + I32(k * THREADS)

@@ -82,22 +82,22 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
     DOWN, ACROSS, PITCH, RIGHT, RIGHT_PITCH = tile.down, tile.across, tile.pitch, tile.right, tile.columns
 
     @device
-    def thread_of():  # type: ignore[no-untyped-def]
+    def thread_of():
         thread = I32(cuda.threadIdx.x)
         return Thread(thread, thread // I32(ACROSS), thread % I32(ACROSS))
 
     @device
-    def new_product():  # type: ignore[no-untyped-def]
+    def new_product():
         return Product(cuda.local.array((ROWS, COLUMNS), S), cuda.local.array(ROWS, S), cuda.local.array(COLUMNS, S))
 
     @device
-    def clear(sums):  # type: ignore[no-untyped-def]
+    def clear(sums):
         for i in range(ROWS):
             for j in range(COLUMNS):
                 sums[i, j] = S(0)
 
     @device
-    def multiply(buffer, half, thread, product):  # type: ignore[no-untyped-def]
+    def multiply(buffer, half, thread, product):
         """product.sums += left^T right, for a thread's rows and columns, over the CHUNK rows of a half."""
         left, right, sums = product.left, product.right, product.sums
         for k in range(CHUNK):
@@ -114,7 +114,7 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
 
 
 @device
-def put_result(c, a, split, q, out, result, T):  # type: ignore[no-untyped-def]
+def put_result(c, a, split, q, out, result, T):
     """Write the result of output channel `out` of pixel q, or a split of it; the bias is in the first."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]

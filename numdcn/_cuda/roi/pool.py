@@ -121,7 +121,7 @@ def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
     """`add_bin(grad_x, plane, lines, gradient, size, first, end)`."""
 
     @device
-    def add_bin(grad_x, plane, lines, gradient, size, first, end):  # type: ignore[no-untyped-def]
+    def add_bin(grad_x, plane, lines, gradient, size, first, end):
         """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
         height, width = size
         u, end_u = visits(lines.y, least_of(first), end, S)
