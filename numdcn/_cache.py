@@ -222,11 +222,8 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
     ) -> None:
         self._store, self._pack, self._unpack, self._enabled = store, pack, unpack, True
         self._options = dispatcher.targetoptions
-        function = dispatcher.py_func
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        name = f"{function.__module__}.{function.__qualname__}"
-        self._function = f"{name}({', '.join(map(_constant, cells))})"
-        self._prefix = name.partition(".")[2].replace("<locals>.", "")
+        self._function = _named(dispatcher.py_func)
+        self._prefix = self._function.partition("(")[0].partition(".")[2].replace("<locals>.", "")
 
     @property
     def cache_path(self) -> str | None:
@@ -277,13 +274,22 @@ def attach(
     return dispatcher
 
 
+def _named(function: Callable[..., Any]) -> str:
+    """A function with its constants."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return f"{function.__module__}.{function.__qualname__}({', '.join(map(_constant, cells))})"
+
+
 def _constant(value: Any) -> str:
     """A constant of a kernel, as its file's name tells it: the same in every process, and no two alike."""
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, types.Type) or type(value) in (bool, int):
         return repr(value)
+    function = getattr(value, "py_func", None)  # of a helper that was made for the kernel's constants
+    if function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return _named(function)
     raise TypeError(
-        f"a kernel is made from the constant {value!r}, expected ints, bools, types of Numba and classes: others have no name "
-        "that is the same in every process"
+        f"a kernel is made from the constant {value!r}, expected ints, bools, types of Numba, classes and compiled functions of "
+        "this package: others have no name that is the same in every process"
     )

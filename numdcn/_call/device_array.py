@@ -56,7 +56,7 @@ class DeviceArray:
     ) -> None:
         self.owner = owner  # what the caller gave, or is given
         self.framework = framework
-        self.device = device  # of the device
+        self.device = device  # its index
         self.address = address  # of the first element
         self.dtype = dtype
         self.shape = shape
@@ -89,11 +89,10 @@ class DeviceArray:
         made.keep = self
         return made
 
-    def part(self, device: int, parts: int) -> DeviceArray:
-        """One of the equal parts along the first axis of a contiguous array."""
-        shape = (self.shape[0] // parts, *self.shape[1:])
-        made = self.reshaped(*shape)
-        made.address += device * math.prod(shape) * self.dtype.itemsize
+    def slice(self, index: int, count: int) -> DeviceArray:
+        """One of `count` equal slices along the first axis of a contiguous array."""
+        made = self.reshaped(self.shape[0] // count, *self.shape[1:])
+        made.address += index * made.size * self.dtype.itemsize
         return made
 
     @property

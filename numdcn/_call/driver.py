@@ -47,7 +47,7 @@ def on_device(device: int, action: Callable[[], Any]) -> Any:
 
 
 def device_of(address: int) -> int:
-    """The number of the device whose memory is at an address."""
+    """The index of the device whose memory is at an address."""
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     error, device = driver.cuPointerGetAttribute(attribute, address)
     if error:

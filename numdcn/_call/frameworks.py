@@ -215,10 +215,10 @@ def _simulates(value: Any) -> bool:
 @functools.cache
 def _named(typestr: str) -> Any:
     """The dtype of an array interface; None if it tells only the size."""
-    kind = np.dtype(typestr)
-    if kind.newbyteorder("=") != kind:
-        raise TypeError(f"an array on a GPU has dtype {kind.str}, expected the machine's byte order")
-    return None if kind.kind == "V" else _dtype(kind.name)
+    dtype = np.dtype(typestr)
+    if dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"an array on a GPU has dtype {dtype.str}, expected the machine's byte order")
+    return None if dtype.kind == "V" else _dtype(dtype.name)
 
 
 def _dtype(name: str) -> Any:
@@ -241,7 +241,7 @@ def _in_elements(address: int, strides: tuple[int, ...], size: int) -> tuple[int
 
 
 def _device_of(address: int) -> int:
-    """The number of the device on which an address is; that of the current one, for an empty array at none."""
+    """The index of the device on which an address is; that of the current one, for an empty array at none."""
     cuda = numba_cuda()
     if not address:
         return int(cuda.get_current_device().id)
@@ -304,9 +304,9 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 
 def _on_gpu_by_dlpack(value: Any) -> bool:
     device = getattr(value, "__dlpack_device__", None)
-    return (
-        device is not None and not isinstance(value, np.ndarray) and int(device()[0]) in (2, 13)
-    )  # CUDA, CUDA managed
+    if device is None or isinstance(value, np.ndarray):
+        return False
+    return int(device()[0]) in (2, 13)  # CUDA, CUDA managed
 
 
 def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:

@@ -1,11 +1,12 @@
 """Decorators, flags and variants of the CUDA kernels.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
-types: such closures are found again in the disk cache. It takes one argument, a NamedTuple of int64s, tuples of them and
-scalars of its compute type; arrays cross as addresses (see `memory`).
+types; so are the helpers that it needs for these constants (`device`). Such closures are found again in the disk cache. It
+takes one argument, a NamedTuple of int64s, tuples of them and scalars of its compute type; arrays cross as addresses (see
+`memory`). What belongs together travels as a NamedTuple within a kernel: it costs no registers.
 
 With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
-vector loads) has a plain twin in `memory`.
+vector loads) has a plain function in its place, see `memory`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for
 
 
 def _mend_simulator() -> None:
-    """Give the simulator's shared arrays a lock: threads of a block that ask for one at once would get two.
-    They are filled with NaN. (An
-    alignment means nothing here.)"""
+    """Give the simulator's shared arrays a lock, as threads of a block that ask for one at once would get two, and fill them
+    with NaN. (An alignment means nothing here.)"""
     from numdcn._call.numba_cuda import kernelapi
 
     lock = threading.Lock()
@@ -44,10 +44,9 @@ def _mend_simulator() -> None:
         place = (caller.f_code.co_filename, caller.f_lineno)
         with lock:
             if place not in self._allocations:
-                kind = np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
-                self._allocations[place] = np.frombuffer(
-                    bytearray(b"\xff" * (int(np.prod(shape)) * kind.itemsize)), kind
-                )
+                stored = np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
+                nbytes = int(np.prod(shape)) * stored.itemsize
+                self._allocations[place] = np.frombuffer(bytearray(b"\xff" * nbytes), stored)
             return self._allocations[place].reshape(shape)
 
     kernelapi.FakeCUDAShared.array = array
@@ -125,16 +124,17 @@ def device(function: Callable[..., Any]) -> Any:
     return cuda.jit(device=True)(function) if SIMULATED else numba.njit(inline="always", error_model="numpy")(function)
 
 
-def _numba_type(kind: Any, compute: Any) -> Any:
+def _numba_type(annotation: Any, compute: Any) -> Any:
     """The Numba type of an annotation: int, `Scalar`, a tuple of such, or a NamedTuple of such."""
-    if kind is int:
+    if annotation is int:
         return types.int64
-    if kind is Scalar:
+    if annotation is Scalar:
         return compute
-    if hasattr(kind, "_fields"):
-        hints = typing.get_type_hints(kind)
-        return types.BaseTuple.from_types([_numba_type(hints[name], compute) for name in kind._fields], kind)
-    return types.BaseTuple.from_types([_numba_type(part, compute) for part in typing.get_args(kind)])
+    if hasattr(annotation, "_fields"):
+        hints = typing.get_type_hints(annotation)
+        fields = [_numba_type(hints[name], compute) for name in annotation._fields]
+        return types.BaseTuple.from_types(fields, annotation)
+    return types.BaseTuple.from_types([_numba_type(item, compute) for item in typing.get_args(annotation)])
 
 
 class Scalar:
@@ -159,7 +159,7 @@ def scalar_type(stored: Any) -> type[np.floating[Any]]:
 
 def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any, Any]]:
     """The types of images and of coordinates that go together: coordinates may be float32 where images are narrower."""
-    return [(kind, kind) for kind in stored] + [(kind, F32) for kind in stored if kind in (F16, BF16)]
+    return [(dtype, dtype) for dtype in stored] + [(dtype, F32) for dtype in stored if dtype in (F16, BF16)]
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Launches of CUDA kernels that cost the host a few microseconds.
 
 Numba's own launcher types and converts every scalar of the argument in Python, at a microsecond each, and enters a context.
-Here all scalars are packed at once into memory that is kept with the addresses of its parts, as the driver wants them, and the
+Here all scalars are packed at once into memory that is kept with the addresses of each, as the driver wants them, and the
 context is looked at before it is changed. The kernel itself is compiled, cached and loaded by Numba.
 """
 
@@ -22,25 +22,25 @@ if not SIMULATED:
 CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
 
 
-def _scalars(kind: Any) -> Iterator[Any]:
+def _scalars(argument: Any) -> Iterator[Any]:
     """The types of the scalars in a Numba type."""
-    if isinstance(kind, types.BaseTuple):
-        for part in kind:
-            yield from _scalars(part)
+    if isinstance(argument, types.BaseTuple):
+        for item in argument:
+            yield from _scalars(item)
     else:
-        yield kind
+        yield argument
 
 
-def _flat(kind: Any, name: str) -> str:
+def _flat(argument: Any, name: str) -> str:
     """The scalars of a tuple of this type, called `name`, as items of a tuple in Python: those that follow one another at once."""
-    items, plain = [], [not isinstance(part, types.BaseTuple) for part in kind]
+    items, plain = [], [not isinstance(item, types.BaseTuple) for item in argument]
     i = 0
     while i < len(plain):
         end = next((j for j in range(i, len(plain)) if not plain[j]), len(plain))
         if end > i:
             items.append(f"*{name}[{i}:{end}]")
         if end < len(plain):
-            items.append(_flat(kind[end], f"{name}[{end}]"))
+            items.append(_flat(argument[end], f"{name}[{end}]"))
         i = end + 1
     return ", ".join(items)
 
@@ -60,7 +60,7 @@ class Kernel:
 
     def __init__(self, dispatcher: Any, signature: tuple[Any, ...]) -> None:
         self.dispatcher, self._signature = dispatcher, signature
-        codes = [CODES[kind] for kind in _scalars(signature[0])]
+        codes = [CODES[scalar] for scalar in _scalars(signature[0])]
         self._packing = struct.Struct("@" + "".join(codes))
         ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
         self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]

@@ -3,8 +3,9 @@
 Arrays are flat, contiguous and addressed by the position of an element. `widen` and `narrow` turn elements into the type that
 is computed in and back: bfloat16 is stored as its 16 bits, as Numba's own type for it needs a C++ compiler.
 
-Each function that Python cannot run has a twin for the simulator, in which the functions decorated by `twin` run as they stand
-here: there an address is that of an array that was registered, and every access is checked.
+A function that Python cannot run is an intrinsic of the compiler. In the simulator, the function that is decorated by
+`compiled_as` runs instead, as it stands here: there an address is that of an array that was registered, and every access is
+checked.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 
-def twin(real: Any) -> Callable[[Any], Any]:
-    """The decorated function in the simulator, else `real`."""
-    return lambda function: function if SIMULATED else real
+def compiled_as(intrinsic: Any) -> Callable[[Any], Any]:
+    """The decorated function in the simulator, else an intrinsic."""
+    return lambda function: function if SIMULATED else intrinsic
 
 
 def asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
@@ -78,9 +79,9 @@ def _simulated(address: int) -> CheckedArray:
     raise ValueError(f"address {address:#x} is in no array of the simulator")
 
 
-@twin(_view)
-def view(address, kind):
-    """The array of elements of `kind` that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
+@compiled_as(_view)
+def view(address, dtype):
+    """The array of elements of a type that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
     return _simulated(int(address)) if address else None
 
 
@@ -95,7 +96,7 @@ def _at(typingctx, array, index):
     return array.dtype(array, index), codegen
 
 
-@twin(_at)
+@compiled_as(_at)
 def at(array, index):
     """The element at a position, which may be negative."""
     return array[index]
@@ -113,7 +114,7 @@ def _put(typingctx, array, index, value):
     return types.void(array, index, value), codegen
 
 
-@twin(_put)
+@compiled_as(_put)
 def put(array, index, value):
     """Store an element at a position, which may be negative."""
     array[index] = value
@@ -134,7 +135,7 @@ def _widen(typingctx, element):
     return result(element), codegen
 
 
-@twin(_widen)
+@compiled_as(_widen)
 def widen(element):
     """An element in the type that is computed in."""
     if isinstance(element, np.uint16):
@@ -159,22 +160,22 @@ def _narrow(typingctx, number, kind):
     return target(number, kind), codegen
 
 
-@twin(_narrow)
-def narrow(number, kind):
+@compiled_as(_narrow)
+def narrow(number, dtype):
     """A number as an element of a type, rounded to nearest even."""
-    if kind == types.uint16:
+    if dtype == types.uint16:
         pattern = int(np.float32(number).view(np.uint32))
         return np.uint16(0x7FFF if number != number else (pattern + 0x7FFF + ((pattern >> 16) & 1)) >> 16)
     with np.errstate(over="ignore"):
-        return np.dtype(str(kind)).type(number)
+        return np.dtype(str(dtype)).type(number)
 
 
 # Vectors of 16 bytes, from and to arrays whose place is a multiple of 16 bytes.
 
 
-def vector_length(kind: Any) -> int:
+def vector_length(dtype: Any) -> int:
     """Elements of a type in 16 bytes."""
-    return 128 // kind.bitwidth
+    return 128 // dtype.bitwidth
 
 
 @intrinsic
@@ -197,31 +198,31 @@ def _words(builder: Any, place: Any) -> list[Any]:
     return [builder.extract_value(packed, i) for i in range(4)]
 
 
-def _unpacked(builder: Any, kind: Any, word: Any) -> list[Any]:
+def _unpacked(builder: Any, dtype: Any, word: Any) -> list[Any]:
     """IR: the elements of a word, widened."""
-    if kind == types.float32:
+    if dtype == types.float32:
         return [builder.bitcast(word, FLOAT)]
     values = []
     for shift in (0, 16):
         half = builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16)
-        if kind == F16:
+        if dtype == F16:
             values.append(builder.fpext(builder.bitcast(half, HALF), FLOAT))
         else:
             values.append(builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT))
     return values
 
 
-def _loaded(builder: Any, kind: Any, place: Any) -> list[Any]:
+def _loaded(builder: Any, dtype: Any, place: Any) -> list[Any]:
     """IR: the elements of 16 bytes of global memory that no one writes, widened."""
-    if kind == F64:
+    if dtype == F64:
         packed = asm(
             builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
         )
         return [builder.extract_value(packed, i) for i in range(2)]
-    return [value for word in _words(builder, place) for value in _unpacked(builder, kind, word)]
+    return [value for word in _words(builder, place) for value in _unpacked(builder, dtype, word)]
 
 
-@twin(_load_vector)
+@compiled_as(_load_vector)
 def load_vector(array, index, target, first):
     """Read 16 bytes of memory that nothing writes meanwhile, into target[first], target[first + 1], ... widened."""
     _check_vector(array, index)
@@ -246,7 +247,7 @@ def _load_words(typingctx, array, index, words, first):
     return types.void(array, types.int64, words, types.int64), codegen
 
 
-@twin(_load_words)
+@compiled_as(_load_words)
 def load_words(array, index, words, first):
     """Read 16 bytes of memory that nothing writes meanwhile, into words[first], ... words[first + 3] as they are."""
     words[first : first + 4] = _simulated_words(array, index)
@@ -264,10 +265,10 @@ def _unpack(typingctx, words, index, target, start, kind):
     return types.void(words, types.int64, target, types.int64, kind), codegen
 
 
-@twin(_unpack)
-def unpack(words, index, target, start, kind):
+@compiled_as(_unpack)
+def unpack(words, index, target, start, dtype):
     """target[start], or for half types also target[start + 1], = the elements of a word, widened."""
-    stored = np.dtype(np.uint16) if kind == types.uint16 else np.dtype(str(kind))
+    stored = np.dtype(np.uint16) if dtype == types.uint16 else np.dtype(str(dtype))
     for i, element in enumerate(np.array(words[index : index + 1]).view(stored)):
         target[start + i] = widen(element)
 
@@ -324,7 +325,7 @@ def _load_four(typingctx, tile, index, target, first):
     return types.void(tile, types.int64, target, types.int64), codegen
 
 
-@twin(_load_four)
+@compiled_as(_load_four)
 def load_four(tile, index, target, first):
     """Read tile[index], ... tile[index + 3] into target[first], ... target[first + 3]."""
     if index % 4:
@@ -349,7 +350,7 @@ def _copy_vector(typingctx, array, index, buffer, place, live):
     return types.void(array, types.int64, buffer, types.int64, types.boolean), codegen
 
 
-@twin(_copy_vector)
+@compiled_as(_copy_vector)
 def copy_vector(array, index, buffer, place, live):
     """Begin to copy 16 bytes at an element, or if not `live` zeros, to the four words at a place, a multiple of four."""
     if place % 4:
@@ -367,6 +368,6 @@ def _wait_for_copies(typingctx):
     return types.void(), codegen
 
 
-@twin(_wait_for_copies)
+@compiled_as(_wait_for_copies)
 def wait_for_copies():
     """Wait until this thread's own copies are done. Those of others are done after the next barrier."""

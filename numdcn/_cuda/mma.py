@@ -13,23 +13,23 @@ are mixed within a row (`piece_at`), or rows padded, so that they come from diff
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
 from numdcn._call.numba_cuda import cgutils, intrinsic, types
 from numdcn._cuda.jit import F16, F32, SIMULATED, cuda, device
-from numdcn._cuda.memory import FLOAT, I32, asm, narrow, place_of, shared_place, twin
+from numdcn._cuda.memory import FLOAT, I32, asm, compiled_as, narrow, place_of, shared_place
 
 STEP = 8  # words of a step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
 TF32 = "m16n8k8.row.col.f32.tf32.tf32.f32"
 
 
-def per_word(kind: Any) -> int:
+def per_word(dtype: Any) -> int:
     """Numbers of a word."""
-    return 1 if kind == F32 else 2
+    return 1 if dtype == F32 else 2
 
 
 @intrinsic
@@ -37,7 +37,7 @@ def _bits(typingctx, number):
     return types.uint32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], I32)
 
 
-@twin(_bits)
+@compiled_as(_bits)
 def bits(number):
     """A float32 as a word."""
     return np.float32(number).view(np.uint32)
@@ -50,7 +50,7 @@ def _from_bits(typingctx, word):
     return types.float32(types.uint32), lambda context, builder, sig, args: builder.bitcast(args[0], FLOAT)
 
 
-@twin(_from_bits)
+@compiled_as(_from_bits)
 def from_bits(word):
     """The float32 that a word holds. A number is itself."""
     return word.view(np.float32) if isinstance(word, np.uint32) else word
@@ -69,15 +69,15 @@ def _word(typingctx, first, second, kind):
     return types.uint32(types.float32, types.float32, kind), codegen
 
 
-@twin(_word)
-def word(first, second, kind):
-    """Two numbers as a word of `kind`, rounded to nearest; for tf32 the first alone, halves away from zero."""
-    if kind == F32:
+@compiled_as(_word)
+def word(first, second, dtype):
+    """Two numbers of a type as a word, rounded to nearest; for tf32 the first alone, halves away from zero."""
+    if dtype == F32:
         pattern = int(bits(first))
         if np.isfinite(first):
             pattern = (pattern + 0x1000) & 0xFFFFE000
         return np.uint32(pattern & 0xFFFFFFFF)
-    low, high = (np.asarray(narrow(v, kind)).view(np.uint16) for v in (first, second))
+    low, high = (np.asarray(narrow(v, dtype)).view(np.uint16) for v in (first, second))
     return np.uint32(int(low) | int(high) << 16)
 
 
@@ -116,7 +116,7 @@ def _load_matrices(buffer, start, row, piece, lane, PIECES):
     return _plain(buffer, start + piece_at(row + lane % 16, piece + lane // 16, PIECES))
 
 
-@twin(_load_matrices)
+@compiled_as(_load_matrices)
 def load_matrices(buffer, start, row, piece, lane, PIECES):
     """Words of sixteen rows from `row` on, of the pieces `piece` and the next; the rows begin at word `start`."""
     rows, pieces = (row + lane // 4, row + lane // 4 + 8), (piece, piece + 1)
@@ -132,7 +132,7 @@ def _load_turned(buffer, first, pitch, lane, EACH):
     return buffer[start], buffer[start + 8], buffer[lower], buffer[lower + 8]
 
 
-@twin(_load_turned)
+@compiled_as(_load_turned)
 def load_turned(buffer, first, pitch, lane, EACH):
     """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
     row, depth = int(lane) // 4, int(lane) % 4 * EACH
@@ -158,7 +158,7 @@ def _store_words(typingctx, buffer, index, w0, w1, w2, w3):
     return types.void(buffer, types.int64, *[types.uint32] * 4), codegen
 
 
-@twin(_store_words)
+@compiled_as(_store_words)
 def store_words(buffer, index, w0, w1, w2, w3):
     """Four words, to a place in shared memory that is a multiple of four."""
     if index % 4:
@@ -170,19 +170,19 @@ def store_words(buffer, index, w0, w1, w2, w3):
 
 
 @intrinsic
-def _multiply_add(typingctx, a0, a1, a2, a3, b0, b1, sums, i, j, kind):
+def _multiply_add(typingctx, left, right, sums, i, j, kind):
     target = kind.dtype
 
     def codegen(context, builder, sig, args):
-        array = cgutils.create_struct_proxy(sums)(context, builder, value=args[6])
+        array = cgutils.create_struct_proxy(sums)(context, builder, value=args[2])
         shape = cgutils.unpack_tuple(builder, array.shape)
-        start = builder.mul(
-            builder.add(builder.mul(args[7], shape[1]), args[8]), shape[2]
-        )  # a contiguous array (rows, columns, 4)
+        row = builder.add(builder.mul(args[3], shape[1]), args[4])
+        start = builder.mul(row, shape[2])  # a contiguous array (rows, columns, 4)
         places = [builder.gep(array.data, [builder.add(start, ir.Constant(start.type, k))]) for k in range(4)]
         text = f"mma.sync.aligned.{TF32 if target == F32 else SHAPES[str(target)]} "
         text += "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
-        values = [*args[:6], *(builder.load(place) for place in places)]
+        words = [*cgutils.unpack_tuple(builder, args[0]), *cgutils.unpack_tuple(builder, args[1])]
+        values = [*words, *(builder.load(place) for place in places)]
         made = asm(
             builder, ir.LiteralStructType([FLOAT] * 4), text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", values, True
         )  # fmt: skip
@@ -190,71 +190,141 @@ def _multiply_add(typingctx, a0, a1, a2, a3, b0, b1, sums, i, j, kind):
             builder.store(builder.extract_value(made, k), place)
         return context.get_dummy_value()
 
-    words = [types.uint32] * 6
+    words = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2)
     return types.void(*words, sums, types.int64, types.int64, kind), codegen
 
 
 EXCHANGED: dict[Any, Any] = {}  # in the simulator: what the lanes of a warp show each other
 
 
-def _simulated_multiply_add(a0, a1, a2, a3, b0, b1, sums, i, j, kind):
+def _simulated_multiply_add(left, right, sums, i, j, dtype):
     thread = int(cuda.threadIdx.x)
     warp, lane = thread // 32 * 32, thread % 32
-    EXCHANGED[thread] = (a0, a1, a2, a3, b0, b1)
+    EXCHANGED[thread] = (*left, *right)
     cuda.syncthreads()
     g, t = lane // 4, lane % 4
     for row in range(2):
-        left = _numbers([EXCHANGED[warp + 4 * g + k % 4][row + 2 * (k // 4)] for k in range(STEP)], kind)
+        a = _numbers([EXCHANGED[warp + 4 * g + k % 4][row + 2 * (k // 4)] for k in range(STEP)], dtype)
         for column in range(2):
             owner = warp + 4 * (2 * t + column)
-            right = _numbers([EXCHANGED[owner + k % 4][4 + k // 4] for k in range(STEP)], kind)
+            b = _numbers([EXCHANGED[owner + k % 4][4 + k // 4] for k in range(STEP)], dtype)
             with np.errstate(all="ignore"):
-                sums[i, j, 2 * row + column] += np.float32(np.dot(left, right))
+                sums[i, j, 2 * row + column] += np.float32(np.dot(a, b))
     cuda.syncthreads()
 
 
-def _numbers(words: list[Any], kind: Any) -> np.ndarray:
+def _numbers(words: list[Any], dtype: Any) -> np.ndarray:
     """The numbers of words, as float64. Of a tf32 the last 13 bits do not count."""
     raw = np.array(words, np.uint32)
-    if kind == F32:
+    if dtype == F32:
         return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
-    if kind == F16:
+    if dtype == F16:
         return raw.view(np.float16).astype(np.float64)
     return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-# sums[i, j, :] += the warp's product of one step
+# multiply_add(left, right, sums, i, j, dtype): sums[i, j, :] += the warp's product of one step, of four words and two
 multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else _multiply_add
 
 
-@device
-def multiply_step(words, both, sums, j, MINE_R, T):
-    """One step for two eights of columns, the j-th and the next."""
-    for i in range(MINE_R):
-        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[0], both[2], sums, i, j, T)
-        multiply_add(words[i, 0], words[i, 1], words[i, 2], words[i, 3], both[1], both[3], sums, i, j + 1, T)
+class WarpTile(NamedTuple):
+    """What a block makes of a product: rows x columns, by `down` x `across` warps, from `words` words of depth at a time."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    words: int
+
+    @property
+    def threads(self) -> int:
+        """Of the block."""
+        return 32 * self.down * self.across
+
+    @property
+    def sixteens(self) -> int:
+        """Of rows, that a warp has."""
+        return self.rows // (16 * self.down)
+
+    @property
+    def eights(self) -> int:
+        """Of columns, that a warp has: an even number."""
+        return self.columns // (8 * self.across)
 
 
-@device
-def multiply_matrices(buffer, left, row, right, column, lane, words, sums, MINE_R, MINE_C, WORDS, T):
-    """sums += left times right, WORDS words deep, for the MINE_R sixteens of rows from `row` on and the MINE_C (even) eights of columns
-    from `column` on of a warp; `words`: room for MINE_R x 4."""
-    for step in range(0, WORDS, STEP):
+class Thread(NamedTuple):
+    """A thread of a block, and where what its warp makes of the product begins."""
+
+    rank: Any  # in the block
+    lane: Any  # in the warp
+    warp: Any
+    row: Any
+    column: Any
+
+
+class WarpProduct(NamedTuple):
+    """What a thread has of a product."""
+
+    sums: Any  # (sixteens, eights, 4) float32
+    words: Any  # (sixteens, 4) uint32: of the left operand, of one step
+
+
+def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: int = 0) -> tuple[Any, ...]:
+    """`thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, left, right, thread, product)`, of operands that
+    begin at the words `left` and `right`. With pitches these lie across: as rows of elements, so many words apart."""
+    MINE_R, MINE_C, ACROSS, WORDS, EACH = tile.sixteens, tile.eights, tile.across, tile.words, per_word(T)
+    LEFT_PITCH, RIGHT_PITCH = left_pitch, right_pitch
+
+    @device
+    def thread_of():
+        thread = np.int32(cuda.threadIdx.x)
+        lane, warp = thread % np.int32(32), thread // np.int32(32)
+        row = warp // np.int32(ACROSS) * np.int32(16 * MINE_R)
+        return Thread(thread, lane, warp, row, warp % np.int32(ACROSS) * np.int32(8 * MINE_C))
+
+    @device
+    def new_product():
+        return WarpProduct(cuda.local.array((MINE_R, MINE_C, 4), np.float32), cuda.local.array((MINE_R, 4), np.uint32))
+
+    @device
+    def clear(sums):
         for i in range(MINE_R):
-            four = load_matrices(buffer, left, row + 16 * i, step // 4, lane, WORDS // 4)
-            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
-        for j in range(0, MINE_C, 2):
-            both = load_matrices(buffer, right, column + 8 * j, step // 4, lane, WORDS // 4)
-            multiply_step(words, both, sums, j, MINE_R, T)
+            for j in range(MINE_C):
+                for k in range(4):
+                    sums[i, j, k] = np.float32(0)
 
-
-@device
-def multiply_turned(buffer, left, left_pitch, right, right_pitch, lane, words, sums, MINE_R, MINE_C, WORDS, T, EACH):
-    """The same for operands that lie across, at whose first row and column the words `left` and `right` are."""
-    for step in range(0, WORDS * EACH, STEP * EACH):
+    @device
+    def multiply_step(product, both, j):
+        """One step for two eights of columns, the j-th and the next."""
+        words = product.words
         for i in range(MINE_R):
-            four = load_turned(buffer, left + step * left_pitch + 16 // EACH * i, left_pitch, lane, EACH)
-            words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
-        for j in range(0, MINE_C, 2):
-            both = load_turned(buffer, right + step * right_pitch + 8 // EACH * j, right_pitch, lane, EACH)
-            multiply_step(words, both, sums, j, MINE_R, T)
+            four = (words[i, 0], words[i, 1], words[i, 2], words[i, 3])
+            multiply_add(four, (both[0], both[2]), product.sums, i, j, T)
+            multiply_add(four, (both[1], both[3]), product.sums, i, j + 1, T)
+
+    @device
+    def multiply_matrices(buffer, left, right, thread, product):
+        """product.sums += left times right, WORDS words deep, for the rows and columns of a warp."""
+        words = product.words
+        for step in range(0, WORDS, STEP):
+            for i in range(MINE_R):
+                four = load_matrices(buffer, left, thread.row + 16 * i, step // 4, thread.lane, WORDS // 4)
+                words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+            for j in range(0, MINE_C, 2):
+                both = load_matrices(buffer, right, thread.column + 8 * j, step // 4, thread.lane, WORDS // 4)
+                multiply_step(product, both, j)
+
+    @device
+    def multiply_turned(buffer, left, right, thread, product):
+        """The same for operands that lie across."""
+        words = product.words
+        first, second = left + thread.row // EACH, right + thread.column // EACH
+        for step in range(0, WORDS * EACH, STEP * EACH):
+            for i in range(MINE_R):
+                four = load_turned(buffer, first + step * LEFT_PITCH + 16 // EACH * i, LEFT_PITCH, thread.lane, EACH)
+                words[i, 0], words[i, 1], words[i, 2], words[i, 3] = four
+            for j in range(0, MINE_C, 2):
+                both = load_turned(buffer, second + step * RIGHT_PITCH + 8 // EACH * j, RIGHT_PITCH, thread.lane, EACH)
+                multiply_step(product, both, j)
+
+    return thread_of, new_product, clear, multiply_turned if LEFT_PITCH else multiply_matrices

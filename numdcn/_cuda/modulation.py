@@ -12,7 +12,7 @@ from numdcn._cuda.jit import BF16, F16, F32, F64, Scalar, cuda, kernels, scalar_
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.workspace import Workspace, scalar, stored
 
-KINDS = [(kind,) for kind in (F32, F64, F16, BF16)]
+VARIANTS = [(dtype,) for dtype in (F32, F64, F16, BF16)]
 
 
 class Call(NamedTuple):
@@ -27,7 +27,7 @@ class Call(NamedTuple):
     scale: Scalar
 
 
-@kernels(Call, lambda: KINDS)
+@kernels(Call, lambda: VARIANTS)
 def masks(T):
     """mask = scale * sigmoid(logits)."""
     S = scalar_type(T)
@@ -38,13 +38,13 @@ def masks(T):
             logit = widen(at(logits, task // c.image * c.step + task % c.image))
             small = S(math.exp(-abs(logit)))  # of either sign: nothing overflows
             upper = S(1) / (S(1) + small)
-            share = upper if logit >= S(0) else small * upper
-            put(mask, task, narrow(S(c.scale) * share if logit == logit else logit, T))
+            sigmoid = upper if logit >= S(0) else small * upper
+            put(mask, task, narrow(S(c.scale) * sigmoid if logit == logit else logit, T))
 
     return run
 
 
-@kernels(Call, lambda: KINDS)
+@kernels(Call, lambda: VARIANTS)
 def mask_gradients(T):
     """grad_logits = grad_mask * mask * (1 - mask / scale)."""
     S = scalar_type(T)
@@ -67,7 +67,7 @@ class Sum(NamedTuple):
     count: int
 
 
-@kernels(Sum, lambda: KINDS)
+@kernels(Sum, lambda: VARIANTS)
 def add(T):
     """target += other."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from numdcn._cuda.jit import cuda, device
+from numdcn._cuda.jit import cuda, device, scalar_type
 from numdcn._cuda.memory import add_vector, load_vector, load_words, put
 from numdcn._cuda.scatter import SKIPPED
 from numdcn._formulas import bilinear
@@ -29,11 +31,11 @@ def outside(height, width):
 @device
 def gather(images, start, pitch, below, corners, U, V):
     """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
-    for part in range(0, U, V):
-        load_vector(images, start + part, corners, part)
-        load_vector(images, start + pitch + part, corners, U + part)
-        load_vector(images, start + below + part, corners, 2 * U + part)
-        load_vector(images, start + below + pitch + part, corners, 3 * U + part)
+    for i in range(0, U, V):
+        load_vector(images, start + i, corners, i)
+        load_vector(images, start + pitch + i, corners, U + i)
+        load_vector(images, start + below + i, corners, 2 * U + i)
+        load_vector(images, start + below + pitch + i, corners, 3 * U + i)
 
 
 @device
@@ -45,30 +47,35 @@ def gather_words(images, start, pitch, below, words, first):
     load_words(images, start + below + pitch, words, first + 12)
 
 
-@device
-def add_corners(images, start, pitch, below, y, x, values, products, S, U, VECTORS, SAMPLED):
-    """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers of room."""
-    if SAMPLED:
-        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-        add_corner(images, start, S(w00), values, products, U, VECTORS)
-        add_corner(images, start + pitch, S(w01), values, products, U, VECTORS)
-        add_corner(images, start + below, S(w10), values, products, U, VECTORS)
-        add_corner(images, start + below + pitch, S(w11), values, products, U, VECTORS)
-    else:
-        add_corner(images, start, S(1), values, products, U, VECTORS)
+def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
+    """`add_corners(images, start, pitch, below, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
+    S = scalar_type(T)
 
+    @device
+    def add_corner(images, start, weight, values, products):
+        for i in range(U):
+            products[i] = weight * values[i]
+        if VECTORS:
+            for i in range(0, U, 4):
+                add_vector(images, start + i, products, i)
+        else:
+            for i in range(U):
+                cuda.atomic.add(images, start + i, products[i])
 
-@device
-def add_corner(images, start, weight, values, products, V, VECTORS):
-    """Add weight * values to V channels of a pixel, atomically. `products`: V numbers of room."""
-    for i in range(V):
-        products[i] = weight * values[i]
-    if VECTORS:
-        for i in range(0, V, 4):
-            add_vector(images, start + i, products, i)
-    else:
-        for i in range(V):
-            cuda.atomic.add(images, start + i, products[i])
+    @device
+    def add_corners(images, start, pitch, below, y, x, values, products):
+        """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers
+        of room."""
+        if SAMPLED:
+            w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+            add_corner(images, start, S(w00), values, products)
+            add_corner(images, start + pitch, S(w01), values, products)
+            add_corner(images, start + below, S(w10), values, products)
+            add_corner(images, start + below + pitch, S(w11), values, products)
+        else:
+            add_corner(images, start, S(1), values, products)
+
+    return add_corners
 
 
 @device

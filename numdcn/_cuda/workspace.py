@@ -54,13 +54,13 @@ class Workspace:
         """Of the device."""
         return jit.multiprocessors(self.device)
 
-    def shares(self, tasks: int) -> int:
-        """Into how many parts to share out each of so many tasks, that all multiprocessors have two blocks; in the simulator
-        three, so that there is something to add."""
+    def split_k(self, tasks: int) -> int:
+        """Into how many to split each of so many tasks, that all multiprocessors have two blocks; in the simulator three, so
+        that there is something to add."""
         return 3 if jit.SIMULATED else 2 * self.multiprocessors // tasks
 
     @property
-    def mma_cores(self) -> bool:
+    def has_mma(self) -> bool:
         """Whether the device multiplies bfloat16 and tf32."""
         return jit.has_mma(self.device)
 
@@ -135,56 +135,46 @@ class Workspace:
         self, array: DeviceArray, shape: tuple[int, ...], axes: tuple[int, ...], made: DeviceArray
     ) -> DeviceArray:
         """Fill `made` with an array that is seen as `shape`, its axes permuted as by `numpy.transpose`."""
-        source = self.contiguous(array)
-        steps = c_strides(shape)
-        turned = DeviceArray(
-            None, self.framework, self.device, source.address, array.dtype, made.shape, tuple(steps[a] for a in axes), self.stream
-        )  # fmt: skip
-        turned.keep = source
-        self.copy(turned, made)
+        source, steps = self.contiguous(array), c_strides(shape)
+        self.copy(self._seen(source.address, array.dtype, made.shape, tuple(steps[a] for a in axes)), made)
         return made
 
-    def pack(self, x: DeviceArray) -> Images:
+    def pack_images(self, x: DeviceArray) -> Images:
         """x, (N, C, H, W) of any strides, as images along the channels."""
         images = self._images(x.shape, x.dtype)
         self._turn(layout.pack_images(stored(x.dtype), False), x, images, images.pitch)
         return images
 
-    def rows(self, array: DeviceArray, depth: int) -> DeviceArray:
+    def pack_rows(self, array: DeviceArray, depth: int) -> DeviceArray:
         """A contiguous array (N, C, P) as (N, P, depth), with zeros behind the channels; float32 is rounded to tf32."""
         n, channels, count = array.shape
-        kind = stored(array.dtype)
         made = Images(self.empty((n, count, depth), array.dtype), depth, count)
         seen = array.reshaped(n, channels, 1, count)
-        self._turn(layout.pack_images(kind, kind == jit.F32), seen, made, depth, pad=0)
+        kernel = layout.pack_images(stored(array.dtype), array.dtype == DTYPES["float32"])
+        self._turn(kernel, seen, made, depth, pad=0)
         return made.array
 
-    def no_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
+    def zero_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
         """Images of zeros in which gradients are added up: float32 also for narrower types."""
         images = self._images(shape, summed(dtype))
         self.clear(images.array)
         return images
 
-    def unpack(self, images: Images, x: DeviceArray) -> None:
+    def unpack_images(self, images: Images, x: DeviceArray) -> None:
         """The images as x, (N, C, H, W) of any strides, without their padding."""
         kernel = layout.unpack_images(stored(x.dtype), stored(images.array.dtype))
         self._turn(kernel, x, images, x.shape[1])
 
     def image_sizes(self, x: DeviceArray) -> Images:
-        """The sizes of the images that `pack` would make, without them: at address 0."""
+        """The sizes of the images that `pack_images` would make, without them: at address 0."""
         pitch, pixels = _image_sizes(x.shape, x.dtype)
-        nowhere = DeviceArray(None, self.framework, self.device, 0, x.dtype, (0,), (1,), self.stream)
-        return Images(nowhere, pitch, pixels)
+        return Images(self._seen(0, x.dtype, (0,), (1,)), pitch, pixels)
 
     def channels_last(self, array: DeviceArray, dtype: Any) -> DeviceArray:
         """A contiguous array (N, C, P) as (N, P, C)."""
         n, channels, count = array.shape
         made = self.empty((n, count, channels), dtype)
-        turned = DeviceArray(
-            None, self.framework, self.device, made.address, dtype, array.shape, (count * channels, 1, channels), self.stream
-        )  # fmt: skip
-        turned.keep = made
-        self.copy(array, turned)
+        self.copy(array, self._seen(made.address, dtype, array.shape, (count * channels, 1, channels)))
         return made
 
     def plans(self, batch: int, samples: int, dtype: Any) -> Plans:
@@ -215,6 +205,10 @@ class Workspace:
     def vectors(self, dtype: Any) -> bool:
         """Whether sums of this type can be added to memory 16 bytes at once."""
         return jit.has_vector_reductions(self.device) and summed(dtype) == DTYPES["float32"]
+
+    def _seen(self, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
+        """Memory that something else keeps alive, as an array."""
+        return DeviceArray(None, self.framework, self.device, address, dtype, shape, strides, self.stream)
 
     def _images(self, shape: tuple[int, ...], dtype: Any) -> Images:
         pitch, pixels = _image_sizes(shape, dtype)

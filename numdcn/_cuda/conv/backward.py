@@ -6,24 +6,28 @@ channels of an offset group, chunk by chunk; each is added to the image's gradie
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from numdcn._cuda.conv.columns import CHUNK, Call, Tile, multiply, offset_groups_of, plan, plan_tile, variants
+from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
+from numdcn._cuda.conv.columns import Segment, corners_at, planner, tile_planner
+from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 from numdcn._cuda.mma import from_bits
-from numdcn._cuda.sample import add_corners, gather, outside, write_plan
+from numdcn._cuda.sample import corner_adder, gather, outside, write_plan
 from numdcn._cuda.scatter import PLACE
 from numdcn._formulas import bilinear
 
 I32 = np.int32
 
 
-def backward_tile(kind: object) -> Tile:
+def backward_tile(dtype: object) -> Tile:
     """The tile of pixels and channels."""
     if SIMULATED:
         return Tile(8, 8, 2, 2)
-    return Tile(32, 64, 8, 16) if kind == F64 else Tile(64, 64, 16, 16)
+    return Tile(32, 64, 8, 16) if dtype == F64 else Tile(64, 64, 16, 16)
 
 
 def _variants() -> list[tuple[object, ...]]:
@@ -35,8 +39,25 @@ def _variants() -> list[tuple[object, ...]]:
     ]
 
 
+class Reading(NamedTuple):
+    """What a block has at hand: one tap of the pixels from `first` on, and an offset group."""
+
+    first: Any
+    tap: Any
+    og: Any
+
+
+class GradRoom(NamedTuple):
+    """A thread's own memory for U channels."""
+
+    corners: Any  # (4*U,): what the four corners of a cell hold
+    values: Any  # (U,): gradients of the columns, times the mask
+    products: Any  # (U,): these, times the weight of a corner
+    three: Any  # (3,): see `add_slopes`
+
+
 @device
-def column_sums(read, y, x, grad, sums, S, SAMPLED):
+def add_slopes(read, y, x, grad, sums, S, SAMPLED):
     """Add to sums what a column's gradient, whose corners are `read`, brings: times the value, and the slopes along y and x."""
     if SAMPLED:
         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
@@ -47,7 +68,7 @@ def column_sums(read, y, x, grad, sums, S, SAMPLED):
 
 
 @device
-def write_sums(c, grad_offsets, grad_mask, q, tap, og, scale, by_value, by_y, by_x, C, T):
+def put_sums(c, a, q, tap, og, scale, sums, C, T):
     """The gradients of offsets and mask of one tap of pixel q."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
@@ -55,164 +76,153 @@ def write_sums(c, grad_offsets, grad_mask, q, tap, og, scale, by_value, by_y, by
     channel = (n * p.offset_groups + og) * p.taps + tap
     spot = q - n * count
     if c.grad_offsets:
-        put(grad_offsets, 2 * channel * count + spot, narrow(by_y * scale, C))
-        put(grad_offsets, (2 * channel + 1) * count + spot, narrow(by_x * scale, C))
+        put(a.grad_offsets, 2 * channel * count + spot, narrow(sums[1] * scale, C))
+        put(a.grad_offsets, (2 * channel + 1) * count + spot, narrow(sums[2] * scale, C))
     if c.grad_mask:
-        put(grad_mask, channel * count + spot, narrow(by_value, T))
+        put(a.grad_mask, channel * count + spot, narrow(sums[0], T))
 
 
-@device
-def begin_columns(
-    c, first, tap, og, offsets, mask, places, image_index, fractions, parts, thread, S, SAMPLED, ROWS, SLOTS, THREADS
-):  # type: ignore[no-untyped-def]
-    """Plan the pixels of a tile, and clear their sums."""
-    total = c.p.batch * c.p.out_size[0] * c.p.out_size[1]
-    plan_tile(
-        c, first, total, tap, og, offsets, mask, places, image_index, fractions, thread, S, SAMPLED, ROWS, THREADS
-    )
-    for unit in range(thread, I32(SLOTS * ROWS), I32(THREADS)):
-        for which in range(3):
-            parts[which, unit // I32(ROWS), unit % I32(ROWS)] = S(0)
+def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS):
+    """What a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by one thread:
+    `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, reading, rank)`,
+    `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and
+    `end_columns(c, a, stage, sums, reading, rank, room)`."""
+    S, V, SLOTS, CORNERS, STAGED = scalar_type(T), vector_length(T), COLUMNS // U, 4 * U, COLUMNS + 4
+    new_stage, plan_tile = tile_planner(T, C, SAMPLED, ROWS, THREADS)
+    add_corners = corner_adder(T, U, VECTORS, SAMPLED)
 
+    @device
+    def new_sums():
+        return cuda.shared.array((3, SLOTS, ROWS), S)
 
-@device
-def use_columns(
-    c, buffer, first, og, chunk, low, high, thread, places, image_index, fractions, parts, corners, values, products, three, images,
-    grad_images, kept, S, U, V, ROWS, SLOTS, THREADS, VECTORS, SAMPLED, OWNED,
-):  # type: ignore[no-untyped-def] # fmt: skip
-    """Use the gradients of a tile's columns, which are in `buffer` pixel by pixel: U channels of a pixel at a time, each by the same
-    thread in every chunk."""
-    p = c.p
-    total, nowhere = p.batch * p.out_size[0] * p.out_size[1], outside(p.in_size[0], p.in_size[1])
-    row_pixels, shared = p.in_size[1] + 1, p.in_channels // offset_groups_of(p)
-    for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
-        spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
-        channel, q, staged = chunk + slot * U, first + spot, spot * I32((SLOTS * U) + 4) + slot * I32(U)
-        if q >= total or channel >= high:
-            continue
-        y, x, scale = fractions[0, spot], fractions[1, spot], fractions[2, spot]
-        place, pixel = places[spot], image_index[spot] * c.pixels + places[spot]
+    @device
+    def new_room():
+        corners, values, products = cuda.local.array(CORNERS, S), cuda.local.array(U, S), cuda.local.array(U, S)
+        return GradRoom(corners, values, products, cuda.local.array(3, S))
+
+    @device
+    def begin_columns(c, a, stage, sums, reading, rank):
+        """Plan the pixels of a tile, and clear their sums."""
+        total = c.p.batch * c.p.out_size[0] * c.p.out_size[1]
+        plan_tile(c, a, stage, reading.first, total, reading.tap, reading.og, rank)
+        for unit in range(rank, I32(SLOTS * ROWS), I32(THREADS)):
+            for which in range(3):
+                sums[which, unit // I32(ROWS), unit % I32(ROWS)] = S(0)
+
+    @device
+    def use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room):
+        """Use the gradients of a tile's columns, which are in `buffer` pixel by pixel: U channels of a pixel at a time, each by
+        the same thread in every chunk."""
+        p, low, high = c.p, segment.low, segment.high
+        corners, values, three = room.corners, room.values, room.three
+        total, nowhere = p.batch * p.out_size[0] * p.out_size[1], outside(p.in_size[0], p.in_size[1])
+        row_pixels, shared = p.in_size[1] + 1, p.in_channels // offset_groups_of(p)
+        for unit in range(rank, I32(ROWS * SLOTS), I32(THREADS)):
+            spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
+            channel, q, staged = chunk + slot * U, reading.first + spot, spot * I32(STAGED) + slot * I32(U)
+            if q >= total or channel >= high:
+                continue
+            y, x, scale = stage.fractions[0, spot], stage.fractions[1, spot], stage.fractions[2, spot]
+            place, pixel = stage.places[spot], stage.image_index[spot] * c.pixels + stage.places[spot]
+            if c.grad_offsets or c.grad_mask:
+                gather(a.images, pixel * c.pitch + channel, c.pitch, row_pixels * c.pitch, corners, U, V)
+                three[0], three[1], three[2] = S(0), S(0), S(0)
+                for i in range(U):
+                    if low <= channel + i and channel + i < high:
+                        read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
+                        add_slopes(read, y, x, from_bits(buffer[staged + i]), three, S, SAMPLED)
+                for which in range(3):
+                    sums[which, slot, spot] += three[which]
+            for i in range(U):
+                inside = low <= channel + i and channel + i < high
+                values[i] = scale * from_bits(buffer[staged + i]) if inside else S(0)
+            if OWNED:
+                for i in range(U):
+                    if low <= channel + i and channel + i < high:
+                        put(a.values, (reading.og * total + q) * shared + channel + i - reading.og * shared, values[i])
+            elif c.grad_images and place < nowhere:
+                start, below = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
+                add_corners(a.grad_images, start, c.grad_pitch, below, y, x, values, room.products)
+
+    @device
+    def end_columns(c, a, stage, sums, reading, rank, room):
+        """Write the gradients of offsets and mask of a tile's pixels."""
+        total, three = c.p.batch * c.p.out_size[0] * c.p.out_size[1], room.three
         if c.grad_offsets or c.grad_mask:
-            gather(images, pixel * c.pitch + channel, c.pitch, row_pixels * c.pitch, corners, U, V)
-            three[0], three[1], three[2] = S(0), S(0), S(0)
-            for i in range(U):
-                if low <= channel + i and channel + i < high:
-                    read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
-                    column_sums(read, y, x, from_bits(buffer[staged + i]), three, S, SAMPLED)
-            for which in range(3):
-                parts[which, slot, spot] += three[which]
-        for i in range(U):
-            inside = low <= channel + i and channel + i < high
-            values[i] = scale * from_bits(buffer[staged + i]) if inside else S(0)
-        if OWNED:
-            for i in range(U):
-                if low <= channel + i and channel + i < high:
-                    put(kept, (og * total + q) * shared + channel + i - og * shared, values[i])
-        elif c.grad_images and place < nowhere:
-            add_corners(
-                grad_images, pixel * c.grad_pitch + channel, c.grad_pitch, row_pixels * c.grad_pitch, y, x, values, products, S, U,
-                VECTORS, SAMPLED,
-            )  # fmt: skip
+            for spot in range(rank, I32(min(ROWS, total - reading.first)), I32(THREADS)):
+                for which in range(3):
+                    three[which] = S(0)
+                    for slot in range(SLOTS):
+                        three[which] += sums[which, slot, spot]
+                q, scale = reading.first + spot, stage.fractions[2, spot]
+                put_sums(c, a, q, reading.tap, reading.og, scale, three, C, T)
 
-
-@device
-def end_columns(
-    c, first, tap, og, grad_offsets, grad_mask, fractions, parts, three, thread, S, C, T, ROWS, SLOTS, THREADS
-):  # type: ignore[no-untyped-def]
-    """Write the gradients of offsets and mask of a tile's pixels."""
-    total = c.p.batch * c.p.out_size[0] * c.p.out_size[1]
-    if c.grad_offsets or c.grad_mask:
-        for spot in range(thread, I32(min(ROWS, total - first)), I32(THREADS)):
-            for which in range(3):
-                three[which] = S(0)
-                for slot in range(SLOTS):
-                    three[which] += parts[which, slot, spot]
-            write_sums(
-                c, grad_offsets, grad_mask, first + spot, tap, og, fractions[2, spot], three[0], three[1], three[2], C, T
-            )  # fmt: skip
+    return new_stage, new_sums, new_room, begin_columns, use_columns, end_columns
 
 
 @kernels(Call, lambda: [(*v, *backward_tile(v[0])) for v in _variants()], lambda *constants: (THREADS, 1))
 def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS):
     """The gradients of images (OWNED: those of the columns, for `scatter`), offsets and mask."""
-    S, A, V = scalar_type(T), compute_type(T), vector_length(T)
-    U = max(4, V)
-    MINE_R, MINE_C, PITCH, SLOTS, CORNERS = ROWS // DOWN, COLUMNS // ACROSS, ROWS + 4, COLUMNS // U, 4 * U
-    RIGHT, STAGED = 2 * CHUNK * PITCH, COLUMNS + 4
-    BUFFER = max(RIGHT + 2 * CHUNK * COLUMNS, ROWS * STAGED)
+    S, U, tile = scalar_type(T), max(4, vector_length(T)), Tile(ROWS, COLUMNS, DOWN, ACROSS)
+    MINE_R, MINE_C, PITCH, RIGHT, STAGED = ROWS // DOWN, COLUMNS // ACROSS, tile.pitch, tile.right, COLUMNS + 4
+    BUFFER = max(tile.room, ROWS * STAGED)
+    new_stage, new_sums, new_room, begin_columns, use_columns, end_columns = column_user(
+        T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U
+    )
+    thread_of, new_product, clear, multiply = multiplier(T, tile)
+    arrays_of = viewer(T, C)
 
-    def run(c):  # type: ignore[no-untyped-def] # length: the loops of one product, around one set of tiles
+    def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
-        parts = cuda.shared.array((3, SLOTS, ROWS), S)
-        places = cuda.shared.array(ROWS, I32)
-        image_index = cuda.shared.array(ROWS, I32)
-        fractions = cuda.shared.array((3, ROWS), S)
-        sums = cuda.local.array((MINE_R, MINE_C), S)
-        a, b = cuda.local.array(MINE_R, S), cuda.local.array(MINE_C, S)
-        corners, values, products = cuda.local.array(CORNERS, S), cuda.local.array(U, S), cuda.local.array(U, S)
-        three = cuda.local.array(3, S)
-        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
-        weights, grad_y, grad_images = view(c.weights, T), view(c.y, T), view(c.grad_images, A)
-        grad_offsets, grad_mask, kept = view(c.grad_offsets, C), view(c.grad_mask, T), view(c.values, A)
-        p = c.p
-        thread = I32(cuda.threadIdx.x)
-        row, column = thread // I32(ACROSS), thread % I32(ACROSS)
+        sums, stage, room, product = new_sums(), new_stage(), new_room(), new_product()
+        a, p, thread = arrays_of(c), c.p, thread_of()
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, ogs = p.batch * count, offset_groups_of(p)
         shared = p.in_channels // ogs
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * c.taps * ogs, cuda.gridDim.x):
             first, tap, og = task // (c.taps * ogs) * ROWS, c.first_tap + task % c.taps, task % (c.taps * ogs) // c.taps
+            reading = Reading(first, tap, og)
             cuda.syncthreads()
-            begin_columns(
-                c, first, tap, og, offsets, mask, places, image_index, fractions, parts, thread, S, SAMPLED, ROWS, SLOTS, THREADS
-            )  # fmt: skip
+            begin_columns(c, a, stage, sums, reading, thread.rank)
             low, last = og * shared, (og + 1) * shared
             while low < last:
                 group = low // ins
                 high, begin = min(last, (group + 1) * ins), group * ins
+                segment = Segment(group, low, high)
                 for chunk in range(low // U * U, high, COLUMNS):
-                    for i in range(MINE_R):
-                        for j in range(MINE_C):
-                            sums[i, j] = S(0)
+                    clear(product.sums)
                     cuda.syncthreads()
                     half = I32(0)
                     for out in range(0, outs, CHUNK):
-                        for unit in range(thread, CHUNK * ROWS, THREADS):
+                        for unit in range(thread.rank, CHUNK * ROWS, THREADS):
                             k, q = unit // ROWS, first + unit % ROWS
                             grad = S(0)
                             if q < total and out + k < outs:
-                                n = image_index[unit % ROWS]
-                                grad = widen(at(grad_y, (n * p.out_channels + group * outs + out + k - n) * count + q))
+                                n = stage.image_index[unit % ROWS]
+                                grad = widen(at(a.y, (n * p.out_channels + group * outs + out + k - n) * count + q))
                             buffer[(half * CHUNK + k) * PITCH + unit % ROWS] = grad
-                        for unit in range(thread, CHUNK * COLUMNS, THREADS):
+                        for unit in range(thread.rank, CHUNK * COLUMNS, THREADS):
                             k, channel, weight = unit // COLUMNS, chunk + unit % COLUMNS, S(0)
                             if low <= channel and channel < high and out + k < outs:
                                 spot = ((group * p.taps + tap) * outs + out + k) * ins + channel - begin
-                                weight = widen(at(weights, spot))
+                                weight = widen(at(a.weights, spot))
                             buffer[RIGHT + (half * CHUNK + k) * COLUMNS + unit % COLUMNS] = weight
                         cuda.syncthreads()
-                        if thread < DOWN * ACROSS:
-                            multiply(
-                                buffer, half * CHUNK * PITCH, RIGHT + half * CHUNK * COLUMNS, PITCH, COLUMNS, row, column, a, b,
-                                sums, MINE_R, MINE_C, DOWN, ACROSS, CHUNK,
-                            )  # fmt: skip
+                        if thread.rank < DOWN * ACROSS:
+                            multiply(buffer, half, thread, product)
                         half = I32(1) - half
                     cuda.syncthreads()
-                    if thread < DOWN * ACROSS:
+                    if thread.rank < DOWN * ACROSS:
                         for i in range(MINE_R):
                             for j in range(MINE_C):
-                                spot = i // 4 * 4 * DOWN + 4 * row + i % 4
-                                buffer[spot * STAGED + j // 4 * 4 * ACROSS + 4 * column + j % 4] = sums[i, j]
+                                spot = i // 4 * 4 * DOWN + 4 * thread.row + i % 4
+                                column = j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
+                                buffer[spot * STAGED + column] = product.sums[i, j]
                     cuda.syncthreads()
-                    use_columns(
-                        c, buffer, first, og, chunk, low, high, thread, places, image_index, fractions, parts, corners, values, products,
-                        three, images, grad_images, kept, S, U, V, ROWS, SLOTS, THREADS, VECTORS, SAMPLED, OWNED,
-                    )  # fmt: skip
+                    use_columns(c, a, stage, sums, buffer, reading, chunk, segment, thread.rank, room)
                 low = high
             cuda.syncthreads()
-            end_columns(
-                c, first, tap, og, grad_offsets, grad_mask, fractions, parts, three, thread, S, C, T, ROWS, SLOTS, THREADS
-            )  # fmt: skip
+            end_columns(c, a, stage, sums, reading, thread.rank, room)
 
     return run
 
@@ -220,46 +230,38 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
 @kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
 def gradients_each(T, C, SAMPLED, OWNED):
     """The same where a group has few channels: a thread for each tap and offset group of a pixel, channel after channel."""
-    S, A = scalar_type(T), compute_type(T)
+    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, C, SAMPLED)
+    add_corners = corner_adder(T, 1, False, SAMPLED)
 
     def run(c):
         values, products, three = cuda.local.array(1, S), cuda.local.array(1, S), cuda.local.array(3, S)
-        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
-        weights, grad_y, grad_images = view(c.weights, T), view(c.y, T), view(c.grad_images, A)
-        grad_offsets, grad_mask, kept = view(c.grad_offsets, C), view(c.grad_mask, T), view(c.values, A)
-        p = c.p
+        a, p = arrays_of(c), c.p
         row_pixels, nowhere = p.in_size[1] + 1, outside(p.in_size[0], p.in_size[1])
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, ogs = p.batch * count, offset_groups_of(p)
         shared = p.in_channels // ogs
-        below = c.pitch * row_pixels
+        below, grad_below = c.pitch * row_pixels, row_pixels * c.grad_pitch
         for task in range(cuda.grid(1), total * c.taps * ogs, cuda.gridsize(1)):
             q, tap, og = task % total, c.first_tap + task // total % c.taps, task // (total * c.taps)
-            place, y, x, scale, n = plan(c, q, tap, og, offsets, mask, S, SAMPLED)
+            place, y, x, scale, n = plan(c, a, q, tap, og)
             three[0], three[1], three[2] = S(0), S(0), S(0)
             for channel in range(og * shared, (og + 1) * shared):
                 group = channel // ins
                 grad = S(0)
                 for o in range(outs):
-                    weight = widen(at(weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
-                    grad += weight * widen(at(grad_y, (n * p.out_channels + group * outs + o - n) * count + q))
+                    weight = widen(at(a.weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
+                    grad += weight * widen(at(a.y, (n * p.out_channels + group * outs + o - n) * count + q))
                 if c.grad_offsets or c.grad_mask:
-                    start = (n * c.pixels + place) * c.pitch + channel
-                    read = (
-                        widen(at(images, start)), widen(at(images, start + c.pitch)), widen(at(images, start + below)),
-                        widen(at(images, start + below + c.pitch)),
-                    )  # fmt: skip
-                    column_sums(read, y, x, grad, three, S, SAMPLED)
+                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below)
+                    add_slopes(read, y, x, grad, three, S, SAMPLED)
                 values[0] = scale * grad
                 if OWNED:
-                    put(kept, (og * total + q) * shared + channel - og * shared, values[0])
+                    put(a.values, (og * total + q) * shared + channel - og * shared, values[0])
                 elif c.grad_images and place < nowhere:
                     start = (n * c.pixels + place) * c.grad_pitch + channel
-                    add_corners(
-                        grad_images, start, c.grad_pitch, row_pixels * c.grad_pitch, y, x, values, products, S, 1, False, SAMPLED
-                    )  # fmt: skip
+                    add_corners(a.grad_images, start, c.grad_pitch, grad_below, y, x, values, products)
             if c.grad_offsets or c.grad_mask:
-                write_sums(c, grad_offsets, grad_mask, q, tap, og, scale, three[0], three[1], three[2], C, T)
+                put_sums(c, a, q, tap, og, scale, three, C, T)
 
     return run
 
@@ -267,16 +269,15 @@ def gradients_each(T, C, SAMPLED, OWNED):
 @kernels(Call, variants)
 def plan_tap(T, C, SAMPLED):
     """For `scatter`: where tap `first_tap` of each pixel reads (offset groups, N, pixels), and the weights of the corners."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, C, SAMPLED)
 
     def run(c):
-        offsets, places, weights = view(c.offsets, C), view(c.places, PLACE), view(c.corners, A)
-        p = c.p
+        a, places, weights, p = arrays_of(c), view(c.places, PLACE), view(c.corners, A), c.p
         count, nowhere = p.out_size[0] * p.out_size[1], outside(p.in_size[0], p.in_size[1])
         total = p.batch * count
         for task in range(cuda.grid(1), total * offset_groups_of(p), cuda.gridsize(1)):
             og, q = task // total, task % total
-            place, y, x, _, n = plan(c, q, c.first_tap, og, offsets, offsets, S, SAMPLED)
+            place, y, x, _, n = plan(c, a, q, c.first_tap, og)
             write_plan(places, weights, task, 4 * og * total + 3 * n * count + q, count, place, nowhere, y, x, S)
 
     return run

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from numdcn._cuda.conv.columns import (
-    CHUNK,
-    Call,
-    multiply,
-    offset_groups_of,
-    plan,
-    plan_tile,
-    put_result,
-    sample_spot,
-    tiles,
-    variants,
-)
-from numdcn._cuda.jit import THREADS, compute_type, cuda, device, kernels, scalar_type
-from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
-from numdcn._formulas import bilinear
+from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
+from numdcn._cuda.conv.columns import Segment, channel_sampler, spot_sampler, tile_planner
+from numdcn._cuda.conv.products import CHUNK, Task, Tile, multiplier, put_result, tiles
+from numdcn._cuda.jit import THREADS, cuda, device, kernels, scalar_type
+from numdcn._cuda.memory import at, narrow, put, vector_length, widen
 
 I32 = np.int32
+
+
+def row_writer(T: Any, tile: Tile) -> Any:
+    """`write_rows(c, a, buffer, sums, i, thread, task)`."""
+    MINE_C, DOWN, ACROSS = tile.columns // tile.across, tile.down, tile.across
+
+    @device
+    def write_rows(c, a, buffer, sums, i, thread, task):
+        """Write four rows of each thread's sums, from the i-th on, by way of shared memory: pixels follow one another there.
+        (Constant positions in `sums` keep it in registers.)"""
+        for r in range(4):
+            for j in range(MINE_C):
+                column = j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
+                buffer[column * 4 * DOWN + 4 * thread.row + r] = sums[i + r, j]
+        cuda.syncthreads()
+        p = c.p
+        total, outs = p.batch * p.out_size[0] * p.out_size[1], p.out_channels // p.groups
+        for unit in range(thread.rank, I32(4 * DOWN * MINE_C * ACROSS), I32(THREADS)):
+            q, o = task.first + i * DOWN + unit % I32(4 * DOWN), task.first_out + unit // I32(4 * DOWN)
+            if q < total and o < outs:
+                put_result(c, a, task.split, q, task.group * outs + o, buffer[unit], T)
+        cuda.syncthreads()
+
+    return write_rows
 
 
 @kernels(
@@ -29,26 +45,17 @@ I32 = np.int32
     lambda *constants: (THREADS, 1),
 )
 def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
-    """y: a block has a tile of pixels and outputs of a group, and a share of the taps. Chunks of columns are made in one half of
-    the buffers while slower threads still multiply those in the other."""
-    S, A, V = scalar_type(T), compute_type(T), vector_length(T)
-    MINE_R, MINE_C, PITCH, SLOTS, CORNERS = ROWS // DOWN, COLUMNS // ACROSS, ROWS + 4, CHUNK // V, 4 * V
-    RIGHT = 2 * CHUNK * PITCH  # where the weights begin, behind the columns
-    BUFFER = RIGHT + 2 * CHUNK * COLUMNS
+    """y: a block has a tile of pixels and outputs of a group, and a split of the taps."""
+    S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
+    SLOTS, PITCH, RIGHT, BUFFER, MINE_R = CHUNK // V, tile.pitch, tile.right, tile.room, ROWS // DOWN
+    arrays_of, write_rows = viewer(T, C), row_writer(T, tile)
+    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, C, SAMPLED, ROWS), spot_sampler(T, SAMPLED)
+    thread_of, new_product, clear, multiply = multiplier(T, tile)
 
     def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
-        places = cuda.shared.array(ROWS, I32)
-        image_index = cuda.shared.array(ROWS, I32)
-        fractions = cuda.shared.array((3, ROWS), S)
-        sums = cuda.local.array((MINE_R, MINE_C), S)
-        a, b = cuda.local.array(MINE_R, S), cuda.local.array(MINE_C, S)
-        corners, values = cuda.local.array(CORNERS, S), cuda.local.array(V, S)
-        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
-        weights, bias, y, partial = view(c.weights, T), view(c.bias, T), view(c.y, T), view(c.sums, A)
+        a, stage, room, thread, product = arrays_of(c), new_stage(), new_room(), thread_of(), new_product()
         p = c.p
-        thread = I32(cuda.threadIdx.x)
-        row, column = thread // I32(ACROSS), thread % I32(ACROSS)
         total, outs, ins = (
             p.batch * p.out_size[0] * p.out_size[1],
             I32(p.out_channels // p.groups),
@@ -56,91 +63,55 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
         )
         shared = I32(p.in_channels // offset_groups_of(p))
         wide = (outs + COLUMNS - 1) // COLUMNS
-        tasks = (total + ROWS - 1) // ROWS * wide * p.groups
-        for task in range(cuda.blockIdx.x, tasks * c.split_k, cuda.gridDim.x):
-            split, part = I32(task // tasks), task % tasks
-            group, first_out = I32(part % (wide * p.groups) // wide), I32(part % wide * COLUMNS)
-            first = part // (wide * p.groups) * ROWS
+        blocks = (total + ROWS - 1) // ROWS * wide * p.groups
+        for number in range(cuda.blockIdx.x, blocks * c.split_k, cuda.gridDim.x):
+            split, mine = I32(number // blocks), number % blocks
+            group, first_out = I32(mine % (wide * p.groups) // wide), I32(mine % wide * COLUMNS)
+            first = mine // (wide * p.groups) * ROWS
+            task = Task(split, group, first, first_out)
             count = I32(min(ROWS, total - first))
-            for i in range(MINE_R):
-                for j in range(MINE_C):
-                    sums[i, j] = S(0)
+            clear(product.sums)
             half = I32(0)
             begin = I32(group * ins)
             end = I32(begin + ins)
             for tap in range(I32(split * p.taps // c.split_k), I32((split + 1) * p.taps // c.split_k)):
                 for og in range(I32(begin // shared), I32((end - 1) // shared + 1)):
-                    plan_tile(
-                        c, first, total, tap, og, offsets, mask, places, image_index, fractions, thread, S, SAMPLED, ROWS, THREADS
-                    )  # fmt: skip
+                    plan_tile(c, a, stage, first, total, tap, og, thread.rank)
                     cuda.syncthreads()
                     low, high = I32(max(begin, og * shared)), I32(min(end, (og + 1) * shared))
+                    segment = Segment(group, low, high)
                     for chunk in range(I32(low // V * V), high, I32(CHUNK)):
-                        for unit in range(thread, I32(ROWS * SLOTS), I32(THREADS)):
+                        for unit in range(thread.rank, I32(ROWS * SLOTS), I32(THREADS)):
                             spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
-                            sample_spot(
-                                c, images, spot, I32(chunk + slot), low, high, spot < count, places, image_index, fractions,
-                                corners, values, S, V, SAMPLED,
-                            )  # fmt: skip
+                            sample_spot(c, a, stage, spot, spot < count, I32(chunk + slot), segment, room)
                             for i in range(V):
-                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = values[i]
-                        for unit in range(thread, I32(CHUNK * COLUMNS), I32(THREADS)):
+                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = room.values[i]
+                        for unit in range(thread.rank, I32(CHUNK * COLUMNS), I32(THREADS)):
                             k, o = unit // I32(COLUMNS), unit % I32(COLUMNS)
                             channel, weight = I32(chunk + k), S(0)
                             if low <= channel and channel < high and first_out + o < outs:
                                 spot = ((group * p.taps + tap) * ins + channel - begin) * outs + first_out + o
-                                weight = widen(at(weights, spot))
+                                weight = widen(at(a.weights, spot))
                             buffer[RIGHT + (half * CHUNK + k) * COLUMNS + o] = weight
                         cuda.syncthreads()
-                        multiply(
-                            buffer, half * CHUNK * PITCH, RIGHT + half * CHUNK * COLUMNS, PITCH, COLUMNS, row, column, a, b, sums,
-                            MINE_R, MINE_C, DOWN, ACROSS, CHUNK,
-                        )  # fmt: skip
+                        multiply(buffer, half, thread, product)
                         half = I32(1) - half
             cuda.syncthreads()
-            write_rows(
-                c, y, partial, bias, buffer, sums, 0, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS, T
-            )  # fmt: skip
+            write_rows(c, a, buffer, product.sums, 0, thread, task)
             if MINE_R > 4:
-                write_rows(
-                    c, y, partial, bias, buffer, sums, 4, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS,
-                    T,
-                )  # fmt: skip
+                write_rows(c, a, buffer, product.sums, 4, thread, task)
 
     return run
-
-
-@device
-def write_rows(
-    c, y, partial, bias, buffer, sums, i, thread, row, column, split, first, group, first_out, MINE_C, DOWN, ACROSS, T
-):  # type: ignore[no-untyped-def]
-    """Write four rows of each thread's sums, from the i-th on, by way of shared memory: pixels follow one another there.
-    (Constant positions in `sums` keep it in registers.)"""
-    for r in range(4):
-        for j in range(MINE_C):
-            buffer[(j // 4 * 4 * ACROSS + 4 * column + j % 4) * 4 * DOWN + 4 * row + r] = sums[i + r, j]
-    cuda.syncthreads()
-    p = c.p
-    total, outs = p.batch * p.out_size[0] * p.out_size[1], p.out_channels // p.groups
-    for unit in range(thread, I32(4 * DOWN * MINE_C * ACROSS), I32(THREADS)):
-        q, o = first + i * DOWN + unit % I32(4 * DOWN), first_out + unit // I32(4 * DOWN)
-        if q < total and o < outs:
-            put_result(c, y, partial, bias, split, q, group * outs + o, buffer[unit], T)
-    cuda.syncthreads()
 
 
 @kernels(Call, variants)
 def forward_each(T, C, SAMPLED):
     """y where a group has few channels, as in depthwise convolutions: a thread for each output, the channels fastest."""
-    S = scalar_type(T)
+    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, C, SAMPLED)
 
     def run(c):
-        images, offsets, mask = view(c.images, T), view(c.offsets, C), view(c.mask, T)
-        weights, bias, y = view(c.weights, T), view(c.bias, T), view(c.y, T)
-        p = c.p
-        below, count = c.pitch * (p.in_size[1] + 1), p.out_size[0] * p.out_size[1]
-        outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
-        shared = p.in_channels // offset_groups_of(p)
+        a, p = arrays_of(c), c.p
+        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         for task in range(cuda.grid(1), p.batch * count * p.out_channels, cuda.gridsize(1)):
             q = task // p.out_channels
             out = I32(task - q * p.out_channels)
@@ -148,22 +119,12 @@ def forward_each(T, C, SAMPLED):
             result = S(0)
             for tap in range(p.taps):
                 for k in range(ins):
-                    channel = group * ins + k
-                    place, fy, fx, scale, n = plan(c, q, tap, channel // shared, offsets, mask, S, SAMPLED)
-                    start = (n * c.pixels + place) * c.pitch + channel
-                    value = widen(at(images, start))
-                    if SAMPLED:
-                        read = (
-                            value, widen(at(images, start + c.pitch)), widen(at(images, start + below)),
-                            widen(at(images, start + below + c.pitch)),
-                        )  # fmt: skip
-                        w00, w01, w10, w11 = bilinear.corner_weights(fy, fx)
-                        value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
-                    weight = widen(at(weights, ((group * p.taps + tap) * ins + k) * outs + out - group * outs))
+                    value = column_at(c, a, q, tap, group * ins + k)
+                    weight = widen(at(a.weights, ((group * p.taps + tap) * ins + k) * outs + out - group * outs))
                     result += value * weight
             if c.bias:
-                result += widen(at(bias, out))
+                result += widen(at(a.bias, out))
             n = q // count
-            put(y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
+            put(a.y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
 
     return run

@@ -25,37 +25,37 @@ DEPTH = 16  # words of which rows have a multiple
 
 
 class Pack(NamedTuple):
-    """Parameters of `pack_weights`. Parts are numbered through all groups."""
+    """Parameters of `pack_weights`. Segments are numbered through all groups."""
 
     source: int  # w, (C_out, C/groups, taps)
-    target: int  # (parts, taps, rows, depth)
-    parts: int
-    parts_of_group: int
+    target: int  # (segments, taps, rows, depth)
+    segments: int
+    segments_of_group: int
     taps: int
     rows: int
     depth: int
     width: int  # channels of a row
     group_step: int  # from group to group in w
-    part_step: int  # from part to part of a group
+    segment_step: int  # from segment to segment of a group
     row_step: int
     step: int  # from channel to channel
-    first: int  # where the channels of the first part stand: 0, or for each part where those before it end
+    first: int  # where the channels of a segment stand in the images, per segment before it: 0, or the width
 
 
-@kernels(Pack, lambda: [(kind,) for kind in (F32, F16, BF16)])
+@kernels(Pack, lambda: [(dtype,) for dtype in (F32, F16, BF16)])
 def pack_weights(T):
     """Pack weights; float32 are rounded to tf32."""
     V, EACH = vector_length(T), per_word(T)
 
     def run(c):
         source, target = view(c.source, T), view(c.target, T)
-        for task in range(cuda.grid(1), c.parts * c.taps * c.rows * c.depth, cuda.gridsize(1)):
+        for task in range(cuda.grid(1), c.segments * c.taps * c.rows * c.depth, cuda.gridsize(1)):
             rest, place = task // c.depth, task % c.depth
-            row, tap, part = rest % c.rows, rest // c.rows % c.taps, rest // (c.rows * c.taps)
-            channel = place - part * c.first % V
+            row, tap, segment = rest % c.rows, rest // c.rows % c.taps, rest // (c.rows * c.taps)
+            channel = place - segment * c.first % V
             weight = T(0)
             if channel >= 0 and channel < c.width:
-                start = part // c.parts_of_group * c.group_step + part % c.parts_of_group * c.part_step
+                start = segment // c.segments_of_group * c.group_step + segment % c.segments_of_group * c.segment_step
                 weight = at(source, start + row * c.row_step + channel * c.step + tap)
                 if EACH == 1:
                     weight = from_bits(word(weight, np.float32(0), F32))
@@ -64,10 +64,10 @@ def pack_weights(T):
     return run
 
 
-def depth_of(width: int, kind: object, aligned: bool) -> int:
+def depth_of(width: int, dtype: object, aligned: bool) -> int:
     """The elements of a packed row."""
-    whole = DEPTH * per_word(kind)
-    return -(-(width + (0 if aligned else vector_length(kind) - 1)) // whole) * whole
+    whole = DEPTH * per_word(dtype)
+    return -(-(width + (0 if aligned else vector_length(dtype) - 1)) // whole) * whole
 
 
 Weights = DeviceArray | PreparedWeights
@@ -119,33 +119,33 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
     return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
 
 
-def in_parts(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
-    """For the forward on tensor cores: in parts of groups that share their offsets, (parts, taps, outputs, depth), `more` rows
-    behind the last. The address, the depth, and the channels of a part."""
-    (outs, ins), kind = _sizes(p), stored(w.dtype)
+def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
+    """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps, outputs,
+    depth), `more` rows behind the last. The address, the depth, and the channels of a segment."""
+    (outs, ins), dtype = _sizes(p), stored(w.dtype)
     width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
-    depth, parts = depth_of(width, kind, width % vector_length(kind) == 0), p.in_channels // width
+    depth, segments = depth_of(width, dtype, width % vector_length(dtype) == 0), p.in_channels // width
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        pack = Pack(
-            work.contiguous(w).address, made.address, parts, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
+        call = Pack(
+            work.contiguous(w).address, made.address, segments, ins // width, p.taps, outs, depth, width, outs * ins * p.taps,
             width * p.taps, ins * p.taps, p.taps, width,
         )  # fmt: skip
-        work.spread(pack_weights(kind), pack, parts * p.taps * outs * depth)
+        work.spread(pack_weights(dtype), call, segments * p.taps * outs * depth)
 
-    shape = parts * p.taps * outs + more, depth
-    return _packed(work, w, ("in parts", width, more), shape, fill), depth, width
+    shape = segments * p.taps * outs + more, depth
+    return _packed(work, w, ("in segments", width, more), shape, fill), depth, width
 
 
 def by_depth(work: Workspace, p: Convolution, w: Weights, depth: int) -> int:
     """For the gradients of columns on tensor cores: along the outputs, (groups, taps, C/groups, depth)."""
-    (outs, ins), kind = _sizes(p), stored(w.dtype)
+    (outs, ins), dtype = _sizes(p), stored(w.dtype)
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        pack = Pack(
+        call = Pack(
             work.contiguous(w).address, made.address, p.groups, 1, p.taps, ins, depth, outs, outs * ins * p.taps, 0, p.taps,
             ins * p.taps, 0,
         )  # fmt: skip
-        work.spread(pack_weights(kind), pack, made.size)
+        work.spread(pack_weights(dtype), call, made.size)
 
     return _packed(work, w, ("by depth",), (p.groups, p.taps, ins, depth), fill)

@@ -1,12 +1,17 @@
-"""Convolutions on the GPU, deformable or not: copies, packing and launches around their kernels."""
+"""Convolutions on the GPU, deformable or not: copies, packing and launches around their kernels.
+
+A product is made in one of three ways: on tensor cores (mma), by tiles of threads, or, where a group has few channels, one result
+a thread.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
+from numdcn._cuda.conv import pack
 from numdcn._cuda.conv.backward import backward_tile, gradients_each, gradients_of_columns, plan_tap
 from numdcn._cuda.conv.backward_mma import (
     column_warps,
@@ -14,55 +19,70 @@ from numdcn._cuda.conv.backward_mma import (
     gradients_of_weights_mma,
     weight_warps,
 )
-from numdcn._cuda.conv.columns import Call, tiles
+from numdcn._cuda.conv.call import Call
+from numdcn._cuda.conv.columns_mma import warp_tiles
 from numdcn._cuda.conv.forward import forward_each, forward_tiles
-from numdcn._cuda.conv.forward_mma import forward_mma, warp_tiles
-from numdcn._cuda.conv.pack import by_channel, by_depth, by_output, depth_of, in_parts
-from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_parts, weights_each, weights_tiles
+from numdcn._cuda.conv.forward_mma import forward_mma
+from numdcn._cuda.conv.products import tiles
+from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_partials, weights_each, weights_tiles
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
-LEAST = 2 if SIMULATED else 64  # pixels of a share of the weights' gradient
-FEW = 8  # channels of a group, below which outputs are computed one by one
+LEAST = 2 if SIMULATED else 64  # pixels of a split of the weights' gradient
+FEW = 8  # channels of a group, below which results are computed one by one
 
 
-def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
-    """Fill y."""
-    with Workspace(y) as work, work.output(y) as target:
-        _forward(work, p, arrays, target, options)
+class Job(NamedTuple):
+    """One call: where it runs, its sizes, and which kernels it takes."""
+
+    work: Workspace
+    p: Convolution
+    types: tuple[
+        Any, Any, bool
+    ]  # the first constants of every kernel: stored type, type of the offsets, whether there are any
+    few: bool  # channels in a group
+    mma: bool  # products on tensor cores
+
+    @property
+    def outs(self) -> int:
+        """Output channels of a group."""
+        return self.p.out_channels // self.p.groups
+
+    @property
+    def ins(self) -> int:
+        """Input channels of a group."""
+        return self.p.in_channels // self.p.groups
+
+    @property
+    def offset_groups(self) -> int:
+        """1 for a convolution without offsets."""
+        return max(self.p.offset_groups, 1)
+
+    @property
+    def out_pixels(self) -> int:
+        """Of an image."""
+        return self.p.out_size[0] * self.p.out_size[1]
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of all images."""
+        return self.p.batch * self.out_pixels
 
 
-def _forward(work: Workspace, p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
-    """The same, where y is contiguous."""
-    images, w, kinds = work.pack(arrays.x), arrays.w, _kinds(p, arrays)
-    call, outs = _call(work, p, images, arrays, y), p.out_channels // p.groups
-    if _few(p):
-        call = call._replace(weights=by_channel(work, p, w))
-        work.spread(forward_each(*kinds), call, y.size)
-        return
-    if _uses_mma(work, p, kinds, options):
-        tile: Any = _narrowest(warp_tiles(), outs, "columns")
-        kernel, threads = forward_mma(*kinds, *tile), tile.threads
-        address, depth, width = in_parts(work, p, w, tile.columns)
-        call = call._replace(weights=address, depth=depth, part_channels=width)
-    else:
-        tile = _narrowest(tiles(kinds[0]), outs, "columns")
-        kernel, threads = forward_tiles(*kinds, *tile), THREADS
-        call = call._replace(weights=by_channel(work, p, w))
-    blocks = -(-_pixels(p) // tile.rows) * -(-outs // tile.columns) * p.groups
-    split_k = max(1, min(work.shares(blocks), p.taps, 2**26 // y.size))
-    if split_k == 1:
-        work.launch(kernel, call, blocks, threads)
-        return
-    sums = work.empty((split_k, y.size), summed(y.dtype))
-    work.launch(kernel, call._replace(sums=sums.address, split_k=split_k), blocks * split_k, threads)
-    work.spread(sum_parts(kinds[0]), Sums(sums.address, y.address, y.size, split_k, 0), y.size)
+def _job(work: Workspace, p: Convolution, arrays: ConvArrays, options: Options) -> Job:
+    dtype, sampled, few = stored(arrays.x.dtype), p.offset_groups > 0, p.in_channels // p.groups < FEW
+    types = dtype, stored(arrays.offsets.dtype) if sampled else dtype, sampled
+    wanted = dtype in (F16, BF16) or (dtype == F32 and options.allow_tf32)
+    return Job(work, p, types, few, wanted and work.has_mma and not few)
 
 
-def _uses_mma(work: Workspace, p: Convolution, kinds: tuple[Any, ...], options: Options) -> bool:
-    """Whether products are made by tensor cores."""
-    wanted = kinds[0] in (F16, BF16) or (kinds[0] == F32 and options.allow_tf32)
-    return wanted and work.mma_cores and not _few(p)
+def _call(job: Job, images: Images, arrays: ConvArrays, y: DeviceArray) -> Call:
+    """The parameters that all kernels need."""
+    offsets, mask, bias = (
+        job.work.contiguous(a).address if a is not None else 0 for a in (arrays.offsets, arrays.mask, arrays.bias)
+    )
+    p = job.p
+    return Call(p, images.array.address, images.pitch, images.pixels, offsets, mask, bias, y.address, p.taps)
 
 
 def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
@@ -70,166 +90,143 @@ def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
     return next((tile for tile in tiles if outs <= getattr(tile, side)), tiles[-1])
 
 
-def _pixels(p: Convolution) -> int:
-    """Output pixels of all images."""
-    return p.batch * p.out_size[0] * p.out_size[1]
+def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
+    """Fill y."""
+    with Workspace(y) as work, work.output(y) as target:
+        job = _job(work, p, arrays, options)
+        call = _call(job, work.pack_images(arrays.x), arrays, target)
+        if job.few:
+            call = call._replace(weights=pack.by_channel(work, p, arrays.w))
+            work.spread(forward_each(*job.types), call, target.size)
+        else:
+            _forward_tiles(job, call, arrays.w, target)
 
 
-def _kinds(p: Convolution, arrays: ConvArrays) -> tuple[Any, Any, bool]:
-    """The constants of a kernel: stored type, type of the offsets, whether there are any."""
-    kind = stored(arrays.x.dtype)
-    sampled = p.offset_groups > 0
-    return kind, stored(arrays.offsets.dtype) if sampled else kind, sampled
+def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> None:
+    """Tiles of y. Where these are too few to fill the device, the taps of a tile are split among blocks."""
+    work, p = job.work, job.p
+    if job.mma:
+        tile: Any = _narrowest(warp_tiles(), job.outs, "columns")
+        kernel, threads = forward_mma(*job.types, *tile), tile.threads
+        address, depth, segment = pack.in_segments(work, p, w, tile.columns)
+        call = call._replace(weights=address, depth=depth, segment=segment)
+    else:
+        tile = _narrowest(tiles(job.types[0]), job.outs, "columns")
+        kernel, threads = forward_tiles(*job.types, *tile), THREADS
+        call = call._replace(weights=pack.by_channel(work, p, w))
+    blocks = -(-job.pixels // tile.rows) * -(-job.outs // tile.columns) * p.groups
+    split_k = max(1, min(work.split_k(blocks), p.taps, 2**26 // y.size))
+    if split_k == 1:
+        work.launch(kernel, call, blocks, threads)
+        return
+    partials = work.empty((split_k, y.size), summed(y.dtype))
+    work.launch(kernel, call._replace(partials=partials.address, split_k=split_k), blocks * split_k, threads)
+    _sum_partials(job, partials, y)
 
 
-def _call(work: Workspace, p: Convolution, images: Images, arrays: ConvArrays, y: DeviceArray) -> Call:
-    """The parameters that all kernels need."""
-    offsets, mask, bias = (
-        work.contiguous(a).address if a is not None else 0 for a in (arrays.offsets, arrays.mask, arrays.bias)
-    )
-    return Call(
-        p, images.array.address, images.pitch, images.pixels, offsets, mask, 0, bias, y.address,
-        0, 0, 0, 0, 0, 0, 0, 0, p.taps, 0, 1, 0, 0,
-    )  # fmt: skip
+def _sum_partials(job: Job, partials: DeviceArray, result: DeviceArray) -> None:
+    """Fill the result with the sums of its splits."""
+    sums = Sums(partials.address, result.address, result.size, len(partials), 0)
+    job.work.spread(sum_partials(job.types[0]), sums, result.size)
 
 
 def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
-        _backward(work, p, grad_y, arrays, targets, options)
+        job, grad_y = _job(work, p, arrays, options), work.contiguous(grad_y)
+        if targets.bias is not None:
+            _bias(job, grad_y, targets.bias)
+        in_columns = any(g is not None for g in (targets.x, targets.offsets, targets.mask))
+        if not in_columns and targets.w is None:
+            return
+        reads = any(g is not None for g in (targets.w, targets.offsets, targets.mask))
+        call = _call(job, work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x), arrays, grad_y)
+        if job.mma:
+            depth = pack.depth_of(job.outs, job.types[0], aligned=True)
+            rows = work.pack_rows(grad_y.reshaped(p.batch * p.groups, job.outs, job.out_pixels), depth)
+            call = call._replace(y=rows.address, depth=depth)
+        if in_columns:
+            _columns(job, call, arrays, targets, options)
+        if targets.w is not None:
+            _weights(job, call, grad_y, targets.w)
 
 
-def _backward(
-    work: Workspace, p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options
-) -> None:
-    """The same, where gradients are contiguous."""
-    grad_y = work.contiguous(grad_y)
-    if grads.bias is not None:
-        _bias(work, p, grad_y, grads.bias)
-    through = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
-    if not through and grads.w is None:
-        return
-    reads = any(g is not None for g in (grads.w, grads.offsets, grads.mask))
-    images = work.pack(arrays.x) if reads else work.image_sizes(arrays.x)
-    call, mma = _call(work, p, images, arrays, grad_y), _uses_mma(work, p, _kinds(p, arrays), options)
-    if mma:
-        outs = p.out_channels // p.groups
-        depth = depth_of(outs, stored(grad_y.dtype), aligned=True)
-        rows = work.rows(grad_y.reshaped(p.batch * p.groups, outs, p.out_size[0] * p.out_size[1]), depth)
-        call = call._replace(y=rows.address, depth=depth)
-    if through:
-        _columns(work, p, call, arrays, grads, options, mma)
-    if grads.w is not None:
-        _weights(work, p, call, arrays, grad_y, grads.w, mma)
-
-
-def _few(p: Convolution) -> bool:
-    return p.in_channels // p.groups < FEW
-
-
-def _columns(
-    work: Workspace,
-    p: Convolution,
-    call: Call,
-    arrays: ConvArrays,
-    grads: ConvArrays,
-    options: Options,
-    mma: bool,
-) -> None:
+def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
     """The gradients of x, offsets and mask."""
-    x, kinds, w, grad_images = arrays.x, _kinds(p, arrays), arrays.w, None
-    owned = grads.x is not None and options.deterministic
-    call = call._replace(weights=by_depth(work, p, w, call.depth) if mma else by_output(work, p, w))
-    if grads.offsets is not None:
-        call = call._replace(grad_offsets=grads.offsets.address)
-    if grads.mask is not None:
-        call = call._replace(grad_mask=grads.mask.address)
-    if grads.x is not None:
-        grad_images = work.no_images(x.shape, x.dtype)
-        if not owned:
-            call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
-    vectors = grads.x is not None and not owned and work.vectors(x.dtype)
-    constants = (*kinds, vectors, owned)
-    if grad_images is None or not owned:
-        _launch_columns(work, p, call, constants, mma)
+    work, p, x = job.work, job.p, arrays.x
+    if job.mma:
+        weights = pack.by_depth(work, p, arrays.w, call.depth)
     else:
-        _owned_columns(work, p, call, constants, x, grad_images, mma)
-    if grad_images is not None:
-        work.unpack(grad_images, grads.x)
-
-
-def _launch_columns(work: Workspace, p: Convolution, call: Call, constants: tuple[Any, ...], mma: bool) -> None:
-    ogs = max(p.offset_groups, 1)
-    if _few(p):
-        work.spread(gradients_each(*constants[:3], constants[4]), call, _pixels(p) * call.taps * ogs)
+        weights = pack.by_output(work, p, arrays.w)
+    grad_offsets, grad_mask = (0 if g is None else g.address for g in (grads.offsets, grads.mask))
+    call = call._replace(weights=weights, grad_offsets=grad_offsets, grad_mask=grad_mask)
+    if grads.x is None:
+        _launch_columns(job, call, vectors=False, owned=False)
         return
-    if mma:
+    grad_images = work.zero_images(x.shape, x.dtype)
+    if options.deterministic:
+        _owned_columns(job, call, x, grad_images)
+    else:
+        call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
+        _launch_columns(job, call, vectors=work.vectors(x.dtype), owned=False)
+    work.unpack_images(grad_images, grads.x)
+
+
+def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
+    """The gradients of columns, of the taps of a call, and what follows from them. `vectors`: add 16 bytes to memory at once;
+    `owned`: keep them instead of adding them to images."""
+    work, taps = job.work, call.taps * job.offset_groups
+    if job.few:
+        work.spread(gradients_each(*job.types, owned), call, job.pixels * taps)
+        return
+    if job.mma:
         tile: Any = column_warps()
-        kernel, threads = gradients_of_columns_mma(*constants, *tile), tile.threads
+        kernel, threads = gradients_of_columns_mma(*job.types, vectors, owned, *tile), tile.threads
     else:
-        tile = backward_tile(constants[0])
-        kernel, threads = gradients_of_columns(*constants, *tile), THREADS
-    work.launch(kernel, call, -(-_pixels(p) // tile.rows) * call.taps * ogs, threads)
+        tile = backward_tile(job.types[0])
+        kernel, threads = gradients_of_columns(*job.types, vectors, owned, *tile), THREADS
+    work.launch(kernel, call, -(-job.pixels // tile.rows) * taps, threads)
 
 
-def _owned_columns(
-    work: Workspace,
-    p: Convolution,
-    call: Call,
-    constants: tuple[Any, ...],
-    x: DeviceArray,
-    grad_images: Images,
-    mma: bool,
-) -> None:
+def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) -> None:
     """The same, tap by tap: the gradients of the columns are kept and then added to the images in a fixed order."""
-    ogs, count = max(p.offset_groups, 1), p.out_size[0] * p.out_size[1]
+    work, p, ogs = job.work, job.p, job.offset_groups
     channels = p.in_channels // ogs
-    plans = work.plans(ogs * p.batch, count, x.dtype)
-    values = work.empty((ogs * p.batch, count, channels), summed(x.dtype))
+    plans = work.plans(ogs * p.batch, job.out_pixels, x.dtype)
+    values = work.empty((ogs * p.batch, job.out_pixels, channels), summed(x.dtype))
+    call = call._replace(taps=1, values=values.address, places=plans.places.address, corners=plans.weights.address)
     for tap in range(p.taps):
-        one = call._replace(
-            first_tap=tap, taps=1, values=values.address, places=plans.places.address, corners=plans.weights.address
-        )
-        _launch_columns(work, p, one, constants, mma)
-        work.spread(plan_tap(*constants[:3]), one._replace(mask=0), ogs * _pixels(p))
+        call = call._replace(first_tap=tap)
+        _launch_columns(job, call, vectors=False, owned=True)
+        work.spread(plan_tap(*job.types), call._replace(mask=0), ogs * job.pixels)
         for og in range(ogs):
-            part = Plans(*(plan.part(og, ogs) for plan in plans))
-            work.scatter(
-                part, values.part(og, ogs), grad_images, x.shape, og * channels, corners=4 if constants[2] else 1
-            )
+            of_group = Plans(*(plan.slice(og, ogs) for plan in plans))
+            corners = 4 if p.offset_groups else 1
+            work.scatter(of_group, values.slice(og, ogs), grad_images, x.shape, og * channels, corners)
 
 
-def _weights(
-    work: Workspace,
-    p: Convolution,
-    call: Call,
-    arrays: ConvArrays,
-    grad_y: DeviceArray,
-    grad_w: DeviceArray,
-    mma: bool,
-) -> None:
-    """The gradient of w: parts, then their sums."""
-    kinds, size = _kinds(p, arrays), grad_w.size
-    outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
-    few = _few(p)
-    tile: Any = _narrowest(weight_warps() if mma else weights_tiles(kinds[0]), outs, "rows")
-    tasks = p.taps * p.groups * -(-outs // tile.rows) * -(-ins // tile.columns)
-    if few:
+def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> None:
+    """The gradient of w: splits of it, then their sums."""
+    work, p, size = job.work, job.p, grad_w.size
+    tile: Any = _narrowest(weight_warps() if job.mma else weights_tiles(job.types[0]), job.outs, "rows")
+    tasks = p.taps * p.groups * -(-job.outs // tile.rows) * -(-job.ins // tile.columns)
+    if job.few:
         tasks = -(-size // THREADS)
-    split_k = max(1, min(work.shares(tasks), _pixels(p) // LEAST, 2**26 // size, 256))
-    sums = work.empty((split_k, size), summed(grad_w.dtype))
-    call = call._replace(sums=sums.address, split_k=split_k)
-    if few:
-        turned = grad_y.reshaped(p.batch, p.out_channels, p.out_size[0] * p.out_size[1])
+    split_k = max(1, min(work.split_k(tasks), job.pixels // LEAST, 2**26 // size, 256))
+    partials = work.empty((split_k, size), summed(grad_w.dtype))
+    call = call._replace(partials=partials.address, split_k=split_k)
+    if job.few:
+        turned = grad_y.reshaped(p.batch, p.out_channels, job.out_pixels)
         call = call._replace(y=work.channels_last(turned, grad_y.dtype).address)
-        work.spread(weights_each(*kinds), call, split_k * size)
-    elif mma:
-        work.launch(gradients_of_weights_mma(*kinds, *tile), call, split_k * tasks, tile.threads)
+        work.spread(weights_each(*job.types), call, split_k * size)
+    elif job.mma:
+        work.launch(gradients_of_weights_mma(*job.types, *tile), call, split_k * tasks, tile.threads)
     else:
-        work.launch(gradients_of_weights(*kinds, *tile), call, split_k * tasks)
-    work.spread(sum_parts(kinds[0]), Sums(sums.address, grad_w.address, size, split_k, 0), size)
+        work.launch(gradients_of_weights(*job.types, *tile), call, split_k * tasks)
+    _sum_partials(job, partials, grad_w)
 
 
-def _bias(work: Workspace, p: Convolution, grad_y: DeviceArray, grad_bias: DeviceArray) -> None:
-    sums = Sums(grad_y.address, grad_bias.address, p.out_channels, p.batch, p.out_size[0] * p.out_size[1])
-    work.launch(sum_bias(stored(grad_y.dtype)), sums, p.out_channels)
+def _bias(job: Job, grad_y: DeviceArray, grad_bias: DeviceArray) -> None:
+    """The gradient of the bias."""
+    sums = Sums(grad_y.address, grad_bias.address, job.p.out_channels, job.p.batch, job.out_pixels)
+    job.work.launch(sum_bias(job.types[0]), sums, job.p.out_channels)

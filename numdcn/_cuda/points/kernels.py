@@ -13,7 +13,7 @@ import numpy as np
 
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
-from numdcn._cuda.sample import add_corners, cell_of, gather, outside, write_plan
+from numdcn._cuda.sample import cell_of, corner_adder, gather, outside, write_plan
 from numdcn._cuda.scatter import PLACE
 from numdcn._formulas import bilinear
 
@@ -90,7 +90,7 @@ def forward_tiles(T, C):
 def backward_tiles(T, C, VECTORS):
     """The gradients, added to images and summed over the channels for points. VECTORS: add 16 bytes to memory at once."""
     S, A, V = scalar_type(T), compute_type(T), vector_length(T)
-    SLOTS, CORNERS = CHANNELS // V, 4 * V
+    SLOTS, CORNERS, add_corners = CHANNELS // V, 4 * V, corner_adder(T, V, VECTORS, True)
 
     def run(c):
         places = cuda.shared.array(POINTS, I32)
@@ -141,10 +141,8 @@ def backward_tiles(T, C, VECTORS):
                                 sums[0, slot, point] += values[i] * S(along_y)
                                 sums[1, slot, point] += values[i] * S(along_x)
                     if c.grad_images and place < nowhere:
-                        add_corners(
-                            grad_images, (n * c.pixels + place) * c.grad_pitch + channel, c.grad_pitch, grad_below, y, x, values,
-                            products, S, V, VECTORS, True,
-                        )  # fmt: skip
+                        start = (n * c.pixels + place) * c.grad_pitch + channel
+                        add_corners(grad_images, start, c.grad_pitch, grad_below, y, x, values, products)
             cuda.syncthreads()
             if c.grad_points and thread < POINTS and first + thread < c.count:
                 for axis in range(2):

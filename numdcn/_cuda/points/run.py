@@ -12,7 +12,7 @@ from numdcn._cuda.workspace import Images, Workspace, stored, summed
 def forward(p: Sampling, arrays: PointArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
-        images, points = work.pack(arrays.x), work.contiguous(arrays.points)
+        images, points = work.pack_images(arrays.x), work.contiguous(arrays.points)
         call = _call(p, images, points, target)
         blocks = p.batch * -(-p.points // POINTS)
         work.launch(forward_tiles(stored(y.dtype), stored(points.dtype)), call, blocks)
@@ -37,18 +37,18 @@ def _backward(
     """The same, where gradients are contiguous."""
     x = arrays.x
     points, grad_y = work.contiguous(arrays.points), work.contiguous(grad_y)
-    kinds = stored(x.dtype), stored(points.dtype)
-    grad_images = work.no_images(x.shape, x.dtype) if grads.x is not None else None
+    types = stored(x.dtype), stored(points.dtype)
+    grad_images = work.zero_images(x.shape, x.dtype) if grads.x is not None else None
     scattered = grad_images is not None and options.deterministic
     if grads.points is not None or not scattered:
         # where no gradient of the points is wanted, the images are not read: any of the right size will do
-        images = work.pack(x) if grads.points is not None else work.image_sizes(x)
+        images = work.pack_images(x) if grads.points is not None else work.image_sizes(x)
         call = _call(p, images, points, grad_y)._replace(
             grad_points=grads.points.address if grads.points is not None else 0
         )
         if grad_images is not None and not scattered:
             call = call._replace(grad_images=grad_images.array.address, grad_pitch=grad_images.pitch)
-        work.launch(backward_tiles(*kinds, work.vectors(x.dtype)), call, p.batch * -(-p.points // POINTS))
+        work.launch(backward_tiles(*types, work.vectors(x.dtype)), call, p.batch * -(-p.points // POINTS))
     if grad_images is None:
         return
     if scattered:
@@ -56,7 +56,7 @@ def _backward(
         call = _call(p, grad_images, points, grad_y)._replace(
             images=plans.weights.address, grad_points=plans.places.address
         )
-        work.spread(plan_points(*kinds), call, p.batch * p.points)
+        work.spread(plan_points(*types), call, p.batch * p.points)
         values = work.channels_last(grad_y.reshaped(p.batch, p.channels, p.points), summed(x.dtype))
         work.scatter(plans, values, grad_images, x.shape)
-    work.unpack(grad_images, grads.x)
+    work.unpack_images(grad_images, grads.x)

@@ -1,19 +1,19 @@
 """The bins of RoI operators on the GPU: boxes as the rows of `rois` tell them, and where the samples of a bin lie.
 
-The formulas are those of `_host.rois` and `bins`, rounding by rounding, as they decide which pixels a bin reads: a
-product whose sum is rounded again is `product`, which the compiler does not fuse with the sum.
+The formulas are those of the CPU's `boxes` and `bins`, rounding by rounding, as they decide which pixels a bin reads: a product
+whose sum is rounded again is `product`, which the compiler does not fuse with the sum.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 
 from numdcn._call.numba_cuda import intrinsic
 from numdcn._cuda.jit import F64, Scalar, device
-from numdcn._cuda.memory import at, twin, widen
+from numdcn._cuda.memory import at, compiled_as, widen
 from numdcn._formulas import bilinear
 
 I64 = np.int64
@@ -50,7 +50,7 @@ def _product(typingctx, a, b):
     return a(a, a), codegen
 
 
-@twin(_product)
+@compiled_as(_product)
 def product(a, b):
     """a * b, rounded."""
     return a * b
@@ -104,8 +104,33 @@ def ranges_of(rois, r, i, j, inclusive, g, S):
     return top, bottom, left, right
 
 
-# Bins of samples. A line tells of a bin along an axis: where it begins, its size, the distance and the number of its
-# samples, and how far an offset of 1 shifts it.
+# Bins of samples.
+
+
+class Bin(NamedTuple):
+    """A bin of a box, in a channel of the result."""
+
+    box: Any
+    channel: Any
+    i: Any  # along y
+    j: Any  # along x
+
+
+class Line(NamedTuple):
+    """A bin and its samples along an axis, in pixels."""
+
+    start: Any
+    size: Any
+    step: Any  # from sample to sample
+    samples: Any  # their number, as a scalar
+    reach: Any  # how far an offset of 1 shifts the bin
+
+
+class Lines(NamedTuple):
+    """A bin and its samples along both axes."""
+
+    y: Line
+    x: Line
 
 
 @device
@@ -124,12 +149,13 @@ def line_of(near, far, bins, index, shift, g, PSROI, S):
     reach = min(max(g.reach * size, -g.largest), g.largest)
     moved, before = product(reach, shift), product(S(index), bin_)
     base = (start + before) + moved if PSROI else (start + moved) + before
-    return base, bin_, bin_ / max(samples, S(1)), samples, reach
+    return Line(base, bin_, bin_ / max(samples, S(1)), samples, reach)
 
 
 @device
-def lines_of(rois, shifts, r, class_, i, j, g, PSROI, S):
-    """The lines of bin (i, j) of box r along y and x."""
+def lines_of(rois, shifts, bin_, class_, g, PSROI, S):
+    """The lines of a bin, which the shifts of a class move."""
+    r, i, j = bin_.box, bin_.i, bin_.j
     shift_y, shift_x = S(0), S(0)
     if g.shifts:
         part = i * g.parts[0] // g.bins[0] * g.parts[1] + j * g.parts[1] // g.bins[1]
@@ -139,19 +165,20 @@ def lines_of(rois, shifts, r, class_, i, j, g, PSROI, S):
     x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
     y = line_of(widen(y1), widen(y2), g.bins[0], i, shift_y, g, PSROI, S)
     x = line_of(widen(x1), widen(x2), g.bins[1], j, shift_x, g, PSROI, S)
-    return y, x
+    return Lines(y, x)
 
 
 @device
-def nowhere(y, x, S):
+def nowhere(lines, S):
     """Whether the samples of a bin lie at NaN."""
-    return y[3] * x[3] > S(0) and not (y[0] == y[0] and x[0] == x[0])
+    y, x = lines.y, lines.x
+    return y.samples * x.samples > S(0) and not (y.start == y.start and x.start == x.start)
 
 
 @device
 def visits(line, low, high, S):
     """The first of a line's samples that can lie in low <= p <= high, and the end, generously."""
-    base, step, count = line[0], line[2], line[3]
+    base, step, count = line.start, line.step, line.samples
     first, end = S(0), S(0)
     if abs(base) < S(2.0**33):  # boxes are clipped to 2**30: no bin is as long
         far = S(2) + S(2e-6) * (abs(base) + S(high) + S(1)) / abs(step)  # rounding may move a sample by so many
@@ -172,9 +199,9 @@ def run_of(u, end, line, size, PSROI, S):
     more = True
     while more:
         if PSROI:
-            taps = bilinear.taps_psroi(S(line[0] + product(S(u), line[2])), size)
+            taps = bilinear.taps_psroi(S(line.start + product(S(u), line.step)), size)
         else:
-            taps = bilinear.taps_align(S(line[0] + (S(u) + S(0.5)) * line[1] / line[3]), size)
+            taps = bilinear.taps_align(S(line.start + (S(u) + S(0.5)) * line.size / line.samples), size)
         inside, below, above, fraction, sloped = taps
         more = inside and (many == 0 or below == low)
         if more:
@@ -192,12 +219,12 @@ def run_of(u, end, line, size, PSROI, S):
 @device
 def counted(line, size, PSROI, S):
     """The samples of a line by which the bin's sum is divided: all under rule R, those that are active under rule P."""
-    count = line[3]
+    count = line.samples
     if PSROI:
         u, end = visits(line, -1, size, S)
         active = I64(0)
         while u < end:
-            active += 1 if bilinear.taps_psroi(S(line[0] + product(S(u), line[2])), size)[0] else 0
+            active += 1 if bilinear.taps_psroi(S(line.start + product(S(u), line.step)), size)[0] else 0
             u += 1
         count = S(active)
     return count

@@ -7,13 +7,13 @@ through all bins that touch them. Gradients of shifts and masks are sums over ch
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numdcn._cuda.jit import SIMULATED, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import at, narrow, put, view, widen
-from numdcn._cuda.roi.bins import Boxes, counted, first_of, image_of, lines_of, nowhere, run_of, visits
+from numdcn._cuda.roi.bins import Bin, Boxes, counted, first_of, image_of, lines_of, nowhere, run_of, visits
 
 I64 = np.int64
 BLOCK = 2 if SIMULATED else 16  # channels of a partial sum
@@ -42,16 +42,16 @@ def variants() -> list[tuple[object, object, bool]]:
 
 
 @device
-def spot_of(task, channels, bins):
-    """The box, channel, row and column of element `task` of y."""
+def bin_of(task, channels, bins):
+    """The bin of element `task` of y."""
     i, j = task // bins[1] % bins[0], task % bins[1]
     rest = task // (bins[0] * bins[1])
-    return rest // channels, rest % channels, i, j
+    return Bin(rest // channels, rest % channels, i, j)
 
 
 @device
 def plane_of(n, channel, i, j, c):
-    """Where the plane begins that bin (i, j) of a channel reads."""
+    """Where the plane begins that bin (i, j) of a channel reads in image n."""
     cell = i * c.groups[0] // c.boxes.bins[0] * c.groups[1] + j * c.groups[1] // c.boxes.bins[1]
     number = (n * c.channels + channel) * c.groups[0] * c.groups[1] + cell
     return number * c.boxes.size[0] * c.boxes.size[1]
@@ -80,12 +80,13 @@ def pool_bins(T, C, PSROI):
         x, y, mask, rois, shifts = view(c.x, T), view(c.y, T), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
         height, width = g.size[0], g.size[1]
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
-            r, channel, i, j = spot_of(task, c.channels, g.bins)
-            n, value = image_of(rois, r, g.batch, S), S(np.nan)
+            bin_ = bin_of(task, c.channels, g.bins)
+            n, value = image_of(rois, bin_.box, g.batch, S), S(np.nan)
             if n >= 0:
-                line_y, line_x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
-                if not nowhere(line_y, line_x, S):
-                    plane, total = plane_of(n, channel, i, j, c), S(0)
+                lines = lines_of(rois, shifts, bin_, bin_.channel // (c.channels // g.classes), g, PSROI, S)
+                if not nowhere(lines, S):
+                    line_y, line_x = lines.y, lines.x
+                    plane, total = plane_of(n, bin_.channel, bin_.i, bin_.j, c), S(0)
                     u, end_u = visits(line_y, -1, height, S)
                     begin, end_v = visits(line_x, -1, width, S)
                     while u < end_u:
@@ -102,7 +103,7 @@ def pool_bins(T, C, PSROI):
                         total += lower_y * above + upper_y * below
                     scale = S(1)
                     if c.mask:
-                        scale = widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
+                        scale = widen(at(mask, (bin_.box * g.bins[0] + bin_.i) * g.bins[1] + bin_.j))
                     divisor = counted(line_y, height, PSROI, S) * counted(line_x, width, PSROI, S)
                     value = total * (scale / max(divisor, S(1)))
             put(y, task, narrow(value, T))
@@ -116,37 +117,43 @@ def least_of(first):
     return first - 1 if first > 1 else -1
 
 
-@device
-def add_bin(grad_x, plane, line_y, line_x, gradient, size, first, end, ATOMIC, PSROI, S):
-    """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
-    height, width = size
-    u, end_u = visits(line_y, least_of(first), end, S)
-    begin, end_v = visits(line_x, -1, width, S)
-    while u < end_u:
-        u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, PSROI, S)
-        v = begin if many else end_v
-        while v < end_v:
-            v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, PSROI, S)
-            for corner in range(4 if many else 0):
-                below, behind = corner >= 2, corner % 2 == 1
-                row = bottom if below else top
-                if first <= row and row < end and not (below and bottom == top) and not (behind and right == left):
-                    weight = (upper_y if below else lower_y) * (upper_x if behind else lower_x)
-                    spot = plane + row * width + (right if behind else left)
-                    if ATOMIC:
-                        cuda.atomic.add(grad_x, spot, gradient * weight)
-                    else:
-                        put(grad_x, spot, at(grad_x, spot) + gradient * weight)
+def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
+    """`add_bin(grad_x, plane, lines, gradient, size, first, end)`."""
+
+    @device
+    def add_bin(grad_x, plane, lines, gradient, size, first, end):
+        """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
+        height, width = size
+        u, end_u = visits(lines.y, least_of(first), end, S)
+        begin, end_v = visits(lines.x, -1, width, S)
+        while u < end_u:
+            u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, lines.y, height, PSROI, S)
+            v = begin if many else end_v
+            while v < end_v:
+                v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, lines.x, width, PSROI, S)
+                for corner in range(4 if many else 0):
+                    below, behind = corner >= 2, corner % 2 == 1
+                    row = bottom if below else top
+                    if first <= row and row < end and not (below and bottom == top) and not (behind and right == left):
+                        weight = (upper_y if below else lower_y) * (upper_x if behind else lower_x)
+                        spot = plane + row * width + (right if behind else left)
+                        if ATOMIC:
+                            cuda.atomic.add(grad_x, spot, gradient * weight)
+                        else:
+                            put(grad_x, spot, at(grad_x, spot) + gradient * weight)
+
+    return add_bin
 
 
 @device
-def scaled_gradient(grad_y, mask, r, channel, i, j, line_y, line_x, c, PSROI, S):
+def scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S):
     """What a sample of a bin receives."""
     g = c.boxes
-    divisor = counted(line_y, g.size[0], PSROI, S) * counted(line_x, g.size[1], PSROI, S)
-    gradient = widen(at(grad_y, ((r * c.channels + channel) * g.bins[0] + i) * g.bins[1] + j))
+    divisor = counted(lines.y, g.size[0], PSROI, S) * counted(lines.x, g.size[1], PSROI, S)
+    spot = ((bin_.box * c.channels + bin_.channel) * g.bins[0] + bin_.i) * g.bins[1] + bin_.j
+    gradient = widen(at(grad_y, spot))
     if c.mask:
-        gradient *= widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
+        gradient *= widen(at(mask, (bin_.box * g.bins[0] + bin_.i) * g.bins[1] + bin_.j))
     return gradient / max(divisor, S(1))
 
 
@@ -154,20 +161,21 @@ def scaled_gradient(grad_y, mask, r, channel, i, j, line_y, line_x, c, PSROI, S)
 def add_bins(T, C, PSROI):
     """The gradient of x, in any order."""
     S, A = scalar_type(T), compute_type(T)
+    add_bin = bin_adder(S, PSROI, ATOMIC=True)
 
     def run(c):
         g = c.boxes
         grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
         rois, shifts = view(g.rois, C), view(g.shifts, C)
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
-            r, channel, i, j = spot_of(task, c.channels, g.bins)
-            n = image_of(rois, r, g.batch, S)
+            bin_ = bin_of(task, c.channels, g.bins)
+            n = image_of(rois, bin_.box, g.batch, S)
             if n >= 0:
-                y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
-                if not nowhere(y, x, S):
-                    gradient = scaled_gradient(grad_y, mask, r, channel, i, j, y, x, c, PSROI, S)
-                    plane = plane_of(n, channel, i, j, c)
-                    add_bin(grad_x, plane, y, x, gradient, g.size, 0, g.size[0], True, PSROI, S)
+                lines = lines_of(rois, shifts, bin_, bin_.channel // (c.channels // g.classes), g, PSROI, S)
+                if not nowhere(lines, S):
+                    gradient = scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S)
+                    plane = plane_of(n, bin_.channel, bin_.i, bin_.j, c)
+                    add_bin(grad_x, plane, lines, gradient, g.size, 0, g.size[0])
 
     return run
 
@@ -176,6 +184,7 @@ def add_bins(T, C, PSROI):
 def add_bins_in_order(T, C, PSROI):
     """The gradient of x: each element is added to by one thread, in the order of the bins."""
     S, A = scalar_type(T), compute_type(T)
+    add_bin = bin_adder(S, PSROI, ATOMIC=False)
 
     def run(c):
         g = c.boxes
@@ -195,11 +204,12 @@ def add_bins_in_order(T, C, PSROI):
                     continue
                 for i in range(top, bottom):
                     for j in range(left, right):
-                        y, x = lines_of(rois, shifts, r, channel // (c.channels // g.classes), i, j, g, PSROI, S)
-                        begin, stop = visits(y, least_of(first), end, S)
-                        if begin < stop and not nowhere(y, x, S):
-                            gradient = scaled_gradient(grad_y, mask, r, channel, i, j, y, x, c, PSROI, S)
-                            add_bin(grad_x, plane, y, x, gradient, g.size, first, end, False, PSROI, S)
+                        bin_ = Bin(r, channel, i, j)
+                        lines = lines_of(rois, shifts, bin_, channel // (c.channels // g.classes), g, PSROI, S)
+                        begin, stop = visits(lines.y, least_of(first), end, S)
+                        if begin < stop and not nowhere(lines, S):
+                            gradient = scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S)
+                            add_bin(grad_x, plane, lines, gradient, g.size, first, end)
 
     return run
 
@@ -216,14 +226,16 @@ def sum_bins(T, C, PSROI):
         sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
         height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.groups[0] * c.groups[1]
         for task in range(cuda.grid(1), g.rows * g.classes * c.blocks * many_bins, cuda.gridsize(1)):
-            r, block, i, j = spot_of(task, g.classes * c.blocks, g.bins)
+            bin_ = bin_of(task, g.classes * c.blocks, g.bins)  # of a block instead of a channel
+            r, block, i, j = bin_.box, bin_.channel, bin_.i, bin_.j
             class_ = block // c.blocks
             first = class_ * per_class + block % c.blocks * BLOCK
             end = min(first + BLOCK, (class_ + 1) * per_class)
             n, by_value, by_x, by_y = image_of(rois, r, g.batch, S), S(np.nan), S(np.nan), S(np.nan)
             if n >= 0:
-                line_y, line_x = lines_of(rois, shifts, r, class_, i, j, g, PSROI, S)
-                if not nowhere(line_y, line_x, S):
+                lines = lines_of(rois, shifts, bin_, class_, g, PSROI, S)
+                if not nowhere(lines, S):
+                    line_y, line_x = lines.y, lines.x
                     by_value, by_x, by_y, runs = S(0), S(0), S(0), I64(0)
                     start = plane_of(n, first, i, j, c)
                     gradients = ((r * c.channels + first) * g.bins[0] + i) * g.bins[1] + j
@@ -250,8 +262,8 @@ def sum_bins(T, C, PSROI):
                             by_value += widen(at(grad_y, gradients + k * many_bins)) * S(0)
                         by_x, by_y = by_value, by_value
                     divisor = counted(line_y, height, PSROI, S) * counted(line_x, width, PSROI, S)
-                    share = S(1) / max(divisor, S(1))
-                    by_value, by_x, by_y = by_value * share, by_x * share * line_x[4], by_y * share * line_y[4]
+                    weight = S(1) / max(divisor, S(1))
+                    by_value, by_x, by_y = by_value * weight, by_x * weight * line_x.reach, by_y * weight * line_y.reach
                     if c.mask:
                         scale = widen(at(mask, (r * g.bins[0] + i) * g.bins[1] + j))
                         by_x, by_y = by_x * scale, by_y * scale

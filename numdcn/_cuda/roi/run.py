@@ -72,8 +72,8 @@ def _address(work: Workspace, array: DeviceArray | None) -> int:
 
 def _coordinates(work: Workspace, *arrays: DeviceArray | None) -> tuple[DeviceArray | None, ...]:
     """Contiguous arrays of one type: float32 if they have several."""
-    kinds = {array.dtype for array in arrays if array is not None}
-    dtype = DTYPES["float32"] if len(kinds) > 1 else None
+    dtypes = {array.dtype for array in arrays if array is not None}
+    dtype = DTYPES["float32"] if len(dtypes) > 1 else None
     return tuple(None if array is None else work.contiguous(array, dtype) for array in arrays)
 
 
@@ -87,7 +87,7 @@ def _summed(work: Workspace, grad_x: DeviceArray) -> AbstractContextManager[Devi
 
 def _bands(work: Workspace, p: RoIs) -> int:
     """Bands of rows, so that planes times bands are enough tasks for the device."""
-    enough = 8 * jit.multiprocessors(work.device) * jit.THREADS
+    enough = 8 * work.multiprocessors * jit.THREADS
     return max(1, min(p.size[0], enough // max(p.batch * p.in_channels, 1)))
 
 

@@ -1,0 +1,89 @@
+"""The parameters of the kernels of convolutions, and the arrays that these see."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numdcn._call.convolution import Convolution
+from numdcn._cuda.jit import compute_type, device, type_pairs
+from numdcn._cuda.memory import view
+
+
+class Call(NamedTuple):
+    """Parameters of the kernels. Fields without a default are addresses and sizes of every call; an address of 0: not there."""
+
+    p: Convolution
+    images: int  # (N, pixels, pitch), see `layout`
+    pitch: int  # channels of the images, padded
+    pixels: int  # of an image, with its padding
+    offsets: int  # (N, 2*offset_groups*taps, Ho, Wo)
+    mask: int  # (N, offset_groups*taps, Ho, Wo)
+    bias: int  # (C_out,)
+    y: int  # (N, C_out, Ho, Wo); in the backward its gradient, packed or channels-last where a kernel says so
+    taps: int  # how many, from `first_tap` on
+    first_tap: int = 0
+    weights: int = (
+        0  # (groups, taps, C/groups, C_out/groups); for the gradients of columns (groups, taps, C_out/groups, C/groups)
+    )
+    grad_images: int = 0  # (N, pixels, grad_pitch)
+    grad_pitch: int = 0
+    grad_offsets: int = 0  # as offsets
+    grad_mask: int = 0  # as mask
+    values: int = 0  # (offset groups, N, Ho*Wo, C/offset groups): gradients of the columns of one tap, for `scatter`
+    places: int = 0  # the plans of `scatter`
+    corners: int = 0
+    partials: int = 0  # (split_k, the shape of what is summed up: y or the gradient of w); not used where split_k is 1
+    split_k: int = 1  # into how many splits the depth of a product is dealt
+    depth: int = 0  # of mma: elements of a row of packed weights (see `pack`) and of the packed gradient of y
+    segment: int = 0  # of mma: channels of a segment of a group, which share their offsets
+
+
+class Arrays(NamedTuple):
+    """The arrays of a `Call`, as `view` gives them. None may be used whose address is 0."""
+
+    images: Any
+    offsets: Any
+    mask: Any
+    weights: Any
+    bias: Any
+    y: Any
+    partials: Any
+    grad_images: Any
+    grad_offsets: Any
+    grad_mask: Any
+    values: Any
+
+
+def viewer(T: Any, C: Any) -> Any:
+    """`arrays_of(c)`: the arrays of a call; T: stored type, C: type of the offsets."""
+    A = compute_type(T)
+
+    @device
+    def arrays_of(c):
+        return Arrays(
+            view(c.images, T),
+            view(c.offsets, C),
+            view(c.mask, T),
+            view(c.weights, T),
+            view(c.bias, T),
+            view(c.y, T),
+            view(c.partials, A),
+            view(c.grad_images, A),
+            view(c.grad_offsets, C),
+            view(c.grad_mask, T),
+            view(c.values, A),
+        )
+
+    return arrays_of
+
+
+@device
+def offset_groups_of(p):
+    """The number of offset groups; 1 for a convolution without offsets."""
+    return max(p.offset_groups, 1)
+
+
+def variants() -> list[tuple[Any, ...]]:
+    """(stored, coordinates, sampled): what all kernels of convolutions are made for."""
+    plain = [(dtype, dtype, False) for dtype, other in type_pairs() if dtype == other]
+    return [(*pair, True) for pair in type_pairs()] + plain

@@ -1,0 +1,101 @@
+"""Columns for tensor cores: read while the last ones are multiplied, then weighed, rounded and stored in shared memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._cuda.conv.columns import weigh
+from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, cuda, device, scalar_type
+from numdcn._cuda.memory import unpack, vector_length
+from numdcn._cuda.mma import WarpTile, per_word, piece_at, store_words, word
+from numdcn._cuda.sample import gather_words
+
+I32 = np.int32
+
+
+def warp_tiles() -> tuple[WarpTile, ...]:
+    """The tiles of pixels and outputs, those for few outputs first."""
+    if SIMULATED:
+        return WarpTile(16, 16, 1, 1, 8), WarpTile(32, 32, 1, 2, 16)
+    return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 8), WarpTile(64, 256, 2, 4, 16)
+
+
+def mma_variants() -> list[tuple[object, ...]]:
+    """(stored, coordinates, sampled): what tensor cores compute."""
+    pairs = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]
+    return [(*pair, True) for pair in pairs] + [(dtype, dtype, False) for dtype in (F32, F16, BF16)]
+
+
+class Span(NamedTuple):
+    """Pixels of a tile: `size` of them, whose plans begin at `base`; the rest of the spots are zeros."""
+
+    base: Any
+    size: Any
+
+
+class WordRoom(NamedTuple):
+    """A thread's own memory for the vectors of channels that it has of a chunk."""
+
+    raw: Any  # (16*UNITS,) uint32: what the four corners hold, as it is
+    corners: Any  # (4*EACH,): the numbers of a word of each corner
+    values: Any  # (EACH,)
+    packed: Any  # (4,) uint32: columns
+
+
+def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PITCH: int = 0) -> tuple[Any, ...]:
+    """Of chunks of SPOTS pixels times SLOTS vectors of channels: `new_room()`,
+    `gather_columns(c, a, stage, span, chunk, segment, rank, room)` and
+    `store_columns(stage, span, chunk, segment, rank, room, buffer, start)`.
+    PITCH: words from pixel to pixel in shared memory; 0: as `load_matrices` wants rows."""
+    S, V, EACH = scalar_type(T), vector_length(T), per_word(T)
+    UNITS = SPOTS * SLOTS // THREADS
+    RAW, CORNERS = 16 * UNITS, 4 * EACH
+
+    @device
+    def new_room():
+        raw, packed = cuda.local.array(RAW, np.uint32), cuda.local.array(4, np.uint32)
+        return WordRoom(raw, cuda.local.array(CORNERS, S), cuda.local.array(EACH, S), packed)
+
+    @device
+    def gather_columns(c, a, stage, span, chunk, segment, rank, room):
+        """Read what a chunk of columns is made of: 16 words for each of the UNITS vectors of a thread."""
+        below = c.pitch * (c.p.in_size[1] + 1)
+        for k in range(UNITS):
+            unit = rank + I32(k * THREADS)
+            spot, channel = unit // I32(SLOTS), chunk + unit % I32(SLOTS) * V
+            if spot < span.size and channel < segment.high:
+                place = stage.image_index[span.base + spot] * c.pixels + stage.places[span.base + spot]
+                gather_words(a.images, place * c.pitch + channel, c.pitch, below, room.raw, 16 * k)
+
+    @device
+    def store_columns(stage, span, chunk, segment, rank, room, buffer, start):
+        """Make the columns of what was read, and store them, rounded, from word `start` on. They are 0 for pixels behind the span
+        and channels outside the segment."""
+        values, packed, low, high = room.values, room.packed, segment.low, segment.high
+        for k in range(UNITS):
+            unit = rank + I32(k * THREADS)
+            spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
+            channel = chunk + slot * V
+            live = spot < span.size and channel < high
+            if live:
+                planned = span.base + spot
+                y, x, scale = stage.fractions[0, planned], stage.fractions[1, planned], stage.fractions[2, planned]
+            else:
+                y, x, scale = S(0), S(0), S(0)
+            for i in range(4):
+                for corner in range(4):
+                    unpack(room.raw, 16 * k + 4 * corner + i, room.corners, corner * EACH, T)
+                weigh(room.corners, y, x, scale, values, S, EACH, SAMPLED)
+                for j in range(EACH):
+                    inside = live and low <= channel + i * EACH + j and channel + i * EACH + j < high
+                    values[j] = values[j] if inside else S(0)
+                packed[i] = word(values[0], values[EACH - 1], T)
+            if PITCH == 0:
+                place = start + piece_at(spot, slot, SLOTS)
+            else:
+                place = start + spot * PITCH + slot * 4
+            store_words(buffer, place, packed[0], packed[1], packed[2], packed[3])
+
+    return new_room, gather_columns, store_columns

@@ -1,0 +1,128 @@
+"""Products of tiles on the GPU, without tensor cores, and what becomes of a product that is y.
+
+Both operands stand in a block's shared memory, CHUNK rows of each at a time, in two halves: while slower threads still multiply
+what is in one, the others fill the other. First both halves of the left one, whose rows begin `pitch` numbers apart, then both of
+the right one, from `right` on, whose rows have `columns` numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._cuda.jit import F64, SIMULATED, cuda, device, scalar_type
+from numdcn._cuda.memory import at, load_four, narrow, put, widen
+
+I32 = np.int32
+CHUNK = 8 if SIMULATED else 16  # columns, or pixels, that are multiplied at a time
+
+
+class Tile(NamedTuple):
+    """What a block makes of a product: rows x columns, by `down` x `across` threads, each with some fours of both."""
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+
+    @property
+    def pitch(self) -> int:
+        """Numbers from row to row of the left operand in shared memory."""
+        return self.rows + 4
+
+    @property
+    def right(self) -> int:
+        """Where the right operand begins in shared memory."""
+        return 2 * CHUNK * self.pitch
+
+    @property
+    def room(self) -> int:
+        """Numbers of shared memory for both operands."""
+        return self.right + 2 * CHUNK * self.columns
+
+
+def tiles(dtype: object) -> tuple[Tile, ...]:
+    """The tiles of pixels and outputs, those for few outputs first."""
+    if SIMULATED:
+        return (Tile(8, 8, 2, 2),)
+    if dtype == F64:
+        return (Tile(64, 64, 16, 16),)
+    return Tile(128, 64, 16, 16), Tile(128, 128, 16, 16), Tile(64, 256, 8, 32)
+
+
+class Thread(NamedTuple):
+    """A thread of a block. Its rows of the product are the fours that begin at 4*row, 4*row + 4*down, ...; so are its columns."""
+
+    rank: Any  # in the block
+    row: Any
+    column: Any
+
+
+class Product(NamedTuple):
+    """What a thread has of a product."""
+
+    sums: Any  # (its rows, its columns)
+    left: Any  # (its rows,): of one step
+    right: Any  # (its columns,)
+
+
+class Task(NamedTuple):
+    """What a block makes of y: a tile, or a split of one."""
+
+    split: Any  # of the depth of the product
+    group: Any
+    first: Any  # pixel
+    first_out: Any  # output of the group
+
+
+def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
+    """`thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`."""
+    S, ROWS, COLUMNS = scalar_type(T), tile.rows // tile.down, tile.columns // tile.across
+    DOWN, ACROSS, PITCH, RIGHT, RIGHT_PITCH = tile.down, tile.across, tile.pitch, tile.right, tile.columns
+
+    @device
+    def thread_of():
+        thread = I32(cuda.threadIdx.x)
+        return Thread(thread, thread // I32(ACROSS), thread % I32(ACROSS))
+
+    @device
+    def new_product():
+        return Product(cuda.local.array((ROWS, COLUMNS), S), cuda.local.array(ROWS, S), cuda.local.array(COLUMNS, S))
+
+    @device
+    def clear(sums):
+        for i in range(ROWS):
+            for j in range(COLUMNS):
+                sums[i, j] = S(0)
+
+    @device
+    def multiply(buffer, half, thread, product):
+        """product.sums += left^T right, for a thread's rows and columns, over the CHUNK rows of a half."""
+        left, right, sums = product.left, product.right, product.sums
+        for k in range(CHUNK):
+            for i in range(0, ROWS, 4):
+                load_four(buffer, half * CHUNK * PITCH + k * PITCH + i * DOWN + 4 * thread.row, left, i)
+            for j in range(0, COLUMNS, 4):
+                start = RIGHT + half * CHUNK * RIGHT_PITCH
+                load_four(buffer, start + k * RIGHT_PITCH + j * ACROSS + 4 * thread.column, right, j)
+            for i in range(ROWS):
+                for j in range(COLUMNS):
+                    sums[i, j] += left[i] * right[j]
+
+    return thread_of, new_product, clear, multiply
+
+
+@device
+def put_result(c, a, split, q, out, result, T):
+    """Write the result of output channel `out` of pixel q, or a split of it; the bias is in the first."""
+    p = c.p
+    count = p.out_size[0] * p.out_size[1]
+    n = q // count
+    spot = (n * p.out_channels + out) * count + q - n * count
+    if c.bias and split == 0:
+        result += widen(at(a.bias, out))
+    if c.split_k > 1:
+        put(a.partials, split * p.batch * p.out_channels * count + spot, result)
+    else:
+        put(a.y, spot, narrow(result, T))
