@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numdcn._call.frameworks import Framework
 
 
 class BFloat16:
@@ -33,6 +30,31 @@ DTYPES: dict[str, Any] = {
 def name_of(dtype: Any) -> str:
     """Its name, which NumPy takes a while to make."""
     return str(dtype.name)
+
+
+class Framework:
+    """What is asked of the makers of arrays."""
+
+    name: str
+
+    def owns(self, value: Any) -> bool:
+        """Whether `value` is one of its arrays on a GPU."""
+        raise NotImplementedError
+
+    def seen(self, value: Any) -> DeviceArray:
+        """One of its arrays as a `DeviceArray`."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        """A new one, unfilled and contiguous."""
+        raise NotImplementedError
+
+    def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
+        """The same, for the time of a call. torch and CuPy have memory at hand."""
+        return self.empty(shape, dtype, device, stream)
+
+    def give_back(self, array: DeviceArray) -> None:
+        """Take back what `scratch` made, once all its use has been issued."""
 
 
 class DeviceArray:

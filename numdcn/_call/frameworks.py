@@ -16,32 +16,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._call import device_scratch
-from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, name_of
-
-
-class Framework:
-    """What is asked of the makers of arrays."""
-
-    name: str
-
-    def owns(self, value: Any) -> bool:
-        """Whether `value` is one of its arrays on a GPU."""
-        raise NotImplementedError
-
-    def seen(self, value: Any) -> DeviceArray:
-        """One of its arrays as a `DeviceArray`."""
-        raise NotImplementedError
-
-    def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
-        """A new one, unfilled and contiguous."""
-        raise NotImplementedError
-
-    def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
-        """The same, for the time of a call. torch and CuPy have memory at hand."""
-        return self.empty(shape, dtype, device, stream)
-
-    def give_back(self, array: DeviceArray) -> None:
-        """Take back what `scratch` made, once all its use has been issued."""
+from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, Framework, c_strides, name_of
 
 
 class Torch(Framework):
