@@ -124,7 +124,7 @@ def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
     return real
 
 
-def countable(name: str, size: int, dtype: Any) -> None:
+def check_countable(name: str, size: int, dtype: Any) -> None:
     """Raise unless positions up to `size` are exact where coordinates are computed."""
     dtype = coordinate_dtype(dtype)
     if size > 2 ** (np.finfo(dtype).nmant + 1):

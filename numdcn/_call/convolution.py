@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numdcn._call.checks import countable, padding_per_axis, per_axis
+from numdcn._call.checks import check_countable, padding_per_axis, per_axis
 from numdcn._call.prepared import PreparedWeights
 
 
@@ -96,7 +96,7 @@ def _out_size(
     out = []
     for i, axis in enumerate(("H", "W")):
         padded, reach = size[i] + before[i] + after[i], dilation[i] * (kernel[i] - 1) + 1
-        countable("x", padded, dtype)
+        check_countable("x", padded, dtype)
         if padded < reach:
             raise ValueError(
                 f"`padding` of ({before[i]}, {after[i]}) makes `x` {padded} long along {axis}, expected at least {reach}, "

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-I64 = ir.IntType(64)
+from numdcn._formulas.vectors import I64
 
 
 class Place(NamedTuple):

@@ -13,9 +13,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numdcn._formulas.jit import lanes
-from numdcn._formulas.vectors import I32, Vec, llvm_type, splat_value, suffix
-
-I64 = ir.IntType(64)
+from numdcn._formulas.vectors import I32, I64, Vec, llvm_type, splat_value, suffix
 
 
 def vector_at(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:

@@ -58,7 +58,7 @@ def tile_bytes(itemsize: int) -> int:
 
 
 @helper
-def tile_at(address, one):
+def new_tile(address, one):
     """A `Tile` at `address`: no pixels yet, offsets of 0 and masks of 1."""
     integers, rows = pointer(address, np.int64(0)), pointer(address + 5 * ROW * 8, one)
     for i in range(ROW):

@@ -23,8 +23,8 @@ from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # that a large call should have,
-NEARLY = 54  # and so many as do: more are not worth smaller tiles or repeated sampling
+WANTED_TASKS = 64  # that a large call should have,
+ENOUGH_TASKS = 54  # and so many as do: more are not worth smaller tiles or repeated sampling
 WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a large call
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
 SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
@@ -32,15 +32,15 @@ WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
-class Chunks(NamedTuple):
+class Chunking(NamedTuple):
     """The columns of a tile, chunk by chunk. In a depthwise convolution all channels count as one group."""
 
     groups: int
     channels: int  # of a group
     taps: int
-    group_step: int  # groups of a chunk,
-    channel_step: int  # channels,
-    tap_step: int  # and taps
+    groups_per_chunk: int  # groups of a chunk,
+    channels_per_chunk: int  # channels,
+    taps_per_chunk: int  # and taps
     pitch: int  # elements of a row of columns
 
 
@@ -48,14 +48,14 @@ class ForwardBlocking(NamedTuple):
     """The forward's tiles, chunks and workspace."""
 
     tiling: Tiling
-    chunks: Chunks
+    chunks: Chunking
     weights: Packing
     depthwise: int
     rows: int  # of a tile's columns and sums, padding included
     sums_pitch: int  # elements of a row of sums
-    per_block: int  # chunks of a block of groups, which is computed by itself
+    chunks_per_block: int  # chunks of a block of groups, which is computed by itself
     slices: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
-    panel_step: int  # panels of a task
+    panels_per_task: int  # panels of a task
     image_size: int  # elements of a zero-padded image
     workspace_bytes: int  # of a thread
     tile_bytes: int  # of which for the tile's plan
@@ -66,18 +66,18 @@ def _page(nbytes: int) -> int:
     return -(-nbytes // 4096) * 4096
 
 
-def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunks:
+def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
     if channels > most:  # even chunks, of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
-        return Chunks(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
+        return Chunking(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
     if channels * p.taps > most:
         chunks = -(-p.taps // (most // channels))
-        return Chunks(groups, channels, p.taps, 1, channels, -(-p.taps // chunks), pitch)
-    return Chunks(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
+        return Chunking(groups, channels, p.taps, 1, channels, -(-p.taps // chunks), pitch)
+    return Chunking(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
 def _band(p: Convolution) -> int:
@@ -110,7 +110,7 @@ def _half(pixels: int, least: int) -> int:
 
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
-    while p.batch * tiling.tiles * slices < NEARLY and tiling.tile_pixels > least:
+    while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
         tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
     return tiling
 
@@ -121,23 +121,23 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     depthwise = is_depthwise(p.groups, p.weights_shape)
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
-    per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
+    chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
     tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
-    row_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize
-    chunks = chunks._replace(group_step=max(1, min(chunks.group_step, WORKSPACE_BYTES // row_bytes)))
-    slices, panel_step = -(-chunks.groups // chunks.group_step), weights.panels
+    group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize
+    chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
+    slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
         tiling = _smaller(p, tiling, slices, SMALL_TILE)
-        if weights.groups == 1 and p.batch * tiling.tiles < NEARLY:
-            panel_step = max(1, weights.panels // -(-TASKS // (p.batch * tiling.tiles)))
-            slices = -(-weights.panels // panel_step)
+        if weights.groups == 1 and p.batch * tiling.tiles < ENOUGH_TASKS:
+            panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
+            slices = -(-weights.panels // panels_per_task)
         tiling = _smaller(p, tiling, slices, ROWS)
-    rows, pitch = _rows(tiling), weights.panel * panel_step + 16
+    rows, pitch = _rows(tiling), weights.panel * panels_per_task + 16
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
-    elements = rows * chunks.pitch + chunks.group_step * rows * pitch + transposed
+    elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
     return ForwardBlocking(
-        tiling, chunks, weights, int(depthwise), rows, pitch, per_block, slices, panel_step, image_size(p),
+        tiling, chunks, weights, int(depthwise), rows, pitch, chunks_per_block, slices, panels_per_task, image_size(p),
         _page(plan + elements * dtype.itemsize + 128), plan,
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
     return bounds
 
 
-def first_blocks(p: Convolution, bounds: list[int]) -> list[int]:
+def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
     """For each offset group the first block that has channels of it, and one past the last."""
     size, found = p.in_channels // max(1, p.offset_groups), []
     for g in range(p.offset_groups):
@@ -203,17 +203,17 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
     block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
-    firsts = first_blocks(p, bounds)
-    partials = max((last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True)), default=1)
+    block_ranges = block_ranges_of(p, bounds)
+    partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
     tiling = tiling_of(p.out_size, _affordable(2 * panel * panels * size), _band(p))
     blocks, rows = len(bounds) - 1, _rows(tiling)
     sums_pitch = block if depthwise else panel * panels
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
-    bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
+    bands = max(1, min(p.batch, -(-WANTED_TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
     band_images = -(-p.batch // bands)
     bands = -(-p.batch // max(1, band_images))
-    together = 2 if p.groups == 1 and blocks * bands >= TASKS else 1
+    together = 2 if p.groups == 1 and blocks * bands >= WANTED_TASKS else 1
     pitch = ROWS * outputs + 16
     elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
     plan = tile_bytes(size)
@@ -222,4 +222,4 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         partials, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
         _page(plan + elements * size + 256), plan,
     )  # fmt: skip
-    return blocking, np.array(bounds, np.int64), np.array(firsts, np.int64)
+    return blocking, np.array(bounds, np.int64), np.array(block_ranges, np.int64)

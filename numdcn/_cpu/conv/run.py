@@ -70,12 +70,14 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     """The same, where kernels can address all arrays."""
     if grads.bias is not None:
         sum_pixels(grad_y, grads.bias)
-    through = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # whether columns' gradient is needed
-    if not through and grads.w is None:
+    columns_wanted = any(
+        g is not None for g in (grads.x, grads.offsets, grads.mask)
+    )  # whether columns' gradient is needed
+    if not columns_wanted and grads.w is None:
         return
     x, w = arrays.x, arrays.w
     dtype = x.dtype
-    one, (blocking, bounds, firsts) = dtype.type(1), backward_blocking(p, dtype)
+    one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     tasks, size = blocking.blocks * blocking.image_bands, dtype.itemsize
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
@@ -85,7 +87,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     sizes = (
         images_size,
         images_size if grads.x is not None else 0,
-        blocking.blocks * blocking.weights_size + 64 if through else 0,
+        blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
         tasks * blocking.sums_size + 64 if grads.w is not None else 0,
         2 * blocking.partials * plane if grads.offsets is not None else 0,
         blocking.partials * plane if grads.mask is not None else 0,
@@ -95,8 +97,8 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
             _partials(grads.offsets, offset_partials, plane), _partials(grads.mask, mask_partials, plane),
-            place(grads.w), images, grad_images if grads.x is not None else 0, weights if through else 0,
-            sums if grads.w is not None else 0, bounds.ctypes.data, firsts.ctypes.data, workspaces,
+            place(grads.w), images, grad_images if grads.x is not None else 0, weights if columns_wanted else 0,
+            sums if grads.w is not None else 0, bounds.ctypes.data, block_ranges.ctypes.data, workspaces,
         )  # fmt: skip
         padded, grad_padded = (
             PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
@@ -105,7 +107,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         padded.pack(x)
         if a.grad_images:
             grad_padded.clear(p.batch, dtype)
-        if through:
+        if columns_wanted:
             plain = w.array if isinstance(w, PreparedWeights) else w
             how = packing(plain.shape, p.groups, dtype)
             packing_call = PackBlocks(
@@ -124,7 +126,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             (grads.mask, a.grad_mask, p.taps),
         ):
             if plane and grad is not None:
-                launch(sum_partials, one, SumCall(p, a.firsts, channels, partials, place(grad)), threads)
+                launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
 
 
 def _partials(grad: np.ndarray | None, address: int, plane: int) -> Partials:

@@ -8,10 +8,10 @@ from numdcn._call.options import Options
 from numdcn._call.points import PointArrays, Sampling
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
-from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.points.kernels import Call, backward_blocks, forward_tiles
+from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.threads import launch, plan_threads
 
 
