@@ -47,7 +47,10 @@ class Convolution(NamedTuple):
 
     def describe_shapes(self) -> str:
         """What the shapes are made of, for error messages."""
-        return f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}"
+        return (
+            f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}, "
+            f"C_out={self.out_channels}, kh={self.kernel[0]}, kw={self.kernel[1]}"
+        ) + f", offset_groups={self.offset_groups}" * (self.offset_groups > 0)
 
 
 def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:

@@ -173,7 +173,7 @@ def _call(typingctx, one, code, parameters, counter, slot):
 
 @block
 def _run_kernel(code, wide, parameters, counter, slot):
-    """The same for a kernel of float64 elements if `wide`, else of float32 ones."""
+    """Run a kernel of float64 elements if `wide`, else of float32 ones; 0 if all went well."""
     if wide:
         return _call(np.float64(1), code, parameters, counter, slot)
     return _call(np.float32(1), code, parameters, counter, slot)

@@ -42,7 +42,7 @@ class BackwardArrays(NamedTuple):
     weights: int  # weights packed in blocks; 0: no gradient of columns is wanted,
     sums: int  # partial sums of their gradient,
     bounds: int  # first channels of the blocks,
-    block_ranges: int  # first and last blocks of the offset groups,
+    block_ranges: int  # the first block and the end of each offset group,
     workspaces: int  # workspaces of the threads
 
 

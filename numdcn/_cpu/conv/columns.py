@@ -61,7 +61,7 @@ def copy_chunk(one, call, n, tile, image, chunk, columns):
 
 @helper
 def sample_chunk(one, call, n, tile, image, chunk, columns):
-    """Sample one chunk of a tile's columns. Offsets are read, and taps planned, anew for each chunk that has channels of them."""
+    """Sample one chunk of a tile's columns. Offsets are read, and taps planned, anew in each chunk."""
     p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
     first = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end

@@ -21,7 +21,7 @@ from numdcn._formulas.jit import helper
 
 
 class ForwardArrays(NamedTuple):
-    """Where everything lies. A mask or a bias that is not there lies nowhere, at address 0."""
+    """Where everything lies. What is not there lies nowhere, at address 0."""
 
     offsets: Place
     mask: Place
@@ -41,10 +41,17 @@ class ForwardCall(NamedTuple):
 
 
 @helper
+def count_tasks(p, blocking):
+    """The number of tasks of a forward."""
+    return p.batch * blocking.tiling.tiles * blocking.slices
+
+
+@helper
 def compute_tiles(one, params, counter, slot, make_columns):
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
 
-    `make_columns` fills a chunk of a tile's columns: `columns.sample_chunk` or `copy_chunk`.
+    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n: `sample_chunk` or
+    `copy_chunk`, pasted in here like every helper.
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
@@ -55,7 +62,7 @@ def compute_tiles(one, params, counter, slot, make_columns):
     buffer = at(sums.pointer, blocking.chunks.groups_per_chunk * blocking.rows * sums.pitch)
     while True:
         task = next_task(counter)
-        if task >= p.batch * blocking.tiling.tiles * blocking.slices:
+        if task >= count_tasks(p, blocking):
             break
         tile_number, slice_ = task // blocking.slices, task % blocking.slices
         n = tile_number // blocking.tiling.tiles
@@ -68,6 +75,7 @@ def compute_tiles(one, params, counter, slot, make_columns):
         if blocking.chunks.groups == 1:
             first_panel, block_ = slice_ * blocking.panels_per_task, 0
         panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
+        # the chunks of a block of groups have adjacent numbers, as groups change last in `chunk_at`
         for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
             chunk = chunk_at(blocking.chunks, number)
             make_columns(one, call, n, tile, image, chunk, columns)

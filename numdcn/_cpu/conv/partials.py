@@ -33,7 +33,7 @@ class SumCall(NamedTuple):
     """Parameters of `sum_partials`."""
 
     p: Convolution
-    block_ranges: int  # address of the first and last blocks of the offset groups
+    block_ranges: int  # address of the first block and the end of each offset group
     channels: int  # of an offset group
     partials: Partials
     target: Place

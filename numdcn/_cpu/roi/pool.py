@@ -76,7 +76,7 @@ def _pool_four(vector, lanes, image, y, x, scale, target):
 
 @helper
 def _pool_one(vector, image, y, x, scale, target):
-    """The same for one vector of channels."""
+    """target = scale * the weighted sum of the pixels of a bin, for one vector of channels."""
     total, first = vector - vector, 0
     while first < y.length:
         subtotal, end = vector - vector, _end_of_rows(first, y, x)
