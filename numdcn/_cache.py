@@ -87,7 +87,7 @@ def _warn(text: str) -> None:
     global _warned
     if not _warned:
         _warned = True
-        warnings.warn(f"numdcn: {text} (more of the kind is not told)", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"numdcn: {text} (further warnings of this kind are suppressed)", RuntimeWarning, stacklevel=2)
 
 
 class Store:

@@ -1,6 +1,8 @@
-"""From the doors to the wings: kernels of the CPU for NumPy arrays, those of CUDA, imported only then, for arrays on a GPU.
+"""From the doors to the wings: kernels of the CPU for NumPy arrays, those of CUDA for arrays on a GPU.
 
-A wing has a room for each family of operators, whose `run` has
+A door is the module of an operator, `numdcn/<op>`. A wing, `_cpu` or `_cuda`, has all kernels of a kind of machine; a room of it
+(`conv`, `points`, `roi`) those of a family, the operators that share them. Rooms are imported by the calls that enter them: so a first
+call loads its own kernels only, and CUDA only for an array on a GPU. The `run` of a room has
 
     forward(p, arrays, y, options)                  fill y
     backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads`, those that are not None
@@ -74,7 +76,7 @@ def modulation(array: Any) -> Any:
 
 
 def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
-    """y of shape `p.out_shape`, filled: `out`, checked, or a fresh array."""
+    """Compute y: fill and return `out`, or a fresh array, of shape `p.out_shape`."""
     y = output_array("out", out, p.out_shape, arrays.x.dtype, named(table, arrays))
     if y.size:
         with np.errstate(all="ignore"):  # NaN and infinity are results like others

@@ -17,7 +17,7 @@ def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
 
     w: array (C_out, C/groups, kh, kw) of float32 or float64, or one on a GPU. groups: the number of convolution groups, which w alone
     does not tell. Returns an object that `deform_conv`, `conv` and `deform_conv_layer` accept as `w`, forward and backward. It is a
-    snapshot: later changes of `w` are not seen.
+    snapshot: later changes of `w` are not seen. On a CPU they are packed for the forward; each backward packs them anew.
 
     Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.
     """

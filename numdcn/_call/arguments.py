@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -127,11 +127,11 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
     return grad_y
 
 
-def check_shapes(table: Table, arrays: Any, expected: Mapping[str, tuple[int, ...]], sizes: str) -> None:
-    """Raise unless each array that is there has the shape that is expected of it; `sizes` tells what it is made of."""
+def check_shapes(table: Table, arrays: Any, expected: Mapping[str, tuple[int, ...]], sizes: Callable[[], str]) -> None:
+    """Raise unless each array that is there has the shape that is expected of it; `sizes()` tells what it is made of."""
     for argument in table:
         array, shape = argument.of(arrays), expected.get(argument.name)
         if array is not None and shape is not None and array.shape != shape:
             raise ValueError(
-                f"`{argument.name}` has shape {array.shape}, expected {shape} = {argument.axes} with {sizes}"
+                f"`{argument.name}` has shape {array.shape}, expected {shape} = {argument.axes} with {sizes()}"
             )

@@ -48,7 +48,7 @@ def _is_sequence(value: Any) -> bool:
 
 def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
     """An int, or one for each axis, as a tuple."""
-    if type(value) is int and value >= least:
+    if type(value) is int and value >= least:  # what comes most often, checked once
         return integer(name, value, least), value
     if not _is_sequence(value):
         number = integer(name, value, least)
@@ -124,7 +124,7 @@ def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
     return real
 
 
-def countable(name: str, size: int, dtype: Any) -> None:
+def check_countable(name: str, size: int, dtype: Any) -> None:
     """Raise unless positions up to `size` are exact where coordinates are computed."""
     dtype = coordinate_dtype(dtype)
     if size > 2 ** (np.finfo(dtype).nmant + 1):
@@ -135,7 +135,7 @@ def countable(name: str, size: int, dtype: Any) -> None:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False."""
+    """`value` as a bool, if it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` is {describe(value)}, expected True or False")
     return bool(value)

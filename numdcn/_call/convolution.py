@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numdcn._call.checks import countable, padding_per_axis, per_axis
+from numdcn._call.checks import check_countable, padding_per_axis, per_axis
 from numdcn._call.prepared import PreparedWeights
 
 
@@ -47,7 +47,10 @@ class Convolution(NamedTuple):
 
     def describe_shapes(self) -> str:
         """What the shapes are made of, for error messages."""
-        return f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}"
+        return (
+            f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}, "
+            f"C_out={self.out_channels}, kh={self.kernel[0]}, kw={self.kernel[1]}"
+        ) + f", offset_groups={self.offset_groups}" * (self.offset_groups > 0)
 
 
 def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
@@ -96,7 +99,7 @@ def _out_size(
     out = []
     for i, axis in enumerate(("H", "W")):
         padded, reach = size[i] + before[i] + after[i], dilation[i] * (kernel[i] - 1) + 1
-        countable("x", padded, dtype)
+        check_countable("x", padded, dtype)
         if padded < reach:
             raise ValueError(
                 f"`padding` of ({before[i]}, {after[i]}) makes `x` {padded} long along {axis}, expected at least {reach}, "

@@ -1,5 +1,5 @@
 """How an operator is to be computed, where there is a choice. On the CPU there is none: results never depend on chance there,
-and products are always exact."""
+and products are never rounded to tf32."""
 
 from __future__ import annotations
 

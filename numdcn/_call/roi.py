@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._call.arguments import Argument, Table, check_arguments
-from numdcn._call.checks import countable, flag, integer, number, per_axis
+from numdcn._call.checks import check_countable, flag, integer, number, per_axis
 from numdcn._call.frameworks import host_copy
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
@@ -105,7 +105,7 @@ def check_rois(
     x, rois = arrays.x, arrays.rois
     if min(x.shape[1:]) < 1:
         raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
-    countable("x", max(x.shape[2:]), x.dtype)
+    check_countable("x", max(x.shape[2:]), x.dtype)
     if rois.shape[1] != 5:
         raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
     bins = per_axis("output_size", output_size, 1)

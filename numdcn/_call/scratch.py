@@ -68,18 +68,19 @@ def _take(nbytes: int) -> np.ndarray:
 
 
 class Scratch:
-    """Buffers of given numbers of bytes, aligned to cache lines, for the time of a `with` block; it gives addresses."""
+    """Buffers of given numbers of bytes, aligned to cache lines, for the time of a `with` block, which gets their
+    addresses. They are not filled."""
 
     def __init__(self, *sizes: int) -> None:
         self.sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
 
     def __enter__(self) -> list[int]:
         self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
-        ends = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
-        return list(ends)[:-1]
+        addresses = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        return list(addresses)[:-1]  # the last is where all ends
 
     def __exit__(self, *error: object) -> None:
-        buffer = self.__dict__.pop("buffer")
+        buffer = self.__dict__.pop("buffer")  # no reference stays here: what is not kept is freed at once
         if buffer.nbytes <= _limit:
             _kept[id(buffer)] = buffer
             _trim()

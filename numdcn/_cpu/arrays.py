@@ -25,7 +25,7 @@ def addressable(array: np.ndarray) -> np.ndarray:
 
 
 def addressable_arrays(arrays: Arrays) -> Arrays:
-    """The same of several arrays; what is no NumPy array stays as it is."""
+    """A record of arrays, each made `addressable`; what is no NumPy array stays as it is."""
     return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
 
 
@@ -47,14 +47,14 @@ def output(
 
 @contextmanager
 def outputs(arrays: Arrays) -> Iterator[Arrays]:
-    """The same of several arrays; None stays None."""
+    """What a kernel is to fill for a record of arrays, each as `output` gives it; None stays None."""
     with ExitStack() as stack:
         filled: list[Any] = [None if a is None else stack.enter_context(output(a)) for a in arrays]
         yield type(arrays)(*filled)
 
 
 def output_as(array: np.ndarray, *shape: int) -> AbstractContextManager[np.ndarray]:
-    """The same of an array in another shape, of which there may be no view."""
+    """What a kernel is to fill for an array seen in another shape: a view, or where there is none, what is copied to it in the end."""
     other = array.reshape(shape)
     temporary = None if np.may_share_memory(other, array) else other
     return results.output(other, temporary, lambda made, _: _copy(made.reshape(array.shape), array))

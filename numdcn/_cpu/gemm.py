@@ -3,8 +3,8 @@
 B comes in panels as wide as a register tile. A comes in one of three layouts whose strides the compiler knows, so that every
 broadcast is one load at a constant distance from one pointer:
 * rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
-* packed: element (r, k) at k * rows of the tile + r;
-* block: element (r, k) at k * BLOCK + r: a block of channels, one row a pixel (tiles of `BLOCK_ROWS` rows).
+* packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows;
+* block: element (r, k) at k * block_size(itemsize) + r: a block of channels, one row a pixel (tiles of `BLOCK_ROWS` rows).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numdcn._cpu.jit import block, has_32_registers, register_tile
-from numdcn._cpu.simd import I64, at, load_scalar, load_value, prefetch_value, store_value, width
+from numdcn._cpu.simd import at, load_scalar, load_value, prefetch_value, store_value, width
 from numdcn._formulas.jit import lanes
-from numdcn._formulas.vectors import fma_value, splat_value
+from numdcn._formulas.vectors import I64, fma_value, splat_value
 
 CHUNK_BYTES = 768  # of one row of A: a chunk of B's panel and of A's rows then share the L1 cache
 BLOCK_BYTES = 128  # of the channels that a task of a backward owns, for one pixel
@@ -65,25 +65,31 @@ def panel_width(columns: int, dtype: Any) -> int:
 
 def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], args: Any) -> list[Any]:
     """IR: the loop over k. Leaves the builder after it; returns the accumulators, row by row."""
-    a, b, ldb, ahead, pace, k_end = args
+    a, b, b_pitch, prefetched, prefetch_step, k_end = args
     zero = ir.Constant(vector, None)
     entry, loop, done = builder.block, builder.append_basic_block("multiply"), builder.append_basic_block("multiplied")
     builder.branch(loop)
     builder.position_at_end(loop)
-    k, a_k, b_k, ahead_k = builder.phi(I64), builder.phi(a.type), builder.phi(b.type), builder.phi(ahead.type)
+    k, a_k, b_k, prefetched_k = builder.phi(I64), builder.phi(a.type), builder.phi(b.type), builder.phi(prefetched.type)
     sums = [builder.phi(vector) for _ in range(rows * vectors)]
-    for phi, start in [(k, ir.Constant(I64, 0)), (a_k, a), (b_k, b), (ahead_k, ahead), *((s, zero) for s in sums)]:
+    for phi, start in [
+        (k, ir.Constant(I64, 0)),
+        (a_k, a),
+        (b_k, b),
+        (prefetched_k, prefetched),
+        *((s, zero) for s in sums),
+    ]:
         phi.add_incoming(start, entry)
-    prefetch_value(builder, ahead_k)
-    panel = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
+    prefetch_value(builder, prefetched_k)
+    b_row = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
     new = []
     for r in range(rows):
         scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * strides[0])]))
         broadcast = splat_value(builder, scalar, vector.count)
-        new += [fma_value(builder, broadcast, panel[v], sums[r * vectors + v]) for v in range(vectors)]
+        new += [fma_value(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
     k_next = builder.add(k, ir.Constant(I64, 1))
-    steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [ldb]))]
-    steps.append((ahead_k, builder.gep(ahead_k, [pace])))
+    steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [b_pitch]))]
+    steps.append((prefetched_k, builder.gep(prefetched_k, [prefetch_step])))
     for phi, following in [*steps, *zip(sums, new, strict=True)]:
         phi.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", k_next, k_end), loop, done)
@@ -91,13 +97,13 @@ def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[
     return new
 
 
-def _write(builder: Any, sums: list[Any], vectors: int, c: Any, ldc: Any, first: Any) -> None:
-    """IR: C = sums where `first`, else C += sums."""
+def _write(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any, overwrite: Any) -> None:
+    """IR: C = sums if `overwrite`, else C += sums."""
     spots = []
     for i in range(len(sums)):
-        row = builder.mul(ldc, ir.Constant(I64, i // vectors))
+        row = builder.mul(c_pitch, ir.Constant(I64, i // vectors))
         spots.append(builder.add(row, ir.Constant(I64, (i % vectors) * sums[i].type.count)))
-    with builder.if_else(first) as (then, otherwise):
+    with builder.if_else(overwrite) as (then, otherwise):
         with then:
             for i, spot in enumerate(spots):
                 store_value(builder, sums[i], c, spot)
@@ -115,92 +121,104 @@ def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
     return BLOCK_ROWS, (1, block_size(itemsize))
 
 
-def _tile(layout: str, panel: int) -> Any:
-    """A register tile of the `panel`-th width, for A in `layout`.
+def _tile(layout: str, width_index: int) -> Any:
+    """A register tile of width `panel_widths(...)[width_index]`, for A in `layout`.
 
-    `ahead` is memory that is wanted soon: `pace` elements of it are brought near in each step.
+    `prefetched` is memory that is wanted soon: each step over k fetches a line of it, and goes on by
+    `prefetch_step` elements.
     """
 
     @intrinsic
-    def tile(typingctx, a, b, ldb, ahead, pace, c, ldc, k_end, first):
+    def tile(typingctx, a, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite):
         element = a.dtype
         rows, strides = _layout(layout, element.bitwidth // 8)
-        columns = panel_widths(element)[panel]
+        columns = panel_widths(element)[width_index]
         count = min(columns, lanes(element))
 
         def codegen(context, builder, sig, args):
-            a, b, ldb, ahead, pace, c, ldc, k_end, first = args
+            a, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args
             vector = ir.VectorType(context.get_value_type(element), count)
-            sums = _product(builder, rows, vector, columns // count, strides, (a, b, ldb, ahead, pace, k_end))
-            _write(builder, sums, columns // count, c, ldc, context.cast(builder, first, sig.args[8], types.boolean))
+            sums = _product(
+                builder, rows, vector, columns // count, strides, (a, b, b_pitch, prefetched, prefetch_step, k_end)
+            )
+            _write(
+                builder,
+                sums,
+                columns // count,
+                c,
+                c_pitch,
+                context.cast(builder, overwrite, sig.args[8], types.boolean),
+            )
             return context.get_dummy_value()
 
         integers = types.intp
-        return types.void(a, b, integers, ahead, integers, c, integers, integers, types.boolean), codegen
+        return types.void(a, b, integers, prefetched, integers, c, integers, integers, types.boolean), codegen
 
     return tile
 
 
-_rows_wide, _rows_single, _rows_narrow = (_tile("rows", panel) for panel in (0, 1, -1))
-_packed_wide, _packed_single, _packed_narrow = (_tile("packed", panel) for panel in (0, 1, -1))
-_block_wide, _block_single, _block_narrow = (_tile("block", panel) for panel in (0, 1, -1))
+_rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
+_packed_wide, _packed_single, _packed_narrow = (_tile("packed", i) for i in (0, 1, -1))
+_block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -1))
 
 
 @block
-def multiply_rows(a, rows, k, b, next_chunk, c, first):
-    """C (rows, columns of the panels) = A (rows, k) B if `first`, else += that; A is a matrix in the layout `rows`.
+def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
+    """C (rows, columns of the panels) = A (rows, k) B if `overwrite`, else += that; A is a matrix in the layout `rows`.
 
-    The next chunk's first panel begins `next_chunk` elements after B.
+    Rows are rounded up to whole register tiles, `ROWS` each: A has room to read them, C to write them. `next_chunk` elements
+    after B lies what is multiplied next; it is only prefetched.
     """
     step, panel = width(load_scalar(a.pointer, 0)), b.width
-    pace = panel * ROWS // max(rows, ROWS)
+    prefetch_step = panel * ROWS // max(rows, ROWS)
     for j in range(b.count):
         b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
-        ahead = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
+        prefetched = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
         for r in range(0, rows, ROWS):
             a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
             if panel == VECTORS * step:
-                _rows_wide(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
+                _rows_wide(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
             elif panel == step:
-                _rows_single(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
+                _rows_single(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
             else:
-                _rows_narrow(a_r, b_j, panel, ahead, pace, c_r, c.pitch, k, first)
-            ahead = at(ahead, pace * k)
+                _rows_narrow(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+            prefetched = at(prefetched, prefetch_step * k)
 
 
 @block
 def multiply_packed(a, a_pitch, rows, k, b, columns, c):
     """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`. C has the pitch of B, a matrix.
 
-    Each ROWS rows of A begin `a_pitch` elements after those before.
+    Each ROWS rows of A begin `a_pitch` elements after those before. Rows are rounded up as in `multiply_rows`, columns to whole
+    register tiles: B has room to read them, C to write them.
     """
-    step, ldb = width(load_scalar(a, 0)), b.pitch
+    step, b_pitch = width(load_scalar(a, 0)), b.pitch
     panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
-    pace = ldb * ROWS // max(rows, ROWS)
+    prefetch_step = b_pitch * ROWS // max(rows, ROWS)
     for j in range(0, columns, panel):
-        b_j, ahead = at(b.pointer, j), at(b.pointer, k * ldb)
+        b_j, prefetched = at(b.pointer, j), at(b.pointer, k * b_pitch)
         for r in range(0, rows, ROWS):
-            a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * ldb + j)
+            a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * b_pitch + j)
             if panel == VECTORS * step:
-                _packed_wide(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
+                _packed_wide(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
             elif panel == step:
-                _packed_single(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
+                _packed_single(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
             else:
-                _packed_narrow(a_r, b_j, ldb, ahead, pace, c_r, ldb, k, True)
-            ahead = at(ahead, pace * k)
+                _packed_narrow(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
+            prefetched = at(prefetched, prefetch_step * k)
 
 
 @block
 def multiply_block(a, rows, k, b, c):
-    """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`."""
-    step, panel, ldc = width(load_scalar(a, 0)), b.width, c.pitch
+    """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`; rows are rounded up to BLOCK_ROWS."""
+    step, panel, c_pitch = width(load_scalar(a, 0)), b.width, c.pitch
     for j in range(b.count):
         b_j = at(b.pointer, j * b.step)
         for r in range(0, rows, BLOCK_ROWS):
-            a_r, c_r = at(a, r), at(c.pointer, r * ldc + j * panel)
+            a_r, c_r = at(a, r), at(c.pointer, r * c_pitch + j * panel)
             if panel == VECTORS * step:
-                _block_wide(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
+                _block_wide(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
             elif panel == step:
-                _block_single(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
+                _block_single(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
             else:
-                _block_narrow(a_r, b_j, panel, c_r, 0, c_r, ldc, k, False)
+                _block_narrow(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)

@@ -1,4 +1,7 @@
-"""Kernels that copy whole batches to and from zero-padded channels-last images."""
+"""Kernels that copy whole batches to and from zero-padded channels-last images.
+
+They transpose in the threads' workspaces, before and after the kernels that these belong to run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from numdcn._cpu.arrays import place
 from numdcn._cpu.jit import kernel
-from numdcn._cpu.layout import BLOCK, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
+from numdcn._cpu.layout import COPY_PIXELS, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer
 from numdcn._cpu.threads import launch
@@ -17,13 +20,13 @@ from numdcn._cpu.threads import launch
 class ImagesCall(NamedTuple):
     """Parameters of `pack_images` and `unpack_images`.
 
-    An image is stored block of channels by block of channels, each zero-padded: the backward's tasks then read
-    neighbouring memory, which spreads over all sets of the caches. The forward has one block.
+    Images are blocked (see `layout`): a task of a backward, which owns a block of channels, then reads neighbouring memory, which
+    spreads over all sets of the caches. A forward has one block of all channels.
     """
 
     batch: int
     size: tuple[int, int]
-    image_size: int  # elements of a zero-padded image
+    image_size: int  # elements of a blocked image, all blocks
     plain: Place  # the caller's (N, C, H, W)
     images: int  # address of the zero-padded images
     bounds: int  # address of the first channels of the blocks, and the end
@@ -38,13 +41,13 @@ def pack_images(one, params, counter, slot):
     a = unpack(params, ImagesCall)
     x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
-    blocks = (pixels + BLOCK - 1) // BLOCK
+    blocks = (pixels + COPY_PIXELS - 1) // COPY_PIXELS
     while True:
         task = next_task(counter)
         if task >= a.batch * blocks:
             return
-        n, first = task // blocks, task % blocks * BLOCK
-        last = min(first + BLOCK, pixels)
+        n, first = task // blocks, task % blocks * COPY_PIXELS
+        last = min(first + COPY_PIXELS, pixels)
         for block_ in range(a.blocks):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
@@ -60,13 +63,13 @@ def unpack_images(one, params, counter, slot):
     x, bounds = a.plain, pointer(a.bounds, np.int64(0))
     buffer = pointer(a.workspaces + slot * a.workspace_bytes, one)
     pixels = a.size[0] * a.size[1]
-    blocks = (pixels + BLOCK - 1) // BLOCK
+    blocks = (pixels + COPY_PIXELS - 1) // COPY_PIXELS
     while True:
         task = next_task(counter)
         if task >= a.batch * blocks:
             return
-        n, first = task // blocks, task % blocks * BLOCK
-        last = min(first + BLOCK, pixels)
+        n, first = task // blocks, task % blocks * COPY_PIXELS
+        last = min(first + COPY_PIXELS, pixels)
         for block_ in range(a.blocks):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
@@ -93,7 +96,7 @@ def clear(one, params, counter, slot):
 
 
 class PaddedImages:
-    """Where zero-padded images lie: blocks of channels begin at `bounds`, which ends with their number."""
+    """Blocked images in scratch memory. `bounds` has the first channel of each block, and in the end the number of channels."""
 
     def __init__(
         self, address: int, image_size: int, bounds: np.ndarray, workspaces: int, workspace_bytes: int, threads: int
@@ -111,8 +114,8 @@ class PaddedImages:
         )  # fmt: skip
 
     def _threads(self, plain: np.ndarray) -> int:
-        """Threads of such a copy: no more than it has tasks."""
-        return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // BLOCK))
+        """The number of threads of a copy from or to `plain`: no more than it has tasks."""
+        return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // COPY_PIXELS))
 
     def pack(self, x: np.ndarray) -> None:
         """Copy x (N, C, H, W) here."""

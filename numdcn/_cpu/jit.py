@@ -26,7 +26,7 @@ def entry(function: Callable[..., Any]) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """The same for what threads run together, by the address of its machine code (`threads.launch`).
+    """Compile, as `entry` does, what threads run together, by the address of its machine code (`threads.launch`).
 
     The arguments of a kernel: `one`, 1 in the type of the elements; `params`, the address of its parameters (`unpack`);
     `counter`, the address of the number of the next task (`next_task`); `slot`, the number of the thread in the call.
@@ -54,7 +54,8 @@ def block(function: Callable[..., Any]) -> Any:
 
 @functools.cache
 def register_tile() -> tuple[int, int]:
-    """Rows and vectors of the GEMM's register tile: as many accumulators as the register file holds."""
+    """Rows and vectors of the GEMM's register tile: as many accumulators as the register file holds beside a row
+    of B and a broadcast."""
     if simd_bytes() == 64:
         return 14, 2  # 28 of 32 registers
     if has_32_registers():

@@ -8,9 +8,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from numdcn._cpu.simd import I64, load_value, store_value
+from numdcn._cpu.simd import load_value, store_value
 from numdcn._formulas.jit import lanes
-from numdcn._formulas.vectors import I32, Vec
+from numdcn._formulas.vectors import I32, I64, Vec
 
 
 def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:

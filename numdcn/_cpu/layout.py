@@ -1,9 +1,11 @@
-"""How images and matrices lie in a workspace, and copies of images between there and the caller's (n, c, h, w).
+"""How images and matrices lie in scratch memory, and copies of images between there and the caller's (n, c, h, w).
 
 A zero-padded image of height H and width W is channels-last, in rows of W + 1 pixels: a row of zeros, then H rows that begin
 with a zero pixel (which also ends the row before), then a row of zeros and two zeros more. Pixel (y, x) is number
 (y + 1) * (W + 1) + x + 1. So every cell that touches the image has its four corners at p, p + 1, p + W + 1, p + W + 2,
 and the cell that begins at (H, -1) is all zeros.
+
+A blocked image is one zero-padded image for each block of channels, one behind the other. With one block it is the padded image.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numdcn._cpu.lanes import transpose
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
-BLOCK = 1024  # pixels that one task copies
+COPY_PIXELS = 1024  # pixels that one task copies
 
 
 class Image(NamedTuple):
@@ -60,7 +62,7 @@ def columns_from(matrix, c):
 
 @helper
 def padded_pixels(size):
-    """Pixels of a zero-padded image of (height, width)."""
+    """The number of pixels of a zero-padded image of (height, width), padding included."""
     return (size[0] + 2) * (size[1] + 1) + 2
 
 

@@ -1,4 +1,4 @@
-"""Parameters of kernels: a nested NamedTuple of ints crosses as one int64 array.
+"""Parameters of kernels: a nested NamedTuple of ints crosses as one int64 array. Fields are ints, tuples of ints, or such NamedTuples.
 
 Unboxing tuples field by field would be the largest part of a kernel's machine code, and of its compile time.
 """
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-I64 = ir.IntType(64)
+from numdcn._formulas.vectors import I64
 
 
 class Place(NamedTuple):
@@ -35,18 +35,19 @@ def flatten(value: Any) -> list[int]:
             flat.append(item)
         elif isinstance(item, tuple):
             flat += _flatten_large(item) if len(item) > 8 else flatten(item)
-        else:
+        else:  # a bool, or an integer of NumPy's; `array` takes no other
             flat.append(item)
     return flat
 
 
 @functools.lru_cache(256)
 def _flatten_large(value: Any) -> list[int]:
-    """The same, remembered: problems and blockings come again."""
+    """What `flatten` returns, remembered: problems and blockings come again, and so do the places of arrays, in the second kernel of a
+    backward and where the caller's arrays are the same."""
     return flatten(value)
 
 
-_COUNTER = [0] * 17  # words from the last parameter to the counter: two cache lines that are not written between
+_COUNTER = [0] * 17  # the counter, behind so many unused words that it shares no pair of cache lines with parameters
 
 
 def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
@@ -58,14 +59,16 @@ def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
 
 @functools.cache
 def _numba_type(annotation: Any) -> Any:
-    """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of such."""
+    """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of these."""
     if annotation is int:
         return types.int64
     if hasattr(annotation, "_fields"):
         hints = typing.get_type_hints(annotation)
         fields = [_numba_type(hints[name]) for name in annotation._fields]
         return types.BaseTuple.from_types(fields, annotation)  # type: ignore[attr-defined]
-    return types.UniTuple(types.int64, len(typing.get_args(annotation)))  # type: ignore[attr-defined]
+    if typing.get_origin(annotation) is tuple and set(typing.get_args(annotation)) == {int}:
+        return types.UniTuple(types.int64, len(typing.get_args(annotation)))  # type: ignore[attr-defined]
+    raise TypeError(f"a parameter is annotated as {annotation}, expected int, a tuple of ints or a NamedTuple of these")
 
 
 def _build(context: Any, builder: Any, pointer: Any, numba_type: Any, position: int) -> tuple[Any, int]:

@@ -32,27 +32,28 @@ from numdcn._formulas.vectors import fma, like
 
 
 @block
-def plan_tap(tile, tap, size, pixel_stride):
-    """Fill in index, weights and fractions for the tap displaced by `tap` from the base positions, in images of `size`.
+def plan_tap(tile, shift, size, pixel_stride):
+    """Fill in index, weights and fractions for a tap, `shift` pixels from tap (0, 0), in images of `size` with
+    `pixel_stride` elements from pixel to pixel.
 
     Runs over the tile's end up to a full register: what lies there is never used.
     """
     one = load_scalar(tile.rows, BASE_Y)
     lane = full(one)
-    tap_y, tap_x = like(tap[0], lane), like(tap[1], lane)
+    tap_y, tap_x = like(shift[0], lane), like(shift[1], lane)
     height, width_ = like(size[0], lane), like(size[1], lane)
-    for p in range(0, tile.pixels, width(one)):
-        y = (load(tile.rows, BASE_Y + p) + tap_y) + load(tile.rows, OFFSET_Y + p)
-        x = (load(tile.rows, BASE_X + p) + tap_x) + load(tile.rows, OFFSET_X + p)
+    for pixel in range(0, tile.pixels, width(one)):
+        y = (load(tile.rows, BASE_Y + pixel) + tap_y) + load(tile.rows, OFFSET_Y + pixel)
+        x = (load(tile.rows, BASE_X + pixel) + tap_x) + load(tile.rows, OFFSET_X + pixel)
         row, column, fraction_y, fraction_x = cell(y, x, height, width_)
-        store(tile.index, p, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
+        store(tile.index, pixel, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
         w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
-        store(tile.rows, FRACTION_Y + p, fraction_y)
-        store(tile.rows, FRACTION_X + p, fraction_x)
-        store(tile.rows, W00 + p, w00)
-        store(tile.rows, W01 + p, w01)
-        store(tile.rows, W10 + p, w10)
-        store(tile.rows, W11 + p, w11)
+        store(tile.rows, FRACTION_Y + pixel, fraction_y)
+        store(tile.rows, FRACTION_X + pixel, fraction_x)
+        store(tile.rows, W00 + pixel, w00)
+        store(tile.rows, W01 + pixel, w01)
+        store(tile.rows, W10 + pixel, w10)
+        store(tile.rows, W11 + pixel, w11)
 
 
 @helper
@@ -67,61 +68,61 @@ def corners(image, index, vector):
 
 
 @helper
-def weights_of(tile, p, vector):
-    """The corner weights of pixel p of a tile, in every lane."""
+def weights_of(tile, pixel, vector):
+    """The corner weights of a pixel of a tile, in every lane."""
     return (
-        like(load_scalar(tile.rows, W00 + p), vector),
-        like(load_scalar(tile.rows, W01 + p), vector),
-        like(load_scalar(tile.rows, W10 + p), vector),
-        like(load_scalar(tile.rows, W11 + p), vector),
+        like(load_scalar(tile.rows, W00 + pixel), vector),
+        like(load_scalar(tile.rows, W01 + pixel), vector),
+        like(load_scalar(tile.rows, W10 + pixel), vector),
+        like(load_scalar(tile.rows, W11 + pixel), vector),
     )
 
 
 @helper
-def _sample_vectors(count, vector, lanes, image, tile, columns):
-    """`sample_tap` for `count` vectors of channels, each of `lanes` elements."""
-    for p in range(tile.pixels):
-        index = load_scalar(tile.index, p)
-        weights, mask = weights_of(tile, p, vector), like(load_scalar(tile.rows, MASK + p), vector)
-        for v in range(count):
+def _sample_vectors(vector, lanes, vectors, image, tile, columns):
+    """`sample_tap` for `vectors` vectors of channels, each like `vector`, of `lanes` elements."""
+    for pixel in range(tile.pixels):
+        index = load_scalar(tile.index, pixel)
+        weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
+        for v in range(vectors):
             sample = value(weights, corners(image, index + v * lanes, vector))
-            store(columns.pointer, p * columns.pitch + v * lanes, mask * sample)
+            store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
 
 
 @block
 def sample_tap(image, tile, count, columns):
-    """columns[p, c] = mask * sample of channel c of `image` at pixel p, for c < count, as planned."""
+    """columns[pixel, c] = mask * sample of channel c of `image` at a pixel of the tile, for c < count, as planned."""
     one = load_scalar(tile.rows, BASE_Y)
     step, c = width(one), 0
     while c < count:
         source, target, rest = image_from(image, c), columns_from(columns, c), count - c
         if rest >= step:
             vectors = min(rest // step, 4)
-            _sample_vectors(vectors, full(one), step, source, tile, target)
+            _sample_vectors(full(one), step, vectors, source, tile, target)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _sample_vectors(1, narrow(one, 8), 8, source, tile, target)
+            _sample_vectors(narrow(one, 8), 8, 1, source, tile, target)
             c += 8
         elif step > 4 and rest >= 4:
-            _sample_vectors(1, narrow(one, 4), 4, source, tile, target)
+            _sample_vectors(narrow(one, 4), 4, 1, source, tile, target)
             c += 4
         else:
-            _sample_vectors(1, one, 1, source, tile, target)
+            _sample_vectors(one, 1, 1, source, tile, target)
             c += 1
 
 
 @helper
 def _copy_vectors(vector, lanes, count, image, tile, columns):
-    """`copy_tap` for `count` channels, `lanes` at a time."""
-    for p in range(tile.pixels):
-        index = load_scalar(tile.index, p)
+    """`copy_tap` for `count` channels, `lanes` at a time in vectors like `vector`."""
+    for pixel in range(tile.pixels):
+        index = load_scalar(tile.index, pixel)
         for c in range(0, count, lanes):
-            store(columns.pointer, p * columns.pitch + c, load_like(image.pointer, index + c, vector))
+            store(columns.pointer, pixel * columns.pitch + c, load_like(image.pointer, index + c, vector))
 
 
 @block
 def copy_tap(image, tile, count, columns):
-    """columns[p, c] = channel c of `image` at pixel p, for c < count: `sample_tap` with nothing to interpolate."""
+    """columns[pixel, c] = channel c of `image` at a pixel of the tile, for c < count: `sample_tap` with nothing to interpolate."""
     one = load_scalar(tile.rows, BASE_Y)
     step = width(one)
     whole = count // step * step
@@ -135,18 +136,18 @@ def copy_tap(image, tile, count, columns):
 @helper
 def _exchange_vectors(vector, lanes, count, sink, tile, columns):
     """`copy_tap_backward` for `count` channels, `lanes` at a time."""
-    for p in range(tile.pixels):
-        index = load_scalar(tile.index, p)
+    for pixel in range(tile.pixels):
+        index = load_scalar(tile.index, pixel)
         for c in range(0, count, lanes):
             if sink.wanted:
-                gradient = load_like(columns.pointer, p * columns.pitch + c, vector)
+                gradient = load_like(columns.pointer, pixel * columns.pitch + c, vector)
                 store(sink.grad, index + c, load_like(sink.grad, index + c, vector) + gradient)
-            store(columns.pointer, p * columns.pitch + c, load_like(sink.image.pointer, index + c, vector))
+            store(columns.pointer, pixel * columns.pitch + c, load_like(sink.image.pointer, index + c, vector))
 
 
 @block
 def copy_tap_backward(sink, tile, count, columns):
-    """The backward of `copy_tap`: adds to the image's gradient if that is wanted.
+    """The backward of `copy_tap`: adds to the image's gradient, if that is wanted.
 
     `columns` holds the gradient of the columns and receives the columns themselves.
     """
@@ -172,38 +173,38 @@ def _add_at(image, index, weights, gradient):
 
 
 @helper
-def _backward_vectors(count, vector, lanes, sink, tile, columns, add):
-    """`sample_tap_backward` for `count` vectors of channels; `add`: whether the tile's gradients hold a sum already."""
+def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
+    """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients hold a sum already."""
     one = like(1.0, vector)
     grad = Image(sink.grad, sink.image.pixel_stride, sink.image.row_stride)
-    for p in range(tile.pixels):
-        index = load_scalar(tile.index, p)
-        weights, mask = weights_of(tile, p, vector), like(load_scalar(tile.rows, MASK + p), vector)
+    for pixel in range(tile.pixels):
+        index = load_scalar(tile.index, pixel)
+        weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
         fraction_y, fraction_x = (
-            like(load_scalar(tile.rows, FRACTION_Y + p), vector),
-            like(load_scalar(tile.rows, FRACTION_X + p), vector),
+            like(load_scalar(tile.rows, FRACTION_Y + pixel), vector),
+            like(load_scalar(tile.rows, FRACTION_X + pixel), vector),
         )
         fractions = (fraction_y, fraction_x, one - fraction_y, one - fraction_x)
         by_y, by_x, by_mask = one - one, one - one, one - one
-        for v in range(count):
-            gradient = load_like(columns.pointer, p * columns.pitch + v * lanes, vector)
+        for v in range(vectors):
+            gradient = load_like(columns.pointer, pixel * columns.pitch + v * lanes, vector)
             around = corners(sink.image, index + v * lanes, vector)
             sample, (along_y, along_x) = value(weights, around), slopes(fractions, around)
             by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
             by_mask = fma(gradient, sample, by_mask)
             if sink.wanted:
                 _add_at(grad, index + v * lanes, weights, gradient * mask)
-            store(columns.pointer, p * columns.pitch + v * lanes, mask * sample)
+            store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
         sum_y, sum_x, sum_mask = sum3(by_y, by_x, by_mask)
-        mask_p = load_scalar(tile.rows, MASK + p)
+        pixel_mask = load_scalar(tile.rows, MASK + pixel)
         if add:
-            store(tile.rows, GRAD_Y + p, fma(mask_p, sum_y, load_scalar(tile.rows, GRAD_Y + p)))
-            store(tile.rows, GRAD_X + p, fma(mask_p, sum_x, load_scalar(tile.rows, GRAD_X + p)))
-            store(tile.rows, GRAD_MASK + p, load_scalar(tile.rows, GRAD_MASK + p) + sum_mask)
+            store(tile.rows, GRAD_Y + pixel, fma(pixel_mask, sum_y, load_scalar(tile.rows, GRAD_Y + pixel)))
+            store(tile.rows, GRAD_X + pixel, fma(pixel_mask, sum_x, load_scalar(tile.rows, GRAD_X + pixel)))
+            store(tile.rows, GRAD_MASK + pixel, load_scalar(tile.rows, GRAD_MASK + pixel) + sum_mask)
         else:
-            store(tile.rows, GRAD_Y + p, mask_p * sum_y)
-            store(tile.rows, GRAD_X + p, mask_p * sum_x)
-            store(tile.rows, GRAD_MASK + p, sum_mask)
+            store(tile.rows, GRAD_Y + pixel, pixel_mask * sum_y)
+            store(tile.rows, GRAD_X + pixel, pixel_mask * sum_x)
+            store(tile.rows, GRAD_MASK + pixel, sum_mask)
 
 
 @block
@@ -218,14 +219,14 @@ def sample_tap_backward(sink, tile, count, columns):
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
         if rest >= step:
             vectors = min(rest // step, 4)
-            _backward_vectors(vectors, full(one), step, source, tile, target, add)
+            _backward_vectors(full(one), step, vectors, source, tile, target, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _backward_vectors(1, narrow(one, 8), 8, source, tile, target, add)
+            _backward_vectors(narrow(one, 8), 8, 1, source, tile, target, add)
             c += 8
         elif step > 4 and rest >= 4:
-            _backward_vectors(1, narrow(one, 4), 4, source, tile, target, add)
+            _backward_vectors(narrow(one, 4), 4, 1, source, tile, target, add)
             c += 4
         else:
-            _backward_vectors(1, one, 1, source, tile, target, add)
+            _backward_vectors(one, 1, 1, source, tile, target, add)
             c += 1

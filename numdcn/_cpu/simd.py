@@ -2,6 +2,10 @@
 
 `pointer(address, one)` makes a pointer to elements of the type of `one`; `load(p, i)` and `store(p, i, v)` move a full
 register, `load_like(p, i, v)` as many lanes as v has. `full(scalar)` and `narrow(scalar, LANES)` make such a v.
+
+Vectors may run over: in scratch memory a loop over full registers reads and writes up to a register past the last element that
+counts. What it runs over has room for that behind it: 64 bytes, `OVERRUN` elements, or more. The caller's arrays are never read or
+written past their ends; prefetches may go anywhere.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numdcn._formulas.jit import lanes
-from numdcn._formulas.vectors import I32, Vec, llvm_type, splat_value, suffix
+from numdcn._formulas.vectors import I32, I64, Vec, llvm_type, splat_value, suffix
 
-I64 = ir.IntType(64)
+OVERRUN = 16  # elements of the widest register
 
 
 def vector_at(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:
@@ -196,7 +200,7 @@ def width(typingctx, one):
 
 @intrinsic
 def next_task(typingctx, address):
-    """Take the next number from the counter at `address`, shared by the threads of a call."""
+    """Take the next number from the counter at `address`, which `parameters.parameters` made and the threads of a call share."""
 
     def codegen(context, builder, sig, args):
         counter = builder.inttoptr(args[0], I64.as_pointer())

@@ -115,7 +115,7 @@ def _channel_by_channel(one, a, source, first, end, channels, workspace, target)
 
 @helper
 def _all_channels(one, a, source, first, end, channels, workspace, target):
-    """The same where the channels are adjacent."""
+    """target = the sums of the span of pixels `first` to `end` of adjacent channels, all at once."""
     sums, lanes, number = workspace, at(workspace, LINES * MANY), 0
     for q in range(first, end, LINE):
         sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], channels, lanes)

@@ -22,9 +22,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numdcn._cpu.jit import block, entry
-from numdcn._cpu.simd import I64, load_scalar, pointer, store
+from numdcn._cpu.simd import load_scalar, pointer, store
 from numdcn._formulas.jit import helper, target
-from numdcn._formulas.vectors import I32
+from numdcn._formulas.vectors import I32, I64
 
 MOST_THREADS = 1024
 _HELPERS, _CALLS = MOST_THREADS - 1, 32  # calls that are helped at a time; more run alone
@@ -173,7 +173,7 @@ def _call(typingctx, one, code, parameters, counter, slot):
 
 @block
 def _run_kernel(code, wide, parameters, counter, slot):
-    """The same for a kernel of float64 elements if `wide`, else of float32 ones."""
+    """Run a kernel of float64 elements if `wide`, else of float32 ones; 0 if all went well."""
     if wide:
         return _call(np.float64(1), code, parameters, counter, slot)
     return _call(np.float32(1), code, parameters, counter, slot)

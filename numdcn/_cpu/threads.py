@@ -64,11 +64,12 @@ def _threads_from_environment() -> int:
 
 Result = TypeVar("Result")
 _threads = _threads_from_environment()
-_board = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet
-_BOARD = -(-ctypes.addressof(_board) // 128) * 128
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board))  # for ever: helpers sleep there until the process ends
+_board_memory = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet: see `team`
+_BOARD_ADDRESS = -(-ctypes.addressof(_board_memory) // 128) * 128
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board_memory))  # for ever: helpers sleep there until the process ends
 _helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
 _next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
+_WORTH = 4e6  # multiply-adds that pay for waking one more thread: some 30 microseconds of a core at 248 GFLOP/s
 _codes: dict[Any, tuple[int, int, Any]] = {}  # by kernel and type of one; see `_load`
 
 
@@ -94,9 +95,6 @@ def plan_threads(tasks: int, work: float) -> int:
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 
-_WORTH = 4e6  # multiply-adds that pay for waking one more thread
-
-
 def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
     """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements.
 
@@ -106,7 +104,7 @@ def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
     array, counter = parameters(values)
     if threads > 1:
         _recruit(threads - 1)
-    if run(_BOARD, code, wide, array.buffer_info()[0], counter, threads - 1):
+    if run(_BOARD_ADDRESS, code, wide, array.buffer_info()[0], counter, threads - 1):
         raise RuntimeError(f"{kernel.__name__} failed")
 
 
@@ -118,7 +116,7 @@ def _recruit(count: int) -> None:
     global _helpers, _next_attempt, _pause
     while _helpers < count and time.monotonic() >= _next_attempt:
         try:
-            _thread.start_new_thread(team.run, (_BOARD, 0, 0, 0, 0, 0))
+            _thread.start_new_thread(team.run, (_BOARD_ADDRESS, 0, 0, 0, 0, 0))
         except RuntimeError:  # a limit of the system, or the interpreter is ending
             _next_attempt, _pause = time.monotonic() + _pause, 2 * _pause
             return
@@ -174,7 +172,7 @@ def _after_fork() -> None:
     """The child has none of the parent's threads."""
     global _helpers, _next_attempt, _pause
     _next_attempt, _pause = 0.0, 1.0
-    ctypes.memset(_board, 0, ctypes.sizeof(_board))
+    ctypes.memset(_board_memory, 0, ctypes.sizeof(_board_memory))
     _helpers = 0
 
 

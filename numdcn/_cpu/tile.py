@@ -1,7 +1,7 @@
 """Tiles of output pixels: how an output image is divided into them, and where the plan of a tile lies.
 
-A tile is `tile_columns` columns of a band of `band` image rows: nearly square, so that the input it reads stays in the
-cache from tap to tap. Columns are numbered along the bands; a tile may begin in one band and end in the next.
+A tile is `tile_columns` columns of a band of `band` image rows: four rows high where possible, so that taps read
+the same input again while it is in the cache. Columns are numbered along the bands; a tile may begin in one band and end in the next.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ ROW = MOST_PIXELS + 32  # elements of a row of a tile's buffers: vectors may run
 (
     BASE_Y, BASE_X, OFFSET_Y, OFFSET_X, MASK, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, GRAD_Y, GRAD_X, GRAD_MASK, ROWS_END,
 ) = range(0, 15 * ROW, ROW)  # fmt: skip
+
+INDEX = 4 * ROW  # where `Tile.index` begins: int64s behind `Tile.runs`, four for each run
+INTEGERS = 5 * ROW  # int64s of a tile; `Tile.rows` follow
 
 
 class Tiling(NamedTuple):
@@ -44,7 +47,8 @@ class Tile(NamedTuple):
 
 
 def tiling_of(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
-    """Divide an output image into tiles of at most `pixels` pixels, at most `band` rows high."""
+    """Divide an output image into tiles of at most `pixels` pixels. Bands are `band` rows high or fewer: as many as divide
+    `pixels`, and no more than the image has."""
     pixels = min(pixels, MOST_PIXELS)
     band = min(max(b for b in range(1, band + 1) if pixels % b == 0), out_size[0])
     tile_columns = pixels // band
@@ -54,18 +58,18 @@ def tiling_of(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
 
 def tile_bytes(itemsize: int) -> int:
     """Bytes of a `Tile` in a workspace: whole cache lines."""
-    return 5 * ROW * 8 + ROWS_END * itemsize
+    return INTEGERS * 8 + ROWS_END * itemsize
 
 
 @helper
-def tile_at(address, one):
+def new_tile(address, one):
     """A `Tile` at `address`: no pixels yet, offsets of 0 and masks of 1."""
-    integers, rows = pointer(address, np.int64(0)), pointer(address + 5 * ROW * 8, one)
+    integers, rows = pointer(address, np.int64(0)), pointer(address + INTEGERS * 8, one)
     for i in range(ROW):
         store(rows, OFFSET_Y + i, one - one)
         store(rows, OFFSET_X + i, one - one)
         store(rows, MASK + i, one)
-    return Tile(integers, at(integers, 4 * ROW), rows, 0, 0)
+    return Tile(integers, at(integers, INDEX), rows, 0, 0)
 
 
 @helper

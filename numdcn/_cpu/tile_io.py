@@ -74,7 +74,7 @@ def write_plane(plane, strides, tile, source):
 def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
     """y[n, first : first + count] at the pixels of a tile = sums, a row a pixel, + bias, unless that is nowhere.
 
-    `y` and `bias` are places. `buffer` has room for a block of registers and for a register of channels at all pixels.
+    `y` and `bias` are places. The lines of a register of channels lie `step * step` elements behind the begin of `buffer`.
     """
     step, strides, biased = width(one), y.strides, bias.address != 0
     line_pitch = (tile.pixels + step - 1) // step * step

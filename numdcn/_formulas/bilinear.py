@@ -1,8 +1,8 @@
-"""Bilinear interpolation: cells, corner weights, values, slopes under rule Z (zero extension), and the taps along one
-axis under the rules of the RoI operators (R and P).
+"""Bilinear interpolation: cells, corner weights, values, slopes under the border rule `zeros`, and the taps along one axis under
+the rules of the RoI operators, `align` and `psroi` (docs/semantics.md, a.2).
 
-The formulas of rule Z take scalars and `simd.Vec` alike. They rely on an image with a border of zero pixels: every sample that is
-active (-1 <= p < N on both axes) then has four corners to read, and every other one is sent to a cell of four zeros.
+The formulas of `zeros` take scalars and `vectors.Vec` alike. They rely on an image with a border of zero pixels: every sample that is
+active (-1 <= p < size on both axes) then has four corners to read, and every other one is sent to a cell of four zeros.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ ALIGN, PSROI = 0, 1  # border modes
 
 @helper
 def cell(y, x, height, width):
-    """The cell of a sample at (y, x): row and column of its lower corner, counted from the padding, and its two fractions.
+    """The cell of a sample at (y, x): row and column of its corner (0, 0), the top left one, counted from the padding
+    (row 0 is the row of zeros), and its two fractions.
 
     Outside the image, infinitely far too, the cell of zeros below the image; NaN as well, with fractions that are NaN.
     """

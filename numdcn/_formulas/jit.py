@@ -16,13 +16,13 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck":
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """A formula: its statements become part of whoever calls it, before types are known (so it takes any)."""
+    """A function that is pasted into its callers, before types are known (so it takes any): a formula, or part of a kernel."""
     return numba.njit(inline="always", **OPTIONS)(function)
 
 
 @functools.cache
 def target() -> tuple[str, str, frozenset[str]]:
-    """The machine that Numba compiles for: architecture, CPU name, enabled features. Part of a file's name in the cache."""
+    """The machine that Numba compiles for: architecture, CPU name, enabled features."""
     from numba.core.registry import cpu_target
 
     triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()

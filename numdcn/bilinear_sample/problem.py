@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from numdcn._call.arguments import Argument, check_arguments
-from numdcn._call.checks import countable
+from numdcn._call.checks import check_countable
 from numdcn._call.points import PointArrays, Sampling
 
 ARGUMENTS = (
@@ -26,7 +26,7 @@ def problem(arrays: PointArrays) -> Sampling:
         )
     if min(x.shape[1:]) < 1:
         raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
-    countable("x", max(x.shape[2:]), x.dtype)
+    check_countable("x", max(x.shape[2:]), x.dtype)
     between = points.shape[1:-1]
     batch, channels, *size = x.shape
     return Sampling(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))

@@ -28,8 +28,10 @@ def conv_forward(
 ) -> Array:
     """Convolution (cross-correlation, as in all deep learning), with zeros around the image::
 
-        y[n,o,i,j] = bias[o] + sum over c, ky, kx of
-                     w[o,c,ky,kx] * x[n, c, i*stride_y - padding_y + ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
+        y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of
+                     w[o,c',ky,kx] * x[n, c, i*stride_y - padding_y + ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
+
+    c' counts the channels of the group from 0, the padding is that before x.
 
     Args:
         x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.

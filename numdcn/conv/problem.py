@@ -18,5 +18,5 @@ def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Con
     """Measure and check everything once."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
     made = convolution(arrays, stride, padding, dilation)
-    check_shapes(ARGUMENTS, arrays, {"bias": (made.out_channels,)}, f"C_out={made.out_channels}")
+    check_shapes(ARGUMENTS, arrays, {"bias": (made.out_channels,)}, made.describe_shapes)
     return made

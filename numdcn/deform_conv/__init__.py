@@ -30,9 +30,11 @@ def deform_conv_forward(
 ) -> Array:
     """Deformable convolution: each tap of the kernel looks where its offset points.
 
-    With k = ky*kw + kx the number of a tap, g the offset group of channel c, and S bilinear interpolation::
+    With k = ky*kw + kx the number of a tap, g the offset group of channel c, c' its number in its convolution group, and
+    S bilinear interpolation::
 
-        y[n,o,i,j] = bias[o] + sum over c, k of  w[o,c,ky,kx] * mask[n, g*kh*kw + k, i, j] * S(x[n,c]; py, px)
+        y[n,o,i,j] = bias[o] + sum over c in o's group, k of
+                     w[o,c',ky,kx] * mask[n, g*kh*kw + k, i, j] * S(x[n,c]; py, px)
         py = i*stride_y - padding_y + ky*dilation_y + offsets[n, (g*kh*kw + k)*2,     i, j]
         px = j*stride_x - padding_x + kx*dilation_x + offsets[n, (g*kh*kw + k)*2 + 1, i, j]
 
@@ -51,7 +53,8 @@ def deform_conv_forward(
     2*kh*kw. Channels are dealt to both in contiguous blocks; neither has to divide the other.
 
     Outside the image x is zero: S falls to 0 within one pixel of the border, and is exactly 0 beyond, for huge and
-    infinite offsets too. A NaN offset makes y NaN at its pixel. No pixel counts that a tap does not use.
+    infinite offsets too. A NaN offset makes y NaN at its pixel, in the outputs whose group has a channel of its offset group. A NaN in
+    x reaches only the samples that have its pixel as a corner.
 
     Returns:
         y, (N, C_out, Ho, Wo), with Ho = (H + padding before and after - dilation_y*(kh-1) - 1) // stride_y + 1. The
@@ -106,7 +109,7 @@ def deform_conv_backward(
         out: a `DeformConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
             what is wanted but None there is allocated.
 
-    With A[c,k] = sum over o of w[o,c,k] * grad_y[o], at each output pixel: the gradient of x receives A*mask in the
+    With A[c,k] = sum over o in c's group of w[o,c',k] * grad_y[o], at each output pixel: the gradient of x receives A*mask in the
     weights of the four corners, that of an offset is mask * sum of A * (slope of S), that of the mask is the sum of
     A * S, that of w is the sum over pixels and images of grad_y * mask * S, that of the bias the sum of grad_y.
 

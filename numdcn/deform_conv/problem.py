@@ -30,7 +30,7 @@ def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Con
         "bias": (made.out_channels,),
         "mask": (made.batch, channels, *made.out_size),
     }
-    check_shapes(ARGUMENTS, arrays, expected, made.describe_shapes())
+    check_shapes(ARGUMENTS, arrays, expected, made.describe_shapes)
     return made
 
 

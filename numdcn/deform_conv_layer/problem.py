@@ -81,8 +81,7 @@ def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, p
         "offsets": (made.batch, moved, *made.out_size),
         "mask": (made.batch, moved // 2, *made.out_size),
     }
-    sizes = f"{made.describe_shapes()}, kernel {made.kernel}, offset_groups={offset_groups}"
-    check_shapes(table, arrays, expected, sizes)
+    check_shapes(table, arrays, expected, lambda: made._replace(offset_groups=offset_groups).describe_shapes())
     if arrays.mask is not None and not modulated:
         raise ValueError("`mask` was given with modulated=False, expected None")
     return Problem(made.out_shape, moved, modulated, int(mask_scale))

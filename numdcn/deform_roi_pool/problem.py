@@ -22,6 +22,6 @@ def problem(
     """Measure and check everything once."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     expected = {"offsets": (rois.rois, 2, *rois.bins), "mask": (rois.rois, 1, *rois.bins)}
-    check_shapes(ARGUMENTS, arrays, expected, f"R={rois.rois}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
+    check_shapes(ARGUMENTS, arrays, expected, lambda: f"R={rois.rois}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
     rule = align_rule(sampling_ratio, half_pixel=True)
     return Pooling(rois, rule._replace(reach=number("gamma", gamma, arrays.x.dtype)))

@@ -22,7 +22,7 @@ from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, 
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.sample import copy_tap_backward, plan_tap, sample_tap, sample_tap_backward
 from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, prefetch, store, width
-from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, place_tile, tile_at
+from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma
@@ -42,7 +42,7 @@ class BackwardArrays(NamedTuple):
     weights: int  # weights packed in blocks; 0: no gradient of columns is wanted,
     sums: int  # partial sums of their gradient,
     bounds: int  # first channels of the blocks,
-    firsts: int  # first and last blocks of the offset groups,
+    block_ranges: int  # the first block and the end of each offset group,
     workspaces: int  # workspaces of the threads
 
 
@@ -71,7 +71,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = tile_at(base, one)
+    unplaced = new_tile(base, one)
     buffer = pointer(base + blocking.tile_bytes, one)
     rows = at(buffer, PACKING_ELEMENTS)
     panels = at(rows, blocking.rows // ROWS * blocking.packed_pitch)
@@ -158,9 +158,9 @@ def sample_block(one, call, n, channels, tap, tile, columns):
     p, a = call.p, call.a
     shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
     per_offset_group, first, end = p.in_channels // p.offset_groups, channels.first, channels.first + channels.count
-    images, firsts = _images_of(one, call, n, channels), pointer(a.firsts, np.int64(0))
+    images, block_ranges = _images_of(one, call, n, channels), pointer(a.block_ranges, np.int64(0))
     for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
-        channel, number = g * p.taps + tap, channels.number - load_scalar(firsts, 2 * g)
+        channel, number = g * p.taps + tap, channels.number - load_scalar(block_ranges, 2 * g)
         read_tap(one, p, a.offsets, a.mask, n, channel, tile)
         plan_tap(tile, shift, p.in_size, channels.count)
         c = max(first, g * per_offset_group) - first

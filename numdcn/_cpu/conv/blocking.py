@@ -3,7 +3,7 @@
 Forward. A task owns a tile of output pixels and a block of convolution groups; where that makes few tasks, tiles get
 smaller, and in the end the outputs of a tile are divided too (each task then samples for itself). The columns of a
 tile, taps * channels of a convolution group, come in chunks that fit the cache beside the weights: several groups, or
-some taps of one group, or some channels of one tap.
+some taps of one group, or some channels of one tap. Offsets are read, and taps planned, anew in each chunk.
 
 Backward. A task owns a block of input channels for a band of images, so nothing is added to by two tasks.
 """
@@ -20,42 +20,47 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
 from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
 from numdcn._cpu.layout import padded_pixels
+from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-TASKS = 64  # that a large call should have
-NEARLY = 54  # tasks that are enough: more are not worth smaller tiles or repeated sampling
-WORTH_DIVIDING = 64 * 2**20  # multiply-adds of a large call
-TILE_PIXELS = MOST_PIXELS // ROWS * ROWS
-SMALL_TILE = 28 // ROWS * ROWS  # smaller ones read the weights too often
+WANTED_TASKS = 64  # of a large call
+ENOUGH_TASKS = 54  # of a large call: more are not worth smaller tiles or repeated sampling
+WORTH_DIVIDING = 64 * 2**20  # multiply-adds from which on a call is large
+TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # of a tile, unless tasks would be few or the workspace large
+SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller ones read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
-class Chunks(NamedTuple):
+class Chunking(NamedTuple):
     """The columns of a tile, chunk by chunk. In a depthwise convolution all channels count as one group."""
 
-    groups: int
+    groups: int  # of the convolution
     channels: int  # of a group
-    taps: int
-    group_step: int  # groups of a chunk,
-    channel_step: int  # channels,
-    tap_step: int  # and taps
+    taps: int  # of the kernel
+    groups_per_chunk: int  # at most, as the next two
+    channels_per_chunk: int  # of a group
+    taps_per_chunk: int
     pitch: int  # elements of a row of columns
 
 
 class ForwardBlocking(NamedTuple):
-    """The forward's tiles, chunks and workspace."""
+    """The forward's tiles, chunks and workspace.
 
-    tiling: Tiling
-    chunks: Chunks
-    weights: Packing
-    depthwise: int
+    The workspace of a thread: the tile's plan; its columns, `rows` rows of `chunks.pitch`; its sums, `rows` rows of `sums_pitch` for
+    each group of a chunk; the buffer of `tile_io.write_tile`. Before the kernel runs, `images` transposes there.
+    """
+
+    tiling: Tiling  # of the output image
+    chunks: Chunking  # of a tile's columns
+    weights: Packing  # how they are packed
+    depthwise: int  # 1 or 0
     rows: int  # of a tile's columns and sums, padding included
     sums_pitch: int  # elements of a row of sums
-    per_block: int  # chunks of a block of groups, which is computed by itself
+    chunks_per_block: int  # chunks of a block of groups, which is computed by itself
     slices: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
-    panel_step: int  # panels of a task
+    panels_per_task: int  # panels of a task
     image_size: int  # elements of a zero-padded image
     workspace_bytes: int  # of a thread
     tile_bytes: int  # of which for the tile's plan
@@ -66,18 +71,18 @@ def _page(nbytes: int) -> int:
     return -(-nbytes // 4096) * 4096
 
 
-def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunks:
+def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
     if channels > most:  # even chunks, of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
-        return Chunks(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
+        return Chunking(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
     if channels * p.taps > most:
         chunks = -(-p.taps // (most // channels))
-        return Chunks(groups, channels, p.taps, 1, channels, -(-p.taps // chunks), pitch)
-    return Chunks(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
+        return Chunking(groups, channels, p.taps, 1, channels, -(-p.taps // chunks), pitch)
+    return Chunking(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
 def _band(p: Convolution) -> int:
@@ -110,7 +115,7 @@ def _half(pixels: int, least: int) -> int:
 
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
-    while p.batch * tiling.tiles * slices < NEARLY and tiling.tile_pixels > least:
+    while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
         tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
     return tiling
 
@@ -121,47 +126,61 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     depthwise = is_depthwise(p.groups, p.weights_shape)
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
-    per_block = -(-chunks.channels // chunks.channel_step) * -(-chunks.taps // chunks.tap_step)
+    chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
     tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
-    row_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize
-    chunks = chunks._replace(group_step=max(1, min(chunks.group_step, WORKSPACE_BYTES // row_bytes)))
-    slices, panel_step = -(-chunks.groups // chunks.group_step), weights.panels
+    group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # of a tile, about
+    chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
+    slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
         tiling = _smaller(p, tiling, slices, SMALL_TILE)
-        if weights.groups == 1 and p.batch * tiling.tiles < NEARLY:
-            panel_step = max(1, weights.panels // -(-TASKS // (p.batch * tiling.tiles)))
-            slices = -(-weights.panels // panel_step)
+        if weights.groups == 1 and p.batch * tiling.tiles < ENOUGH_TASKS:
+            panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
+            slices = -(-weights.panels // panels_per_task)
         tiling = _smaller(p, tiling, slices, ROWS)
-    rows, pitch = _rows(tiling), weights.panel * panel_step + 16
+    rows, pitch = _rows(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
-    elements = rows * chunks.pitch + chunks.group_step * rows * pitch + transposed
+    elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
     return ForwardBlocking(
-        tiling, chunks, weights, int(depthwise), rows, pitch, per_block, slices, panel_step, image_size(p),
-        _page(plan + elements * dtype.itemsize + 128), plan,
-    )  # fmt: skip
+        tiling=tiling,
+        chunks=chunks,
+        weights=weights,
+        depthwise=int(depthwise),
+        rows=rows,
+        sums_pitch=pitch,
+        chunks_per_block=chunks_per_block,
+        slices=slices,
+        panels_per_task=panels_per_task,
+        image_size=image_size(p),
+        workspace_bytes=_page(plan + elements * dtype.itemsize + 128),
+        tile_bytes=plan,
+    )
 
 
 class BackwardBlocking(NamedTuple):
-    """The backward's tiles, blocks of channels, bands of images and workspace."""
+    """The backward's tiles, blocks of channels, bands of images and workspace.
 
-    tiling: Tiling
-    depthwise: int
+    The workspace of a thread: the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile as rows, then as panels; the
+    columns. `images` transposes there too, before and after the kernel runs.
+    """
+
+    tiling: Tiling  # of the output image
+    depthwise: int  # 1 or 0
     outputs: int  # of a group, or of a block of a depthwise convolution
     panel: int  # outputs of a panel of grad_y
-    panels: int
-    block: int  # elements of a pixel's row of columns
-    blocks: int
+    panels: int  # of grad_y at a tile
+    block: int  # elements of a pixel's row of columns: the most channels of a block
+    blocks: int  # of channels
     together: int  # blocks of a task: grad_y is packed once for them
     image_bands: int  # each has partial sums of the weights' gradient
-    band_images: int
+    band_images: int  # at most, in a band
     partials: int  # partial sums of the offsets' and the mask's gradients
     rows: int  # of a tile's columns, padding included
     packed_pitch: int  # elements of ROWS pixels of grad_y
     sums_pitch: int  # elements of a row of the weights' gradient
     sums_size: int  # elements of a block's weights' gradient
     weights_size: int  # elements of a block's packed weights
-    image_size: int  # elements of a zero-padded image
+    image_size: int  # elements of a blocked image, all blocks
     workspace_bytes: int  # of a thread
     tile_bytes: int  # of which for the tile's plan
 
@@ -187,8 +206,8 @@ def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
     return bounds
 
 
-def first_blocks(p: Convolution, bounds: list[int]) -> list[int]:
-    """For each offset group the first block that has channels of it, and one past the last."""
+def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
+    """For each offset group the first block that has channels of it, and the end, one past the last."""
     size, found = p.in_channels // max(1, p.offset_groups), []
     for g in range(p.offset_groups):
         found.append(bisect.bisect_right(bounds, g * size) - 1)
@@ -198,28 +217,44 @@ def first_blocks(p: Convolution, bounds: list[int]) -> list[int]:
 
 @functools.lru_cache(256)
 def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, np.ndarray, np.ndarray]:
-    """The backward's blocking, the bounds of its blocks, and the first and last blocks of the offset groups."""
+    """The backward's blocking, the bounds of its blocks, and the blocks of each offset group (`block_ranges_of`)."""
     size = dtype.itemsize
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
     block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
-    firsts = first_blocks(p, bounds)
-    partials = max((last - first for first, last in zip(firsts[::2], firsts[1::2], strict=True)), default=1)
+    block_ranges = block_ranges_of(p, bounds)
+    partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
     tiling = tiling_of(p.out_size, _affordable(2 * panel * panels * size), _band(p))
     blocks, rows = len(bounds) - 1, _rows(tiling)
     sums_pitch = block if depthwise else panel * panels
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
-    bands = max(1, min(p.batch, -(-TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
+    bands = max(1, min(p.batch, -(-WANTED_TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
     band_images = -(-p.batch // bands)
     bands = -(-p.batch // max(1, band_images))
-    together = 2 if p.groups == 1 and blocks * bands >= TASKS else 1
-    pitch = ROWS * outputs + 16
+    together = 2 if p.groups == 1 and blocks * bands >= WANTED_TASKS else 1
+    pitch = ROWS * outputs + OVERRUN
     elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
     plan = tile_bytes(size)
     blocking = BackwardBlocking(
-        tiling, int(depthwise), outputs, panel, panels, block, blocks, together, bands, band_images,
-        partials, rows, pitch, sums_pitch, sums_size, p.taps * block * (1 if depthwise else outputs), image_size(p),
-        _page(plan + elements * size + 256), plan,
-    )  # fmt: skip
-    return blocking, np.array(bounds, np.int64), np.array(firsts, np.int64)
+        tiling=tiling,
+        depthwise=int(depthwise),
+        outputs=outputs,
+        panel=panel,
+        panels=panels,
+        block=block,
+        blocks=blocks,
+        together=together,
+        image_bands=bands,
+        band_images=band_images,
+        partials=partials,
+        rows=rows,
+        packed_pitch=pitch,
+        sums_pitch=sums_pitch,
+        sums_size=sums_size,
+        weights_size=p.taps * block * (1 if depthwise else outputs),
+        image_size=image_size(p),
+        workspace_bytes=_page(plan + elements * size + 256),
+        tile_bytes=plan,
+    )
+    return blocking, np.array(bounds, np.int64), np.array(block_ranges, np.int64)

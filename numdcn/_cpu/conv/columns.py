@@ -1,6 +1,8 @@
 """A tile's columns, chunk by chunk, in the forward of convolutions: made from an image, and multiplied by the weights.
 
-The columns of a pixel are what the taps read of the channels: taps * channels of a convolution group.
+The columns of a pixel are what the taps read of the channels: taps * channels of a convolution group. A chunk has a range of
+groups, of taps and of channels of each group, and lies in a pixel's row of columns as [group][tap][channel]: the order of the rows
+of packed weights (`pack.Packing`), so that of each group the columns and their weights are multiplied as they lie.
 """
 
 from __future__ import annotations
@@ -31,16 +33,16 @@ class Chunk(NamedTuple):
 
 @helper
 def chunk_at(chunks, number):
-    """Chunk `number` of a tile: channels change first, then taps, then groups."""
-    channel_chunks = (chunks.channels + chunks.channel_step - 1) // chunks.channel_step
-    tap_chunks = (chunks.taps + chunks.tap_step - 1) // chunks.tap_step
-    channel = number % channel_chunks * chunks.channel_step
-    tap = number // channel_chunks % tap_chunks * chunks.tap_step
-    group = number // (channel_chunks * tap_chunks) * chunks.group_step
+    """The `Chunk` of a tile with a number: channels change first, then taps, then groups."""
+    channel_chunks = (chunks.channels + chunks.channels_per_chunk - 1) // chunks.channels_per_chunk
+    tap_chunks = (chunks.taps + chunks.taps_per_chunk - 1) // chunks.taps_per_chunk
+    channel = number % channel_chunks * chunks.channels_per_chunk
+    tap = number // channel_chunks % tap_chunks * chunks.taps_per_chunk
+    group = number // (channel_chunks * tap_chunks) * chunks.groups_per_chunk
     return Chunk(
-        group, min(group + chunks.group_step, chunks.groups),
-        tap, min(tap + chunks.tap_step, chunks.taps),
-        channel, min(channel + chunks.channel_step, chunks.channels),
+        group, min(group + chunks.groups_per_chunk, chunks.groups),
+        tap, min(tap + chunks.taps_per_chunk, chunks.taps),
+        channel, min(channel + chunks.channels_per_chunk, chunks.channels),
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def copy_chunk(one, call, n, tile, image, chunk, columns):
 
 @helper
 def sample_chunk(one, call, n, tile, image, chunk, columns):
-    """Sample one chunk of a tile's columns."""
+    """Sample one chunk of a tile's columns. Offsets are read, and taps planned, anew in each chunk."""
     p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
     first = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
@@ -116,16 +118,18 @@ def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels)
 
 
 @block
-def multiply_depthwise(columns, pixels, weights, taps, depth, sums, first):
-    """sums[p, c] = or += sum over the taps of columns[p, tap * depth + c] * weights[tap, c].
+def multiply_depthwise(columns, pixels, weights, taps, depth, sums, overwrite):
+    """sums[pixel, c] = if `overwrite`, else +=, the sum over the taps of columns[pixel, tap * depth + c] * weights[tap, c].
 
-    The last vectors may run over `depth`: into the sums of channels that come later, or are none.
+    The last vector of a row may run over `depth`: into the padding behind the last channel, as chunks that do not end there are
+    whole cache lines.
     """
     step = width(load_scalar(sums.pointer, 0))
-    for p in range(pixels):
-        row, total, w = at(columns.pointer, p * columns.pitch), at(sums.pointer, p * sums.pitch), weights.pointer
+    for pixel in range(pixels):
+        row, total = at(columns.pointer, pixel * columns.pitch), at(sums.pointer, pixel * sums.pitch)
+        w = weights.pointer
         for c in range(0, depth, step):
-            value = load(row, c) * load(w, c) if first else fma(load(row, c), load(w, c), load(total, c))
+            value = load(row, c) * load(w, c) if overwrite else fma(load(row, c), load(w, c), load(total, c))
             for tap in range(1, taps):
                 value = fma(load(row, tap * depth + c), load(w, tap * weights.pitch + c), value)
             store(total, c, value)

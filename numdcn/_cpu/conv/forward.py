@@ -15,13 +15,13 @@ from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.simd import at, next_task, pointer
-from numdcn._cpu.tile import place_tile, tile_at
+from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 
 
 class ForwardArrays(NamedTuple):
-    """Where everything lies. A mask or a bias that is not there lies nowhere, at address 0."""
+    """Where everything lies. What is not there lies nowhere, at address 0."""
 
     offsets: Place
     mask: Place
@@ -41,21 +41,28 @@ class ForwardCall(NamedTuple):
 
 
 @helper
+def count_tasks(p, blocking):
+    """The number of tasks of a forward."""
+    return p.batch * blocking.tiling.tiles * blocking.slices
+
+
+@helper
 def compute_tiles(one, params, counter, slot, make_columns):
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
 
-    `make_columns` fills a chunk of a tile's columns: `columns.sample_chunk` or `copy_chunk`.
+    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n: `sample_chunk` or
+    `copy_chunk`, pasted in here like every helper.
     """
     call = unpack(params, ForwardCall)
-    p, blocking, a, per_block = call.p, call.blocking, call.a, call.blocking.per_block
+    p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = tile_at(base, one)
+    unplaced = new_tile(base, one)
     columns = Matrix(pointer(base + blocking.tile_bytes, one), blocking.chunks.pitch)
     sums = Matrix(at(columns.pointer, blocking.rows * columns.pitch), blocking.sums_pitch)
-    buffer = at(sums.pointer, blocking.chunks.group_step * blocking.rows * sums.pitch)
+    buffer = at(sums.pointer, blocking.chunks.groups_per_chunk * blocking.rows * sums.pitch)
     while True:
         task = next_task(counter)
-        if task >= p.batch * blocking.tiling.tiles * blocking.slices:
+        if task >= count_tasks(p, blocking):
             break
         tile_number, slice_ = task // blocking.slices, task % blocking.slices
         n = tile_number // blocking.tiling.tiles
@@ -66,15 +73,16 @@ def compute_tiles(one, params, counter, slot, make_columns):
         image = Image(start, p.in_channels, (p.in_size[1] + 1) * p.in_channels)
         first_panel, block_ = 0, slice_
         if blocking.chunks.groups == 1:
-            first_panel, block_ = slice_ * blocking.panel_step, 0
-        panels = min(blocking.panel_step, blocking.weights.panels - first_panel)
-        for number in range(block_ * per_block, (block_ + 1) * per_block):
+            first_panel, block_ = slice_ * blocking.panels_per_task, 0
+        panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
+        # the chunks of a block of groups have adjacent numbers, as groups change last in `chunk_at`
+        for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
             chunk = chunk_at(blocking.chunks, number)
             make_columns(one, call, n, tile, image, chunk, columns)
             multiply_chunk(one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
-        group = block_ * blocking.chunks.group_step
-        for g in range(group, min(group + blocking.chunks.group_step, blocking.chunks.groups)):
+        group = block_ * blocking.chunks.groups_per_chunk
+        for g in range(group, min(group + blocking.chunks.groups_per_chunk, blocking.chunks.groups)):
             done = Matrix(at(sums.pointer, (g - group) * blocking.rows * sums.pitch), sums.pitch)
             count = min(panels * blocking.weights.panel, outputs - o)
             write_tile(one, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)

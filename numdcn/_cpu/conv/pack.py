@@ -11,7 +11,7 @@ from numdcn._cpu.arrays import place
 from numdcn._cpu.gemm import panel_width
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.parameters import unpack
-from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
+from numdcn._cpu.simd import OVERRUN, at, load_scalar, next_task, pointer, store
 from numdcn._cpu.threads import launch, plan_threads
 
 
@@ -30,7 +30,7 @@ class Packing(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """The number of elements, padding included."""
         return self.groups * self.panels * self.taps * self.channels * self.panel
 
 
@@ -130,7 +130,7 @@ def packed_panels(w: PreparedWeights) -> int:
     """The address of prepared weights, packed when first wanted."""
     if "panels" not in w.layouts:
         how = packing(w.shape, w.groups, w.dtype)
-        storage = np.empty((how.size + 16) * w.dtype.itemsize + 64, np.uint8)  # vectors may run over
+        storage = np.empty((how.size + OVERRUN) * w.dtype.itemsize + 64, np.uint8)
         address = -(-storage.ctypes.data // 64) * 64
         pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
         w.layouts.setdefault("panels", (address, storage))  # another thread may have been faster

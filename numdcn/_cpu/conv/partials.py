@@ -33,7 +33,7 @@ class SumCall(NamedTuple):
     """Parameters of `sum_partials`."""
 
     p: Convolution
-    firsts: int  # address of the first and last blocks of the offset groups
+    block_ranges: int  # address of the first block and the end of each offset group
     channels: int  # of an offset group
     partials: Partials
     target: Place
@@ -53,7 +53,7 @@ def sum_partials(one, params, counter, slot):
     """target (n, channel, h, w) = the sum of its partial sums. A task is a plane."""
     a = unpack(params, SumCall)
     p, channels, partials, target = a.p, a.channels, a.partials, a.target
-    source, blocks, step = pointer(partials.address, one), pointer(a.firsts, np.int64(0)), width(one)
+    source, blocks, step = pointer(partials.address, one), pointer(a.block_ranges, np.int64(0)), width(one)
     while True:
         task = next_task(counter)
         if task >= p.batch * channels * p.offset_groups:

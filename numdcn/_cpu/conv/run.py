@@ -1,4 +1,5 @@
-"""Convolutions on NumPy arrays, deformable or not: copies, packing, scratch memory and threads around the kernels."""
+"""Convolutions on NumPy arrays, deformable or not: copies, packing, scratch memory and threads around the kernels. Options choose
+nothing here."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from numdcn._cpu.conv.backward import (
     finish_weights,
 )
 from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
-from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, forward_copied, forward_sampled
+from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, count_tasks, forward_copied, forward_sampled
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
 from numdcn._cpu.threads import launch, plan_threads
 
@@ -34,20 +36,21 @@ def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options)
 
 
 def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
-    """The same, where kernels can address all arrays."""
+    """Fill y; kernels can address all arrays."""
     x, w = arrays.x, arrays.w
     dtype = x.dtype
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
-    tasks = p.batch * blocking.tiling.tiles * blocking.slices
+    tasks = count_tasks.py_func(p, blocking)
+    # work: for each pixel its product, and as multiply-adds of a product: making its columns, writing its outputs
     made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
     prepared = isinstance(w, PreparedWeights)
-    weights_bytes = 0 if prepared else (blocking.weights.size + 16) * dtype.itemsize  # vectors may run over
+    weights_bytes = 0 if prepared else (blocking.weights.size + OVERRUN) * dtype.itemsize
     with Scratch(
         p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.workspace_bytes
     ) as memory:
         images, weights, workspaces = memory
-        bounds = np.array((0, p.in_channels), np.int64)
+        bounds = np.array((0, p.in_channels), np.int64)  # one block of all channels
         PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         if prepared:
             weights = packed_panels(w)
@@ -67,36 +70,39 @@ def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Conv
 
 
 def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays) -> None:
-    """The same, where kernels can address all arrays."""
+    """Fill the gradients; kernels can address all arrays."""
     if grads.bias is not None:
         sum_pixels(grad_y, grads.bias)
-    through = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # whether columns' gradient is needed
-    if not through and grads.w is None:
+    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # their gradient
+    if not columns_wanted and grads.w is None:
         return
     x, w = arrays.x, arrays.w
     dtype = x.dtype
-    one, (blocking, bounds, firsts) = dtype.type(1), backward_blocking(p, dtype)
-    tasks, size = blocking.blocks * blocking.image_bands, dtype.itemsize
+    one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
+    size = dtype.itemsize
+    # Each block of channels has sums of its own in each band of images. Where `together` is 2, a task of the kernel takes two blocks.
+    block_bands = blocking.blocks * blocking.image_bands
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
-    threads = plan_threads(max(tasks, 2), work)
+    threads = plan_threads(max(block_bands, 2), work)  # one task or not, the copies of images can be shared
     images_size = p.batch * blocking.image_size
-    plane = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
+    # elements of one partial sum of the mask's gradient, half of those of the offsets'; 0 where each has one
+    partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
     sizes = (
         images_size,
         images_size if grads.x is not None else 0,
-        blocking.blocks * blocking.weights_size + 64 if through else 0,
-        tasks * blocking.sums_size + 64 if grads.w is not None else 0,
-        2 * blocking.partials * plane if grads.offsets is not None else 0,
-        blocking.partials * plane if grads.mask is not None else 0,
+        blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
+        block_bands * blocking.sums_size + 64 if grads.w is not None else 0,
+        2 * blocking.partials * partial_size if grads.offsets is not None else 0,
+        blocking.partials * partial_size if grads.mask is not None else 0,
     )
     with Scratch(*(n * size for n in sizes), threads * blocking.workspace_bytes) as memory:
         images, grad_images, weights, sums, offset_partials, mask_partials, workspaces = memory
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
-            _partials(grads.offsets, offset_partials, plane), _partials(grads.mask, mask_partials, plane),
-            place(grads.w), images, grad_images if grads.x is not None else 0, weights if through else 0,
-            sums if grads.w is not None else 0, bounds.ctypes.data, firsts.ctypes.data, workspaces,
+            _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
+            place(grads.w), images, grad_images if grads.x is not None else 0, weights if columns_wanted else 0,
+            sums if grads.w is not None else 0, bounds.ctypes.data, block_ranges.ctypes.data, workspaces,
         )  # fmt: skip
         padded, grad_padded = (
             PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
@@ -105,7 +111,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         padded.pack(x)
         if a.grad_images:
             grad_padded.clear(p.batch, dtype)
-        if through:
+        if columns_wanted:
             plain = w.array if isinstance(w, PreparedWeights) else w
             how = packing(plain.shape, p.groups, dtype)
             packing_call = PackBlocks(
@@ -114,7 +120,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             launch(pack_blocks, one, packing_call, min(threads, blocking.blocks))
         call = BackwardCall(p, blocking, a)
         kernel = backward_sampled if p.offset_groups else backward_copied
-        launch(kernel, one, call, min(threads, tasks))
+        launch(kernel, one, call, min(threads, block_bands))
         if a.grad_images:
             grad_padded.unpack(grads.x)
         if a.sums:
@@ -123,15 +129,15 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             (grads.offsets, a.grad_offsets, 2 * p.taps),
             (grads.mask, a.grad_mask, p.taps),
         ):
-            if plane and grad is not None:
-                launch(sum_partials, one, SumCall(p, a.firsts, channels, partials, place(grad)), threads)
+            if partial_size and grad is not None:
+                launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
 
 
-def _partials(grad: np.ndarray | None, address: int, plane: int) -> Partials:
+def _partials(grad: np.ndarray | None, address: int, partial_size: int) -> Partials:
     """Where the partial sums of a gradient of offsets or mask lie: in the gradient itself, if there is but one."""
     if grad is None:
         return Partials(0, (0, 0, 0, 0, 0))
-    if not plane:
+    if not partial_size:
         whole = place(grad)
         return Partials(whole.address, (0, *whole.strides))
     _, channels, height, width_ = grad.shape

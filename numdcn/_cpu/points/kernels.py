@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numdcn._cpu.blocking import PointsBlocking
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import GradientSink, Image, Matrix, image_from, padded_pixels
 from numdcn._cpu.parameters import NOWHERE, Place, unpack
+from numdcn._cpu.points_blocking import PointsBlocking
 from numdcn._cpu.sample import plan_tap, sample_tap, sample_tap_backward
 from numdcn._cpu.simd import at, next_task, pointer
-from numdcn._cpu.tile import GRAD_X, GRAD_Y, OFFSET_X, OFFSET_Y, place_tile, tile_at
+from numdcn._cpu.tile import GRAD_X, GRAD_Y, OFFSET_X, OFFSET_Y, new_tile, place_tile
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, read_plane, write_plane, write_tile
 from numdcn._formulas.jit import helper
 
@@ -53,7 +53,7 @@ def forward_tiles(one, params, counter, slot):
     a = unpack(params, PointsCall)
     blocking = a.blocking
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = tile_at(base, one)
+    unplaced = new_tile(base, one)
     samples = Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
     buffer = at(samples.pointer, blocking.rows * samples.pitch)
     while True:
@@ -78,7 +78,7 @@ def backward_blocks(one, params, counter, slot):
     a = unpack(params, PointsCall)
     blocking = a.blocking
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = tile_at(base, one)
+    unplaced = new_tile(base, one)
     buffer = pointer(base + blocking.tile_bytes, one)
     samples = Matrix(at(buffer, PACKING_ELEMENTS), blocking.panel)
     while True:

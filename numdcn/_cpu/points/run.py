@@ -1,4 +1,4 @@
-"""Samples at points of NumPy arrays: copies, scratch memory and threads around the kernels."""
+"""Samples at points of NumPy arrays: copies, scratch memory and threads around the kernels. Options choose nothing here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from numdcn._call.options import Options
 from numdcn._call.points import PointArrays, Sampling
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
-from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.points.kernels import PointsCall, backward_blocks, forward_tiles
+from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.threads import launch, plan_threads
 
 
@@ -22,7 +22,7 @@ def forward(p: Sampling, arrays: PointArrays, y: np.ndarray, options: Options) -
 
 
 def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
-    """The same, where kernels can address all arrays."""
+    """Fill y; kernels can address all arrays."""
     x, dtype = arrays.x, y.dtype
     points = arrays.points.reshape(p.batch, p.points, 2)
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
@@ -49,7 +49,7 @@ def backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointA
 
 
 def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointArrays) -> None:
-    """The same, where kernels can address all arrays."""
+    """Fill the gradients; kernels can address all arrays."""
     x, dtype = arrays.x, grad_y.dtype
     panel = backward_panel(p.channels, dtype)
     blocking = points_blocking(p.points, p.channels, p.size, panel, dtype.itemsize, 0)

@@ -214,8 +214,8 @@ def plan_bin(one, grid, r, i, j, class_, ys, xs):
 
 @helper
 def plan_next_bin(one, grid, r, b, first, ys, xs):
-    """The same of bin number b, where bins come in rising order from `first` on: where nothing shifts them, rows share
-    lists, and columns do if those of all are kept."""
+    """What `plan_bin` returns, for bin number b where bins come in rising order from `first` on: where nothing shifts them, rows
+    share lists, and columns do if those of all are kept."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
     kept = not shifted and grid.columns == grid.bins[1]

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._cpu.blocking import PointsBlocking
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import GradientSink, Image, Matrix, fill, image_from, padded_pixels, sink_from
 from numdcn._cpu.parameters import NOWHERE, Place, unpack
+from numdcn._cpu.points_blocking import PointsBlocking
 from numdcn._cpu.roi.bins import Grid, lists_at, plan_next_bin
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
-from numdcn._cpu.tile import place_tile, tile_at
+from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
@@ -76,7 +76,7 @@ def _pool_four(vector, lanes, image, y, x, scale, target):
 
 @helper
 def _pool_one(vector, image, y, x, scale, target):
-    """The same for one vector of channels."""
+    """target = scale * the weighted sum of the pixels of a bin, for one vector of channels."""
     total, first = vector - vector, 0
     while first < y.length:
         subtotal, end = vector - vector, _end_of_rows(first, y, x)
@@ -129,7 +129,7 @@ def pool_forward(one, params, counter, slot):
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced, samples = tile_at(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
+    unplaced, samples = new_tile(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
     buffer = at(samples.pointer, blocking.rows * samples.pitch)
     ys, xs = lists_at(base + blocking.tile_bytes + blocking.samples_bytes, grid, one)
     row, image_index = (grid.size[1] + 1) * a.channels, pointer(grid.image_index, np.int64(0))
@@ -220,7 +220,7 @@ def pool_backward(one, params, counter, slot):
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced, buffer = tile_at(base, one), pointer(base + blocking.tile_bytes, one)
+    unplaced, buffer = new_tile(base, one), pointer(base + blocking.tile_bytes, one)
     gradients = at(buffer, PACKING_ELEMENTS)
     ys, xs = lists_at(base + blocking.tile_bytes + blocking.samples_bytes, grid, one)
     image_index, bins = pointer(grid.image_index, np.int64(0)), grid.bins[0] * grid.bins[1]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._cpu.blocking import PointsBlocking
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import Image, Matrix, fill, image_from
 from numdcn._cpu.parameters import NOWHERE, Place, unpack
+from numdcn._cpu.points_blocking import PointsBlocking
 from numdcn._cpu.simd import (
     as_int32,
     at,
@@ -27,7 +27,7 @@ from numdcn._cpu.simd import (
     store,
     width,
 )
-from numdcn._cpu.tile import place_tile, tile_at
+from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import select
@@ -97,7 +97,7 @@ def max_bins(one, params, counter, slot):
     a = unpack(params, MaxCall)
     blocking = a.blocking
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced, maxima = tile_at(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
+    unplaced, maxima = new_tile(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
     buffer = at(maxima.pointer, blocking.rows * maxima.pitch)
     address = base + blocking.tile_bytes + blocking.samples_bytes  # int32, which move as float32
     positions, moved = pointer(address, np.int32(0)), Matrix(pointer(address, np.float32(0)), blocking.pitch)

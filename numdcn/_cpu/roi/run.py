@@ -11,9 +11,9 @@ from numdcn._call.options import Options
 from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
-from numdcn._cpu.blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import NOWHERE
+from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
 from numdcn._cpu.roi.boxes import Boxes, boxes_of
 from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._cpu.layout import padded_pixels
+from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
 CHUNK_BYTES = 1024  # of the channels of a point that a forward samples at a time
-BLOCK_BYTES = (
-    128  # of the channels of a pixel that a task of a backward owns; half of it where there would be few tasks
-)
+BLOCK_BYTES = 128  # of the channels of a pixel that a task of a backward owns; half of it where channels are few
 
 
 class PointsBlocking(NamedTuple):
@@ -25,9 +24,9 @@ class PointsBlocking(NamedTuple):
     rows: int  # of a tile's samples
     blocks: int
     image_size: int  # elements of a zero-padded image
-    tile_bytes: int  # of a thread's workspace: a tile's plan,
-    samples_bytes: int  # its samples,
-    workspace_bytes: int  # and all
+    tile_bytes: int  # of a thread's workspace: a tile's plan;
+    samples_bytes: int  # behind it its samples, and the buffer that transposes them; behind that the operator's own;
+    workspace_bytes: int  # all of it
 
 
 def points_blocking(
@@ -35,7 +34,7 @@ def points_blocking(
 ) -> PointsBlocking:
     """The blocking of `points` points an image; `more`: bytes of a workspace for the operator's own use."""
     tiling = tiling_of((1, points), MOST_PIXELS, 1)
-    rows, pitch = tiling.tile_pixels + 32, panel + 16
+    rows, pitch = tiling.tile_pixels + 32, panel + OVERRUN
     image_size = -(-padded_pixels.py_func(size) * channels // 16) * 16
     plan, samples = tile_bytes(itemsize), -(-(PACKING_ELEMENTS + rows * pitch) * itemsize // 64) * 64
     workspace = -(-(plan + samples + more + 256) // 4096) * 4096
@@ -43,12 +42,12 @@ def points_blocking(
 
 
 def forward_panel(channels: int, dtype: np.dtype) -> int:
-    """Channels of a block in a forward."""
+    """The number of channels of a block in a forward."""
     return min(channels, CHUNK_BYTES // dtype.itemsize)
 
 
 def backward_panel(channels: int, dtype: np.dtype) -> int:
-    """Channels of a block in a backward, whose tasks are blocks of images. The size of the batch has no say: sums over
+    """The number of channels of a block in a backward, whose tasks are blocks of images. The size of the batch has no say: sums over
     blocks would depend on it."""
     wide = BLOCK_BYTES // dtype.itemsize
     return wide if channels >= 8 * wide else wide // 2
