@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 def failure(error: Exception, operator: str) -> tuple[str, str]:
     """(status, detail) of what a call raised."""
-    if isinstance(error, ModuleNotFoundError) and str(error.name).endswith(".cuda"):
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("numdcn._cuda"):
         return "missing", f"{operator} has no GPU code"
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
 

@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 def failed(error: Exception) -> dict[str, Any]:
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    if isinstance(error, ModuleNotFoundError) and str(error.name).endswith(".cuda"):
+    if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("numdcn._cuda"):
         return {"status": "missing", "detail": "no GPU code"}
     return {"status": "failed", "detail": text}
 
