@@ -8,7 +8,7 @@ import numpy as np
 from numba import cuda
 
 import numdcn
-from numdcn._call.frameworks import FRAMEWORKS, host_copy
+from numdcn._call.frameworks import FRAMEWORKS
 from numdcn._cuda import jit
 from numdcn._cuda.jit import BF16, F16, F32, F64
 from numdcn._cuda.jit import cuda as real
@@ -80,6 +80,15 @@ def array_kind(kind):
     return np.dtype(ml_dtypes.bfloat16) if kind == "bfloat16" else np.dtype(kind)
 
 
+def on_host(array):
+    """A contiguous array of the library's, of its own type."""
+    from numdcn._call.driver import read
+
+    host = np.empty(array.shape, array_kind(array.dtype.name))
+    read(array.device, array.stream, array.address, host)
+    return host
+
+
 def copied(array, target):
     """`Workspace.copy` of an array, into one of the strides of `target`."""
     _, source = on_device(array)
@@ -92,14 +101,14 @@ def contiguous(array):
     """`Workspace.contiguous` of an array."""
     _, source = on_device(array)
     made = Workspace(source).contiguous(source)
-    return host_copy(made)
+    return on_host(made)
 
 
 def packed(x):
     """(images, pitch, pixels) of `Workspace.pack`."""
     _, source = on_device(x)
     images = Workspace(source).pack(source)
-    return host_copy(images.array), images.pitch, images.pixels
+    return on_host(images.array), images.pitch, images.pixels
 
 
 def unpacked(images, x):
