@@ -40,7 +40,7 @@ def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs
             return np.empty(shape, dtype)
         except ValueError as error:
             raise ValueError(f"`{name}` would have shape {shape}, expected an array that can exist: {error}") from None
-    out = received(out)
+    out = received(out, name)
     if like is not None or device_array_of(out) is not None:
         first = next(n for n, a in inputs.items() if a is not None)
         check_place(name, out, first, inputs[first])

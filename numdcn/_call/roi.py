@@ -14,7 +14,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 X = Argument("x", "(N, C, H, W)", 4)
 ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, coordinates=True)
 FAR = 2.0**30  # pixels; corners are clipped to it
-MOST_SAMPLES = 2**16  # that may be asked for along an axis of a bin
+SAMPLES_LIMIT = 2**16  # below which the number of samples along an axis of a bin must be
 
 
 class RoIArrays(NamedTuple):
@@ -79,7 +79,7 @@ class Pooling(NamedTuple):
 
 def align_rule(samples: Any, half_pixel: bool, least: float = -np.inf, reach: float = 0.0) -> SamplingRule:
     """The rule of the RoI align family; raises unless `samples` is a `sampling_ratio`."""
-    ratio = integer("sampling_ratio", samples, -(2**31), MOST_SAMPLES)
+    ratio = integer("sampling_ratio", samples, -(2**31), SAMPLES_LIMIT)
     return SamplingRule(ALIGN, ratio, 0.5 if half_pixel else 0.0, least, reach)
 
 

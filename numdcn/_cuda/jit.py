@@ -86,7 +86,7 @@ class Maker:
         return {} if bounds is None else {"launch_bounds": bounds}
 
     def signature(self, *constants: Any) -> Any:
-        """The Numba signature of a variant; its first constant is the type that it stores."""
+        """The Numba signature of a variant. The first constant decides the compute type, in which `Scalar` fields are passed."""
         return types.void(_numba_type(self.call, compute_type(constants[0])))
 
 
@@ -95,9 +95,10 @@ def kernels(
     variants: Callable[[], Iterable[tuple[Any, ...]]],
     bounds: Callable[..., tuple[int, int] | None] = lambda *constants: None,
 ) -> Callable[[Callable[..., Any]], Maker]:
-    """A `Maker` of the decorated function, which makes a kernel from constants, the first of which is the type of the
-    arrays. `call`: the type of the kernel's argument. `variants`: the constants that are in use. `bounds`: the largest
-    number of threads of a block and the number of blocks that shall fit a multiprocessor."""
+    """A `Maker` of the decorated function, which makes a kernel from constants. The first constant is a type of arrays; it
+    decides the compute type, in which `Scalar` fields are passed. `call`: the type of the kernel's argument. `variants`: the
+    constants that are in use. `bounds`: the largest number of threads of a block and the number of blocks that shall fit a
+    multiprocessor."""
     return lambda make: Maker(make, call, variants, bounds)
 
 

@@ -123,7 +123,7 @@ def pack_images(T, TF32):
     return run
 
 
-@kernels(Turn, lambda: [(T, S) for S, T in CONVERSIONS if S in (F32, F64) and (S, T) != (F64, F32)])
+@kernels(Turn, lambda: [(T, S) for S, T in CONVERSIONS if S in (F32, F64)])
 def unpack_images(T, S):
     """Plain arrays of T from images of S, without the padding."""
 

@@ -1,4 +1,4 @@
-"""Samples under rule Z on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
+"""Samples under border mode `zeros` on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Workspace:
             kernel.run(min(blocks, most), threads, self.stream, self.device, call)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
-        """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
+        """Run a kernel whose threads stride over `tasks` tasks: at most 8 blocks for each multiprocessor."""
         most = 8 * self.multiprocessors
         self.launch(kernel, call, min(-(-tasks // jit.THREADS), most))
 

@@ -85,22 +85,23 @@ def image_of(rois, r, batch, S):
 
 
 @device
-def pixels_of(near, far, bins, index, size, inclusive, g, S):
-    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`."""
+def pixels_of(near, far, bins, index, size, last_counts, g, S):
+    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`.
+    `last_counts`: 1 if the pixel of the corner `far` belongs to the box, else 0."""
     start = I64(rounded(min(max(near * g.scale, -g.limit), g.limit), S))
     stop = I64(rounded(min(max(far * g.scale, -g.limit), g.limit), S))
-    length = max(stop - start + inclusive, 1)
+    length = max(stop - start + last_counts, 1)
     first = index * length // bins + start
     end = ((index + 1) * length + bins - 1) // bins + start
     return min(max(first, 0), size), min(max(end, 0), size)
 
 
 @device
-def ranges_of(rois, r, i, j, inclusive, g, S):
+def ranges_of(rois, r, i, j, last_counts, g, S):
     """First row, end of the rows, first column and end of the columns of bin (i, j) of box r."""
     x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
-    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], inclusive, g, S)
-    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], inclusive, g, S)
+    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], last_counts, g, S)
+    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], last_counts, g, S)
     return top, bottom, left, right
 
 
@@ -218,7 +219,8 @@ def run_of(u, end, line, size, PSROI, S):
 
 @device
 def counted(line, size, PSROI, S):
-    """The samples of a line by which the bin's sum is divided: all under rule R, those that are active under rule P."""
+    """The samples of a line by which the bin's sum is divided: all in border mode `align`, the
+    active ones in `psroi`."""
     count = line.samples
     if PSROI:
         u, end = visits(line, -1, size, S)

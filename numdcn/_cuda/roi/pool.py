@@ -37,7 +37,7 @@ class Pool(NamedTuple):
 
 
 def variants() -> list[tuple[object, object, bool]]:
-    """All types under both rules."""
+    """All types in both border modes."""
     return [(*pair, psroi) for pair in type_pairs() for psroi in (False, True)]
 
 

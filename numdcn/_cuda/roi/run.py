@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import output
-from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule
+from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
 from numdcn._cuda import jit
 from numdcn._cuda.roi import pool, pool_whole
 from numdcn._cuda.roi.bins import Boxes
@@ -29,9 +30,9 @@ def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> 
             call, types = _call(work, p, arrays, target, with_x=True)
             work.spread(pool.pool_bins(*types), call, target.size)
         elif p.cells is None:
-            _pool_max(work, p.rois, arrays, target, arrays.argmax)
+            _pool_max(work, p, arrays, target, arrays.argmax)
         else:
-            whole, whole_types = _whole_call(work, p.rois, arrays, target, None, with_x=True)
+            whole, whole_types = _whole_call(work, p, arrays, target, None, with_x=True)
             work.spread(pool_whole.mean_bins(*whole_types), whole, target.size)
 
 
@@ -46,9 +47,9 @@ def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArray
             argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
             if argmax is None:
                 argmax = work.empty(p.out_shape, DTYPES["int32"])
-                _pool_max(work, p.rois, arrays, None, argmax)
+                _pool_max(work, p, arrays, None, argmax)
         with _summed(work, targets.x) as total:
-            call, types = _whole_call(work, p.rois, arrays, grad_y, argmax, with_x=False)
+            call, types = _whole_call(work, p, arrays, grad_y, argmax, with_x=False)
             call = call._replace(grad_x=total.address)
             tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
             work.spread(kernels[options.deterministic](*types), call, tasks)
@@ -140,18 +141,22 @@ def _backward(
 
 
 def _whole_call(
-    work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
+    work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
 ) -> tuple[Whole, tuple[Any, Any]]:
     """The parameters, but for the gradient of x, and the variant of the kernels."""
-    x, rois = arrays.x, work.contiguous(arrays.rois)
-    boxes = _boxes(p, CORNERS, rois, None, x.dtype)
+    assert isinstance(p.rule, WholePixels)
+    sizes, x, rois = p.rois, arrays.x, work.contiguous(arrays.rois)
+    boxes = _boxes(sizes, CORNERS, rois, None, x.dtype)
     call = Whole(
-        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0, p.channels, _bands(work, p),
+        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0,
+        sizes.channels, _bands(work, sizes), int(p.rule.last_counts),
     )  # fmt: skip
     return call, (stored(x.dtype), stored(rois.dtype))
 
 
-def _pool_max(work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None) -> None:
+def _pool_max(
+    work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None
+) -> None:
     """Fill y with the largest pixel of each bin, and argmax with its position; None: not wanted."""
     call, types = _whole_call(work, p, arrays, y, argmax, with_x=True)
-    work.spread(pool_whole.max_bins(*types), call, p.rois * p.channels * p.bins[0] * p.bins[1])
+    work.spread(pool_whole.max_bins(*types), call, math.prod(p.out_shape))
