@@ -34,7 +34,7 @@ class RoIs(NamedTuple):
     in_channels: int
     channels: int  # of the result
     size: tuple[int, int]  # of an image
-    rois: int
+    box_count: int
     bins: tuple[int, int]  # of a box
     scale: float  # from the boxes' coordinates to pixels
     boxes: Any  # (R, 5): the copy that was checked, as the caller's array may change meanwhile; None on a GPU
@@ -42,7 +42,7 @@ class RoIs(NamedTuple):
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         """The shape of y."""
-        return self.rois, self.channels, *self.bins
+        return self.box_count, self.channels, *self.bins
 
 
 class SamplingRule(NamedTuple):
@@ -96,7 +96,7 @@ def check_rois(
     check: Any,
     group_size: tuple[int, int] | None = None,
 ) -> RoIs:
-    """Measure and check the arguments that all operators over boxes have.
+    """The sizes of a pooling, from the arguments that all operators over boxes have; raises where one is wrong.
 
     `check`: whether to wait for a GPU to look at the boxes. `group_size`: the cells of a position-sensitive operator along
     y and x; its result has one channel for as many of x as there are cells.

@@ -18,7 +18,7 @@ ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # of the bac
 
 
 def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
-    """Measure and check everything once."""
+    """The `Pooling` that the arguments describe; raises where one is wrong."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     if rois.size[0] * rois.size[1] >= 2**31:
         raise ValueError(f"`x` has shape {arrays.x.shape}, expected less than 2**31 pixels: argmax is int32")

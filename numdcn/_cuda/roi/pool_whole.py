@@ -1,6 +1,6 @@
 """RoI operators over whole pixels, on the GPU: the largest pixels of bins or their means, and the gradients.
 
-A thread owns a bin of a channel. The backward adds atomically; without chance, a thread owns some rows of a plane instead.
+A thread owns a bin of a channel. The backward adds atomically; deterministically, a thread owns some rows of a plane instead.
 """
 
 from __future__ import annotations
