@@ -83,7 +83,7 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
             raise ValueError(
                 f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
             )
-        return  # no array at all: told elsewhere
+        return  # no array at all: reported elsewhere
     if there is None:
         raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")
     if (here.device, here.framework) != (there.device, there.framework):  # type: ignore[union-attr]

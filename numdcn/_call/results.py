@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from numdcn._call.arguments import Table, check_place, device_array_of, named
-from numdcn._call.arrays import check_out, received
+from numdcn._call.arrays import Array, check_out, received
 from numdcn._call.checks import describe, wanted_names
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray
 from numdcn._call.frameworks import follow, join
 from numdcn._call.prepared import PreparedWeights
 
-Array = TypeVar("Array")
 Gradients = TypeVar("Gradients", bound=tuple[Any, ...])
 
 

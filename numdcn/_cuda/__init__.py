@@ -10,3 +10,7 @@ the kernels that stand beside it. What all share:
     sample       samples under border mode `zeros`: what they read and what they add
     scatter      gradients of images without atomics
 """
+
+from numdcn._call.frameworks import require_cuda
+
+require_cuda()  # its error comes before others, whichever module of the wing is imported first

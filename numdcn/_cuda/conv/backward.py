@@ -141,8 +141,8 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS
                     if low <= channel + i and channel + i < high:
                         put(a.values, (reading.og * total + q) * shared + channel + i - reading.og * shared, values[i])
             elif c.grad_images and place < nowhere:
-                start, below = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
-                add_corners(a.grad_images, start, c.grad_pitch, below, y, x, values, room.products)
+                start, row_step = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
+                add_corners(a.grad_images, start, c.grad_pitch, row_step, y, x, values, room.products)
 
     @device
     def end_columns(c, a, stage, sums, reading, rank, room):
@@ -240,7 +240,7 @@ def gradients_each(T, C, SAMPLED, OWNED):
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, ogs = p.batch * count, offset_groups_of(p)
         shared = p.in_channels // ogs
-        below, grad_below = c.pitch * row_pixels, row_pixels * c.grad_pitch
+        row_step, grad_row_step = c.pitch * row_pixels, row_pixels * c.grad_pitch
         for task in range(cuda.grid(1), total * c.taps * ogs, cuda.gridsize(1)):
             q, tap, og = task % total, c.first_tap + task // total % c.taps, task // (total * c.taps)
             place, y, x, scale, n = plan(c, a, q, tap, og)
@@ -252,14 +252,14 @@ def gradients_each(T, C, SAMPLED, OWNED):
                     weight = widen(at(a.weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
                     grad += weight * widen(at(a.y, (n * p.out_channels + group * outs + o - n) * count + q))
                 if c.grad_offsets or c.grad_mask:
-                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below)
+                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, row_step)
                     add_slopes(read, y, x, grad, three, S, SAMPLED)
                 values[0] = scale * grad
                 if OWNED:
                     put(a.values, (og * total + q) * shared + channel - og * shared, values[0])
                 elif c.grad_images and place < nowhere:
                     start = (n * c.pixels + place) * c.grad_pitch + channel
-                    add_corners(a.grad_images, start, c.grad_pitch, grad_below, y, x, values, products)
+                    add_corners(a.grad_images, start, c.grad_pitch, grad_row_step, y, x, values, products)
             if c.grad_offsets or c.grad_mask:
                 put_sums(c, a, q, tap, og, scale, three, C, T)
 

@@ -136,13 +136,13 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
 
 
 @device
-def corners_at(images, start, pitch, below):
+def corners_at(images, start, pitch, row_step):
     """What the four corners of a cell hold in one channel."""
     return (
         widen(at(images, start)),
         widen(at(images, start + pitch)),
-        widen(at(images, start + below)),
-        widen(at(images, start + below + pitch)),
+        widen(at(images, start + row_step)),
+        widen(at(images, start + row_step + pitch)),
     )
 
 
@@ -154,13 +154,13 @@ def channel_sampler(T: Any, C: Any, SAMPLED: bool) -> Any:
     def column_at(c, a, q, tap, channel):
         """What a tap of output pixel q reads from one channel."""
         p = c.p
-        shared, below = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
+        shared, row_step = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
         place, y, x, scale, n = plan(c, a, q, tap, channel // shared)
         start = (n * c.pixels + place) * c.pitch + channel
         value = widen(at(a.images, start))
         if SAMPLED:
             w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            read = corners_at(a.images, start, c.pitch, below)
+            read = corners_at(a.images, start, c.pitch, row_step)
             value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
         return value
 
