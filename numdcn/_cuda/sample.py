@@ -49,7 +49,7 @@ def gather_words(images, start, pitch, row_step, words, first):
 
 
 def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
-    """`add_corners(images, start, pitch, row_step, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
+    """Make `add_corners(images, start, pitch, row_step, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
     S = scalar_type(T)
 
     @device

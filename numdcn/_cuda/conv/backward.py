@@ -83,12 +83,12 @@ def put_sums(c, a, q, tap, og, scale, sums, C, T):
 
 
 def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS):
-    """What a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by one thread:
+    """Make what a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by a thread:
     `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, reading, rank)`,
     `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and
     `end_columns(c, a, stage, sums, reading, rank, room)`."""
     S, V, SLOTS, CORNERS, STAGED = scalar_type(T), vector_length(T), COLUMNS // U, 4 * U, COLUMNS + 4
-    new_stage, plan_tile = tile_planner(T, C, SAMPLED, ROWS, THREADS)
+    new_stage, plan_tile = tile_planner(T, SAMPLED, ROWS, THREADS)
     add_corners = corner_adder(T, U, VECTORS, SAMPLED)
 
     @device
@@ -230,7 +230,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
 @kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
 def gradients_each(T, C, SAMPLED, OWNED):
     """The same where a group has few channels: a thread for each tap and offset group of a pixel, channel after channel."""
-    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, C, SAMPLED)
+    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, SAMPLED)
     add_corners = corner_adder(T, 1, False, SAMPLED)
 
     def run(c):
@@ -269,7 +269,7 @@ def gradients_each(T, C, SAMPLED, OWNED):
 @kernels(Call, variants)
 def plan_tap(T, C, SAMPLED):
     """For `scatter`: where tap `first_tap` of each pixel reads (offset groups, N, pixels), and the weights of the corners."""
-    S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, C, SAMPLED)
+    S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, SAMPLED)
 
     def run(c):
         a, places, weights, p = arrays_of(c), view(c.places, PLACE), view(c.corners, A), c.p

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 class Segment(NamedTuple):
     """The channels low <= channel < high, which a group and an offset group have in common."""
 
-    group: Any
+    group: Any  # read by the backward on tensor cores alone
     low: Any
     high: Any
 
@@ -43,8 +43,8 @@ class Room(NamedTuple):
     values: Any  # (V,)
 
 
-def planner(T: Any, C: Any, SAMPLED: bool) -> Any:
-    """`plan(c, a, q, tap, og)`."""
+def planner(T: Any, SAMPLED: bool) -> Any:
+    """Make `plan(c, a, q, tap, og)`, for offsets of any type."""
     S = scalar_type(T)
 
     @device
@@ -74,9 +74,9 @@ def planner(T: Any, C: Any, SAMPLED: bool) -> Any:
     return plan
 
 
-def tile_planner(T: Any, C: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> tuple[Any, Any]:
-    """`new_stage()`, room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
-    S, plan = scalar_type(T), planner(T, C, SAMPLED)
+def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> tuple[Any, Any]:
+    """Make `new_stage()`, room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
+    S, plan = scalar_type(T), planner(T, SAMPLED)
 
     @device
     def new_stage():  # the simulator tells shared arrays apart by their lines
@@ -111,7 +111,7 @@ def weigh(corners, y, x, scale, values, S, V, SAMPLED):
 
 
 def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
-    """`new_room()`, for the channels of a vector, and `sample_spot(c, a, stage, spot, live, channel, segment, room)`."""
+    """Make `new_room()`, for the channels of a vector, and `sample_spot(c, a, stage, spot, live, channel, segment, room)`."""
     S, V = scalar_type(T), vector_length(T)
     CORNERS = 4 * V
 
@@ -146,9 +146,9 @@ def corners_at(images, start, pitch, row_step):
     )
 
 
-def channel_sampler(T: Any, C: Any, SAMPLED: bool) -> Any:
-    """`column_at(c, a, q, tap, channel)`."""
-    S, plan = scalar_type(T), planner(T, C, SAMPLED)
+def channel_sampler(T: Any, SAMPLED: bool) -> Any:
+    """Make `column_at(c, a, q, tap, channel)`."""
+    S, plan = scalar_type(T), planner(T, SAMPLED)
 
     @device
     def column_at(c, a, q, tap, channel):

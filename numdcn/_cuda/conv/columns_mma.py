@@ -45,7 +45,7 @@ class WordRoom(NamedTuple):
 
 
 def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PITCH: int = 0) -> tuple[Any, ...]:
-    """Of chunks of SPOTS pixels times SLOTS vectors of channels: `new_room()`,
+    """Make, for chunks of SPOTS pixels times SLOTS vectors of channels, `new_room()`,
     `gather_columns(c, a, stage, span, chunk, segment, rank, room)` and
     `store_columns(stage, span, chunk, segment, rank, room, buffer, start)`.
     PITCH: words from pixel to pixel in shared memory; 0: as `load_matrices` wants rows."""
