@@ -7,7 +7,8 @@ call loads its own kernels only, and CUDA only for an array on a GPU. The `run` 
     forward(p, arrays, y, options)                  fill y
     backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads`, those that are not None
 
-`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked; nothing is empty.
+`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked. No result is empty,
+but x may have no images (on a GPU, where boxes are not checked).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def run_backward(
 ) -> Gradients:
     """The wanted gradients as a `kind`, which has a field for each argument that has a gradient."""
     grads = wanted_gradients(table, arrays, grad_y, kind, wrt, out)
-    filled = {a.field or a.name: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
+    filled = {a.key: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
     with np.errstate(all="ignore"):
         if filled and grad_y.size:
             wanted = type(arrays)(*map(filled.get, arrays._fields))

@@ -21,7 +21,7 @@ def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
 
     Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.
     """
-    w = received(w)
+    w = received(w, "w")
     check_array("w", w, 4, "(C_out, C/groups, kh, kw)")
     groups = integer("groups", groups, 1)
     if min(w.shape) < 1:

@@ -26,9 +26,14 @@ class Argument(NamedTuple):
     coordinates: bool = False  # whether it may be float32 where the others are narrower
     field: str = ""  # of the family's arrays; "": the name
 
+    @property
+    def key(self) -> str:
+        """Its field in the family's arrays."""
+        return self.field or self.name
+
     def of(self, arrays: Any) -> Any:
         """What was given for it."""
-        return getattr(arrays, self.field or self.name)
+        return getattr(arrays, self.key)
 
 
 Table = tuple[Argument, ...]  # of an operator, in the order of its call
@@ -41,7 +46,9 @@ def named(table: Table, arrays: Any) -> dict[str, Any]:
 
 def receive(table: Table, arrays: Arrays) -> Arrays:
     """The arguments as `received`. Raises where some are on a GPU and some are not."""
-    seen = type(arrays)(*map(received, arrays))
+    names = {argument.key: argument.name for argument in table}
+    keys: tuple[str, ...] = arrays._fields  # type: ignore[attr-defined]
+    seen = type(arrays)(*(received(value, names.get(key, key)) for key, value in zip(keys, arrays, strict=True)))
     on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
     if on_gpu:
         first = next(iter(on_gpu))
@@ -76,7 +83,7 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
             raise ValueError(
                 f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
             )
-        return  # no array at all: told elsewhere
+        return  # no array at all: reported elsewhere
     if there is None:
         raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")
     if (here.device, here.framework) != (there.device, there.framework):  # type: ignore[union-attr]
@@ -115,7 +122,7 @@ def _narrow(dtype: Any) -> bool:
 
 def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
     """Raise unless `grad_y` is shaped like y, with the dtype and in the place of x. Returns it as `receive` does."""
-    grad_y = received(grad_y)
+    grad_y = received(grad_y, "grad_y")
     check_array("grad_y", grad_y, None, axes)
     check_place("grad_y", grad_y, "x", x)
     if device_array_of(grad_y) is not None:

@@ -15,11 +15,11 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 
 
-def received(value: Any) -> Any:
+def received(value: Any, name: str = "") -> Any:
     """`value` as the library sees it: a NumPy array as a plain one on the same memory, an array on a GPU as a `DeviceArray`.
 
     The plain one is private: no subclass has a say in what is done with it, and nobody else can change its shape after it
-    was checked. What is no array, or a masked one, stays as it is, to be refused.
+    was checked. What is no array, or a masked one, stays as it is, to be refused. `name`: of the argument, for errors.
     """
     if type(value) is np.ndarray:
         return value.view()
@@ -28,7 +28,14 @@ def received(value: Any) -> Any:
     if isinstance(value, DeviceArray) or value is None:
         return value
     framework = framework_of(value)
-    return value if framework is None else framework.seen(value)
+    if framework is None:
+        return value
+    try:
+        return framework.seen(value)
+    except (TypeError, ValueError) as error:
+        if not name:
+            raise
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"`{name}`: {error}") from error
 
 
 def is_masked(value: Any) -> bool:
@@ -92,7 +99,9 @@ def _overlap(a: Any, b: Any) -> bool:
 def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> None:
     """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
     if not isinstance(out, (np.ndarray, DeviceArray)) or is_masked(out):
-        raise TypeError(f"`{name}` is {describe(out)}, expected a NumPy array of shape {shape} and dtype {dtype}")
+        raise TypeError(
+            f"`{name}` is {describe(out)}, expected a NumPy array, or one on a GPU, of shape {shape} and dtype {dtype}"
+        )
     if out.dtype != dtype:
         raise TypeError(f"`{name}` has dtype {out.dtype}, expected {dtype}")
     if out.shape != shape:

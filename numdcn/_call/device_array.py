@@ -50,7 +50,8 @@ class Framework:
         raise NotImplementedError
 
     def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
-        """The same, for the time of a call. torch and CuPy have memory at hand."""
+        """The same, for the time of a call. torch and CuPy cache freed memory themselves: theirs is `empty`, and `give_back` does
+        nothing."""
         return self.empty(shape, dtype, device, stream)
 
     def give_back(self, array: DeviceArray) -> None:

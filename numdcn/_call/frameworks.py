@@ -42,6 +42,7 @@ class Torch(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
         torch = sys.modules["torch"]
+        # For torch's current stream of the device, which is the one that `seen` read: hence no use of `stream`.
         made = torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device=f"cuda:{device}")
         return DeviceArray(made, self, device, made.data_ptr(), dtype, shape, c_strides(shape), stream)
 
@@ -127,6 +128,11 @@ FRAMEWORKS: tuple[Framework, ...] = (Torch(), Cupy(), Numba())
 def framework_of(value: Any) -> Framework | None:
     """Whose array on a GPU this is; None if it is none."""
     return next((f for f in FRAMEWORKS if f.owns(value)), None)
+
+
+def require_cuda() -> None:
+    """Raise an error that names the extra, where the package numba-cuda is not installed."""
+    numba_cuda()
 
 
 @functools.cache
@@ -252,7 +258,7 @@ def _simulated(value: Any, framework: Framework) -> DeviceArray:
 
 def host_copy(array: DeviceArray) -> np.ndarray:
     """A NumPy array of the numbers of one on a GPU, for which this waits; float16 and bfloat16 become float32."""
-    numba_cuda()
+    require_cuda()
     from numdcn._call.driver import read
 
     stored = np.dtype(np.uint16) if array.dtype is BFLOAT16 else array.dtype
@@ -285,7 +291,7 @@ def _on_gpu_by_dlpack(value: Any) -> bool:
 
 
 def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:
-    numba_cuda()
+    require_cuda()
     from cuda.core.utils import StridedMemoryView
 
     seen = StridedMemoryView.from_dlpack(value, stream_ptr=1)  # 1: the legacy default stream waits for its maker

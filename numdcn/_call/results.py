@@ -9,13 +9,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from numdcn._call.arguments import Table, check_place, device_array_of, named
-from numdcn._call.arrays import check_out, received
+from numdcn._call.arrays import Array, check_out, received
 from numdcn._call.checks import describe, wanted_names
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray
 from numdcn._call.frameworks import follow, join
 from numdcn._call.prepared import PreparedWeights
 
-Array = TypeVar("Array")
 Gradients = TypeVar("Gradients", bound=tuple[Any, ...])
 
 
@@ -40,7 +39,7 @@ def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs
             return np.empty(shape, dtype)
         except ValueError as error:
             raise ValueError(f"`{name}` would have shape {shape}, expected an array that can exist: {error}") from None
-    out = received(out)
+    out = received(out, name)
     if like is not None or device_array_of(out) is not None:
         first = next(n for n, a in inputs.items() if a is not None)
         check_place(name, out, first, inputs[first])

@@ -14,7 +14,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 X = Argument("x", "(N, C, H, W)", 4)
 ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, coordinates=True)
 FAR = 2.0**30  # pixels; corners are clipped to it
-MOST_SAMPLES = 2**16  # that may be asked for along an axis of a bin
+SAMPLES_LIMIT = 2**16  # below which the number of samples along an axis of a bin must be
 
 
 class RoIArrays(NamedTuple):
@@ -34,7 +34,7 @@ class RoIs(NamedTuple):
     in_channels: int
     channels: int  # of the result
     size: tuple[int, int]  # of an image
-    rois: int
+    box_count: int
     bins: tuple[int, int]  # of a box
     scale: float  # from the boxes' coordinates to pixels
     boxes: Any  # (R, 5): the copy that was checked, as the caller's array may change meanwhile; None on a GPU
@@ -42,7 +42,7 @@ class RoIs(NamedTuple):
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         """The shape of y."""
-        return self.rois, self.channels, *self.bins
+        return self.box_count, self.channels, *self.bins
 
 
 class SamplingRule(NamedTuple):
@@ -79,7 +79,7 @@ class Pooling(NamedTuple):
 
 def align_rule(samples: Any, half_pixel: bool, least: float = -np.inf, reach: float = 0.0) -> SamplingRule:
     """The rule of the RoI align family; raises unless `samples` is a `sampling_ratio`."""
-    ratio = integer("sampling_ratio", samples, -(2**31), MOST_SAMPLES)
+    ratio = integer("sampling_ratio", samples, -(2**31), SAMPLES_LIMIT)
     return SamplingRule(ALIGN, ratio, 0.5 if half_pixel else 0.0, least, reach)
 
 
@@ -96,7 +96,7 @@ def check_rois(
     check: Any,
     group_size: tuple[int, int] | None = None,
 ) -> RoIs:
-    """Measure and check the arguments that all operators over boxes have.
+    """The sizes of a pooling, from the arguments that all operators over boxes have; raises where one is wrong.
 
     `check`: whether to wait for a GPU to look at the boxes. `group_size`: the cells of a position-sensitive operator along
     y and x; its result has one channel for as many of x as there are cells.

@@ -7,6 +7,10 @@ the kernels that stand beside it. What all share:
     layout       kernels that copy: between strides and types, and between NCHW and images along the channels
     jit, launch  how kernels are made for their constants, cached, and launched
     memory, mma  what kernels do that Numba does not: arrays at addresses, vectors, tensor cores
-    sample       samples under rule Z: what they read and what they add
+    sample       samples under border mode `zeros`: what they read and what they add
     scatter      gradients of images without atomics
 """
+
+from numdcn._call.frameworks import require_cuda
+
+require_cuda()  # its error comes before others, whichever module of the wing is imported first

@@ -1,9 +1,19 @@
 """Decorators, flags and variants of the CUDA kernels.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
-types; so are the helpers that it needs for these constants (`device`). Such closures are found again in the disk cache. It
-takes one argument, a NamedTuple of int64s, tuples of them and scalars of its compute type; arrays cross as addresses (see
-`memory`). What belongs together travels as a NamedTuple within a kernel: it costs no registers.
+types; so are the helpers that it needs for these constants (`device`). It takes one argument, a NamedTuple of int64s, tuples
+of them and scalars of its compute type; arrays cross as addresses (see `memory`). What belongs together travels as a
+NamedTuple within a kernel: it costs no registers.
+
+Four constants have the same names in all kernels, but for the copies of `layout` (from S to T, or back):
+
+    T    the type that images and most other arrays are stored in
+    C    the type of coordinates: boxes, offsets
+    A    `compute_type(T)`: the type of arrays in which sums are kept
+    S    `scalar_type(T)`: NumPy's scalars of that type; S(0.5) is a constant of it
+
+A kernel may close over ints, bools, Numba types, classes, and helpers that are made of these: the disk cache finds it again by
+their names and values, and raises for all else.
 
 With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
 vector loads) has a plain function in its place, see `memory`.
@@ -86,7 +96,7 @@ class Maker:
         return {} if bounds is None else {"launch_bounds": bounds}
 
     def signature(self, *constants: Any) -> Any:
-        """The Numba signature of a variant; its first constant is the type that it stores."""
+        """The Numba signature of a variant. The first constant decides the compute type, in which `Scalar` fields are passed."""
         return types.void(_numba_type(self.call, compute_type(constants[0])))
 
 
@@ -95,9 +105,10 @@ def kernels(
     variants: Callable[[], Iterable[tuple[Any, ...]]],
     bounds: Callable[..., tuple[int, int] | None] = lambda *constants: None,
 ) -> Callable[[Callable[..., Any]], Maker]:
-    """A `Maker` of the decorated function, which makes a kernel from constants, the first of which is the type of the
-    arrays. `call`: the type of the kernel's argument. `variants`: the constants that are in use. `bounds`: the largest
-    number of threads of a block and the number of blocks that shall fit a multiprocessor."""
+    """A `Maker` of the decorated function, which makes a kernel from constants. The first constant is a type of arrays; it
+    decides the compute type, in which `Scalar` fields are passed. `call`: the type of the kernel's argument. `variants`: the
+    constants that are in use. `bounds`: the largest number of threads of a block and the number of blocks that shall fit a
+    multiprocessor."""
     return lambda make: Maker(make, call, variants, bounds)
 
 
@@ -119,7 +130,7 @@ def _unpack(target_context: Any, content: bytes) -> Any:
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A formula: its statements become part of the kernel that calls it, as those of the CPU's helpers do. (A function
+    """A helper: its statements become part of the kernel that calls it, as those of the CPU's helpers do. (A function
     that Numba-CUDA compiles by itself asks for a driver, so kernels could not be compiled on a machine without one.)"""
     return cuda.jit(device=True)(function) if SIMULATED else numba.njit(inline="always", error_model="numpy")(function)
 
@@ -164,7 +175,7 @@ def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any,
 
 @functools.cache
 def multiprocessors(device: int) -> int:
-    """Of a device."""
+    """The number of multiprocessors of a device."""
     return 1 if SIMULATED else int(cuda.gpus[device].MULTIPROCESSOR_COUNT)
 
 
@@ -174,5 +185,5 @@ def has_vector_reductions(device: int) -> bool:
 
 
 def has_mma(device: int) -> bool:
-    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator does as if."""
+    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator pretends to."""
     return SIMULATED or tuple(cuda.gpus[device].compute_capability) >= (8, 0)

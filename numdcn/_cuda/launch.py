@@ -2,7 +2,8 @@
 
 Numba's own launcher types and converts every scalar of the argument in Python, at a microsecond each, and enters a context.
 Here all scalars are packed at once into memory that is kept with the addresses of each, as the driver wants them, and the
-context is looked at before it is changed. The kernel itself is compiled, cached and loaded by Numba.
+context is looked at before it is changed. Numba compiles the kernel, or `_cache` reads it
+from disk; Numba loads it.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Kernel:
         check(error, "a kernel could not be launched")
 
     def _load(self, device: int) -> Any:
-        """The kernel on a device, compiled or from Numba's cache."""
+        """The kernel on a device: compiled, or read from the disk cache (`_cache`)."""
         with self._lock:
             try:
                 compiled = self.dispatcher.compile(self._signature)

@@ -21,8 +21,8 @@ TILE = 4 if SIMULATED else 32  # pixels and channels that a block turns
 PITCH = TILE + 1
 ROWS = 2 if SIMULATED else 8  # of threads
 
-STORED = (F32, F64, F16, BF16)
-CONVERSIONS = [(dtype, dtype) for dtype in STORED] + [(F16, F32), (BF16, F32), (F32, F16), (F32, BF16)]
+STORED_TYPES = (F32, F64, F16, BF16)
+CONVERSIONS = [(dtype, dtype) for dtype in STORED_TYPES] + [(F16, F32), (BF16, F32), (F32, F16), (F32, BF16)]
 
 
 class Copy(NamedTuple):
@@ -61,7 +61,7 @@ class Fill(NamedTuple):
     count: int
 
 
-@kernels(Fill, lambda: [(dtype,) for dtype in STORED])
+@kernels(Fill, lambda: [(dtype,) for dtype in STORED_TYPES])
 def fill(T):
     """Fill a contiguous array with zeros."""
 
@@ -87,7 +87,7 @@ class Turn(NamedTuple):
     pad: int  # 1, or 0 for images without a padding
 
 
-@kernels(Turn, lambda: [(dtype, False) for dtype in STORED] + [(F32, True)])
+@kernels(Turn, lambda: [(dtype, False) for dtype in STORED_TYPES] + [(F32, True)])
 def pack_images(T, TF32):
     """Images along the channels. A block of threads turns TILE pixels of TILE channels at a time. TF32: rounded to that."""
 
@@ -123,7 +123,7 @@ def pack_images(T, TF32):
     return run
 
 
-@kernels(Turn, lambda: [(T, S) for S, T in CONVERSIONS if S in (F32, F64) and (S, T) != (F64, F32)])
+@kernels(Turn, lambda: [(T, S) for S, T in CONVERSIONS if S in (F32, F64)])
 def unpack_images(T, S):
     """Plain arrays of T from images of S, without the padding."""
 

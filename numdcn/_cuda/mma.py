@@ -238,17 +238,17 @@ class WarpTile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Of the block."""
+        """The number of threads of the block."""
         return 32 * self.down * self.across
 
     @property
     def sixteens(self) -> int:
-        """Of rows, that a warp has."""
+        """The number of sixteens of rows that a warp has."""
         return self.rows // (16 * self.down)
 
     @property
     def eights(self) -> int:
-        """Of columns, that a warp has: an even number."""
+        """The number of eights of columns that a warp has: even."""
         return self.columns // (8 * self.across)
 
 
@@ -270,7 +270,7 @@ class WarpProduct(NamedTuple):
 
 
 def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: int = 0) -> tuple[Any, ...]:
-    """`thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, left, right, thread, product)`, of operands that
+    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, left, right, thread, product)`, of operands that
     begin at the words `left` and `right`. With pitches these lie across: as rows of elements, so many words apart."""
     MINE_R, MINE_C, ACROSS, WORDS, EACH = tile.sixteens, tile.eights, tile.across, tile.words, per_word(T)
     LEFT_PITCH, RIGHT_PITCH = left_pitch, right_pitch

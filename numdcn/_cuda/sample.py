@@ -1,4 +1,4 @@
-"""Samples under rule Z on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
+"""Samples under border mode `zeros` on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ def outside(height, width):
 
 
 @device
-def gather(images, start, pitch, below, corners, U, V):
-    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on."""
+def gather(images, start, pitch, row_step, corners, U, V):
+    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on. `row_step`: from a
+    row of the images to the next, as `pitch` is from pixel to pixel."""
     for i in range(0, U, V):
         load_vector(images, start + i, corners, i)
         load_vector(images, start + pitch + i, corners, U + i)
-        load_vector(images, start + below + i, corners, 2 * U + i)
-        load_vector(images, start + below + pitch + i, corners, 3 * U + i)
+        load_vector(images, start + row_step + i, corners, 2 * U + i)
+        load_vector(images, start + row_step + pitch + i, corners, 3 * U + i)
 
 
 @device
-def gather_words(images, start, pitch, below, words, first):
+def gather_words(images, start, pitch, row_step, words, first):
     """Read 16 bytes of channels of the four corners of a cell, as they are: words[first : first + 4] of the first corner, and so on."""
     load_words(images, start, words, first)
     load_words(images, start + pitch, words, first + 4)
-    load_words(images, start + below, words, first + 8)
-    load_words(images, start + below + pitch, words, first + 12)
+    load_words(images, start + row_step, words, first + 8)
+    load_words(images, start + row_step + pitch, words, first + 12)
 
 
 def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
-    """`add_corners(images, start, pitch, below, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
+    """Make `add_corners(images, start, pitch, row_step, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
     S = scalar_type(T)
 
     @device
@@ -63,15 +64,15 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
                 cuda.atomic.add(images, start + i, products[i])
 
     @device
-    def add_corners(images, start, pitch, below, y, x, values, products):
+    def add_corners(images, start, pitch, row_step, y, x, values, products):
         """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers
         of room."""
         if SAMPLED:
             w00, w01, w10, w11 = bilinear.corner_weights(y, x)
             add_corner(images, start, S(w00), values, products)
             add_corner(images, start + pitch, S(w01), values, products)
-            add_corner(images, start + below, S(w10), values, products)
-            add_corner(images, start + below + pitch, S(w11), values, products)
+            add_corner(images, start + row_step, S(w10), values, products)
+            add_corner(images, start + row_step + pitch, S(w11), values, products)
         else:
             add_corner(images, start, S(1), values, products)
 

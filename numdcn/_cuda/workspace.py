@@ -12,12 +12,8 @@ import numpy as np
 from numdcn._call import results
 from numdcn._call.arguments import Arrays
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
-from numdcn._call.frameworks import numba_cuda
-
-numba_cuda()  # an error that names the extra, before others
-
-from numdcn._cuda import jit, layout, scatter  # noqa: E402
-from numdcn._cuda.memory import vector_length  # noqa: E402
+from numdcn._cuda import jit, layout, scatter
+from numdcn._cuda.memory import vector_length
 
 
 class Images(NamedTuple):
@@ -51,12 +47,12 @@ class Workspace:
 
     @property
     def multiprocessors(self) -> int:
-        """Of the device."""
+        """The number of multiprocessors of the device."""
         return jit.multiprocessors(self.device)
 
     def split_k(self, tasks: int) -> int:
-        """Into how many to split each of so many tasks, that all multiprocessors have two blocks; in the simulator three, so
-        that there is something to add."""
+        """Into how many to split each of so many tasks, so that all multiprocessors have about two blocks (below 2: no split);
+        in the simulator three, so that there is something to add."""
         return 3 if jit.SIMULATED else 2 * self.multiprocessors // tasks
 
     @property
@@ -84,7 +80,7 @@ class Workspace:
             kernel.run(min(blocks, most), threads, self.stream, self.device, call)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
-        """Run a kernel whose threads stride over `tasks` tasks: as many blocks as the device holds at once, or fewer."""
+        """Run a kernel whose threads stride over `tasks` tasks: at most 8 blocks for each multiprocessor."""
         most = 8 * self.multiprocessors
         self.launch(kernel, call, min(-(-tasks // jit.THREADS), most))
 

@@ -49,7 +49,8 @@ def deform_ps_roi_pool_forward(
         sample_per_part: samples of a bin along each axis, the first at its upper left corner.
         trans_std: how far an offset of 1 shifts a bin, as a fraction of the box's size.
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
+        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
+            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
         out: an array to fill, (R, C/group_size**2, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for half a pixel beyond their centres; samples farther
@@ -103,7 +104,8 @@ def deform_ps_roi_pool_backward(
         x, rois, trans, output_size, group_size, sample_per_part, trans_std, spatial_scale: as given to the forward.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
         deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as given to the forward.
+        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x, and
+            the gradients of its trans are NaN.
         out: a `DeformPSRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
             them; what is wanted but None there is allocated.
 
@@ -115,7 +117,7 @@ def deform_ps_roi_pool_backward(
 
     Returns:
         A `DeformPSRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU the gradient of x if `deterministic`, the others always.
+        on a GPU from run to run: the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `deform_ps_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.

@@ -6,7 +6,7 @@ from typing import Any
 
 from numdcn._call.arguments import Argument
 from numdcn._call.checks import integer, number
-from numdcn._call.roi import MOST_SAMPLES, ROIS, Pooling, RoIArrays, RoIs, X, check_rois, psroi_rule
+from numdcn._call.roi import ROIS, SAMPLES_LIMIT, Pooling, RoIArrays, RoIs, X, check_rois, psroi_rule
 
 TRANS = Argument("trans", "(R, 2*classes, part_h, part_w)", 4, optional=True, coordinates=True, field="shifts")
 ARGUMENTS = (X, ROIS, TRANS)
@@ -21,19 +21,19 @@ def problem(
     spatial_scale: Any,
     check: Any,
 ) -> Pooling:
-    """Measure and check everything once."""
+    """The `Pooling` that the arguments describe; raises where one is wrong."""
     groups = integer("group_size", group_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=(groups, groups))
     if arrays.shifts is not None:
         _check_trans(rois, arrays.shifts)
-    samples = integer("sample_per_part", sample_per_part, 1, MOST_SAMPLES)
+    samples = integer("sample_per_part", sample_per_part, 1, SAMPLES_LIMIT)
     return Pooling(rois, psroi_rule(samples, number("trans_std", trans_std, arrays.x.dtype)), (groups, groups))
 
 
 def _check_trans(rois: RoIs, trans: Any) -> None:
     """Raise unless trans has a row for each box, pairs of channels that divide those of y, and parts."""
-    if len(trans) != rois.rois:
-        raise ValueError(f"`trans` has shape {trans.shape}, expected ({rois.rois}, ...): as many rows as `rois`")
+    if len(trans) != rois.box_count:
+        raise ValueError(f"`trans` has shape {trans.shape}, expected ({rois.box_count}, ...): as many rows as `rois`")
     classes = trans.shape[1] // 2
     if trans.shape[1] < 2 or trans.shape[1] % 2 or rois.channels % classes:
         raise ValueError(

@@ -44,7 +44,8 @@ def deform_roi_pool_forward(
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
         gamma: how far an offset of 1 shifts a bin, as a fraction of the box's size.
-        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
+        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
+            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
         out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out,
@@ -99,7 +100,8 @@ def deform_roi_pool_backward(
         x, rois, offsets, mask, output_size, spatial_scale, sampling_ratio, gamma: as given to the forward.
         wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
         deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as given to the forward.
+        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x, and
+            the gradients of its offsets and mask are NaN.
         out: a `DeformRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
             what is wanted but None there is allocated.
 
@@ -111,7 +113,7 @@ def deform_roi_pool_backward(
 
     Returns:
         A `DeformRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU the gradient of x if `deterministic`, the others always.
+        on a GPU from run to run: the gradient of x if `deterministic`, the others always.
 
     Raises:
         TypeError, ValueError: as `deform_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.

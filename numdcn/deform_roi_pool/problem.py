@@ -19,9 +19,9 @@ ARGUMENTS = (
 def problem(
     arrays: RoIArrays, output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any, check: Any
 ) -> Pooling:
-    """Measure and check everything once."""
+    """The `Pooling` that the arguments describe; raises where one is wrong."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
-    expected = {"offsets": (rois.rois, 2, *rois.bins), "mask": (rois.rois, 1, *rois.bins)}
-    check_shapes(ARGUMENTS, arrays, expected, lambda: f"R={rois.rois}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
+    expected = {"offsets": (rois.box_count, 2, *rois.bins), "mask": (rois.box_count, 1, *rois.bins)}
+    check_shapes(ARGUMENTS, arrays, expected, lambda: f"R={rois.box_count}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
     rule = align_rule(sampling_ratio, half_pixel=True)
     return Pooling(rois, rule._replace(reach=number("gamma", gamma, arrays.x.dtype)))

@@ -34,7 +34,8 @@ def ps_roi_pool_forward(
         rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
+        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
+            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
         out: an array to fill, (R, C/(Ph*Pw), Ph, Pw), sharing memory with no input.
 
     Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. A bin without
@@ -77,16 +78,17 @@ def ps_roi_pool_backward(
 
     Args:
         grad_y: gradient of y, (R, C/(Ph*Pw), Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale: as given to `ps_roi_pool_forward`. Of x only the shape matters.
+        x, rois, output_size, spatial_scale: as given to `ps_roi_pool_forward`. The values of x are not used.
         wrt: "x" or None, which is the same: there is no other gradient.
         deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as given to the forward.
+        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
         out: a `PSRoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives from each bin that holds it grad_y over the number of the bin's pixels.
 
     Returns:
-        A `PSRoIPoolGradients`. The same bits for any number of threads.
+        A `PSRoIPoolGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
+        `deterministic`.
 
     Raises:
         TypeError, ValueError: as `ps_roi_pool_forward`; a name in `wrt` that is unknown.

@@ -40,7 +40,8 @@ def roi_align_forward(
         sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
         aligned: whether to shift by half a pixel, as the centre of pixel i is at i here; False is the operator's first
             version, without the shift.
-        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
+        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
+            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
         out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
 
     S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
@@ -86,17 +87,18 @@ def roi_align_backward(
 
     Args:
         grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale, sampling_ratio, aligned: as given to `roi_align_forward`. Of x only the shape
-            matters.
+        x, rois, output_size, spatial_scale, sampling_ratio, aligned: as given to `roi_align_forward`. The values of x
+            are not used.
         wrt: "x" or None, which is the same: there is no other gradient.
         deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as given to the forward.
+        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
         out: a `RoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
 
     Returns:
-        A `RoIAlignGradients`. The same bits for any number of threads.
+        A `RoIAlignGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
+        `deterministic`.
 
     Raises:
         TypeError, ValueError: as `roi_align_forward`; a name in `wrt` that is unknown.

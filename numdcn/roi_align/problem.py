@@ -15,7 +15,10 @@ ARGUMENTS = (X, ROIS)
 def problem(
     arrays: RoIArrays, output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any, check: Any
 ) -> Pooling:
-    """Measure and check everything once. Boxes are shifted by half a pixel if aligned, else at least one pixel long."""
+    """The `Pooling` that the arguments describe; raises where one is wrong.
+
+    Boxes are shifted by half a pixel if aligned, else at least one pixel long.
+    """
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     half_pixel = flag("aligned", aligned)
     return Pooling(rois, align_rule(sampling_ratio, half_pixel, least=-np.inf if half_pixel else 1.0))

@@ -68,7 +68,8 @@ def roi_pool_forward(
         output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
         spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
         return_argmax: whether to return the positions of the maxima too.
-        check: on a GPU, whether to wait for it and raise if a box is none; else such a box gives NaN.
+        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
+            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
         out: an array to fill with y, (R, C, Ph, Pw), sharing memory with no input.
 
     Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. The first of equal
@@ -121,17 +122,19 @@ def roi_pool_backward(
         argmax: what the forward returned with `return_argmax=True`, int32; found again if not given.
         wrt: "x" or None, which is the same: there is no other gradient.
         deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as given to the forward.
+        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
         out: a `RoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
 
     A pixel receives grad_y of each bin whose maximum it is.
 
     Returns:
-        A `RoIPoolGradients`. The same bits for any number of threads.
+        A `RoIPoolGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
+        `deterministic`.
 
     Raises:
         TypeError, ValueError: as `roi_pool_forward`; a name in `wrt` that is unknown; an argmax of another shape or type, or
-            with a position that is in no image (found on the way: `out.x` is then left unfinished).
+            with a position that is in no image (found on the way: `out.x` is then left unfinished; on a GPU such a position
+            adds nothing).
 
     Source: as `roi_pool_forward`.
     """

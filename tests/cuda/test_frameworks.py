@@ -108,6 +108,8 @@ def test_what_is_read_of_a_tensor_of_torch(torch, dtype):
 def test_torch_tensors_that_require_grad(torch):
     with pytest.raises(TypeError, match="requires grad.*detach"):
         received(Tensor(grad=True))
+    with pytest.raises(TypeError, match="`rois`.*requires grad.*detach"):
+        numdcn.roi_align_forward(Tensor((1, 2, 4, 4)), Tensor((1, 5), grad=True), 2)
 
 
 def test_torch_tensors_in_memory_are_no_arrays_of_a_gpu(torch):

@@ -76,11 +76,11 @@ def _psroi_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
     return Boxes(PSROI, image_indices(p), _geometry(start, size, p, np.array(rule.samples, dtype), rule.reach))
 
 
-def _whole_boxes(p: RoIs, inclusive: bool) -> Boxes:
-    """Boxes of whole pixels: corners rounded to whole pixels, of which the second counts if `inclusive`; bins of whole
+def _whole_boxes(p: RoIs, last_counts: bool) -> Boxes:
+    """Boxes of whole pixels: corners rounded to whole pixels, of which the second counts if `last_counts`; bins of whole
     pixels, which may overlap, clipped to the image."""
     corners = _round(_corners(p)).astype(np.int64)
-    start, size = corners[:, 0], np.maximum(corners[:, 1] - corners[:, 0] + inclusive, 1)
+    start, size = corners[:, 0], np.maximum(corners[:, 1] - corners[:, 0] + last_counts, 1)
     ranges = []
     for axis in (0, 1):
         bins, steps = p.bins[axis], np.arange(p.bins[axis])

@@ -88,7 +88,7 @@ def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Gri
     shifts_place = place(shifts)
     parts = shifts.shape[2:] if shifts is not None else (1, 1)
     return Grid(
-        p.rois, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+        p.box_count, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
         shifts_place, parts, 2 * shifts_place.strides[1],
     )  # fmt: skip
 
@@ -122,10 +122,10 @@ def pool(
     blocking = points_blocking(
         bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
     )
-    threads = plan_threads(p.rois * blocking.tiling.tiles, READS * y.size)
+    threads = plan_threads(p.box_count * blocking.tiling.tiles, READS * y.size)
     bounds = np.array((0, p.channels), np.int64)
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
-    with output_as(y, p.rois, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
+    with output_as(y, p.box_count, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), place(flat), address, 0, 0, workspaces)
         launch(pool_forward, dtype.type(1), call, threads)
@@ -144,13 +144,13 @@ def pool_gradients(
     """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
     the samples, of their slopes along y, and along x: None unless `with_sums`."""
     dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = grad_y.reshape(p.rois, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    flat, grid = grad_y.reshape(p.box_count, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     panel = backward_panel(p.channels, dtype)
     blocking = points_blocking(bins, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, READS * grad_y.size)
     bounds = np.array([*range(0, p.channels, panel), p.channels], np.int64)
-    sums = np.empty((blocking.blocks, p.rois, *p.bins, 3), dtype) if with_sums else None
+    sums = np.empty((blocking.blocks, p.box_count, *p.bins, 3), dtype) if with_sums else None
     sizes = (
         images_bytes if with_sums else 0,
         images_bytes if grad_x is not None else 0,
@@ -179,18 +179,18 @@ def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.nda
     """Fill y, and the positions of the maxima, which are contiguous, if wanted."""
     dtype, bins = y.dtype, p.bins[0] * p.bins[1]
     panel = forward_panel(p.channels, dtype)
-    shape = (p.rois, p.channels, 1, bins)
+    shape = (p.box_count, p.channels, 1, bins)
     found = None if argmax is None else argmax.reshape(shape)
     blocking = points_blocking(
         bins, p.channels, p.size, panel, dtype.itemsize, (min(bins, MOST_PIXELS) + 32) * (panel + 16) * 4
     )
-    threads = plan_threads(p.rois * blocking.tiling.tiles, COMPARISONS * y.size)
+    threads = plan_threads(p.box_count * blocking.tiling.tiles, COMPARISONS * y.size)
     bounds = np.array((0, p.channels), np.int64)
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
     with output_as(y, *shape) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         call = MaxCall(
-            p.channels, p.rois, p.size, p.bins, blocking, boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+            p.channels, p.box_count, p.size, p.bins, blocking, boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
             place(flat), place(found), address, workspaces, dtype.itemsize,
         )  # fmt: skip
         launch(max_bins, dtype.type(1), call, threads)
@@ -207,7 +207,7 @@ def pool_max_gradient(
     stray = np.full(1, -1, np.int64)
     with output(grad_x, lambda array: array.flags.c_contiguous) as target:
         call = MaxBackwardCall(
-            p.batch, p.channels, p.rois, p.size[0] * p.size[1], p.bins[0] * p.bins[1], boxes.image_index.ctypes.data,
+            p.batch, p.channels, p.box_count, p.size[0] * p.size[1], p.bins[0] * p.bins[1], boxes.image_index.ctypes.data,
             argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
         )  # fmt: skip
         threads = plan_threads(-(-p.channels // MAX_BLOCK), COMPARISONS * grad_y.size)
@@ -273,7 +273,7 @@ def pool_planes_gradients(
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
     threads = plan_threads(tasks, READS * grad_y.size)
-    sums = np.empty((call.classes, call.blocks, p.rois, *p.bins, 2), dtype) if with_sums else None
+    sums = np.empty((call.classes, call.blocks, p.box_count, *p.bins, 2), dtype) if with_sums else None
     with ExitStack() as stack:
         target = None if grad_x is None else stack.enter_context(output(grad_x, _is_adjacent))
         (workspaces,) = stack.enter_context(Scratch(threads * call.workspace_bytes))

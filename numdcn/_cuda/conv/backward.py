@@ -83,12 +83,12 @@ def put_sums(c, a, q, tap, og, scale, sums, C, T):
 
 
 def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS):
-    """What a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by one thread:
+    """Make what a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by a thread:
     `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, reading, rank)`,
     `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and
     `end_columns(c, a, stage, sums, reading, rank, room)`."""
     S, V, SLOTS, CORNERS, STAGED = scalar_type(T), vector_length(T), COLUMNS // U, 4 * U, COLUMNS + 4
-    new_stage, plan_tile = tile_planner(T, C, SAMPLED, ROWS, THREADS)
+    new_stage, plan_tile = tile_planner(T, SAMPLED, ROWS, THREADS)
     add_corners = corner_adder(T, U, VECTORS, SAMPLED)
 
     @device
@@ -141,8 +141,8 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS
                     if low <= channel + i and channel + i < high:
                         put(a.values, (reading.og * total + q) * shared + channel + i - reading.og * shared, values[i])
             elif c.grad_images and place < nowhere:
-                start, below = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
-                add_corners(a.grad_images, start, c.grad_pitch, below, y, x, values, room.products)
+                start, row_step = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
+                add_corners(a.grad_images, start, c.grad_pitch, row_step, y, x, values, room.products)
 
     @device
     def end_columns(c, a, stage, sums, reading, rank, room):
@@ -230,7 +230,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
 @kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
 def gradients_each(T, C, SAMPLED, OWNED):
     """The same where a group has few channels: a thread for each tap and offset group of a pixel, channel after channel."""
-    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, C, SAMPLED)
+    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, SAMPLED)
     add_corners = corner_adder(T, 1, False, SAMPLED)
 
     def run(c):
@@ -240,7 +240,7 @@ def gradients_each(T, C, SAMPLED, OWNED):
         count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
         total, ogs = p.batch * count, offset_groups_of(p)
         shared = p.in_channels // ogs
-        below, grad_below = c.pitch * row_pixels, row_pixels * c.grad_pitch
+        row_step, grad_row_step = c.pitch * row_pixels, row_pixels * c.grad_pitch
         for task in range(cuda.grid(1), total * c.taps * ogs, cuda.gridsize(1)):
             q, tap, og = task % total, c.first_tap + task // total % c.taps, task // (total * c.taps)
             place, y, x, scale, n = plan(c, a, q, tap, og)
@@ -252,14 +252,14 @@ def gradients_each(T, C, SAMPLED, OWNED):
                     weight = widen(at(a.weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
                     grad += weight * widen(at(a.y, (n * p.out_channels + group * outs + o - n) * count + q))
                 if c.grad_offsets or c.grad_mask:
-                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below)
+                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, row_step)
                     add_slopes(read, y, x, grad, three, S, SAMPLED)
                 values[0] = scale * grad
                 if OWNED:
                     put(a.values, (og * total + q) * shared + channel - og * shared, values[0])
                 elif c.grad_images and place < nowhere:
                     start = (n * c.pixels + place) * c.grad_pitch + channel
-                    add_corners(a.grad_images, start, c.grad_pitch, grad_below, y, x, values, products)
+                    add_corners(a.grad_images, start, c.grad_pitch, grad_row_step, y, x, values, products)
             if c.grad_offsets or c.grad_mask:
                 put_sums(c, a, q, tap, og, scale, three, C, T)
 
@@ -269,7 +269,7 @@ def gradients_each(T, C, SAMPLED, OWNED):
 @kernels(Call, variants)
 def plan_tap(T, C, SAMPLED):
     """For `scatter`: where tap `first_tap` of each pixel reads (offset groups, N, pixels), and the weights of the corners."""
-    S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, C, SAMPLED)
+    S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, SAMPLED)
 
     def run(c):
         a, places, weights, p = arrays_of(c), view(c.places, PLACE), view(c.corners, A), c.p

@@ -39,7 +39,7 @@ def _column_variants() -> list[tuple[object, ...]]:
 
 
 def operand_copier(T: Any, tile: WarpTile) -> Any:
-    """`copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, rank)`."""
+    """Make `copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, rank)`."""
     ROWS, COLUMNS, WORDS, THREADS, V = tile.rows, tile.columns, tile.words, tile.threads, vector_length(T)
     PIECES, RIGHT = WORDS // 4, 2 * ROWS * WORDS
 
@@ -128,7 +128,7 @@ def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN,
 
 
 def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
-    """`copy_pixels(c, a, stage, buffer, start, first, span, group, first_out, rank)`."""
+    """Make `copy_pixels(c, a, stage, buffer, start, first, span, group, first_out, rank)`."""
     THREADS, V = tile.threads, vector_length(T)
     VECTORS = tile.rows // V
 
@@ -164,7 +164,7 @@ def gradients_of_weights_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
     LEFT_PITCH, RIGHT_PITCH = ROWS // EACH + 8 // EACH, COLUMNS // EACH + 8 // EACH  # no two lanes at a bank
     PLANNED, RIGHT = 4 * CHUNK, 2 * CHUNK * LEFT_PITCH
     BUFFER = RIGHT + 2 * CHUNK * RIGHT_PITCH
-    new_stage, plan_tile = tile_planner(T, C, SAMPLED, PLANNED, tile.threads)
+    new_stage, plan_tile = tile_planner(T, SAMPLED, PLANNED, tile.threads)
     new_room, gather_columns, store_columns = column_maker(T, SAMPLED, CHUNK, COLUMNS // V, tile.threads, RIGHT_PITCH)
     thread_of, new_product, clear, multiply = warp_multiplier(T, tile, LEFT_PITCH, RIGHT_PITCH)
     arrays_of, copy_pixels = viewer(T, C), pixel_copier(T, tile, LEFT_PITCH, CHUNK)

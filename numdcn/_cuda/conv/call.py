@@ -22,9 +22,7 @@ class Call(NamedTuple):
     y: int  # (N, C_out, Ho, Wo); in the backward its gradient, packed or channels-last where a kernel says so
     taps: int  # how many, from `first_tap` on
     first_tap: int = 0
-    weights: int = (
-        0  # (groups, taps, C/groups, C_out/groups); for the gradients of columns (groups, taps, C_out/groups, C/groups)
-    )
+    weights: int = 0  # as `pack.by_channel` lays them out; for the gradients of columns `by_output`; of mma: `in_segments`, `by_depth`
     grad_images: int = 0  # (N, pixels, grad_pitch)
     grad_pitch: int = 0
     grad_offsets: int = 0  # as offsets
@@ -55,7 +53,7 @@ class Arrays(NamedTuple):
 
 
 def viewer(T: Any, C: Any) -> Any:
-    """`arrays_of(c)`: the arrays of a call; T: stored type, C: type of the offsets."""
+    """Make `arrays_of(c)`: the arrays of a call; T: stored type, C: type of the offsets."""
     A = compute_type(T)
 
     @device

@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 class Segment(NamedTuple):
     """The channels low <= channel < high, which a group and an offset group have in common."""
 
-    group: Any
+    group: Any  # read by the backward on tensor cores alone
     low: Any
     high: Any
 
@@ -43,8 +43,8 @@ class Room(NamedTuple):
     values: Any  # (V,)
 
 
-def planner(T: Any, C: Any, SAMPLED: bool) -> Any:
-    """`plan(c, a, q, tap, og)`."""
+def planner(T: Any, SAMPLED: bool) -> Any:
+    """Make `plan(c, a, q, tap, og)`, for offsets of any type."""
     S = scalar_type(T)
 
     @device
@@ -74,9 +74,9 @@ def planner(T: Any, C: Any, SAMPLED: bool) -> Any:
     return plan
 
 
-def tile_planner(T: Any, C: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> tuple[Any, Any]:
-    """`new_stage()`, room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
-    S, plan = scalar_type(T), planner(T, C, SAMPLED)
+def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> tuple[Any, Any]:
+    """Make `new_stage()`, room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
+    S, plan = scalar_type(T), planner(T, SAMPLED)
 
     @device
     def new_stage():  # the simulator tells shared arrays apart by their lines
@@ -111,7 +111,7 @@ def weigh(corners, y, x, scale, values, S, V, SAMPLED):
 
 
 def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
-    """`new_room()`, for the channels of a vector, and `sample_spot(c, a, stage, spot, live, channel, segment, room)`."""
+    """Make `new_room()`, for the channels of a vector, and `sample_spot(c, a, stage, spot, live, channel, segment, room)`."""
     S, V = scalar_type(T), vector_length(T)
     CORNERS = 4 * V
 
@@ -136,31 +136,31 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
 
 
 @device
-def corners_at(images, start, pitch, below):
+def corners_at(images, start, pitch, row_step):
     """What the four corners of a cell hold in one channel."""
     return (
         widen(at(images, start)),
         widen(at(images, start + pitch)),
-        widen(at(images, start + below)),
-        widen(at(images, start + below + pitch)),
+        widen(at(images, start + row_step)),
+        widen(at(images, start + row_step + pitch)),
     )
 
 
-def channel_sampler(T: Any, C: Any, SAMPLED: bool) -> Any:
-    """`column_at(c, a, q, tap, channel)`."""
-    S, plan = scalar_type(T), planner(T, C, SAMPLED)
+def channel_sampler(T: Any, SAMPLED: bool) -> Any:
+    """Make `column_at(c, a, q, tap, channel)`."""
+    S, plan = scalar_type(T), planner(T, SAMPLED)
 
     @device
     def column_at(c, a, q, tap, channel):
         """What a tap of output pixel q reads from one channel."""
         p = c.p
-        shared, below = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
+        shared, row_step = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
         place, y, x, scale, n = plan(c, a, q, tap, channel // shared)
         start = (n * c.pixels + place) * c.pitch + channel
         value = widen(at(a.images, start))
         if SAMPLED:
             w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            read = corners_at(a.images, start, c.pitch, below)
+            read = corners_at(a.images, start, c.pitch, row_step)
             value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
         return value
 

@@ -45,7 +45,7 @@ class WordRoom(NamedTuple):
 
 
 def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PITCH: int = 0) -> tuple[Any, ...]:
-    """Of chunks of SPOTS pixels times SLOTS vectors of channels: `new_room()`,
+    """Make, for chunks of SPOTS pixels times SLOTS vectors of channels, `new_room()`,
     `gather_columns(c, a, stage, span, chunk, segment, rank, room)` and
     `store_columns(stage, span, chunk, segment, rank, room, buffer, start)`.
     PITCH: words from pixel to pixel in shared memory; 0: as `load_matrices` wants rows."""
@@ -61,13 +61,13 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
     @device
     def gather_columns(c, a, stage, span, chunk, segment, rank, room):
         """Read what a chunk of columns is made of: 16 words for each of the UNITS vectors of a thread."""
-        below = c.pitch * (c.p.in_size[1] + 1)
+        row_step = c.pitch * (c.p.in_size[1] + 1)
         for k in range(UNITS):
             unit = rank + I32(k * THREADS)
             spot, channel = unit // I32(SLOTS), chunk + unit % I32(SLOTS) * V
             if spot < span.size and channel < segment.high:
                 place = stage.image_index[span.base + spot] * c.pixels + stage.places[span.base + spot]
-                gather_words(a.images, place * c.pitch + channel, c.pitch, below, room.raw, 16 * k)
+                gather_words(a.images, place * c.pitch + channel, c.pitch, row_step, room.raw, 16 * k)
 
     @device
     def store_columns(stage, span, chunk, segment, rank, room, buffer, start):

@@ -16,7 +16,7 @@ I32 = np.int32
 
 
 def row_writer(T: Any, tile: Tile) -> Any:
-    """`write_rows(c, a, buffer, sums, i, thread, task)`."""
+    """Make `write_rows(c, a, buffer, sums, i, thread, task)`."""
     MINE_C, DOWN, ACROSS = tile.columns // tile.across, tile.down, tile.across
 
     @device
@@ -49,7 +49,7 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     SLOTS, PITCH, RIGHT, BUFFER, MINE_R = CHUNK // V, tile.pitch, tile.right, tile.room, ROWS // DOWN
     arrays_of, write_rows = viewer(T, C), row_writer(T, tile)
-    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, C, SAMPLED, ROWS), spot_sampler(T, SAMPLED)
+    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, SAMPLED, ROWS), spot_sampler(T, SAMPLED)
     thread_of, new_product, clear, multiply = multiplier(T, tile)
 
     def run(c):
@@ -107,7 +107,7 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
 @kernels(Call, variants)
 def forward_each(T, C, SAMPLED):
     """y where a group has few channels, as in depthwise convolutions: a thread for each output, the channels fastest."""
-    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, C, SAMPLED)
+    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
 
     def run(c):
         a, p = arrays_of(c), c.p

@@ -18,7 +18,7 @@ I32 = np.int32
 
 
 def mma_writer(T: Any, tile: WarpTile) -> Any:
-    """`write_mma(c, a, buffer, sums, i, thread, task)`."""
+    """Make `write_mma(c, a, buffer, sums, i, thread, task)`."""
     MINE_R, MINE_C, DOWN, ACROSS, THREADS = tile.sixteens, tile.eights, tile.down, tile.across, tile.threads
 
     @device
@@ -44,7 +44,7 @@ def mma_writer(T: Any, tile: WarpTile) -> Any:
 
 
 def weight_copier(T: Any, tile: WarpTile) -> Any:
-    """`copy_weights(c, a, buffer, first, start, rank)`."""
+    """Make `copy_weights(c, a, buffer, first, start, rank)`."""
     ROWS, PIECES, THREADS, V = tile.columns, tile.words // 4, tile.threads, vector_length(T)
 
     @device
@@ -70,7 +70,7 @@ def forward_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
     V, CHUNK, tile = vector_length(T), WORDS * per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
     MINE_R, RIGHT = tile.sixteens, 2 * ROWS * WORDS
     BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, 16 * DOWN * COLUMNS)
-    new_stage, plan_tile = tile_planner(T, C, SAMPLED, ROWS, tile.threads)
+    new_stage, plan_tile = tile_planner(T, SAMPLED, ROWS, tile.threads)
     new_room, gather_columns, store_columns = column_maker(T, SAMPLED, ROWS, WORDS // 4, tile.threads)
     thread_of, new_product, clear, multiply = warp_multiplier(T, tile)
     arrays_of, copy_weights, write_mma = viewer(T, C), weight_copier(T, tile), mma_writer(T, tile)

@@ -1,7 +1,8 @@
-"""Weights packed for tensor cores: rows of channels, padded with zeros, that are copied to shared memory 16 bytes at a time.
+"""Weights in the layouts that the kernels want: transposed, or packed for tensor cores.
 
-A row begins where its first channel stands in a vector of 16 bytes of the images: a few zeros come first where that is in the
-middle of one.
+Packed weights are rows of channels (`in_segments`) or outputs (`by_depth`), padded with zeros, that are copied to shared memory
+16 bytes at a time. A row of channels begins where its first channel stands in a vector of 16 bytes of the images: a few zeros
+come first where that is in the middle of one.
 """
 
 from __future__ import annotations

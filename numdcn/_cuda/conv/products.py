@@ -7,19 +7,21 @@ the right one, from `right` on, whose rows have `columns` numbers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.jit import F64, SIMULATED, cuda, device, scalar_type
-from numdcn._cuda.memory import at, load_four, narrow, put, widen
+from numdcn._cuda.jit import F64, SIMULATED, THREADS, cuda, device, scalar_type
+from numdcn._cuda.memory import at, load_four, narrow, put, vector_length, widen
 
 I32 = np.int32
 CHUNK = 8 if SIMULATED else 16  # columns, or pixels, that are multiplied at a time
 
 
 class Tile(NamedTuple):
-    """What a block makes of a product: rows x columns, by `down` x `across` threads, each with some fours of both."""
+    """What a block makes of a product: rows x columns, by `down` x `across` threads, each with some fours of both: rows and
+    columns are multiples of 4*down and 4*across. The forward wants more of a tile, see `_checked`."""
 
     rows: int
     columns: int
@@ -42,13 +44,32 @@ class Tile(NamedTuple):
         return self.right + 2 * CHUNK * self.columns
 
 
+@functools.cache
 def tiles(dtype: object) -> tuple[Tile, ...]:
     """The tiles of pixels and outputs, those for few outputs first."""
     if SIMULATED:
-        return (Tile(8, 8, 2, 2),)
+        return _checked(dtype, Tile(8, 8, 2, 2))
     if dtype == F64:
-        return (Tile(64, 64, 16, 16),)
-    return Tile(128, 64, 16, 16), Tile(128, 128, 16, 16), Tile(64, 256, 8, 32)
+        return _checked(dtype, Tile(64, 64, 16, 16))
+    return _checked(dtype, Tile(128, 64, 16, 16), Tile(128, 128, 16, 16), Tile(64, 256, 8, 32))
+
+
+def _checked(dtype: Any, *choices: Tile) -> tuple[Tile, ...]:
+    """The tiles, if the forward can use them: what it takes for granted is said here."""
+    itemsize = np.dtype(scalar_type(dtype)).itemsize
+    for tile in choices:
+        assert tile.down * tile.across == THREADS, "all threads of a block multiply"
+        assert tile.rows in (4 * tile.down, 8 * tile.down), (
+            "`write_rows` writes four rows of each thread, once or twice"
+        )
+        assert tile.columns % (4 * tile.across) == 0, "a thread reads its columns by fours"
+        assert 4 * tile.down * tile.columns <= tile.room, "`write_rows` uses the memory of the operands"
+        assert itemsize * tile.room < 48 * 1024, (
+            "what a block may have of shared memory; the plans of the pixels lie there too"
+        )
+    assert list(choices) == sorted(choices, key=lambda tile: tile.columns), "the first that holds all outputs is taken"
+    assert CHUNK % vector_length(dtype) == 0, "channels are read in whole vectors"
+    return choices
 
 
 class Thread(NamedTuple):
@@ -77,8 +98,9 @@ class Task(NamedTuple):
 
 
 def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
-    """`thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`."""
-    S, ROWS, COLUMNS = scalar_type(T), tile.rows // tile.down, tile.columns // tile.across
+    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`. A thread has MINE_R rows and
+    MINE_C columns of the tile."""
+    S, MINE_R, MINE_C = scalar_type(T), tile.rows // tile.down, tile.columns // tile.across
     DOWN, ACROSS, PITCH, RIGHT, RIGHT_PITCH = tile.down, tile.across, tile.pitch, tile.right, tile.columns
 
     @device
@@ -88,12 +110,12 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
 
     @device
     def new_product():
-        return Product(cuda.local.array((ROWS, COLUMNS), S), cuda.local.array(ROWS, S), cuda.local.array(COLUMNS, S))
+        return Product(cuda.local.array((MINE_R, MINE_C), S), cuda.local.array(MINE_R, S), cuda.local.array(MINE_C, S))
 
     @device
     def clear(sums):
-        for i in range(ROWS):
-            for j in range(COLUMNS):
+        for i in range(MINE_R):
+            for j in range(MINE_C):
                 sums[i, j] = S(0)
 
     @device
@@ -101,13 +123,13 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
         """product.sums += left^T right, for a thread's rows and columns, over the CHUNK rows of a half."""
         left, right, sums = product.left, product.right, product.sums
         for k in range(CHUNK):
-            for i in range(0, ROWS, 4):
+            for i in range(0, MINE_R, 4):
                 load_four(buffer, half * CHUNK * PITCH + k * PITCH + i * DOWN + 4 * thread.row, left, i)
-            for j in range(0, COLUMNS, 4):
+            for j in range(0, MINE_C, 4):
                 start = RIGHT + half * CHUNK * RIGHT_PITCH
                 load_four(buffer, start + k * RIGHT_PITCH + j * ACROSS + 4 * thread.column, right, j)
-            for i in range(ROWS):
-                for j in range(COLUMNS):
+            for i in range(MINE_R):
+                for j in range(MINE_C):
                     sums[i, j] += left[i] * right[j]
 
     return thread_of, new_product, clear, multiply

@@ -35,7 +35,7 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     MINE_R, MINE_C, SLOTS = ROWS // DOWN, COLUMNS // ACROSS, COLUMNS // V
     PITCH, RIGHT, BUFFER = tile.pitch, tile.right, tile.room
-    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, C, SAMPLED, CHUNK), spot_sampler(T, SAMPLED)
+    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, SAMPLED, CHUNK), spot_sampler(T, SAMPLED)
     thread_of, new_product, clear, multiply = multiplier(T, tile)
     arrays_of = viewer(T, C)
 
@@ -95,7 +95,7 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
 def weights_each(T, C, SAMPLED):
     """The same where a group has few channels: a thread for each weight and split of the pixels, the outputs fastest. y is
     (N, pixels, channels) here."""
-    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, C, SAMPLED)
+    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
 
     def run(c):
         a, p = arrays_of(c), c.p

@@ -53,7 +53,7 @@ def forward_tiles(T, C):
         corners = cuda.local.array(CORNERS, S)
         images, points, y = view(c.images, T), view(c.points, C), view(c.y, T)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
-        across, below = (c.count + POINTS - 1) // POINTS, c.pitch * (width + 1)
+        across, row_step = (c.count + POINTS - 1) // POINTS, c.pitch * (width + 1)
         for task in range(cuda.blockIdx.x, c.batch * across, cuda.gridDim.x):
             n, first = task // across, task % across * POINTS
             cuda.syncthreads()
@@ -71,7 +71,7 @@ def forward_tiles(T, C):
                     point, slot = unit // (CHANNELS // V), unit % (CHANNELS // V) * V
                     if first + point < c.count and chunk + slot < c.pitch:
                         start = (n * c.pixels + places[point]) * c.pitch + chunk + slot
-                        gather(images, start, c.pitch, below, corners, V, V)
+                        gather(images, start, c.pitch, row_step, corners, V, V)
                         four = (weights[0, point], weights[1, point], weights[2, point], weights[3, point])
                         for i in range(V):
                             read = (corners[i], corners[V + i], corners[2 * V + i], corners[3 * V + i])
@@ -101,7 +101,11 @@ def backward_tiles(T, C, VECTORS):
         images, points, grad_y = view(c.images, T), view(c.points, C), view(c.y, T)
         grad_images, grad_points = view(c.grad_images, A), view(c.grad_points, C)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
-        across, below, grad_below = (c.count + POINTS - 1) // POINTS, c.pitch * (width + 1), c.grad_pitch * (width + 1)
+        across, row_step, grad_row_step = (
+            (c.count + POINTS - 1) // POINTS,
+            c.pitch * (width + 1),
+            c.grad_pitch * (width + 1),
+        )
         nowhere = outside(height, width)
         for task in range(cuda.blockIdx.x, c.batch * across, cuda.gridDim.x):
             n, first = task // across, task % across * POINTS
@@ -132,7 +136,7 @@ def backward_tiles(T, C, VECTORS):
                     for i in range(V):
                         values[i] = tile[slot * V + i, point]
                     if c.grad_points:
-                        gather(images, (n * c.pixels + place) * c.pitch + channel, c.pitch, below, corners, V, V)
+                        gather(images, (n * c.pixels + place) * c.pitch + channel, c.pitch, row_step, corners, V, V)
                         both = (y, x, S(1) - y, S(1) - x)
                         for i in range(V):
                             if channel + i < c.channels:
@@ -142,7 +146,7 @@ def backward_tiles(T, C, VECTORS):
                                 sums[1, slot, point] += values[i] * S(along_x)
                     if c.grad_images and place < nowhere:
                         start = (n * c.pixels + place) * c.grad_pitch + channel
-                        add_corners(grad_images, start, c.grad_pitch, grad_below, y, x, values, products)
+                        add_corners(grad_images, start, c.grad_pitch, grad_row_step, y, x, values, products)
             cuda.syncthreads()
             if c.grad_points and thread < POINTS and first + thread < c.count:
                 for axis in range(2):

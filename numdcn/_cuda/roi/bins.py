@@ -32,11 +32,11 @@ class Boxes(NamedTuple):
     classes: int
     samples: int  # of a bin along an axis; not above 0: about one a pixel
     scale: Scalar
-    limit: Scalar  # scaled corners are clipped to it
+    limit: Scalar  # scaled corners are clipped to -limit .. limit
     half: Scalar  # subtracted from scaled corners
-    least: Scalar  # size of a box
+    least: Scalar  # size of a box; -inf: any
     reach: Scalar  # of a box's size, what an offset of 1 shifts a bin by
-    largest: Scalar  # number of its type
+    largest: Scalar  # finite number of the scalar's type: shifts of a bin by an offset of 1 are clipped to it
 
 
 @intrinsic
@@ -58,7 +58,7 @@ def product(a, b):
 
 @device
 def rounded(value, S):
-    """To the nearest integer, halves away from zero."""
+    """`value` rounded to the nearest integer, halves away from zero."""
     whole = value
     if abs(value) < S(2.0**60):
         whole = S(I64(value))
@@ -85,22 +85,23 @@ def image_of(rois, r, batch, S):
 
 
 @device
-def pixels_of(near, far, bins, index, size, inclusive, g, S):
-    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`."""
+def pixels_of(near, far, bins, index, size, last_counts, g, S):
+    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`.
+    `last_counts`: 1 if the pixel of the corner `far` belongs to the box, else 0."""
     start = I64(rounded(min(max(near * g.scale, -g.limit), g.limit), S))
     stop = I64(rounded(min(max(far * g.scale, -g.limit), g.limit), S))
-    length = max(stop - start + inclusive, 1)
+    length = max(stop - start + last_counts, 1)
     first = index * length // bins + start
     end = ((index + 1) * length + bins - 1) // bins + start
     return min(max(first, 0), size), min(max(end, 0), size)
 
 
 @device
-def ranges_of(rois, r, i, j, inclusive, g, S):
+def ranges_of(rois, r, i, j, last_counts, g, S):
     """First row, end of the rows, first column and end of the columns of bin (i, j) of box r."""
     x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
-    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], inclusive, g, S)
-    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], inclusive, g, S)
+    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], last_counts, g, S)
+    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], last_counts, g, S)
     return top, bottom, left, right
 
 
@@ -169,7 +170,7 @@ def lines_of(rois, shifts, bin_, class_, g, PSROI, S):
 
 
 @device
-def nowhere(lines, S):
+def at_nan(lines, S):
     """Whether the samples of a bin lie at NaN."""
     y, x = lines.y, lines.x
     return y.samples * x.samples > S(0) and not (y.start == y.start and x.start == x.start)
@@ -177,7 +178,8 @@ def nowhere(lines, S):
 
 @device
 def visits(line, low, high, S):
-    """The first of a line's samples that can lie in low <= p <= high, and the end, generously."""
+    """The first and the end of the samples of a line that can lie in low <= p <= high: a range that may be too wide, but
+    never too narrow."""
     base, step, count = line.start, line.step, line.samples
     first, end = S(0), S(0)
     if abs(base) < S(2.0**33):  # boxes are clipped to 2**30: no bin is as long
@@ -193,32 +195,35 @@ def visits(line, low, high, S):
 
 @device
 def run_of(u, end, line, size, PSROI, S):
-    """The run of samples from u on that lie between the same two pixels: where the next run begins, the pixels (one, if they
-    are equal), the sums of their weights and of the upper one's slopes, and the number of samples: 0 for one outside."""
-    low, high, many, lower, upper, slope = I64(0), I64(0), I64(0), S(0), S(0), S(0)
+    """The run of samples from u on that lie between the same two pixels. Returns where the next run begins; the lower and the
+    upper pixel (equal if there is only one); the sums of the weights of each; the number of samples that have a slope; and
+    the number of samples: 0 if sample u is not active."""
+    low, high, many, weight_low, weight_high, slope = I64(0), I64(0), I64(0), S(0), S(0), S(0)
     more = True
     while more:
+        # Each position in the order of operations of its reference. `visits` allows for the half step and the rounding.
         if PSROI:
             taps = bilinear.taps_psroi(S(line.start + product(S(u), line.step)), size)
         else:
             taps = bilinear.taps_align(S(line.start + (S(u) + S(0.5)) * line.size / line.samples), size)
-        inside, below, above, fraction, sloped = taps
-        more = inside and (many == 0 or below == low)
+        inside, tap_low, tap_high, fraction, sloped = taps
+        more = inside and (many == 0 or tap_low == low)
         if more:
-            low, high = I64(below), I64(above)
+            low, high = I64(tap_low), I64(tap_high)
             many += 1
-            lower += S(1) - S(fraction)
-            upper += S(fraction)
+            weight_low += S(1) - S(fraction)
+            weight_high += S(fraction)
             slope += S(1) if sloped else S(0)
         if more or many == 0:
             u += 1
         more = more and u < end
-    return u, low, high, lower, upper, slope, many
+    return u, low, high, weight_low, weight_high, slope, many
 
 
 @device
 def counted(line, size, PSROI, S):
-    """The samples of a line by which the bin's sum is divided: all under rule R, those that are active under rule P."""
+    """The samples of a line by which the bin's sum is divided: all in border mode `align`, the
+    active ones in `psroi`."""
     count = line.samples
     if PSROI:
         u, end = visits(line, -1, size, S)

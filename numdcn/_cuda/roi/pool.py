@@ -1,7 +1,7 @@
 """RoI operators that sample, on the GPU: bins as means over samples of planes, and their gradients.
 
 A thread owns a bin of a channel. It goes through the rows of samples and through the columns, run by run of those that lie
-between the same pixels. The backward adds atomically; without chance, a thread owns some rows of a plane instead, and goes
+between the same pixels. The backward adds atomically; deterministically, a thread owns some rows of a plane instead, and goes
 through all bins that touch them. Gradients of shifts and masks are sums over channels, block by block and then of the blocks.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from numdcn._cuda.jit import SIMULATED, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import at, narrow, put, view, widen
-from numdcn._cuda.roi.bins import Bin, Boxes, counted, first_of, image_of, lines_of, nowhere, run_of, visits
+from numdcn._cuda.roi.bins import Bin, Boxes, at_nan, counted, first_of, image_of, lines_of, run_of, visits
 
 I64 = np.int64
 BLOCK = 2 if SIMULATED else 16  # channels of a partial sum
@@ -23,21 +23,21 @@ class Pool(NamedTuple):
     """Parameters of the kernels. Arrays are contiguous; 0: absent or not wanted."""
 
     boxes: Boxes
-    x: int  # (N, channels * groups, H, W)
+    x: int  # (N, channels * cells[0] * cells[1], H, W)
     mask: int  # (R, 1, Ph, Pw)
     y: int  # (R, channels, Ph, Pw); in the backward: its gradient
     grad_x: int  # as x, of the type that is computed in
-    sums: int  # (R, classes, blocks, Ph, Pw, 3), of that type: see `sum_bins`
+    sums: int  # (R, classes, channel_blocks, Ph, Pw, 3), of that type: see `sum_bins`
     grad_shifts: int
     grad_mask: int
     channels: int
-    groups: tuple[int, int]  # cells of a box along y and x, each with channels of its own
-    blocks: int  # of the channels of a class
+    cells: tuple[int, int]  # of a box along y and x, each with channels of its own
+    channel_blocks: int  # of a class: each has up to BLOCK channels
     bands: int  # of the rows of a plane
 
 
 def variants() -> list[tuple[object, object, bool]]:
-    """All types under both rules."""
+    """All types in both border modes."""
     return [(*pair, psroi) for pair in type_pairs() for psroi in (False, True)]
 
 
@@ -52,21 +52,21 @@ def bin_of(task, channels, bins):
 @device
 def plane_of(n, channel, i, j, c):
     """Where the plane begins that bin (i, j) of a channel reads in image n."""
-    cell = i * c.groups[0] // c.boxes.bins[0] * c.groups[1] + j * c.groups[1] // c.boxes.bins[1]
-    number = (n * c.channels + channel) * c.groups[0] * c.groups[1] + cell
+    cell = i * c.cells[0] // c.boxes.bins[0] * c.cells[1] + j * c.cells[1] // c.boxes.bins[1]
+    number = (n * c.channels + channel) * c.cells[0] * c.cells[1] + cell
     return number * c.boxes.size[0] * c.boxes.size[1]
 
 
 @device
-def corners_of(x, upper, lower, left, right, S):
+def corners_of(x, top, bottom, left, right, S):
     """The pixels at two rows (places where they begin) and two columns; 0 where both are the same, at the second."""
-    x00, x01, x10, x11 = widen(at(x, upper + left)), S(0), S(0), S(0)
+    x00, x01, x10, x11 = widen(at(x, top + left)), S(0), S(0), S(0)
     if right > left:
-        x01 = widen(at(x, upper + right))
-    if lower > upper:
-        x10 = widen(at(x, lower + left))
+        x01 = widen(at(x, top + right))
+    if bottom > top:
+        x10 = widen(at(x, bottom + left))
         if right > left:
-            x11 = widen(at(x, lower + right))
+            x11 = widen(at(x, bottom + right))
     return x00, x01, x10, x11
 
 
@@ -84,23 +84,25 @@ def pool_bins(T, C, PSROI):
             n, value = image_of(rois, bin_.box, g.batch, S), S(np.nan)
             if n >= 0:
                 lines = lines_of(rois, shifts, bin_, bin_.channel // (c.channels // g.classes), g, PSROI, S)
-                if not nowhere(lines, S):
+                if not at_nan(lines, S):
                     line_y, line_x = lines.y, lines.x
                     plane, total = plane_of(n, bin_.channel, bin_.i, bin_.j, c), S(0)
                     u, end_u = visits(line_y, -1, height, S)
                     begin, end_v = visits(line_x, -1, width, S)
                     while u < end_u:
-                        u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, line_y, height, PSROI, S)
-                        v, above, below = begin if many else end_v, S(0), S(0)
+                        u, top, bottom, weight_top, weight_bottom, _, many = run_of(u, end_u, line_y, height, PSROI, S)
+                        v, top_sum, bottom_sum = begin if many else end_v, S(0), S(0)
                         while v < end_v:
-                            v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, line_x, width, PSROI, S)
+                            v, left, right, weight_left, weight_right, _, many = run_of(
+                                v, end_v, line_x, width, PSROI, S
+                            )
                             if many:
                                 x00, x01, x10, x11 = corners_of(
                                     x, plane + top * width, plane + bottom * width, left, right, S
                                 )
-                                above += lower_x * x00 + upper_x * x01
-                                below += lower_x * x10 + upper_x * x11
-                        total += lower_y * above + upper_y * below
+                                top_sum += weight_left * x00 + weight_right * x01
+                                bottom_sum += weight_left * x10 + weight_right * x11
+                        total += weight_top * top_sum + weight_bottom * bottom_sum
                     scale = S(1)
                     if c.mask:
                         scale = widen(at(mask, (bin_.box * g.bins[0] + bin_.i) * g.bins[1] + bin_.j))
@@ -113,12 +115,12 @@ def pool_bins(T, C, PSROI):
 
 @device
 def least_of(first):
-    """The least position of samples that touch rows from `first` on: before row 0 they touch row 1 too, if with weight 0."""
+    """The least position of samples that touch rows from `first` on. Those before row 0 touch row 1 too, with weight 0."""
     return first - 1 if first > 1 else -1
 
 
 def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
-    """`add_bin(grad_x, plane, lines, gradient, size, first, end)`."""
+    """Make `add_bin(grad_x, plane, lines, gradient, size, first, end)`, which adds atomically if ATOMIC."""
 
     @device
     def add_bin(grad_x, plane, lines, gradient, size, first, end):
@@ -127,16 +129,23 @@ def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
         u, end_u = visits(lines.y, least_of(first), end, S)
         begin, end_v = visits(lines.x, -1, width, S)
         while u < end_u:
-            u, top, bottom, lower_y, upper_y, _, many = run_of(u, end_u, lines.y, height, PSROI, S)
+            u, top, bottom, weight_top, weight_bottom, _, many = run_of(u, end_u, lines.y, height, PSROI, S)
             v = begin if many else end_v
             while v < end_v:
-                v, left, right, lower_x, upper_x, _, many = run_of(v, end_v, lines.x, width, PSROI, S)
+                v, left, right, weight_left, weight_right, _, many = run_of(v, end_v, lines.x, width, PSROI, S)
                 for corner in range(4 if many else 0):
-                    below, behind = corner >= 2, corner % 2 == 1
-                    row = bottom if below else top
-                    if first <= row and row < end and not (below and bottom == top) and not (behind and right == left):
-                        weight = (upper_y if below else lower_y) * (upper_x if behind else lower_x)
-                        spot = plane + row * width + (right if behind else left)
+                    is_bottom, is_right = corner >= 2, corner % 2 == 1
+                    row = bottom if is_bottom else top
+                    if (
+                        first <= row
+                        and row < end
+                        and not (is_bottom and bottom == top)
+                        and not (is_right and right == left)
+                    ):
+                        weight = (weight_bottom if is_bottom else weight_top) * (
+                            weight_right if is_right else weight_left
+                        )
+                        spot = plane + row * width + (right if is_right else left)
                         if ATOMIC:
                             cuda.atomic.add(grad_x, spot, gradient * weight)
                         else:
@@ -147,7 +156,7 @@ def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
 
 @device
 def scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S):
-    """What a sample of a bin receives."""
+    """The gradient of each sample of a bin: that of the bin, times its mask, over the number of samples that count."""
     g = c.boxes
     divisor = counted(lines.y, g.size[0], PSROI, S) * counted(lines.x, g.size[1], PSROI, S)
     spot = ((bin_.box * c.channels + bin_.channel) * g.bins[0] + bin_.i) * g.bins[1] + bin_.j
@@ -172,7 +181,7 @@ def add_bins(T, C, PSROI):
             n = image_of(rois, bin_.box, g.batch, S)
             if n >= 0:
                 lines = lines_of(rois, shifts, bin_, bin_.channel // (c.channels // g.classes), g, PSROI, S)
-                if not nowhere(lines, S):
+                if not at_nan(lines, S):
                     gradient = scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S)
                     plane = plane_of(n, bin_.channel, bin_.i, bin_.j, c)
                     add_bin(grad_x, plane, lines, gradient, g.size, 0, g.size[0])
@@ -190,15 +199,15 @@ def add_bins_in_order(T, C, PSROI):
         g = c.boxes
         grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
         rois, shifts = view(g.rois, C), view(g.shifts, C)
-        cells = c.groups[0] * c.groups[1]
-        for task in range(cuda.grid(1), g.batch * c.bands * c.channels * cells, cuda.gridsize(1)):
-            number, rest = task % (c.channels * cells), task // (c.channels * cells)
+        cell_count = c.cells[0] * c.cells[1]
+        for task in range(cuda.grid(1), g.batch * c.bands * c.channels * cell_count, cuda.gridsize(1)):
+            number, rest = task % (c.channels * cell_count), task // (c.channels * cell_count)
             band, n = rest % c.bands, rest // c.bands
             first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
-            channel, row, column = number // cells, number % cells // c.groups[1], number % c.groups[1]
-            plane = (n * c.channels * cells + number) * g.size[0] * g.size[1]
-            top, bottom = first_of(row, g.bins[0], c.groups[0]), first_of(row + 1, g.bins[0], c.groups[0])
-            left, right = first_of(column, g.bins[1], c.groups[1]), first_of(column + 1, g.bins[1], c.groups[1])
+            channel, row, column = number // cell_count, number % cell_count // c.cells[1], number % c.cells[1]
+            plane = (n * c.channels * cell_count + number) * g.size[0] * g.size[1]
+            top, bottom = first_of(row, g.bins[0], c.cells[0]), first_of(row + 1, g.bins[0], c.cells[0])
+            left, right = first_of(column, g.bins[1], c.cells[1]), first_of(column + 1, g.bins[1], c.cells[1])
             for r in range(g.rows):
                 if image_of(rois, r, g.batch, S) != n:
                     continue
@@ -207,7 +216,7 @@ def add_bins_in_order(T, C, PSROI):
                         bin_ = Bin(r, channel, i, j)
                         lines = lines_of(rois, shifts, bin_, channel // (c.channels // g.classes), g, PSROI, S)
                         begin, stop = visits(lines.y, least_of(first), end, S)
-                        if begin < stop and not nowhere(lines, S):
+                        if begin < stop and not at_nan(lines, S):
                             gradient = scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S)
                             add_bin(grad_x, plane, lines, gradient, g.size, first, end)
 
@@ -224,17 +233,17 @@ def sum_bins(T, C, PSROI):
         x, grad_y, mask = view(c.x, T), view(c.y, T), view(c.mask, T)
         rois, shifts = view(g.rois, C), view(g.shifts, C)
         sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
-        height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.groups[0] * c.groups[1]
-        for task in range(cuda.grid(1), g.rows * g.classes * c.blocks * many_bins, cuda.gridsize(1)):
-            bin_ = bin_of(task, g.classes * c.blocks, g.bins)  # of a block instead of a channel
+        height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.cells[0] * c.cells[1]
+        for task in range(cuda.grid(1), g.rows * g.classes * c.channel_blocks * many_bins, cuda.gridsize(1)):
+            bin_ = bin_of(task, g.classes * c.channel_blocks, g.bins)  # of a block instead of a channel
             r, block, i, j = bin_.box, bin_.channel, bin_.i, bin_.j
-            class_ = block // c.blocks
-            first = class_ * per_class + block % c.blocks * BLOCK
+            class_ = block // c.channel_blocks
+            first = class_ * per_class + block % c.channel_blocks * BLOCK
             end = min(first + BLOCK, (class_ + 1) * per_class)
             n, by_value, by_x, by_y = image_of(rois, r, g.batch, S), S(np.nan), S(np.nan), S(np.nan)
             if n >= 0:
                 lines = lines_of(rois, shifts, bin_, class_, g, PSROI, S)
-                if not nowhere(lines, S):
+                if not at_nan(lines, S):
                     line_y, line_x = lines.y, lines.x
                     by_value, by_x, by_y, runs = S(0), S(0), S(0), I64(0)
                     start = plane_of(n, first, i, j, c)
@@ -242,10 +251,14 @@ def sum_bins(T, C, PSROI):
                     u, end_u = visits(line_y, -1, height, S)
                     begin, end_v = visits(line_x, -1, width, S)
                     while u < end_u:
-                        u, top, bottom, lower_y, upper_y, slope_y, many = run_of(u, end_u, line_y, height, PSROI, S)
+                        u, top, bottom, weight_top, weight_bottom, slope_y, many = run_of(
+                            u, end_u, line_y, height, PSROI, S
+                        )
                         v = begin if many else end_v
                         while v < end_v:
-                            v, left, right, lower_x, upper_x, slope_x, many = run_of(v, end_v, line_x, width, PSROI, S)
+                            v, left, right, weight_left, weight_right, slope_x, many = run_of(
+                                v, end_v, line_x, width, PSROI, S
+                            )
                             runs += many
                             for k in range(end - first if many else 0):
                                 plane = start + k * step
@@ -253,10 +266,13 @@ def sum_bins(T, C, PSROI):
                                     x, plane + top * width, plane + bottom * width, left, right, S
                                 )
                                 gradient = widen(at(grad_y, gradients + k * many_bins))
-                                near, far = lower_x * x00 + upper_x * x01, lower_x * x10 + upper_x * x11
-                                by_value += gradient * (lower_y * near + upper_y * far)
-                                by_y += gradient * (slope_y * (far - near))
-                                by_x += gradient * (slope_x * (lower_y * (x01 - x00) + upper_y * (x11 - x10)))
+                                top_sum, bottom_sum = (
+                                    weight_left * x00 + weight_right * x01,
+                                    weight_left * x10 + weight_right * x11,
+                                )
+                                by_value += gradient * (weight_top * top_sum + weight_bottom * bottom_sum)
+                                by_y += gradient * (slope_y * (bottom_sum - top_sum))
+                                by_x += gradient * (slope_x * (weight_top * (x01 - x00) + weight_bottom * (x11 - x10)))
                     if runs == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
                         for k in range(end - first):
                             by_value += widen(at(grad_y, gradients + k * many_bins)) * S(0)
@@ -290,8 +306,8 @@ def sum_blocks(T, C):
             left, right = first_of(column, g.bins[1], g.parts[1]), first_of(column + 1, g.bins[1], g.parts[1])
             for i in range(top, bottom):
                 for j in range(left, right):
-                    for block in range(c.blocks):
-                        spot = 3 * ((box * c.blocks + block) * bins + i * g.bins[1] + j)
+                    for block in range(c.channel_blocks):
+                        spot = 3 * ((box * c.channel_blocks + block) * bins + i * g.bins[1] + j)
                         by_value += at(sums, spot)
                         by_x += at(sums, spot + 1)
                         by_y += at(sums, spot + 2)

@@ -1,6 +1,6 @@
 """RoI operators over whole pixels, on the GPU: the largest pixels of bins or their means, and the gradients.
 
-A thread owns a bin of a channel. The backward adds atomically; without chance, a thread owns some rows of a plane instead.
+A thread owns a bin of a channel. The backward adds atomically; deterministically, a thread owns some rows of a plane instead.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Whole(NamedTuple):
     grad_x: int  # as x, of the type that is computed in
     channels: int
     bands: int  # of the rows of a plane
+    last_counts: int  # 1 if the second corner of a box belongs to it, else 0
 
 
 @kernels(Whole, type_pairs)
@@ -42,7 +43,7 @@ def max_bins(T, C):
             channel, r = rest % c.channels, rest // c.channels
             n, best, where = image_of(rois, r, g.batch, S), S(np.nan), -1
             if n >= 0:
-                top, bottom, left, right = ranges_of(rois, r, i, j, 1, g, S)
+                top, bottom, left, right = ranges_of(rois, r, i, j, c.last_counts, g, S)
                 plane = (n * c.channels + channel) * g.size[0] * g.size[1]
                 best = S(0)
                 if top < bottom and left < right:
@@ -119,7 +120,7 @@ def mean_bins(T, C):
             n, value = image_of(rois, r, g.batch, S), S(np.nan)
             if n >= 0:
                 bin_ = number % bins
-                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], 0, g, S)
+                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], c.last_counts, g, S)
                 plane = (n * c.channels * bins + number) * g.size[0] * g.size[1]
                 value = S(0)
                 for row in range(top, bottom):
@@ -147,7 +148,7 @@ def add_means(T, C):
             n = image_of(rois, r, g.batch, S)
             if n >= 0:
                 bin_ = number % bins
-                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], 0, g, S)
+                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], c.last_counts, g, S)
                 plane = (n * c.channels * bins + number) * g.size[0] * g.size[1]
                 gradient = widen(at(grad_y, task)) / S(max((bottom - top) * (right - left), 1))
                 for row in range(top, bottom):
@@ -174,7 +175,7 @@ def add_means_in_order(T, C):
             for r in range(g.rows):
                 if image_of(rois, r, g.batch, S) != n:
                     continue
-                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], 0, g, S)
+                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], c.last_counts, g, S)
                 gradient = widen(at(grad_y, r * c.channels * bins + number))
                 gradient = gradient / S(max((bottom - top) * (right - left), 1))
                 for row in range(max(top, first), min(bottom, end)):

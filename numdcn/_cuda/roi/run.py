@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,28 +11,28 @@ import numpy as np
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import output
-from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule
+from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
 from numdcn._cuda import jit
 from numdcn._cuda.roi import pool, pool_whole
 from numdcn._cuda.roi.bins import Boxes
 from numdcn._cuda.roi.pool import Pool
 from numdcn._cuda.roi.pool_whole import Whole
-from numdcn._cuda.workspace import Workspace, stored, summed
+from numdcn._cuda.workspace import Workspace, scalar, stored, summed
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
-CORNERS = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # of boxes of whole pixels, which have no samples
+NO_SAMPLING = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # of boxes of whole pixels, which have no samples
 
 
 def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> None:
     """Fill y, and `arrays.argmax` if there is one."""
     with Workspace(y) as work, work.output(y) as target:
         if isinstance(p.rule, SamplingRule):
-            call, types = _call(work, p, arrays, target, with_x=True)
+            call, types = _parameters(work, p, arrays, target, with_x=True)
             work.spread(pool.pool_bins(*types), call, target.size)
         elif p.cells is None:
-            _pool_max(work, p.rois, arrays, target, arrays.argmax)
+            _pool_max(work, p, arrays, target, arrays.argmax)
         else:
-            whole, whole_types = _whole_call(work, p.rois, arrays, target, None, with_x=True)
+            whole, whole_types = _whole_parameters(work, p, arrays, target, None, with_x=True)
             work.spread(pool_whole.mean_bins(*whole_types), whole, target.size)
 
 
@@ -39,34 +40,24 @@ def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArray
     """Fill the gradients in `grads`. A position in `arrays.argmax` that is in no image adds nothing."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
         if isinstance(p.rule, SamplingRule):
-            _backward(work, p, grad_y, arrays, targets, options)
-            return
-        argmax, kernels = None, (pool_whole.add_means, pool_whole.add_means_in_order)
-        if p.cells is None:
-            argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
-            if argmax is None:
-                argmax = work.empty(p.out_shape, DTYPES["int32"])
-                _pool_max(work, p.rois, arrays, None, argmax)
-        with _summed(work, targets.x) as total:
-            call, types = _whole_call(work, p.rois, arrays, grad_y, argmax, with_x=False)
-            call = call._replace(grad_x=total.address)
-            tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
-            work.spread(kernels[options.deterministic](*types), call, tasks)
+            _backward_samples(work, p, grad_y, arrays, targets, options)
+        else:
+            _backward_whole(work, p, grad_y, arrays, targets.x, options)
 
 
-def _boxes(p: RoIs, rule: SamplingRule, rois: DeviceArray, shifts: DeviceArray | None, dtype: Any) -> Boxes:
+def _boxes(sizes: RoIs, rule: SamplingRule, rois: DeviceArray, shifts: DeviceArray | None, dtype: Any) -> Boxes:
     """The boxes for the kernels; rois and shifts are contiguous and of one type, `dtype` is that of x."""
     largest = float(np.finfo(summed(dtype)).max)
-    classes, parts = (1, p.bins) if shifts is None else (shifts.shape[1] // 2, (shifts.shape[2], shifts.shape[3]))
-    numbers = (p.scale, FAR, rule.half, rule.least, rule.reach, largest)
+    classes, parts = (1, sizes.bins) if shifts is None else (shifts.shape[1] // 2, (shifts.shape[2], shifts.shape[3]))
+    numbers = (sizes.scale, FAR, rule.half, rule.least, rule.reach, largest)
     return Boxes(
-        rois.address, 0 if shifts is None else shifts.address, p.rois, p.batch, p.size, p.bins, parts, classes, rule.samples,
-        *map(jit.scalar_type(stored(dtype)), numbers),  # type: ignore[arg-type]
+        rois.address, 0 if shifts is None else shifts.address, sizes.box_count, sizes.batch, sizes.size, sizes.bins, parts, classes,
+        rule.samples, *map(scalar(dtype), numbers),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def _address(work: Workspace, array: DeviceArray | None) -> int:
-    """Of the array or a contiguous copy; 0 for none or an empty one."""
+    """The address of the array or of a contiguous copy; 0 for none or an empty one."""
     return 0 if array is None or not array.size else work.contiguous(array).address
 
 
@@ -85,16 +76,16 @@ def _summed(work: Workspace, grad_x: DeviceArray) -> AbstractContextManager[Devi
     return output(grad_x, None, work.copy)
 
 
-def _bands(work: Workspace, p: RoIs) -> int:
+def _bands(work: Workspace, sizes: RoIs) -> int:
     """Bands of rows, so that planes times bands are enough tasks for the device."""
     enough = 8 * work.multiprocessors * jit.THREADS
-    return max(1, min(p.size[0], enough // max(p.batch * p.in_channels, 1)))
+    return max(1, min(sizes.size[0], enough // max(sizes.batch * sizes.in_channels, 1)))
 
 
 # Samples.
 
 
-def _call(
+def _parameters(
     work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray, with_x: bool
 ) -> tuple[Pool, tuple[Any, Any, bool]]:
     """The parameters, but for gradients, and the variant of the kernels."""
@@ -110,12 +101,12 @@ def _call(
     return call, (stored(arrays.x.dtype), stored(rois.dtype), p.rule.border == PSROI)
 
 
-def _backward(
+def _backward_samples(
     work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options
 ) -> None:
     """Fill the gradients of x, of mask and of the shifts, which are contiguous."""
     sizes, with_sums = p.rois, grads.shifts is not None or grads.mask is not None
-    call, types = _call(work, p, arrays, grad_y, with_x=with_sums)
+    call, types = _parameters(work, p, arrays, grad_y, with_x=with_sums)
     if grads.x is not None:
         with _summed(work, grads.x) as total:
             call = call._replace(grad_x=total.address)
@@ -125,7 +116,7 @@ def _backward(
                 work.spread(pool.add_bins(*types), call, grad_y.size)
     if with_sums:
         classes, parts = call.boxes.classes, call.boxes.parts
-        sums = work.empty((sizes.rois, classes, call.blocks, *sizes.bins, 3), summed(grad_y.dtype))
+        sums = work.empty((sizes.box_count, classes, call.channel_blocks, *sizes.bins, 3), summed(grad_y.dtype))
         call = call._replace(
             sums=sums.address,
             grad_shifts=0 if grads.shifts is None else grads.shifts.address,
@@ -133,25 +124,46 @@ def _backward(
         )
         work.spread(pool.sum_bins(*types), call, sums.size // 3)
         coordinates = types[0] if grads.shifts is None else stored(grads.shifts.dtype)
-        work.spread(pool.sum_blocks(types[0], coordinates), call, sizes.rois * classes * parts[0] * parts[1])
+        work.spread(pool.sum_blocks(types[0], coordinates), call, sizes.box_count * classes * parts[0] * parts[1])
 
 
 # Whole pixels.
 
 
-def _whole_call(
-    work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
+def _whole_parameters(
+    work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
 ) -> tuple[Whole, tuple[Any, Any]]:
     """The parameters, but for the gradient of x, and the variant of the kernels."""
-    x, rois = arrays.x, work.contiguous(arrays.rois)
-    boxes = _boxes(p, CORNERS, rois, None, x.dtype)
+    assert isinstance(p.rule, WholePixels)
+    sizes, x, rois = p.rois, arrays.x, work.contiguous(arrays.rois)
+    boxes = _boxes(sizes, NO_SAMPLING, rois, None, x.dtype)
     call = Whole(
-        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0, p.channels, _bands(work, p),
+        boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0,
+        sizes.channels, _bands(work, sizes), int(p.rule.last_counts),
     )  # fmt: skip
     return call, (stored(x.dtype), stored(rois.dtype))
 
 
-def _pool_max(work: Workspace, p: RoIs, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None) -> None:
+def _pool_max(
+    work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None
+) -> None:
     """Fill y with the largest pixel of each bin, and argmax with its position; None: not wanted."""
-    call, types = _whole_call(work, p, arrays, y, argmax, with_x=True)
-    work.spread(pool_whole.max_bins(*types), call, p.rois * p.channels * p.bins[0] * p.bins[1])
+    call, types = _whole_parameters(work, p, arrays, y, argmax, with_x=True)
+    work.spread(pool_whole.max_bins(*types), call, math.prod(p.out_shape))
+
+
+def _backward_whole(
+    work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grad_x: DeviceArray, options: Options
+) -> None:
+    """Fill the gradient of x."""
+    argmax, kernels = None, (pool_whole.add_means, pool_whole.add_means_in_order)
+    if p.cells is None:
+        argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
+        if argmax is None:
+            argmax = work.empty(p.out_shape, DTYPES["int32"])
+            _pool_max(work, p, arrays, None, argmax)
+    with _summed(work, grad_x) as total:
+        call, types = _whole_parameters(work, p, arrays, grad_y, argmax, with_x=False)
+        call = call._replace(grad_x=total.address)
+        tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
+        work.spread(kernels[options.deterministic](*types), call, tasks)
