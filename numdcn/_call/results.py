@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from numdcn._call.arguments import Table, check_place, device_array_of, named
+from numdcn._call.arguments import Arrays, Table, check_place, device_array_of, named
 from numdcn._call.arrays import Array, check_out, received
 from numdcn._call.checks import describe, wanted_names
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray
@@ -18,15 +17,40 @@ from numdcn._call.prepared import PreparedWeights
 Gradients = TypeVar("Gradients", bound=tuple[Any, ...])
 
 
-@contextmanager
-def output(array: Array, temporary: Array | None, copy: Callable[[Array, Array], None]) -> Iterator[Array]:
-    """What a kernel is to fill: the array, or if the kernel cannot use that something temporary, which `copy` copies to the
-    array in the end."""
-    if temporary is None:
-        yield array
-    else:
-        yield temporary
-        copy(temporary, array)
+class Output(Generic[Array]):
+    """`with Output(array, temporary, copy) as target`: what a kernel is to fill. The target is `temporary`, which `copy`
+    copies to the array in the end; the array itself, if that is None."""
+
+    __slots__ = ("array", "copy", "temporary")
+
+    def __init__(self, array: Array, temporary: Array | None, copy: Callable[[Array, Array], None]) -> None:
+        self.array, self.temporary, self.copy = array, temporary, copy
+
+    def __enter__(self) -> Array:
+        return self.array if self.temporary is None else self.temporary
+
+    def __exit__(self, error: object, *more: object) -> None:
+        if error is None and self.temporary is not None:
+            self.copy(self.temporary, self.array)
+
+
+class Outputs(Generic[Arrays]):
+    """The targets for a record of arrays, made by `output` for each; None stays None."""
+
+    __slots__ = ("arrays", "output", "outputs")
+
+    def __init__(self, arrays: Arrays, output: Callable[[Any], Output[Any]]) -> None:
+        self.arrays, self.output = arrays, output
+
+    def __enter__(self) -> Arrays:
+        self.outputs = [None if array is None else self.output(array) for array in self.arrays]
+        targets: list[Any] = [None if output is None else output.__enter__() for output in self.outputs]
+        return type(self.arrays)(*targets)
+
+    def __exit__(self, *error: object) -> None:
+        for output in self.outputs:
+            if output is not None:
+                output.__exit__(*error)
 
 
 def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:

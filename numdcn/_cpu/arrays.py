@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from numdcn._call import results
 from numdcn._call.arguments import Arrays
+from numdcn._call.results import Output, Outputs
 from numdcn._cpu.parameters import NOWHERE, Place
 
 
@@ -38,26 +36,21 @@ def place(array: np.ndarray | None) -> Place:
     return Place(array.ctypes.data, (a, b, c, d))
 
 
-def output(
-    array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable
-) -> AbstractContextManager[np.ndarray]:
+def output(array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable) -> Output[np.ndarray]:
     """What a kernel is to fill: the array, or one that suits the kernel, and is copied to the array in the end."""
-    return results.output(array, None if suits(array) else np.empty(array.shape, array.dtype), _copy)
+    return Output(array, None if suits(array) else np.empty(array.shape, array.dtype), _copy)
 
 
-@contextmanager
-def outputs(arrays: Arrays) -> Iterator[Arrays]:
+def outputs(arrays: Arrays) -> Outputs[Arrays]:
     """What a kernel is to fill for a record of arrays, each as `output` gives it; None stays None."""
-    with ExitStack() as stack:
-        filled: list[Any] = [None if a is None else stack.enter_context(output(a)) for a in arrays]
-        yield type(arrays)(*filled)
+    return Outputs(arrays, output)
 
 
-def output_as(array: np.ndarray, *shape: int) -> AbstractContextManager[np.ndarray]:
+def output_as(array: np.ndarray, *shape: int) -> Output[np.ndarray]:
     """What a kernel is to fill for an array seen in another shape: a view, or where there is none, what is copied to it in the end."""
     other = array.reshape(shape)
     temporary = None if np.may_share_memory(other, array) else other
-    return results.output(other, temporary, lambda made, _: _copy(made.reshape(array.shape), array))
+    return Output(other, temporary, lambda made, _: _copy(made.reshape(array.shape), array))
 
 
 def _copy(source: np.ndarray, target: np.ndarray) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._call import results
 from numdcn._call.arguments import Arrays
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
+from numdcn._call.results import Output, Outputs
 from numdcn._cuda import jit, layout, scatter
 from numdcn._cuda.memory import vector_length
 
@@ -107,16 +105,13 @@ class Workspace:
         call = layout.Copy(source.address, target.address, target.size, sizes, source_strides, target_strides)  # type: ignore[arg-type]
         self.spread(layout.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
 
-    def output(self, array: DeviceArray) -> AbstractContextManager[DeviceArray]:
+    def output(self, array: DeviceArray) -> Output[DeviceArray]:
         """What a kernel is to fill: the array, or contiguous memory that is then copied to one that is not."""
-        return results.output(array, None if array.contiguous else self.empty(array.shape, array.dtype), self.copy)
+        return Output(array, None if array.contiguous else self.empty(array.shape, array.dtype), self.copy)
 
-    @contextmanager
-    def outputs(self, arrays: Arrays) -> Iterator[Arrays]:
-        """The same of several arrays; None stays None."""
-        with ExitStack() as stack:
-            filled: list[Any] = [None if a is None else stack.enter_context(self.output(a)) for a in arrays]
-            yield type(arrays)(*filled)
+    def outputs(self, arrays: Arrays) -> Outputs[Arrays]:
+        """The targets for a record of arrays, each as `output` gives it; None stays None."""
+        return Outputs(arrays, self.output)
 
     def contiguous(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
         """The array, or a copy of one that is not contiguous or not of `dtype`."""

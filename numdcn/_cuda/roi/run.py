@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
-from numdcn._call.results import output
+from numdcn._call.results import Output
 from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
 from numdcn._cuda import jit
 from numdcn._cuda.roi import pool, pool_whole
@@ -68,12 +67,12 @@ def _coordinates(work: Workspace, *arrays: DeviceArray | None) -> tuple[DeviceAr
     return tuple(None if array is None else work.contiguous(array, dtype) for array in arrays)
 
 
-def _summed(work: Workspace, grad_x: DeviceArray) -> AbstractContextManager[DeviceArray]:
+def _summed(work: Workspace, grad_x: DeviceArray) -> Output[DeviceArray]:
     """Zeros to which a gradient is added up: itself, where it has the type in which sums are kept."""
     if grad_x.dtype != summed(grad_x.dtype):
-        return output(grad_x, work.zeros(grad_x.shape, summed(grad_x.dtype)), work.copy)
+        return Output(grad_x, work.zeros(grad_x.shape, summed(grad_x.dtype)), work.copy)
     work.clear(grad_x)
-    return output(grad_x, None, work.copy)
+    return Output(grad_x, None, work.copy)
 
 
 def _bands(work: Workspace, sizes: RoIs) -> int:
