@@ -7,8 +7,8 @@ call loads its own kernels only, and CUDA only for an array on a GPU. The `run` 
     forward(p, arrays, y, options)                  fill y
     backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads`, those that are not None
 
-`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked. No result is empty,
-but x may have no images (on a GPU, where boxes are not checked).
+`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked. Neither y nor a
+gradient in `grads` is empty, but x may have no images (on a GPU, where boxes need not be checked).
 """
 
 from __future__ import annotations
