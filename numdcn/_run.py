@@ -98,7 +98,7 @@ def run_backward(
 ) -> Gradients:
     """The wanted gradients as a `kind`, which has a field for each argument that has a gradient."""
     grads = wanted_gradients(table, arrays, grad_y, kind, wrt, out)
-    filled = {a.key: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
+    filled = {a.field: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
     with np.errstate(all="ignore"):
         if filled and grad_y.size:
             wanted = type(arrays)(*map(filled.get, arrays._fields))

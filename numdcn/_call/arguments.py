@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,24 +17,24 @@ from numdcn._call.prepared import PreparedWeights
 Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # the arrays of a family's calls, a NamedTuple; None: not given
 
 
-class Argument(NamedTuple):
+class Argument:
     """An array argument of an operator."""
 
-    name: str
-    axes: str
-    ndim: int | None  # None: known only from the other arguments
-    optional: bool = False
-    coordinates: bool = False  # whether it may be float32 where the others are narrower
-    field: str = ""  # of the family's arrays; "": the name
+    __slots__ = ("axes", "coordinates", "field", "name", "ndim", "of", "optional")
 
-    @property
-    def key(self) -> str:
-        """Its field in the family's arrays."""
-        return self.field or self.name
-
-    def of(self, arrays: Any) -> Any:
-        """What was given for it."""
-        return getattr(arrays, self.key)
+    def __init__(
+        self,
+        name: str,
+        axes: str,
+        ndim: int | None,  # None: known only from the other arguments
+        optional: bool = False,
+        coordinates: bool = False,  # whether it may be float32 where the others are narrower
+        field: str = "",  # of the family's arrays; "": the name
+    ) -> None:
+        self.name, self.axes, self.ndim = name, axes, ndim
+        self.optional, self.coordinates = optional, coordinates
+        self.field = field or name
+        self.of = operator.attrgetter(self.field)  # what a family's arrays hold for it
 
 
 Table = tuple[Argument, ...]  # of an operator, in the order of its call
@@ -46,9 +47,7 @@ def named(table: Table, arrays: Any) -> dict[str, Any]:
 
 def receive(table: Table, arrays: Arrays) -> Arrays:
     """The arguments as `received`. Raises where some are on a GPU and some are not."""
-    names = {argument.key: argument.name for argument in table}
-    keys: tuple[str, ...] = arrays._fields  # type: ignore[attr-defined]
-    seen = type(arrays)(*(received(value, names.get(key, key)) for key, value in zip(keys, arrays, strict=True)))
+    seen = type(arrays)(**{argument.field: received(argument.of(arrays), argument.name) for argument in table})
     on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
     if on_gpu:
         first = next(iter(on_gpu))
