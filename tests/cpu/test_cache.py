@@ -22,6 +22,7 @@ from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
 SAMPLE = """
+import numba
 import numpy as np
 import numdcn
 x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
@@ -374,3 +375,21 @@ def test_a_package_without_sources(monkeypatch, tmp_path):
         warnings.simplefilter("error")
         _cache.Store("cpu").write("a.nbc", b"a")
     assert _cache.Store("cpu").read("a.nbc") is None and not list(tmp_path.iterdir())
+
+
+def test_helpers_are_named_with_their_constants():
+    """Kernels may hold functions that were made for their constants, and these others."""
+
+    def helper(constant, package="numdcn"):
+        def function():
+            return constant
+
+        function.__module__ = f"{package}.helpers"
+        return numba.njit(function)
+
+    names = [_cache._constant(helper(constant)) for constant in (1, 2, True, numba.float32, helper(1), helper(2))]
+    assert len(set(names)) == len(names) and _cache._constant(helper(helper(2))) == names[-1]
+    assert "0x" not in "".join(names)
+    for function in (helper(1.5), helper(helper(1.5)), helper(1, package="elsewhere")):
+        with pytest.raises(TypeError, match="expected ints"):
+            _cache._constant(function)

@@ -15,6 +15,7 @@ VARIANTS = """
 import pathlib, sys, time
 import test_compile
 from numba.cuda.dispatcher import _Kernel
+from numdcn import _cache
 
 class Kernel:
     "What the cache sees of a compiled kernel; its machine code is its name."
@@ -35,7 +36,7 @@ for maker in test_compile.makers().values():
     for constants in maker.variants():
         kernel = maker(*constants)
         dispatcher = kernel.dispatcher
-        cells = [str(cell.cell_contents) for cell in dispatcher.py_func.__closure__ or ()]  # not each uses all constants
+        cells = [_cache._constant(cell.cell_contents) for cell in dispatcher.py_func.__closure__ or ()]  # not each uses all constants
         name = f"{maker.name} {cells} {kernel._signature} {dispatcher.targetoptions}"
         every.append((name, dispatcher._cache, kernel._signature))
 """

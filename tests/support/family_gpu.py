@@ -331,6 +331,18 @@ class RoIs:
         assert_close(main(p.forward(gpu, check=True)), *self.expected(gpu, p)["y"], "y")
         assert_close(p.backward(gpu, check=True).x, *self.expected(gpu, p)["x"], "x")
 
+    @pytest.mark.parametrize("order", ["contiguous", "fortran", "strided", "reversed"])
+    def test_boxes_are_checked_in_any_layout_and_type(self, gpu, order):
+        """The numbers that the host looks at are those of the boxes, also of narrow types."""
+        usual = self.usual(np.float32)
+        batch = len(usual["x"])
+        for p in (usual, *(halved(usual, dtype, dtype)[0] for dtype in HALVES.values())):
+            rois = np.array(p["rois"])
+            p.holding(rois=LAYOUTS[order](rois)).forward(gpu, check=True)
+            rois[1, 0] = batch
+            with pytest.raises(ValueError, match=rf"batch index {batch}\.0 in row 1, expected a whole number"):
+                p.holding(rois=LAYOUTS[order](rois)).forward(gpu, check=True)
+
     def test_no_rois(self, gpu):
         p = self.usual(np.float32)
         none = p.map(lambda name, array: array if name == "x" else array[:0])

@@ -107,7 +107,7 @@ def contiguous(array):
 def packed(x):
     """(images, pitch, pixels) of `Workspace.pack`."""
     _, source = on_device(x)
-    images = Workspace(source).pack(source)
+    images = Workspace(source).pack_images(source)
     return on_host(images.array), images.pitch, images.pixels
 
 
@@ -115,7 +115,7 @@ def unpacked(images, x):
     """`Workspace.unpack` of images into an array like x, in its layout."""
     _, source = on_device(images)
     made, target = on_device(x)
-    Workspace(target).unpack(Images(source, images.shape[2], images.shape[1]), target)
+    Workspace(target).unpack_images(Images(source, images.shape[2], images.shape[1]), target)
     return made.copy_to_host()
 
 
