@@ -13,6 +13,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numba
 import pytest
 from checks import run_python
 
@@ -22,7 +23,6 @@ from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
 SAMPLE = """
-import numba
 import numpy as np
 import numdcn
 x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
