@@ -21,7 +21,6 @@ import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
 from numdcn._cpu.conv import run as convolve
 from numdcn._cpu.points import run as sample
-from numdcn._cpu.roi import pool_max
 from numdcn._cpu.roi import run as pool
 
 MB = 2**20
@@ -128,7 +127,7 @@ def slots(monkeypatch):
             taken.append(sizes[-1])
             super().__init__(*sizes)
 
-    for module in (pool, convolve, pool_max, sample):
+    for module in (pool, convolve, sample):
         monkeypatch.setattr(module, "Scratch", Recorded)
     numdcn.set_num_threads(1)
     yield taken
