@@ -1,4 +1,4 @@
-"""Programs for the emulator of a GPU: `python -m tools.ptx_emulator python tests/emulator_programs.py NAME`.
+"""Programs for the emulator of a GPU: `python -m tools.ptx_emulator python tests/support/emulator_programs.py NAME`.
 
 Compares numdcn with the naive reference, and prints JSON.
 """
