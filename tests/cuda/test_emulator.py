@@ -23,7 +23,15 @@ def compared(name):
     """What a comparison printed, and what the emulator reported: threads, warps, blocks and streams in an order of a GPU."""
     options = {"RACES": "shared", "SEED": "3", "LAZY": "1"}
     env = {**os.environ, **{f"PTX_EMULATOR_{key}": value for key, value in options.items()}, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tools.ptx_emulator", sys.executable, "-W", "ignore", "tests/support/emulator_programs.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.ptx_emulator",
+        sys.executable,
+        "-W",
+        "ignore",
+        "tests/support/emulator_programs.py",
+    ]
     done = subprocess.run([*command, name], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
