@@ -54,8 +54,8 @@ class Outputs(Generic[Arrays]):
 
 
 def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:
-    """`out` as `received`, checked, or a fresh array, where the inputs are."""
-    like = next((a for a in map(device_array_of, inputs.values()) if a is not None), None)
+    """`out` as `received`, checked, or a fresh array, where the inputs are: all in the place of the first, which is there."""
+    like = device_array_of(next(iter(inputs.values())))
     if out is None:
         try:
             if like is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,7 @@ from numdcn._cpu.parameters import NOWHERE, Place
 
 def is_addressable(array: np.ndarray) -> bool:
     """Whether elements are aligned and lie whole elements apart."""
-    size = array.itemsize
-    return bool(array.flags.aligned) and not any(s % size for s in array.strides)
+    return array.flags.aligned and math.gcd(*array.strides) % array.itemsize == 0
 
 
 def addressable(array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import NOWHERE
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
-from numdcn._cpu.roi.boxes import Boxes, boxes_of
+from numdcn._cpu.roi.boxes import Boxes, boxes_of, image_indices
 from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward
 from numdcn._cpu.roi.pool_max import MAX_BLOCK, MaxBackwardCall, MaxCall, add_at_maxima, max_bins
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
@@ -44,15 +44,16 @@ def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> N
 def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
     x, _, shifts, mask, argmax = addressable_arrays(arrays)
-    boxes, grad_y = boxes_of(p), addressable(grad_y)
+    grad_y = addressable(grad_y)
     with outputs(grads) as targets:
-        with_sums = targets.shifts is not None or targets.mask is not None
+        if p.cells is None and isinstance(p.rule, WholePixels):
+            pool_max_gradient(p, x, grad_y, targets.x, argmax)
+            return
+        boxes, with_sums = boxes_of(p), targets.shifts is not None or targets.mask is not None
         if p.cells is not None:
             slopes = pool_planes_gradients(p.rois, x, boxes, p.cells, grad_y, targets.x, shifts, with_sums)
             if slopes is not None:
                 _parts_gradient(p.rois, boxes, slopes, targets.shifts)
-        elif isinstance(p.rule, WholePixels):
-            pool_max_gradient(p.rois, x, boxes, grad_y, targets.x, argmax)
         else:
             sums = pool_gradients(p.rois, x, boxes, grad_y, targets.x, shifts, mask, with_sums)
             if sums is not None:
@@ -197,20 +198,21 @@ def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.nda
 
 
 def pool_max_gradient(
-    p: RoIs, x: np.ndarray, boxes: Boxes, grad_y: np.ndarray, grad_x: np.ndarray, argmax: np.ndarray | None
+    p: Pooling, x: np.ndarray, grad_y: np.ndarray, grad_x: np.ndarray, argmax: np.ndarray | None
 ) -> None:
     """Fill grad_x; `argmax` is the forward's, found again if not given."""
+    rois = p.rois
     if argmax is None:
-        argmax = np.empty(p.out_shape, np.int32)
-        pool_max(p, x, boxes, np.empty(p.out_shape, grad_y.dtype), argmax)
+        argmax = np.empty(rois.out_shape, np.int32)
+        pool_max(rois, x, boxes_of(p), np.empty(rois.out_shape, grad_y.dtype), argmax)
     argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
-    stray = np.full(1, -1, np.int64)
+    image_index, stray = image_indices(rois), np.full(1, -1, np.int64)
     with output(grad_x, lambda array: array.flags.c_contiguous) as target:
         call = MaxBackwardCall(
-            p.batch, p.channels, p.box_count, p.size[0] * p.size[1], p.bins[0] * p.bins[1], boxes.image_index.ctypes.data,
-            argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
+            rois.batch, rois.channels, rois.box_count, rois.size[0] * rois.size[1], rois.bins[0] * rois.bins[1],
+            image_index.ctypes.data, argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
         )  # fmt: skip
-        threads = plan_threads(-(-p.channels // MAX_BLOCK), COMPARISONS * grad_y.size)
+        threads = plan_threads(-(-rois.channels // MAX_BLOCK), COMPARISONS * grad_y.size)
         launch(add_at_maxima, grad_y.dtype.type(1), call, threads)
         if stray[0] != -1:
             raise ValueError(
