@@ -48,7 +48,6 @@ def gpu(request):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "large: needs tens of gigabytes of memory or minutes; run with -m large")
     if "s" not in config.option.reportchars:
         config.option.reportchars += "s"  # no skip without its reason
     _hypothesis_profiles()

@@ -97,6 +97,8 @@ def test_command(simulated: bool) -> list[str]:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-m",
+        "not large",
         "-k",
         "simulator" if simulated else "cuda",
         "tests",

@@ -67,6 +67,7 @@ def test_the_same_bits_in_every_layout(operator, shape, dtype):
     assert_same_bits(bias_gradient(operator, shown), bias_gradient(operator, shown.copy()), "broadcast")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("shape", [(1, 16, 1500, 1500), (2, 70, 300, 301)], ids=str)
 def test_large_images_are_summed_in_blocks(operator, shape):
@@ -92,6 +93,7 @@ def test_more_ones_than_float32_counts_one_by_one(operator):
     assert (bias_gradient(operator, np.moveaxis(ones, -1, 1)) == 4200 * 4200).all()
 
 
+@pytest.mark.full
 def test_the_bias_of_the_predicting_convolution():
     """offset_b, too: the gradient of the offsets, which the layer's own backward makes, comes in any layout."""
     rng = np.random.default_rng(2)

@@ -76,6 +76,7 @@ def test_an_edited_formula_is_compiled(site):
     assert "y 1.75" in run_copy(site, SAMPLE)
 
 
+@pytest.mark.full
 def test_a_tuple_that_gets_a_field(site):
     """Old code would take the fields of the new tuple for others, and numbers for addresses."""
     code = """
@@ -91,6 +92,7 @@ print("y", numdcn.ps_roi_align_forward(x, rois, output_size=2).tolist())
     assert right in run_copy(site, code)
 
 
+@pytest.mark.full
 def test_a_source_that_changes_after_it_was_imported(site):
     """What this process compiles is of the old text, and is not kept as code of the new one."""
     formula = "rest_y * fraction_x, fraction_y * rest_x"
@@ -148,6 +150,7 @@ def test_the_report_tells_the_folder(tmp_path):
 # One file for a kernel.
 
 
+@pytest.mark.full
 def test_builds_with_other_options_or_settings_share_nothing(tmp_path):
     """Division by zero is an error, or infinity, as each process asks; Numba's level of optimisation counts too."""
     code = """
@@ -205,6 +208,7 @@ def test_code_that_holds_addresses_is_not_kept(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_the_cache_of_a_dispatcher_can_be_emptied_and_disabled(tmp_path):
     """`recompile` empties it, of this kernel alone."""
     code = CLEAR + "import numdcn; numdcn.conv_forward(np.ones((1, 1, 2, 2)), np.ones((1, 1, 1, 1)))\n"
@@ -220,6 +224,7 @@ def test_numba_without_its_compiler():
     run_python("import numdcn", NUMBA_DISABLE_JIT=1)
 
 
+@pytest.mark.full
 def test_processes_that_compile_at_once(tmp_path):
     """Each gets its own kernel, and so does the one that comes last."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'), sum(clear.stats.cache_hits.values()))"
@@ -279,6 +284,7 @@ def test_damaged_files_are_seen(monkeypatch, tmp_path):
     assert store.read("a.nbc") == b"content"
 
 
+@pytest.mark.full
 def test_damaged_kernels_are_replaced(tmp_path):
     """They are compiled anew, a process tells so once, and the next one finds them whole."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'))"
@@ -356,6 +362,7 @@ def test_a_file_that_cannot_be_replaced(monkeypatch, tmp_path):
     assert store.read("a.nbc") == b"a"
 
 
+@pytest.mark.full
 def test_a_package_in_an_archive(site):
     code = (
         SAMPLE

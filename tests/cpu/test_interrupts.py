@@ -21,12 +21,15 @@ def run_program(name, *arguments, **environment):
     print(done.stdout)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
+FULL = pytest.mark.full  # of several cases the quick tier runs one
+
+
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=FULL), 2, pytest.param(4, marks=FULL)])
 def test_interrupts_at_random_moments(threads):
     run_program("interrupts", COUNT, threads, random.randrange(10**6))
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=FULL)])
 def test_an_interrupt_at_every_instruction(direction):
     run_program("every_instruction", direction)
 
@@ -39,22 +42,25 @@ def test_handlers_that_call_at_random_moments():
     run_program("handler_calls", random.randrange(10**6))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_handlers_that_fork_at_random_moments():
     run_program("handler_forks", random.randrange(10**6))
 
 
-@pytest.mark.parametrize("delay", [0.01, 0.5, 1.5])
+@pytest.mark.parametrize("delay", [pytest.param(0.01, marks=FULL), 0.5, pytest.param(1.5, marks=FULL)])
 def test_an_interrupt_while_kernels_are_compiled(delay, tmp_path):
     run_program("first_call", delay, NUMBA_CACHE_DIR=tmp_path)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("delay", [0.005, 0.7])
 def test_a_fork_while_kernels_are_compiled(delay, tmp_path):
     run_program("first_call_forks", delay, NUMBA_CACHE_DIR=tmp_path)
 
 
+@pytest.mark.full
 def test_an_interrupt_while_kernels_are_compiled_and_then_the_end(tmp_path):
     run_program("ends_while_compiling", NUMBA_CACHE_DIR=tmp_path)
 

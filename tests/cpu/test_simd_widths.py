@@ -30,6 +30,7 @@ def width(**environment):
     return int(run_python(code, **environment).stdout)
 
 
+@pytest.mark.full
 @on_x86
 @pytest.mark.parametrize("bits", MACHINES)
 def test_core_tests_on_a_narrower_machine(bits, cache):
@@ -41,14 +42,12 @@ def test_core_tests_on_a_narrower_machine(bits, cache):
     every = sorted(
         f"tests/ops/{path.name}" for path in (ROOT / "tests" / "ops").glob("test_*.py") if "Family" in path.read_text()
     )
-    for tests in (
-        ["tests/ops/test_deform_conv.py", "tests/ops/test_deform_conv_special.py", "-k", "cpu"],
-        [*every, "-k", "cpu and against_naive"],
-    ):
-        done = run_python(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], timeout=400, **environment)
-        assert re.search(r"\d{3,} passed", done.stdout), done.stdout
+    tests = [*every, "tests/ops/test_deform_conv_special.py", "-k", "cpu and (against_naive or special)"]
+    done = run_python(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests], timeout=400, **environment)
+    assert re.search(r"\d{3,} passed", done.stdout), done.stdout
 
 
+@pytest.mark.full
 @on_x86
 def test_one_cache_folder_for_all_widths(cache):
     """Code compiled for one width is never loaded for another: each run, in turn, finds its own, and it is right."""

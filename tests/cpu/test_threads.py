@@ -101,6 +101,7 @@ def test_more_calls_at_once_than_can_have_help():
             assert_same(result, want)
 
 
+@pytest.mark.full
 def test_many_python_threads_at_once():
     """Eight threads with different problems; every result has the bits that the problem gives alone."""
     numdcn.set_num_threads(3)
@@ -224,12 +225,14 @@ def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(directi
     run_program("interrupt", direction)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_interrupt_at_any_line(direction):
     """The same, at every line of the library that a call runs through, one after the other."""
     run_program("interrupt_at_every_line", direction)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no user signals")
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_signal_handler_that_calls_at_any_line(direction):

@@ -169,6 +169,7 @@ def test_every_operator_has_kernels():
         assert any(m.startswith(f"numdcn._cuda.{room}.") for m in modules), room
 
 
+@pytest.mark.full
 def test_registers_and_memory(results):
     """As in the table: no more stack or spills, about as many registers."""
     table = read_table()
@@ -186,10 +187,12 @@ def test_registers_and_memory(results):
     assert not wrong
 
 
+@pytest.mark.full
 def test_no_stack_and_no_spills(results):
     assert not [row for rows, _ in results for row in rows if row[5] or row[6]]
 
 
+@pytest.mark.full
 def test_no_float64_in_narrower_kernels(results):
     wrong = {rows[0][:2]: lines[:3] for rows, lines in results if not rows[0][1].startswith("float64") and lines}
     assert not wrong

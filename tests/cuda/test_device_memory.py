@@ -120,6 +120,7 @@ def images_of(x, vector):
     return np.concatenate([rows.reshape(n, -1, pitch), np.zeros((n, 2, pitch), x.dtype)], axis=1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 4), (1, 9, 2, 7), (2, 4, 4, 1)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "reversed"])

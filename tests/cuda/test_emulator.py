@@ -47,6 +47,7 @@ def comparisons():
         return dict(zip(CASES, pool.map(compared, CASES)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CASES)
 def test_deform_conv_on_the_emulator(comparisons, name):
     errors, reports = comparisons[name]

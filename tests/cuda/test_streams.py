@@ -136,6 +136,7 @@ def test_no_room_makes_room(nothing_kept, monkeypatch):
 # Prepared weights.
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", device.KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_prepared_weights_are_packed_once(kind, dtype):

@@ -20,6 +20,7 @@ TILES = {  # more than one of everything, in the simulator; taps that three bloc
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [np.float16, np.float32], ids=["half", "tf32"])
 @pytest.mark.parametrize("case", TILES.values(), ids=TILES)
 def test_many_tiles_of_tensor_cores(gpu, case, kind):
@@ -47,6 +48,7 @@ def test_tf32_is_rounded_to_nearest(gpu):
         assert (got == length * high).all(), (name, result, got)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [np.float16, np.float32], ids=["half", "tf32"])
 @pytest.mark.parametrize("name", ["x", "w", "grad_y", "mask"])
 def test_nan_with_tensor_cores(gpu, name, kind):

@@ -86,6 +86,7 @@ def test_crashes_are_told_with_their_seeds(tmp_path):
     assert code == 1 and first < second and printed.count(f"the process died with exit code {-signal.SIGSEGV}") == 2
 
 
+@pytest.mark.full
 def test_what_hangs_is_told_with_its_seed(tmp_path):
     code, printed = fuzz(tmp_path, "time.sleep(60)", "--seed", 6, "--only", "roi_align", NUMDCN_TEST_TIME=0.0125)
     assert code == 1 and found(printed) == [6] and "still running after 5 s" in printed

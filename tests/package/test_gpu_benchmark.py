@@ -111,6 +111,7 @@ def test_targets_are_judged(tmp_path):
     assert [one.verdict for one in found[1:5]] == ["not measured"] * 4
 
 
+@pytest.mark.full
 def test_a_run_in_the_simulator(tmp_path):
     """One operator is compared, nothing is timed; with all parts it takes minutes."""
     pytest.importorskip("numba_cuda", reason="needs the cuda extra")

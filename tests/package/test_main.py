@@ -96,6 +96,7 @@ def files_below(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.full
 def test_a_second_process_adds_no_files_to_the_cache(tmp_path):
     assert "y 150.0" in run_python(SMALL_CALL, NUMBA_CACHE_DIR=tmp_path).stdout
     first = files_below(tmp_path)
@@ -150,6 +151,7 @@ def test_warmup_takes_names_and_dtypes():
     numdcn.warmup()
 
 
+@pytest.mark.full
 def test_without_a_writable_cache_folder(tmp_path):
     """Every place where Numba would put its files is blocked by a plain file; the library then compiles in memory."""
     package = pathlib.Path(numdcn.__file__).parent

@@ -146,6 +146,7 @@ def test_quick_run_ends_well(tiny, tmp_path, capsys):
         assert re.search(rf"^\| {name} \| \d+ \| [\d.]+ \| [\d.]+ %", out, re.M), name
 
 
+@pytest.mark.full
 def test_two_runs_and_any_number_of_threads_give_the_same_bits(main, tmp_path):
     threads = numdcn.get_num_threads()
     try:
@@ -160,6 +161,7 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(main, tmp_path):
     assert_same_state(states[1], states[2])
 
 
+@pytest.mark.full
 def test_stop_and_resume_give_the_same_bits(main, tmp_path):
     """Stopped in the middle of an epoch, at the end of one, again and again, and when nothing is left to do."""
     assert main("--epochs", 2, "--checkpoint", tmp_path / "whole.npz")[0] == 0
@@ -214,6 +216,7 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(broken, tmp_path, monkeypa
     assert train_digits.load(path) == {"done": []}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_killed_at_any_time_it_goes_on_from_a_whole_checkpoint(tmp_path):
     """Ctrl-C ends it well; a kill leaves the last checkpoint."""

@@ -125,6 +125,7 @@ class GPU(Joined):
         want = self.expected_of_narrow(gpu, narrow, wide)
         self.against(want, narrow, narrow.forward(gpu))
 
+    @pytest.mark.full
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_backward_in_half_precision(self, gpu, small, half, coordinates, deterministic):
         narrow, wide = halved(small(np.float32), half, coordinates)
@@ -141,6 +142,7 @@ class GPU(Joined):
         self.against(self.expected(gpu, p), p, first)
         assert_same(p.backward(gpu, deterministic=True), first)
 
+    @pytest.mark.full
     def test_tf32(self, gpu, small):
         """Two factors of each product may lose half a unit of tf32; in float64 the flag changes nothing."""
         if not self.tf32:
@@ -164,10 +166,12 @@ class GPU(Joined):
         for name in p.wanted():
             assert_same(p.backward(gpu, deterministic=True, wrt=name), only(first, [name]))
 
+    @pytest.mark.full
     def test_deterministic_cases(self, gpu, case):
         p = case(np.float32)
         self.against(self.expected(gpu, p), p, p.backward(gpu, deterministic=True))
 
+    @pytest.mark.full
     @pytest.mark.parametrize("kind", ["fortran", "channels_last", "strided", "reversed", "shifted", "read_only"])
     def test_any_memory_layout(self, gpu, kind):
         """Inputs of any strides, which are not written."""
@@ -179,6 +183,7 @@ class GPU(Joined):
         for name in ("grad_y", *p.given()):
             assert_same_bits(p[name], kept[name], name)
 
+    @pytest.mark.full
     def test_numbers_that_are_not_finite(self, gpu, small, input_name):
         """One NaN reaches exactly what the formulas say, whatever is computed beside it: of another group, padding."""
         p = small(np.float32)
@@ -197,9 +202,11 @@ class GPU(Joined):
             for deterministic in (False, True):
                 self.against(want, spoilt, spoilt.backward(gpu, deterministic=deterministic))
 
+    @pytest.mark.full
     def test_broadcast_arrays(self, gpu):
         self.both(gpu, self.usual(np.float32).map(lambda _, a: np.broadcast_to(a[:1], a.shape)))
 
+    @pytest.mark.full
     @pytest.mark.parametrize("kind", ["strided", "reversed", "channels_last", "shifted"])
     def test_out_of_any_layout(self, gpu, kind):
         p = self.usual(np.float32)
@@ -215,6 +222,7 @@ class GPU(Joined):
                     gaps[(slice(None, None, 2),) * array.ndim] = False
                     assert np.isnan(array.base[gaps]).all(), f"written between the elements of {name}"
 
+    @pytest.mark.full
     def test_wrt(self, gpu):
         p = self.usual(np.float32)
         want, whole = self.expected(gpu, p), p.backward(gpu)
@@ -227,6 +235,7 @@ class GPU(Joined):
             assert getattr(p.backward(gpu, out=out), name) is getattr(out, name)
             assert_close(getattr(out, name), *want[name], name)
 
+    @pytest.mark.full
     def test_absent_arrays(self, gpu):
         p = self.usual(np.float32)
         for name in self.operator.optional:
@@ -255,6 +264,7 @@ class GPU(Joined):
             p = plain.having(grad_y=plain.grad_y.repeat(2, axis=axis))
             assert message(lambda: p.backward(gpu)) == message(lambda: p.backward(host))  # noqa: B023
 
+    @pytest.mark.full
     def test_mixtures(self, gpu):
         """Arrays here and there: an error that names one of each, whichever it is."""
         plain = self.usual(np.float32)
@@ -278,6 +288,7 @@ class GPU(Joined):
         with pytest.raises(ValueError, match=r"`out\..*` is .* but `.*` is .*one place for all"):
             plain.backward(gpu, out=type(g)(*(a if a is None else Host(a) for a in out)))
 
+    @pytest.mark.full
     def test_out_overlapping_an_input(self, gpu):
         """Memory is compared on the device as here."""
         p = self.usual(np.float32)
