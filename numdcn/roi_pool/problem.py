@@ -14,7 +14,7 @@ from numdcn._call.frameworks import join
 from numdcn._call.roi import ROIS, Pooling, RoIArrays, WholePixels, X, check_rois
 
 ARGUMENTS = (X, ROIS)
-ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # of the backward
+ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # an argument of the backward
 
 
 def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
