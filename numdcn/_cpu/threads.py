@@ -98,14 +98,12 @@ def get_num_threads() -> int:
 
 
 def plan_threads(tasks: int, work: float) -> int:
-    """How many threads are worth using for this many tasks and this much work (in multiply-adds, or operations as
-    slow)."""
+    """How many threads to use for this many tasks and this much work (in multiply-adds, or what takes as long)."""
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 
 def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
-    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; the type of `one` is that of its
-    elements.
+    """Run a kernel in up to `threads` threads, with `values` as its parameters and elements of the type of `one`.
 
     Returns when the last thread is done. An exception from a signal handler is raised before the kernel or after it.
     """
