@@ -112,7 +112,7 @@ def _add(index, weights, slopes, length, pixel, weight, slope):
 def _visits(base, step, samples, size):
     """A generous range of the `samples` samples that can reach an image: the first, and the end."""
     base, step, count = float(base), float(step), float(samples)
-    if not abs(base) < 2.0**33:  # boxes are clipped to 2**30: farther, no bin reaches the image
+    if not abs(base) < 2.0**33:  # boxes are clipped to 2**30: no bin from farther out reaches the image
         return 0, 0
     far = 2.0 + 1e-6 * (abs(base) + size) / abs(step)  # rounding may move a sample by this much
     a, b = (-1.0 - base) / step, (size - base) / step
