@@ -88,7 +88,7 @@ def _bins(x, rois, offsets, pooled, scale, ratio, gamma, lower=-1.0):
                 if offsets is not None:
                     first = first + _roi.reach(box.dtype.type(gamma), length[a]) * offsets[r, 1 - a, i, j]
                 nan |= bool(np.isnan(first))
-                settled = start[a] if np.isnan(first) else first  # a NaN has no positions, but a number of samples
+                settled = start[a] if np.isnan(first) else first  # NaN has no positions, but still a number of samples
                 positions, count = _roi.align_positions(settled, length[a], pooled[a], index, ratio, size)
                 taps.append(_roi.align(positions, size, lower))
                 counts.append(count)
