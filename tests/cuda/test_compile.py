@@ -124,9 +124,7 @@ def assembled(ptx, arch):
     assert code[:4] == b"\x7fELF" and "Used" in log, log
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores")
     registers, stack, spills = (max(map(int, re.findall(pattern, log)), default=0) for pattern in patterns)
-    shared = sum(
-        map(int, re.findall(r"^\s*(?:\.\w+ )*\.shared [^;]*\[(\d+)\];", ptx, re.MULTILINE))
-    )  # not in the log
+    shared = sum(map(int, re.findall(r"^\s*(?:\.\w+ )*\.shared [^;]*\[(\d+)\];", ptx, re.MULTILINE)))  # not in the log
     return registers, shared, stack, spills
 
 
