@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
 
     operator: str
     what: str
-    status: str  # right, wrong, missing (there is no such code), failed, skipped
+    status: str  # right, wrong, missing (not implemented), failed, skipped
     worst: float = 0.0  # the largest difference, in bounds
     detail: str = ""
 

@@ -64,7 +64,7 @@ def _threads_from_environment() -> int:
 
 Result = TypeVar("Result")
 _threads = _threads_from_environment()
-_board_memory = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet: see `team`
+_board_memory = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # shared by the threads: see `team`
 _BOARD_ADDRESS = -(-ctypes.addressof(_board_memory) // 128) * 128
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board_memory))  # for good: helpers sleep there until the process ends
 _helpers = 0  # started; there may be one more if an interruption came before it was counted

@@ -110,7 +110,7 @@ CASES = [
     Case(channels=3, c_out=2, size=(2, 2), padding=1, batch=33, bias=True, mask=True),
     Case(channels=3, c_out=4, size=(7, 5), padding=1, batch=0, bias=True, mask=True),
     Case(channels=4, c_out=4, size=(7, 5), padding=1, batch=0, groups=4),
-    # strides and dilations larger than the kernel, images that the taps jump over
+    # strides and dilations larger than the kernel, images that the taps skip over
     Case(channels=2, c_out=3, size=(13, 11), stride=(5, 4), padding=1, dilation=(3, 2), bias=True),
     Case(channels=2, c_out=2, size=(4, 4), kernel=(2, 2), padding=((9, 9), (0, 7)), stride=3, spread=5.0),
     # without offsets all coordinates are integers, many exactly -1; at 30 pixels nearly all samples are outside

@@ -1,4 +1,4 @@
-"""The package as a guest: `python -m numdcn`, what importing it loads, and its cache of compiled code."""
+"""The package in its environment: `python -m numdcn`, what importing it loads, and its cache of compiled code."""
 
 import os
 import pathlib

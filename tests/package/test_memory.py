@@ -253,7 +253,7 @@ def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
 
 
 # More than 2^31 elements: one array of 8.6 GB each, or its channels-last copy. Pages of a huge input that are never
-# written map to the system's zero page, at no cost. Measured peaks: the image 8.6 GB (its copy), the output 8.4 GB,
+# written map to the system's zero page at no cost. Measured peaks: the image 8.6 GB (its copy), the output 8.4 GB,
 # the offsets 0.5 GB. The image gradient needs three such arrays, 26 GB.
 
 

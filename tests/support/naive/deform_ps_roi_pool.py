@@ -58,7 +58,7 @@ def backward(
     spatial_scale=1.0,
     lower=-1.0,
 ):
-    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.rule_r."""
+    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.align."""
     pooled = _roi.pair(output_size)
     maps = x.astype(np.float64).reshape(len(x), x.shape[1] // group_size**2, group_size, group_size, *x.shape[2:])
     g_maps = np.zeros(maps.shape)

@@ -53,7 +53,7 @@ def backward(
     gamma=0.1,
     lower=-1.0,
 ):
-    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.rule_r."""
+    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.align."""
     pooled = _roi.pair(output_size)
     g_x = np.zeros(x.shape)
     g_offsets, g_mask = np.zeros((len(rois), 2, *pooled)), np.zeros((len(rois), 1, *pooled))
