@@ -240,7 +240,7 @@ def wrong_out(dice, backend, p):
     name = dice.one(*p.wanted())
     for right, run in ((main(p.forward(backend)), p.forward), (getattr(g, name), p.backward)):
         wrong = [[1.0]]
-        if right.size and right.dtype == np.float32:  # as wrong_outs expects; its last one is valid if an axis has size 1
+        if right.size and right.dtype == np.float32:  # as in wrong_outs, whose last one fits an axis of one
             wrong = [array for array, *_ in wrong_outs(right)][: -1 if len(right) == 1 else None]
         wrong = dice.one(*wrong)
         out = wrong if run == p.forward else only(blank(g), [])._replace(**{name: wrong})
