@@ -14,7 +14,7 @@ from numdcn.bilinear_sample.problem import ARGUMENTS, problem
 
 
 def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None) -> Array:
-    """Sample images at arbitrary points by bilinear interpolation, with zeros outside:
+    """Sample images at arbitrary points by bilinear interpolation, with zeros outside::
 
         y[n, c, ...] = sum over pixels (i, j) of  max(0, 1 - |py - i|) * max(0, 1 - |px - j|) * x[n, c, i, j]
         (py, px) = points[n, ..., :]

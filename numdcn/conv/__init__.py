@@ -26,7 +26,7 @@ def conv_forward(
     allow_tf32: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Convolution (cross-correlation, as is usual in deep learning) with zeros around the image:
+    """Convolution (cross-correlation, as is usual in deep learning) with zeros around the image::
 
         y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of w[o,c',ky,kx] * x[n, c, i*stride_y - padding_y +
             ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
@@ -99,8 +99,8 @@ def conv_backward(
         out: `ConvGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or each other.
             Fields left as None are allocated if requested.
 
-    The gradient of a pixel of x is the sum of `w * grad_y` over all taps that read it, that of w the sum of `grad_y *
-    x` over images and pixels, that of the bias the sum of grad_y.
+    The gradient of a pixel of x is the sum of `w * grad_y` over all taps that read it, that of w the sum of
+    `grad_y * x` over images and pixels, that of the bias the sum of grad_y.
 
     Returns:
         A `ConvGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a GPU from

@@ -31,7 +31,7 @@ def deform_conv_forward(
     """Deformable convolution: each kernel tap samples x at an offset from its regular position.
 
     With tap `k = ky*kw + kx`, g the offset group of channel c, c' the index of c in its convolution group, and S
-    bilinear interpolation:
+    bilinear interpolation::
 
         y[n,o,i,j] = bias[o] + sum over c in o's group, k of
                      w[o,c',ky,kx] * mask[n, g*kh*kw + k, i, j] * S(x[n,c]; py, px)
@@ -101,7 +101,7 @@ def deform_conv_backward(
 ) -> DeformConvGradients[Array]:
     """Gradients of `deform_conv_forward`, given the gradient of its result.
 
-    With `A[c,k] = sum over o in c's group of w[o,c',k] * grad_y[o]` at each output pixel:
+    With `A[c,k] = sum over o in c's group of w[o,c',k] * grad_y[o]` at each output pixel::
 
         x        A * mask, spread over the four corners with their interpolation weights
         offsets  mask * sum over channels of A * (slope of S)

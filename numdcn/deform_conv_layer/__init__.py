@@ -42,7 +42,7 @@ def deform_conv_layer_forward(
     allow_tf32: bool = False,
     out: Array | None = None,
 ) -> DeformConvLayerResult[Array]:
-    """Deformable convolution with offsets, and a mask if `modulated`, predicted by a convolution of the same geometry:
+    """Deformable convolution with offsets, and a mask if `modulated`, predicted by a convolution of the same geometry::
 
         z       = conv(x, offset_w, offset_b)
         offsets = z[:, :2*offset_groups*kh*kw]
@@ -87,7 +87,7 @@ def deform_conv_layer_forward(
 
 
 class DeformConvLayerGradients(NamedTuple, Generic[Array]):
-    """Gradients by argument of the layer; None where not requested or not given."""
+    """Gradients by argument of `deform_conv_layer_forward`; None where not requested or not given."""
 
     x: Array | None = None
     w: Array | None = None

@@ -27,7 +27,7 @@ def deform_ps_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Position-sensitive RoI pooling with bins shifted by learned offsets, separately for each class:
+    """Position-sensitive RoI pooling with bins shifted by learned offsets, separately for each class::
 
         top  = round(y1)*spatial_scale - 0.5,   h = max((round(y2) + 1)*spatial_scale - 0.5 - top, 0.1)   (x likewise)
         (pi, pj) = (floor(i*part_h/Ph), floor(j*part_w/Pw)),   k = floor(c*classes/C_out): the class of channel c

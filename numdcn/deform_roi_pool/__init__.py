@@ -27,7 +27,7 @@ def deform_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """RoI align with bins shifted by learned offsets and weighted by a learned mask:
+    """RoI align with bins shifted by learned offsets and weighted by a learned mask::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5,   h = bottom - top,   w = right - left
         top_ij  = top  + gamma * h * offsets[r, 1, i, j]
@@ -42,8 +42,8 @@ def deform_roi_pool_forward(
         mask: modulation `(R, 1, Ph, Pw)`, or None for ones.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
         spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and `ceil(w
-            / Pw)`.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
         gamma: shift of a bin by an offset of 1, as a fraction of the size of the box.
         check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
             the bins of such a row are NaN. The CPU always checks.

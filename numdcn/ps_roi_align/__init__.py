@@ -24,7 +24,7 @@ def ps_roi_align_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Pool boxes of any size to Ph x Pw bins, each the mean of interpolated samples from channels of its own:
+    """Pool boxes of any size to Ph x Pw bins, each the mean of interpolated samples from channels of its own::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5
         bin_h = (bottom - top) / Ph,  qh = sampling_ratio if above 0, else ceil(bin_h)
@@ -37,8 +37,8 @@ def ps_roi_align_forward(
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
         spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and `ceil(w
-            / Pw)`.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
         check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
             the bins of such a row are NaN. The CPU always checks.
         out: array to fill, `(R, C/(Ph*Pw), Ph, Pw)`; must not overlap any input.

@@ -23,7 +23,7 @@ def ps_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Pool boxes of any size to Ph x Pw bins, each the mean of whole pixels from channels of its own:
+    """Pool boxes of any size to Ph x Pw bins, each the mean of whole pixels from channels of its own::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
         h = max(bottom - top, 1),  rows of bin i: from floor(i*h/Ph) + top up to ceil((i + 1)*h/Ph) + top

@@ -25,7 +25,7 @@ def roi_align_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid:
+    """Pool boxes of any size to Ph x Pw bins, each the mean of samples interpolated on a regular grid::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - (0.5 if aligned else 0)
         h = bottom - top  (at least 1 unless aligned),  bin_h = h / Ph,  qh = sampling_ratio if above 0, else ceil(h / Ph)
@@ -37,8 +37,8 @@ def roi_align_forward(
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
         spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and `ceil(w
-            / Pw)`.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
         aligned: whether to shift by half a pixel, since the centre of pixel i is at i here; False is the operator's
             first version, without the shift.
         check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it

@@ -56,7 +56,7 @@ def roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array | RoIPoolResult[Array]:
-    """Pool boxes of any size to Ph x Pw bins, each the maximum of its pixels:
+    """Pool boxes of any size to Ph x Pw bins, each the maximum of its pixels::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
         h = max(bottom - top + 1, 1),  rows of bin i: from floor(i*h/Ph) + top up to ceil((i + 1)*h/Ph) + top
