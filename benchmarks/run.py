@@ -1,6 +1,6 @@
-"""The benchmark, one command: `python benchmarks/run.py` (or `python -m benchmarks.run`); see --help.
+"""The benchmark in one command: `python benchmarks/run.py` (or `python -m benchmarks.run`); see --help.
 
-Each contender runs in a process of its own, which is asked in turn, round by round; see harness/measure.py.
+Each contender has its own process; they run in turn, round by round; see harness/measure.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # run as a script, only this folder is on the path
+if str(ROOT) not in sys.path:  # as a script, only this folder is on the path
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases.operators import GROUPS, OPERATORS, operator  # noqa: E402
@@ -53,7 +53,7 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 
 def chosen_operators(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """The operators named, groups taken apart, in the order of the list."""
+    """The named operators, with groups expanded, in the order of the list."""
     chosen: set[str] = set()
     for word in (word for text in words for word in text.split(",") if word):
         if word not in ("all", *OPERATORS, *GROUPS):
@@ -130,7 +130,8 @@ def is_whole(plan: Plan) -> bool:
 
 
 def save(plan: Plan, results: dict[str, Any], folder: Path, partial: dict[str, dict[str, Any]]) -> Path:
-    """Writes the report of an operator, or that of its group with it; `partial` keeps what is not whole for the others."""
+    """Writes the report of an operator, or that of its group with it; `partial` collects incomplete results for the
+    others."""
     stem, whole = machine.slug(results["machine"]["cpu"]), is_whole(plan)
     group = next((name for name, operators in GROUPS.items() if plan.operator in operators), None)
     if group is None:

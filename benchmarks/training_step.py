@@ -2,10 +2,10 @@
 
     python benchmarks/training_step.py [--torchvision-python PATH] [--rounds N] [--out FOLDER]
 
-A step is forward, loss, backward, clipping and Adam, on a batch of 32 images that are there already. Every side gets the same
-parameters and images, each in a process of its own, asked in turn; torch's gradients must be numdcn's before a time counts: in float64,
-as in float32 a rounding may move a sample, or a ReLU's input, across the kink where its slope changes.
-The deformable network needs torchvision; torch's own plain network, which needs none, is reported beside it.
+A step is forward, loss, backward, clipping and Adam, on an existing batch of 32 images. Every side gets the same
+parameters and images, each in its own process, run in turn. torch's gradients must equal numdcn's before a time counts:
+in float64, because in float32 a rounding may move a sample, or a ReLU's input, across the kink where its slope changes.
+The deformable network needs torchvision; torch's own plain network, which does not, is reported next to it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 BATCH, RATE, CLIP, MASK_SCALE = 32, 1e-3, 5.0, 2.0
 LAYERS = (("conv1", 2, 1), ("conv2", 1, 1), ("conv3", 2, 1), ("conv4", 2, 1), ("linear", 1, 0))  # name, stride, padding
-TOLERANCE = 1e-9  # of a gradient's norm, in float64
+TOLERANCE = 1e-9  # relative to a gradient's norm, in float64
 STEPS, WARM_UP = 60, 15
 TARGET = 0.7
 
 
 def write_inputs(folder: Path) -> None:
-    """Parameters, with offsets that are not 0, a batch, and numdcn's gradients, in float64."""
+    """Parameters, with non-zero offsets, a batch, and numdcn's gradients, in float64."""
     import _digits_net as net
 
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def read_inputs(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, dict[s
 
 
 def numdcn_step(folder: Path, name: str, threads: int) -> tuple[Callable[[], Any], float]:
-    """A step, and the error of its gradients: 0, as they are what others are compared with."""
+    """A step, and the error of its gradients: 0, since others are compared with them."""
     import _digits_net as net
 
     import numdcn
@@ -119,7 +119,7 @@ def torch_step(folder: Path, name: str, threads: int) -> tuple[Callable[[], Any]
 
 
 def versions(*packages: str) -> str:
-    """Those that this process has loaded."""
+    """The versions of those packages that this process has loaded."""
     return ", ".join(f"{name} {sys.modules[name].__version__}" for name in packages if name in sys.modules)
 
 
@@ -136,7 +136,7 @@ def measure_here(side: str, folder: Path, name: str, threads: int) -> dict[str, 
 
 
 def ask(python: str, side: str, folder: Path, name: str, threads: int) -> dict[str, Any]:
-    """What a fresh process measures."""
+    """The measurement of a new process."""
     command = [python, __file__, "--side", side, "--folder", str(folder), "--network", name, "--threads", str(threads)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     env |= {"OPENBLAS_NUM_THREADS": "1"}
@@ -213,7 +213,7 @@ def report(results: dict[str, Any], described: str) -> str:
 
 
 def main() -> None:
-    """Everything, or one side as another process asks for it."""
+    """The whole measurement, or one side if another process asks for it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--torchvision-python", default=os.environ.get("NUMDCN_TORCHVISION_PYTHON", sys.executable))
     parser.add_argument("--rounds", type=int, default=3)

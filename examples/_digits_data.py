@@ -1,4 +1,4 @@
-"""The data of train_digits.py: scikit-learn's digits, enlarged, and turned, scaled and shifted at random."""
+"""The data of train_digits.py: scikit-learn's digits, enlarged, then rotated, scaled and shifted at random."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from sklearn.datasets import load_digits
 
 import numdcn
 
-SIZE = 28  # pixels of an image, each way
+SIZE = 28  # height and width of an image, in pixels
 TURN = 60  # degrees at most, either way
 SCALES = (0.7, 1.5)  # of a digit 16 pixels high
 SHIFT = 4  # pixels at most, along each axis, either way
 TRAIN, TEST = 1200, 597  # digits
-INK = 3  # the brightest pixel: the standard deviation is near 1 then, and the background stays 0
+INK = 3  # value of the brightest pixel, giving a standard deviation near 1 with a background of 0
 
 
 class Digits(NamedTuple):
-    """Digits as they are (N, 1, 20, 20), 16 pixels high, and what they are (N,)."""
+    """Digits (N, 1, 20, 20), 16 pixels high, and their labels (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
 def load(train: int = TRAIN, test: int = TEST) -> tuple[Digits, Digits]:
-    """Digits to train with and others to test with, each of them enlarged to twice its 8x8 pixels, with a margin."""
+    """Training digits and test digits, each enlarged to twice its 8x8 pixels, with a margin."""
     flat, labels = load_digits(return_X_y=True)
     small = np.pad(flat.reshape(-1, 8, 8) / 16, ((0, 0), (1, 1), (1, 1)))
     large = zoom(small, (1, 2, 2), order=3, mode="grid-constant", grid_mode=True).clip(0, 1)
@@ -44,7 +44,7 @@ def draw(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def transform(images: np.ndarray, transformations: np.ndarray) -> np.ndarray:
-    """Images (N, 1, 28, 28) of digits, each put through its transformation: each pixel looks where it came from."""
+    """Images (N, 1, 28, 28) of digits, each transformed: each pixel samples the point it came from."""
     angles, scales = transformations[:, 0, None, None], transformations[:, 1, None, None]
     shifts = transformations[:, 2:, None, None]
     pixels = np.mgrid[:SIZE, :SIZE].astype(np.float32) - np.float32((SIZE - 1) / 2)
@@ -55,7 +55,8 @@ def transform(images: np.ndarray, transformations: np.ndarray) -> np.ndarray:
 
 
 def posed(test: Digits, copies: int) -> Digits:
-    """Every test digit in `copies` transformations, always the same: first all in their first, and so on."""
+    """Every test digit in `copies` transformations, always the same ones: first all digits in their first one, and
+    so on."""
     count = copies * len(test.labels)
     images = np.tile(test.images, (copies, 1, 1, 1))
     return Digits(transform(images, draw(np.random.default_rng(1), count)), np.tile(test.labels, copies))

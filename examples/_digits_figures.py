@@ -18,19 +18,19 @@ import numdcn
 COLOURS = {"plain": "#8a8a8a", "plain, wider": "#2a78c2", "plain, deeper": "#2f9e62", "deformable": "#e0402f"}
 RED, GREEN = "#ff2a1f", "#35ff5e"
 GRID = np.mgrid[-1:2, -1:2].reshape(2, 9).T.astype(np.float32)  # the taps of a 3x3 kernel from its centre: (9, 2)
-SHOWN = (3, 7)  # a test digit of each of these, in each of:
+SHOWN = (3, 7)  # labels of the test digits shown, in each of POSES
 POSES = ((-55, 0.9), (0, 1.4), (55, 1.1))  # degrees, scale
 
 
 def write(fig: Figure, path: Path) -> None:
-    """As a PNG of 256 colours, which keeps the file small."""
+    """Save as a PNG with 256 colours, which keeps the file small."""
     fig.savefig(full := io.BytesIO())
     Image.open(full).convert("RGB").quantize(256).save(path, optimize=True)
     print(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
 
 
 def curves(done: list[dict[str, Any]], path: Path) -> None:
-    """Loss in training and error in the test, epoch by epoch: the mean over the seeds, and all of them as a band."""
+    """Training loss and test error per epoch: the mean over the seeds, with their range as a band."""
     fig = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     left, right = fig.subplots(1, 2)
     for name, colour in COLOURS.items():
@@ -54,9 +54,9 @@ def curves(done: list[dict[str, Any]], path: Path) -> None:
 
 
 def taps(at: np.ndarray, stride: int, moved: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Where a layer looks from points (P, 2) of its result: points of its input (9*P, 2), and the masks there (9*P,).
+    """Where a layer looks from points (P, 2) of its output: points of its input (9*P, 2), and the masks there (9*P,).
 
-    Offsets and masks between pixels are interpolated. If `moved` is empty: the grid of a plain layer.
+    Offsets and masks between pixels are interpolated. If `moved` is empty, the grid of a plain layer.
     """
     points = stride * at[:, None] + GRID
     if not moved:
@@ -66,9 +66,10 @@ def taps(at: np.ndarray, stride: int, moved: dict[str, Any]) -> tuple[np.ndarray
 
 
 def looks(pixel: np.ndarray, conv2: dict[str, Any], conv3: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Where a pixel of conv3 looks in the image, in its pixels: the 9 taps of conv3, and their 81 taps of conv2.
+    """Where a pixel of conv3 looks in the image, in pixels of the image: the 9 taps of conv3, and their 81 taps of
+    conv2.
 
-    A pixel of conv2's result is two of the image, for conv1 has a stride of 2.
+    A pixel of conv2's output covers two of the image, because conv1 has a stride of 2.
     """
     through_one, mask = taps(pixel[None], 2, conv3)
     through_two, masks = taps(through_one, 1, conv2)
@@ -76,12 +77,12 @@ def looks(pixel: np.ndarray, conv2: dict[str, Any], conv3: dict[str, Any]) -> li
 
 
 def dots(ax: Axes, points: np.ndarray, mask: np.ndarray, size: float) -> None:
-    """Points (P, 2), y then x: the areas are as the masks."""
+    """Points (P, 2), y then x, with areas proportional to the masks."""
     ax.scatter(points[:, 1], points[:, 0], s=size * mask, color=RED, edgecolor="white", linewidth=0.5)
 
 
 def brightest(image: np.ndarray) -> np.ndarray:
-    """Of the four pixels of conv3's result in the middle, the one where the image (28, 28) is brightest: y, x."""
+    """Of the four central pixels of conv3's output, the one where the image (28, 28) is brightest: y, x."""
     corners = np.argwhere(np.ones((2, 2))) + 3
     return max(corners, key=lambda corner: image[tuple(4 * corner)]).astype(np.float32)
 
@@ -111,5 +112,5 @@ def points(params: net.Arrays, path: Path) -> None:
     for ax, title in zip(axes[:, 0], titles, strict=True):
         ax.set_ylabel(title, fontsize=12)
     hits = (logits.argmax(axis=1) == np.repeat(SHOWN, len(POSES))).sum()
-    print(f"drawn digits that the deformable network recognises: {hits} of {len(images)}")
+    print(f"digits in the figure that the deformable network recognises: {hits} of {len(images)}")
     write(fig, path)

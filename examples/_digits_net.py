@@ -1,7 +1,7 @@
-"""The networks of train_digits.py: a layer as a pair of forward and backward, the network, its loss, and Adam.
+"""The networks of train_digits.py: forward and backward of a layer and of a network, the loss, and Adam.
 
 A network is a tuple of `Layer`; its parameters are a flat dict of arrays, and so are their gradients: "conv2.w",
-"conv2.b", "conv2.offset_w", ... Only `create` draws random numbers. float32 and float64 will do.
+"conv2.b", "conv2.offset_w", ... Only `create` draws random numbers. Works in float32 and float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Layer(NamedTuple):
     """A convolution, deformable or not. A ReLU follows all but the last."""
 
     name: str
-    channels: int  # that it makes
+    channels: int  # output channels
     kernel: int = 3
     stride: int = 1
     padding: int = 1
@@ -30,7 +30,7 @@ Network = tuple[Layer, ...]
 
 
 def network(width: float = 1, deeper: bool = False, deforms: bool = False) -> Network:
-    """28x28 pixels, 14x14, 7x7, 4x4, ten logits: the last layer's kernel is as large as what comes in."""
+    """28x28 pixels, 14x14, 7x7, 4x4, ten logits: the last layer's kernel covers its whole input."""
     return (
         Layer("conv1", round(16 * width), stride=2),
         Layer("conv2", round(32 * width), deforms=deforms),
@@ -47,11 +47,11 @@ NETWORKS = {
     "plain, deeper": network(deeper=True),
     "deformable": network(deforms=True),
 }
-MASK_SCALE = 2  # masks begin at 1: at first, a deformable network computes what the plain one does
+MASK_SCALE = 2  # masks start at 1, so a deformable network initially computes what the plain one does
 
 
 def create(layers: Network, seed: int, dtype: Any = np.float32) -> Arrays:
-    """New parameters: normal weights of variance 2/fan_in, everything else 0, offsets too."""
+    """New parameters: normal weights with variance 2/fan_in, everything else 0, including offsets."""
     rng = np.random.default_rng(seed)
     params: Arrays = {}
     channels = 1
@@ -61,7 +61,7 @@ def create(layers: Network, seed: int, dtype: Any = np.float32) -> Arrays:
         params[f"{layer.name}.w"] = (rng.standard_normal(shape) * (2 / fan_in) ** 0.5).astype(dtype)
         params[f"{layer.name}.b"] = np.zeros(layer.channels, dtype)
         if layer.deforms:
-            predicted = 3 * layer.kernel**2  # for each tap y and x of an offset, and a mask
+            predicted = 3 * layer.kernel**2  # per tap: the y and x of an offset, and a mask
             params[f"{layer.name}.offset_w"] = np.zeros((predicted, *shape[1:]), dtype)
             params[f"{layer.name}.offset_b"] = np.zeros(predicted, dtype)
         channels = layer.channels
@@ -69,7 +69,7 @@ def create(layers: Network, seed: int, dtype: Any = np.float32) -> Arrays:
 
 
 def _arguments(params: Arrays, layer: Layer) -> tuple[list[np.ndarray], dict[str, Any]]:
-    """What follows x in a call of numdcn: the layer's arrays, and keywords."""
+    """The arguments after x in a call of numdcn: the layer's arrays, and keywords."""
     kinds = ("w", "offset_w", "offset_b", "b") if layer.deforms else ("w", "b")
     keywords: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
     if layer.deforms:
@@ -89,7 +89,7 @@ def layer_forward(params: Arrays, layer: Layer, x: np.ndarray) -> tuple[np.ndarr
 def layer_backward(
     params: Arrays, layer: Layer, grad_y: np.ndarray, x: np.ndarray, moved: dict[str, Any], first: bool
 ) -> tuple[np.ndarray | None, Arrays]:
-    """The gradient of x (None of the first layer's), and those of the layer's parameters."""
+    """The gradient of x (None for the first layer), and those of the layer's parameters."""
     arrays, keywords = _arguments(params, layer)
     backward: Any = numdcn.deform_conv_layer_backward if layer.deforms else numdcn.conv_backward
     wrt = ["w", "bias"] + ["offset_w", "offset_b"] * layer.deforms + ["x"] * (not first)
@@ -116,12 +116,12 @@ def backward(params: Arrays, grad_logits: np.ndarray, saved: list[Any], layers: 
         g, own = layer_backward(params, layer, g, x, moved, first=layer is layers[0])
         grads |= own
         if g is not None:
-            g *= x > 0  # through the ReLU that made x
+            g *= x > 0  # back through the ReLU that produced x
     return grads
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """The mean over a batch of -log(softmax(logits)[label]), and its gradient by the logits."""
+    """The mean over a batch of -log(softmax(logits)[label]), and its gradient with respect to the logits."""
     z = logits - logits.max(axis=1, keepdims=True)
     p = np.exp(z)
     total = p.sum(axis=1, keepdims=True)
@@ -133,10 +133,10 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, np.nda
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015); a gradient whose norm is larger than `clip` is scaled down to it."""
+    """Adam (Kingma and Ba, 2015), with gradient norms clipped to `clip`."""
 
     def __init__(self, params: Arrays, offset_rate: float = 1.0, clip: float = 5.0) -> None:
-        self.offset_rate = offset_rate  # what multiplies the rate for the parameters that predict offsets and masks
+        self.offset_rate = offset_rate  # factor on the learning rate of the parameters that predict offsets and masks
         self.clip = clip
         self.steps = 0
         self.mean = {name: np.zeros_like(p) for name, p in params.items()}

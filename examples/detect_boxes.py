@@ -2,12 +2,13 @@
 
     python examples/detect_boxes.py [--image PATH] [--out FOLDER]
 
-Each photograph has a box drawn by hand around an object, and a second view, computed as another camera would see it, in
-which the box lies where it lay, so that it is wrong. Gradient descent through `deform_roi_pool_backward` finds offsets
-with which every bin pools in the second view what the plain bin pools in the photograph. It goes by the pooled colours
-alone, and by bins that would rather keep their neighbours. How the camera moved is known: how far each bin ends from
-where it belongs is printed and checked, and so are the gradients; the exit code is 1 if something is off. (Not the
-distances with a photograph of your own, which may show nothing to go by.) Draws detect_boxes.png.
+Each photograph has a hand-drawn box around an object, and a second view, computed as another camera would see it, in
+which the box is still in its old place and so no longer fits. Gradient descent through `deform_roi_pool_backward` finds
+offsets with which each bin pools in the second view what the plain bin pools in the photograph. It uses only the pooled
+colours, and a preference of bins for staying with their neighbours. The camera's movement is known, so the final
+distance of each bin from where it belongs is printed and checked, and so are the gradients; the exit code is 1 if
+anything is off. (Distances are not checked with a photograph of your own, which may lack detail.) Draws
+detect_boxes.png.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ import numdcn
 
 BINS = 7  # along each axis of a box
 GAMMA = 0.1  # an offset of 1 moves a bin by this fraction of the box
-STIFFNESS = (3e-3, 3e-4)  # of the net of bins, one stage of the descent after the other
-STEPS = 50  # of a stage
-SOFTEST = 1e-3  # what a bin's own gradient is divided by, before the stiffness
+STIFFNESS = (3e-3, 3e-4)  # of the net of bins, one value per stage of the descent
+STEPS = 50  # per stage
+SOFTEST = 1e-3  # curvature assumed for a bin on its own, without stiffness
 MOMENTUM = 0.85
-PATCH = 24  # pixels of a bin in the figure
+PATCH = 24  # pixels per bin in the figure
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 EPS = float(np.finfo(np.float32).eps)
 YELLOW, BLUE, GREEN = "#ffd400", "#38b6ff", "#35ff5e"
-say = functools.partial(print, flush=True)  # at once, so that one sees what is going on
+say = functools.partial(print, flush=True)  # show progress immediately
 
 
 class Shot(NamedTuple):
-    """A box drawn by hand, and how the second camera differs."""
+    """A hand-drawn box, and how the second camera differs."""
 
-    sample: str  # of scikit-learn's photographs
+    sample: str  # a sample image of scikit-learn
     name: str
     box: tuple[float, float, float, float]  # x1, y1, x2, y2
     turn: float  # degrees
@@ -72,28 +73,28 @@ class Scene(NamedTuple):
 
     @property
     def size(self) -> np.ndarray:
-        """Width and height of each box (N, 2, 1, 1): what movements are fractions of."""
+        """Width and height of each box (N, 2, 1, 1), the unit of movements."""
         return (self.rois[:, 3:] - self.rois[:, 1:3])[:, :, None, None].astype(np.float64)
 
 
 def load(path: str | None, sample: str) -> np.ndarray:
-    """A photograph (1, 3, H, W), float32 in 0 to 1: the file at `path`, or one that comes with scikit-learn."""
+    """A photograph (1, 3, H, W), float32 in 0 to 1: the file at `path`, or a sample image of scikit-learn."""
     image = np.atleast_3d(load_sample_image(sample) if path is None else imread(path))
-    image = image[..., : 3 if image.shape[2] > 2 else 1] / (255.0 if image.dtype == np.uint8 else 1.0)  # no alpha
-    step = -(-max(image.shape[:2]) // 1600)  # a large one is thinned out
+    image = image[..., : 3 if image.shape[2] > 2 else 1] / (255.0 if image.dtype == np.uint8 else 1.0)  # drop alpha
+    step = -(-max(image.shape[:2]) // 1600)  # subsample large images
     image = image[::step, ::step].transpose(2, 0, 1)[None]
-    return np.repeat(image, 3 // image.shape[1], axis=1).astype(np.float32)  # a grey one becomes three equal channels
+    return np.repeat(image, 3 // image.shape[1], axis=1).astype(np.float32)  # grey becomes three equal channels
 
 
 def check(what: str, error: float, allowed: float) -> None:
-    """Print an error; leave with exit code 1 if it is larger than allowed."""
+    """Print an error; exit with code 1 if it is larger than allowed."""
     say(f"   {what:<44}{error:.1e}   (allowed {allowed:.1e})")
     if not error <= allowed:
         sys.exit(f"FAILED: {what}: {error:.3e} is more than {allowed:.3e}")
 
 
 def camera(shot: Shot) -> np.ndarray:
-    """The homography (3, 3) that takes pixels (x, y, 1) of the photograph to those of the second view."""
+    """The homography (3, 3) that maps pixels (x, y, 1) of the photograph to those of the second view."""
     (x, y), angle = np.add(shot.box[:2], shot.box[2:]) / 2, np.deg2rad(shot.turn)
     c, s = shot.zoom * np.cos(angle), shot.zoom * np.sin(angle)
     there = np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1]])
@@ -102,13 +103,13 @@ def camera(shot: Shot) -> np.ndarray:
 
 
 def through(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (2, ...), x first, taken along."""
+    """Points (2, ...), x first, mapped by a homography."""
     seen = np.tensordot(homography, np.concatenate([points, np.ones_like(points[:1])]), axes=1)
     return np.asarray(seen[:2] / seen[2])
 
 
 def second_view(photo: np.ndarray, homography: np.ndarray) -> np.ndarray:
-    """The photograph (1, 3, H, W) as the other camera sees it; black where the photograph ends."""
+    """The photograph (1, 3, H, W) as the other camera sees it; black beyond its edges."""
     rows, columns = np.mgrid[0 : photo.shape[2], 0 : photo.shape[3]].astype(np.float64)
     x, y = through(np.linalg.inv(homography), np.stack([columns, rows]))
     return numdcn.bilinear_sample_forward(photo, np.stack([y, x], axis=-1)[None].astype(np.float32))
@@ -119,11 +120,11 @@ def centres(rois: np.ndarray) -> np.ndarray:
     step = (np.arange(BINS) + 0.5) / BINS
     grid = np.stack(np.meshgrid(step, step))
     first, last = rois[:, 1:3, None, None].astype(np.float64), rois[:, 3:, None, None]
-    return np.asarray(first - 0.5 + (last - first) * grid)  # the centre of pixel i, at i here, is at i + 0.5 for boxes
+    return np.asarray(first - 0.5 + (last - first) * grid)  # pixel i is centred at i here, at i + 0.5 for boxes
 
 
 def scene(shots: tuple[Shot, ...], path: str | None) -> Scene:
-    """Everything there is to see, as one batch."""
+    """All photographs, views and boxes as one batch."""
     photos = [load(path, shot.sample) for shot in shots]
     views = [second_view(photo, camera(shot)) for photo, shot in zip(photos, shots, strict=True)]
     rois = np.array([(n, *shot.box) for n, shot in enumerate(shots)], np.float32)
@@ -133,7 +134,7 @@ def scene(shots: tuple[Shot, ...], path: str | None) -> Scene:
 
 
 def offsets_of(moves: np.ndarray, size: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    """Offsets that move bins by so many pixels."""
+    """Offsets that move bins by `moves` pixels."""
     return np.asarray(moves / (GAMMA * size), dtype)
 
 
@@ -143,14 +144,14 @@ def pool(x: np.ndarray, s: Scene, moves: np.ndarray) -> np.ndarray:
 
 
 def loss(y: np.ndarray, wanted: np.ndarray) -> float:
-    """Half the squares of what the bins differ by: its gradient by y is y - wanted."""
+    """Half the sum of squared differences, whose gradient with respect to y is y - wanted."""
     return float(((y - wanted).astype(np.float64) ** 2).sum() / 2)
 
 
 def bending() -> np.ndarray:
-    """Quadratic form (49, 49) of the bent net's energy: squares of the second differences of what its nodes move by.
+    """Quadratic form (49, 49) of the bending energy of the net: squared second differences of its nodes' movements.
 
-    Nothing for a net that is shifted, turned, scaled or sheared as a whole.
+    It is zero for a net that is shifted, rotated, scaled or sheared as a whole.
     """
     one, slope, bend = (np.diff(np.eye(BINS), n, axis=0) for n in range(3))
     one, slope, bend = one.T @ one, slope.T @ slope, bend.T @ bend
@@ -158,12 +159,12 @@ def bending() -> np.ndarray:
 
 
 def off_by(moves: np.ndarray, s: Scene) -> np.ndarray:
-    """How far each bin is from where it belongs, in pixels: (N, 7, 7)."""
+    """The distance of each bin from where it belongs, in pixels: (N, 7, 7)."""
     return np.hypot(*np.moveaxis(moves - s.truth, 1, 0))
 
 
 def tell(what: str, s: Scene, moves: np.ndarray, wanted: np.ndarray) -> float:
-    """Print how well moved bins do; their loss."""
+    """Print how well moved bins do; returns their loss."""
     far, now = off_by(moves, s), loss(pool(s.view, s, moves), wanted)
     say(f"   {what:<28} loss {now:8.5f}   off by {far.mean():5.2f} px, at most {far.max():5.2f}")
     return now
@@ -172,8 +173,8 @@ def tell(what: str, s: Scene, moves: np.ndarray, wanted: np.ndarray) -> float:
 def find(s: Scene, wanted: np.ndarray) -> np.ndarray:
     """Movements (N, 2, 7, 7) with which the bins see in the second view what is wanted: gradient descent with momentum.
 
-    The loss is that of the pooled colours and the energy of the bent net. Gradients are divided by the curvature of the
-    latter: bins that see nothing but sky go with their neighbours.
+    The loss is that of the pooled colours plus the bending energy of the net. Gradients are divided by the curvature of
+    the latter, so that bins that see only sky move with their neighbours.
     """
     moves, speed = np.zeros((2, *s.truth.shape))
     form = bending()
@@ -185,7 +186,7 @@ def find(s: Scene, wanted: np.ndarray) -> np.ndarray:
                 y - wanted, s.view, s.rois, offsets_of(moves, s.size), output_size=BINS, gamma=GAMMA, wrt="offsets"
             )
             assert g.offsets is not None
-            slope = (g.offsets / (GAMMA * s.size)).reshape(-1, BINS**2)  # by the movements
+            slope = (g.offsets / (GAMMA * s.size)).reshape(-1, BINS**2)  # with respect to the movements
             slope = slope + stiffness * moves.reshape(slope.shape) @ form
             speed = MOMENTUM * speed - (slope @ smooth).reshape(speed.shape)
             moves = moves + speed
@@ -194,16 +195,17 @@ def find(s: Scene, wanted: np.ndarray) -> np.ndarray:
 
 
 def check_zero(s: Scene, wanted: np.ndarray) -> None:
-    """Deformable RoI pooling whose offsets are zero is RoI align."""
+    """Deformable RoI pooling with zero offsets is RoI align."""
     error = np.abs(pool(s.photo, s, np.zeros_like(s.truth)) - wanted).max()
-    check("zero offsets or roi_align: difference", float(error), EPS * sum(s.photo.shape[2:]))
+    check("zero offsets against roi_align: difference", float(error), EPS * sum(s.photo.shape[2:]))
 
 
 def check_differences(s: Scene, moves: np.ndarray, wanted: np.ndarray) -> None:
-    """Steep gradients of the loss by offsets, half the way, against central differences, in float64."""
+    """Compare steep gradients of the loss with respect to the offsets, at half the movements, with central differences
+    in float64."""
     view, rois, target = (a.astype(np.float64) for a in (s.view, s.rois, wanted))
     offsets = offsets_of(moves / 2, s.size, np.float64)
-    step = 1e-7  # millionths of a pixel: hardly a sample leaves its cell
+    step = 1e-7  # millionths of a pixel: hardly any sample leaves its cell
     y = numdcn.deform_roi_pool_forward(view, rois, offsets, output_size=BINS, gamma=GAMMA)
     g = numdcn.deform_roi_pool_backward(
         y - target, view, rois, offsets, output_size=BINS, gamma=GAMMA, wrt="offsets"
@@ -220,23 +222,23 @@ def check_differences(s: Scene, moves: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def compare(s: Scene, moves: np.ndarray, name: str) -> None:
-    """What the relatives give for the first box, in the photograph and in the second view."""
+    """What related operators give for the first box, in the photograph and in the second view."""
     photo, view, box = s.photo[:1], s.view[:1], s.rois[:1]
     moves, size = moves[:1], s.size[:1]
     offsets = offsets_of(moves, size)
-    say(f"   pooled colours of the {name}: root mean square of what view and photograph differ by")
+    say(f"   pooled colours of the {name}: root mean square difference of view and photograph")
     means = numdcn.roi_align_forward(photo, box, BINS, aligned=True)
     rows = {
-        "roi_pool (largest)": numdcn.roi_pool_forward(view, box, BINS) - numdcn.roi_pool_forward(photo, box, BINS),
+        "roi_pool (maximum)": numdcn.roi_pool_forward(view, box, BINS) - numdcn.roi_pool_forward(photo, box, BINS),
         "roi_align (mean)": numdcn.roi_align_forward(view, box, BINS, aligned=True) - means,
         "deform_roi_pool": numdcn.deform_roi_pool_forward(view, box, offsets, output_size=BINS, gamma=GAMMA) - means,
     }
     for what, difference in rows.items():
         say(f"      {what:<36}{np.sqrt((difference**2).mean()):8.3f}")
-    # position-sensitive maps, one a bin: how near each pixel is to the colour that this bin should see, at most 1
+    # position-sensitive maps, one per bin: how close each pixel is to the colour this bin should see, at most 1
     parts = means.reshape(3, BINS**2, 1, 1)
     like = [np.exp(-((x[0, :, None] - parts) ** 2).sum(axis=0) / 0.02)[None] for x in (photo, view)]
-    trans = offsets_of(moves, size + 1)  # it counts both ends of a box
+    trans = offsets_of(moves, size + 1)  # it includes both ends of a box
     votes = {
         "ps_roi_pool": [numdcn.ps_roi_pool_forward(x, box, BINS) for x in like],
         "ps_roi_align": [numdcn.ps_roi_align_forward(x, box, BINS) for x in like],
@@ -245,13 +247,13 @@ def compare(s: Scene, moves: np.ndarray, name: str) -> None:
             for x, t in zip(like, (None, trans), strict=True)
         ],
     }
-    say("   how sure its bins are to see their parts, by maps of R-FCN's kind: in the photograph, in the view")
+    say("   how confident its bins are of seeing their parts, using maps like R-FCN's: in the photograph, in the view")
     for what, (there, here) in votes.items():
         say(f"      {what:<36}{there.mean():8.3f}{here.mean():8.3f}")
 
 
 def patchwork(x: np.ndarray, n: int, s: Scene, moves: np.ndarray) -> np.ndarray:
-    """What the bins of box n see, side by side: each bin is a box of its own for `roi_align_forward`."""
+    """What the bins of box n see, side by side, with each bin as its own box for `roi_align_forward`."""
     middle = (centres(s.rois) + moves)[n].reshape(2, -1).T + 0.5
     half = s.size[n].ravel() / BINS / 2
     rois = np.column_stack([np.full(BINS**2, n), middle - half, middle + half]).astype(np.float32)
@@ -273,7 +275,7 @@ def draw_net(ax: Axes, s: Scene, n: int, moves: np.ndarray, colour: str) -> None
 
 
 def draw(s: Scene, moves: np.ndarray, path: Path) -> None:
-    """A row of photographs for each box, under each what its bins see, and pool; 256 colours keep the file small."""
+    """A row of photographs for each box, below each what its bins see and pool; 256 colours keep the file small."""
     n_shots, _, h, w = s.photo.shape
     still = np.zeros_like(moves)
     columns = [
@@ -323,7 +325,7 @@ def main() -> None:
     check_zero(s, wanted)
 
     still = np.zeros_like(s.truth)
-    say("1. bins that find what they should see in the second view")
+    say("1. moving bins to see in the second view what they saw in the photograph")
     before = tell("plain bins", s, still, wanted)
     moves = find(s, wanted)
     tell("bins where they belong", s, s.truth, wanted)
@@ -331,7 +333,7 @@ def main() -> None:
     if args.image is None:
         check("loss after / before", loss(pool(s.view, s, moves), wanted) / before, 0.01)
         for shot, far in zip(shots, off_by(moves, s), strict=True):
-            check(f"bins of the {shot.name}: off by, mean, pixels", float(far.mean()), 3.0)
+            check(f"bins of the {shot.name}: mean distance, pixels", float(far.mean()), 3.0)
     say("2. other ways to pool the same box")
     compare(s, moves, shots[0].name)
     draw(s, moves, args.out / "detect_boxes.png")

@@ -1,11 +1,11 @@
-"""From loops to SIMD: four ways to compute one deformable convolution, each a rung above the one before.
+"""From loops to SIMD: four ways to compute one deformable convolution, each a rung above the previous one.
 
     python examples/from_loops_to_simd.py [--size N] [--seed N] [--picture FILE]
 
 Read it from top to bottom. Rung 1 is the definition in NumPy; rung 2 a column buffer in Numba; rung 3 works tile by
-tile as the library does, in Numba that is still plain; rung 4 is the library. Each computes the same 3x3 convolution of
-one float32 image, with stride 1, padding 1 and offsets drawn from N(0, 2), and is compared with the rung before; the
-exit code is 1 if one is off. Prints a table of times. --picture draws them as bars; only that needs matplotlib.
+tile like the library, in plain Numba; rung 4 is the library. Each computes the same 3x3 convolution of
+one float32 image, with stride 1, padding 1 and offsets drawn from N(0, 2), and is compared with the previous rung; the
+exit code is 1 if anything is off. Prints a table of times. --picture draws them as bars; only that needs matplotlib.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from numba import njit
 import numdcn
 
 CHANNELS, OUTPUTS = 64, 64  # rung 3 takes channels four at a time
-TAPS = 9  # of a 3x3 kernel: tap k is in row k // 3 and column k % 3
+TAPS = 9  # of a 3x3 kernel; tap k is in row k // 3 and column k % 3
 BAND, TILE_COLUMNS = 4, 16  # rows and columns of a tile of output pixels
-SECONDS, LEAST_CALLS, MOST_CALLS = 0.5, 3, 50  # of timing a rung, after its first call
+SECONDS, LEAST_CALLS, MOST_CALLS = 0.5, 3, 50  # for timing a rung, after its first call
 EPS = float(np.finfo(np.float32).eps)
-ONE = np.float32(1)  # Numba makes float64 of an int and a float32
-say = functools.partial(print, flush=True)  # at once, so that one sees what is going on
+ONE = np.float32(1)  # Numba promotes int with float32 to float64
+say = functools.partial(print, flush=True)  # show progress immediately
 
 
 # Rung 1: the definition.
 #
 # A tap at output pixel (i, j) looks at the point (i - 1 + ky + offset_y, j - 1 + kx + offset_x). The point lies in a
-# cell of four pixels, its corners. The sample there is the sum of the corners, each with a weight: one minus its
-# distance from the point along y, times the same along x. The image is zero outside: a corner counts only if it is
+# cell of four pixels, its corners. The sample there is the weighted sum of the corners; a corner's weight is one minus
+# its distance from the point along y, times the same along x. The image is zero outside: a corner counts only if it is
 # inside. The output is the sum, over taps and channels, of the samples times w.
 #
-# What is to gain: each statement is a sweep over all pixels that leaves an array behind, and einsum's loops know
-# nothing of caches.
+# Room for improvement: each statement is a sweep over all pixels that creates a temporary array, and einsum's loops
+# are unaware of caches.
 
 
 def definition(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Loops over taps and corners; NumPy does the pixels and the channels."""
+    """Loops over taps and corners; NumPy handles the pixels and the channels."""
     height, width = x.shape[2:]
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     y = np.zeros((1, len(w), height, width), x.dtype)
@@ -66,13 +66,13 @@ def definition(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 # Rung 2: compiled loops, and columns.
 #
-# Numba compiles the loops, so that a sample is computed in registers: no statement leaves an array behind. The samples
+# Numba compiles the loops, so a sample is computed in registers, without temporary arrays. The samples
 # go into one buffer of columns, (channels, taps, pixels). Then the sum over channels and taps is one matrix product,
-# and NumPy has a BLAS for that, which knows of caches (and may use every core). This is im2col with offsets.
+# for which NumPy has a BLAS that is optimised for caches (and may use every core). This is im2col with offsets.
 #
-# What is left to gain: every channel finds the same cells and weights again; every corner is tested; the corners of one
-# channel are far from those of the next, so that no SIMD register can load several at once; and the buffer is nine
-# times as large as the image: it goes out to memory, and comes back for the product.
+# Room for improvement: cells and weights are recomputed for every channel; every corner is tested; the corners of one
+# channel are far from those of the next, so no SIMD register can load several at once; and the buffer is nine
+# times as large as the image: it is written to memory and read back for the product.
 
 
 @njit
@@ -117,23 +117,23 @@ def column_buffer(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarr
 
 # Rung 3: tiles.
 #
-# - Channels last, with a border of zero pixels. The channels of a pixel lie side by side: a corner is a stretch of memory,
-#   and LLVM turns the loop along it into SIMD by itself. With the border, every sample that touches the image has four
-#   corners to read, and every other one is sent to a cell of four zeros: nothing is clamped, no corner is tested.
+# - Channels last, with a border of zero pixels. The channels of a pixel are adjacent, so a corner is contiguous memory,
+#   and LLVM vectorises the loop along it. With the border, every sample that touches the image has four
+#   corners to read, and every other one reads a cell of four zeros: nothing is clamped, no corner is tested.
 # - The plan of a tap, the cell and the corner weights of each pixel, is made once for all channels.
-# - The columns of a tile, 64 pixels, for one tap are 16 KB. They are multiplied at once, while they are in the cache,
-#   and the next tap's take their place. Tiles are nearly square, so that taps share pixels that are in the cache.
-# - Packed weights, (taps, channels, outputs): the product reads them in the order in which they lie.
+# - The columns of a tile, 64 pixels, for one tap take 16 KB. They are multiplied at once, while they are in the cache,
+#   and replaced by the next tap's. Tiles are nearly square, so that taps share pixels that are in the cache.
+# - Packed weights, (taps, channels, outputs): the product reads them in memory order.
 #
-# What is left to gain: the product loads and stores each sum once for every four channels, where a register could keep
-# it; whether a loop becomes SIMD is up to the compiler; and all of it runs on one core.
+# Room for improvement: the product loads and stores each sum once for every four channels, where a register could keep
+# it; whether a loop is vectorised is up to the compiler; and everything runs on one core.
 
 
 def zero_padded(x: np.ndarray) -> np.ndarray:
     """The image as (pixels, channels), in rows of width + 1: a zero pixel before each, rows of zeros above and below.
 
-    The zero that begins a row also ends the one before, so that pixel (i, j) is number (i + 1) * (width + 1) + j + 1.
-    Two zeros more, and the cell whose upper left corner is (height, -1) has four zeros.
+    The zero at the start of a row also ends the previous one, so pixel (i, j) is number (i + 1) * (width + 1) + j + 1.
+    With two more zeros, the cell whose upper left corner is (height, -1) has four zeros.
     """
     channels, height, width = x.shape[1:]
     image = np.zeros(((height + 2) * (width + 1) + 2, channels), x.dtype)
@@ -144,7 +144,8 @@ def zero_padded(x: np.ndarray) -> np.ndarray:
 
 @njit
 def plan_tap(offsets: np.ndarray, tap: int, tile: tuple, cells: np.ndarray, weights: np.ndarray) -> int:
-    """For each pixel of a tile where the tap's cell begins, and the weights of its corners; returns how many pixels."""
+    """For each pixel of a tile, where the tap's cell starts, and the weights of its corners; returns the number of
+    pixels."""
     height, width = offsets.shape[2:]
     top, bottom, left, right = tile
     pixels = 0
@@ -153,7 +154,7 @@ def plan_tap(offsets: np.ndarray, tap: int, tile: tuple, cells: np.ndarray, weig
             y = np.float32(i + tap // 3 - 1) + offsets[0, 2 * tap, i, j]
             x = np.float32(j + tap % 3 - 1) + offsets[0, 2 * tap + 1, i, j]
             if not (y >= -1 and y < height and x >= -1 and x < width):
-                y, x = np.float32(height), np.float32(-1)  # to the cell of zeros
+                y, x = np.float32(height), np.float32(-1)  # the cell of zeros
             floor_y, floor_x = np.floor(y), np.floor(x)
             fraction_y, fraction_x = y - floor_y, x - floor_x
             cells[pixels] = (int(floor_y) + 1) * (width + 1) + int(floor_x) + 1
@@ -167,7 +168,7 @@ def plan_tap(offsets: np.ndarray, tap: int, tile: tuple, cells: np.ndarray, weig
 
 @njit
 def sample_tap(image: np.ndarray, below: int, cells: np.ndarray, weights: np.ndarray, columns: np.ndarray) -> None:
-    """columns[p, c] = the sample of channel c at pixel p, as planned; `below`: from a pixel to the one under it."""
+    """columns[p, c] = the sample of channel c at pixel p, as planned; `below` is the distance to the pixel below."""
     for p in range(len(cells)):
         cell = cells[p]
         w00, w01, w10, w11 = weights[p, 0], weights[p, 1], weights[p, 2], weights[p, 3]
@@ -191,7 +192,7 @@ def multiply(columns: np.ndarray, w: np.ndarray, pixels: int, sums: np.ndarray) 
 
 @njit
 def compute_tiles(image: np.ndarray, offsets: np.ndarray, packed: np.ndarray, y: np.ndarray) -> None:
-    """y, tile by tile; the buffers of a tile are small, and used again by the next."""
+    """y, tile by tile; the buffers of a tile are small and reused by the next."""
     outputs, height, width = y.shape[1:]
     most = BAND * TILE_COLUMNS
     cells, weights = np.empty(most, np.int64), np.empty((most, 4), np.float32)
@@ -218,25 +219,25 @@ def tiles(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
     return y
 
 
-# Rung 4: the library. The plan is that of rung 3; what it adds, and where to read it:
+# Rung 4: the library. The approach is that of rung 3; what it adds, and where to find it:
 #
 # - SIMD by hand: `Vec` is a SIMD register as a Numba type, with operators, load, store and fma (numdcn/_cpu/simd.py;
-#   how wide: numdcn/_formulas/jit.py). The formulas take scalars and vectors alike (numdcn/_formulas/bilinear.py: `cell`
-#   sends samples to the zeros), and a plan is made for a register of pixels at a time (numdcn/_cpu/sample.py). No
-#   fast-math: bits depend on what is written, not on what a compiler makes of a loop.
+#   its width: numdcn/_formulas/jit.py). The formulas take scalars and vectors alike (numdcn/_formulas/bilinear.py:
+#   `cell` directs samples outside to the zeros), and plans are made for a register of pixels at a time
+#   (numdcn/_cpu/sample.py). No fast-math: bits depend on the source, not on how a compiler transforms a loop.
 # - A register-blocked product: a register tile of sums, several pixels by several vectors of outputs, stays in
 #   registers from the first k to the last; a vector of weights, once loaded, serves all its pixels
 #   (numdcn/_cpu/gemm.py). Weights are packed in panels as wide as a register tile (numdcn/_cpu/conv/pack.py).
 # - Blocking by shapes alone: tiles, and chunks of columns (several groups, some taps of one, or some channels of one
-#   tap) that share the cache with a panel of weights. They are the same for any number of threads, so that threads
-#   never change a bit (numdcn/_cpu/conv/blocking.py; a chunk, made and multiplied: columns.py; the loop over tiles:
+#   tap) that share the cache with a panel of weights. They are the same for any number of threads, so threads
+#   never change a bit (numdcn/_cpu/conv/blocking.py; making and multiplying a chunk: columns.py; the loop over tiles:
 #   forward.py).
 # - Threads: each takes the next task, a tile, until none is left (numdcn/_cpu/threads.py; scratch memory, the copy to
 #   channels-last, packing and the call: numdcn/_cpu/conv/run.py).
-# - Rules for NaN: a NaN offset makes y NaN at its pixel (it looks outside in rungs 1 and 3, and anywhere in rung 2); an
-#   infinite one looks outside; a NaN in x reaches only the samples whose cell touches it.
+# - Rules for NaN: a NaN offset makes y NaN at its pixel (in rungs 1 and 3 it looks outside, in rung 2 anywhere); an
+#   infinite one looks outside; a NaN in x affects only the samples whose cell touches it.
 #
-# And what this program leaves out: strides, dilation, groups, masks, bias, any layout, float64, gradients.
+# What this program leaves out: strides, dilation, groups, masks, bias, any layout, float64, gradients.
 
 
 def library(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -260,20 +261,21 @@ RUNGS = (
 
 
 class Result(NamedTuple):
-    """What a rung took, and by how much it differs from the one before."""
+    """The time of a rung, and its difference from the previous one."""
 
     milliseconds: float
     error: float
 
 
 def allowed(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """How much two rungs may differ by, for each element of y.
+    """The difference allowed between two rungs, for each element of y.
 
-    All rungs round a point's position in the same way, so that they agree on cells and fractions. A term of y, w times
-    a sample, is then rounded at most eight times: one minus a fraction along y and along x, their product, times the
-    pixel, three sums of corners, times w. Each costs at most half an EPS of the term; in two rungs that is 8 EPS.
-    Adding up the terms is as many roundings, each of at most half an EPS of the sum of magnitudes. They are
-    independent, and grow with the root of their number; in two rungs at most twice that.
+    All rungs round a point's position in the same way, so they agree on cells and fractions. A term of y, w times a
+    sample, is then rounded at most eight times: one minus a fraction along y and along x, their product, times the
+    pixel, three sums of corners, times w. Each costs at most half an EPS of the term; over two rungs that is 8 EPS.
+    Adding up the terms takes as many roundings as there are terms, each of at most half an EPS of the sum of
+    magnitudes. They are independent, so they grow with the square root of their number; over two rungs at most twice
+    that.
     """
     terms = w[0].size
     return EPS * (8 + terms**0.5) * definition(np.abs(x), offsets, np.abs(w))
@@ -290,11 +292,11 @@ def best(call: Callable[[], Any]) -> float:
 
 
 def climb(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> list[Result]:
-    """Every rung: a first call that compiles, a look at the difference from the rung before, and its time."""
+    """Every rung: a first call that compiles, the difference from the previous rung, and its time."""
     results: list[Result] = []
     before, most = None, allowed(x, offsets, w)
     for number, rung in enumerate(RUNGS, 1):
-        say(f"   rung {number}, {rung.function.__name__}: first call (compiles what is new) ... ", end="")
+        say(f"   rung {number}, {rung.function.__name__}: first call (may compile) ... ", end="")
         start = time.perf_counter()
         y = rung.function(x, offsets, w)
         say(f"{time.perf_counter() - start:.2f} s")
@@ -309,16 +311,16 @@ def climb(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> list[Result]:
 def tell(results: list[Result]) -> None:
     """Print the table."""
     first = results[0].milliseconds
-    say(f"\n{'rung':<6}{'what it adds':<40}{'ms':>9}{'times as fast':>16}{'largest error':>16}")
+    say(f"\n{'rung':<6}{'what it adds':<40}{'ms':>9}{'speed-up':>16}{'largest error':>16}")
     for number, (rung, (ms, error)) in enumerate(zip(RUNGS, results, strict=True), 1):
         off = f"{error:.1e}" if number > 1 else "-"
         say(f"{number:<6}{rung.adds:<40}{ms:>9.2f}{first / ms:>16.1f}{off:>16}")
-    say("times as fast as rung 1; error: from the rung before, all within what rounding allows\n")
+    say("speed-up: over rung 1; error: difference from the previous rung, all within rounding\n")
 
 
 def draw(results: list[Result], title: str, path: Path) -> None:
     """The times as bars."""
-    from matplotlib.figure import Figure  # here, so that all else runs without it
+    from matplotlib.figure import Figure  # here, so that everything else runs without it
 
     times = [result.milliseconds for result in results]
     fig = Figure(figsize=(10, 3.2), dpi=100, layout="constrained")
@@ -336,11 +338,11 @@ def draw(results: list[Result], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Climb, then the table, then the picture if one is wanted."""
+    """Climb, then print the table, then draw the picture if requested."""
     parser = argparse.ArgumentParser(description="Four ways to compute a deformable convolution, checked and timed.")
     parser.add_argument("--size", type=int, default=64, help="height and width of the image (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the times as bars, say to times.png")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default: 0)")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the times as bars, for example to times.png")
     args = parser.parse_args()
     if args.size < 1 or args.seed < 0:
         parser.error("--size must be at least 1, --seed at least 0")

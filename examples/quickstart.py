@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [--image PATH] [--out FOLDER]
 
-The results are compared with scipy, the gradients checked; the exit code is 1 if one is off. Draws quickstart.png.
+Results are compared with SciPy and gradients are checked; the exit code is 1 if anything is off. Draws quickstart.png.
 """
 
 from __future__ import annotations
@@ -26,57 +26,58 @@ from sklearn.datasets import load_sample_image
 
 import numdcn
 
-LENS = 0.23  # how much farther out than itself a pixel in the corner looks, as a fraction
+LENS = 0.23  # how much farther out a pixel in the corner looks, as a fraction of its distance
 CENTRE = (0.502, 0.478)  # of the swirl, as fractions of height and width
-PITCH = np.deg2rad(40)  # between the swirl's lines and the way out from its centre
+PITCH = np.deg2rad(40)  # between the swirl's lines and the radius
 SPACING = (1.5, 3.0)  # of the taps, in pixels: across the swirl's lines and along them
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 EPS = float(np.finfo(np.float32).eps)
-DRAWN = 5  # times larger than it is: the 3x3 kernel in the figure
+DRAWN = 5  # magnification of the 3x3 kernel in the figure
 RED, GREEN = "#ff2a1f", "#35ff5e"
-say = functools.partial(print, flush=True)  # at once, so that one sees what is going on
+say = functools.partial(print, flush=True)  # show progress immediately
 
 
 def load(path: str | None, sample: str) -> np.ndarray:
-    """A photograph (1, 3, H, W), float32 in 0 to 1: the file at `path`, or one that comes with scikit-learn."""
+    """A photograph (1, 3, H, W), float32 in 0 to 1: the file at `path`, or a sample image of scikit-learn."""
     image = load_sample_image(sample) if path is None else imread(path)
     image = np.atleast_3d(image)[..., :3] / (255.0 if image.dtype == np.uint8 else 1.0)
-    step = -(-max(image.shape[:2]) // 1600)  # a large one is thinned out: the figure shows no more anyway
+    step = -(-max(image.shape[:2]) // 1600)  # subsample large images: the figure shows no more anyway
     image = image[::step, ::step].transpose(2, 0, 1)[None]
-    return np.repeat(image, 3 // image.shape[1], axis=1).astype(np.float32)  # a grey one becomes three equal channels
+    return np.repeat(image, 3 // image.shape[1], axis=1).astype(np.float32)  # grey becomes three equal channels
 
 
 def from_point(h: int, w: int, y: float, x: float) -> np.ndarray:
-    """For each pixel the way to it from (y, x): (2, h, w)."""
+    """The vector from (y, x) to each pixel: (2, h, w)."""
     return (np.mgrid[0:h, 0:w] - np.array([y, x])[:, None, None]).astype(np.float32)
 
 
 def lens_offsets(h: int, w: int, strength: float) -> np.ndarray:
-    """Offsets (1, 2, h, w) of a barrel lens: a pixel looks farther out, in proportion to its distance cubed."""
+    """Offsets (1, 2, h, w) of a barrel lens: each pixel looks farther out, in proportion to its distance cubed."""
     d = from_point(h, w, (h - 1) / 2, (w - 1) / 2)
     squared = (d**2).sum(axis=0) / ((h**2 + w**2) / 4)  # 1 in the corners
     return np.float32(strength) * (squared * d)[None]
 
 
 def swirl_offsets(h: int, w: int) -> np.ndarray:
-    """Offsets (1, 18, h, w) that turn a 3x3 kernel: its rows lie along the lines of a spiral, SPACING apart."""
+    """Offsets (1, 18, h, w) that rotate a 3x3 kernel so that its rows follow the lines of a spiral, SPACING apart."""
     dy, dx = from_point(h, w, CENTRE[0] * h, CENTRE[1] * w)
     angle = np.arctan2(dy, dx) + PITCH
     along = SPACING[1] * np.stack([np.sin(angle), np.cos(angle)])
     across = SPACING[0] * np.stack([np.cos(angle), -np.sin(angle)])
     taps = [np.array([row, column])[:, None, None] for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    # an offset counts from where the tap of a plain 3x3 kernel is
+    # offsets are relative to the taps of a plain 3x3 kernel
     return np.concatenate([tap[0] * across + tap[1] * along - tap for tap in taps])[None].astype(np.float32)
 
 
 def edge_weights() -> np.ndarray:
-    """A Sobel filter on brightness (1, 3, 3, 3): lower row less upper row."""
+    """A Sobel filter on brightness (1, 3, 3, 3): lower row minus upper row."""
     sobel = np.outer([-1, 0, 1], [1, 2, 1]) / 4
     return (np.array([0.299, 0.587, 0.114])[:, None, None] * sobel)[None].astype(np.float32)
 
 
 def by_scipy(x: np.ndarray, offsets: np.ndarray, w: np.ndarray, padding: int) -> np.ndarray:
-    """The same deformable convolution by `scipy.ndimage.map_coordinates`, in float64, a tap and a channel at a time."""
+    """The same deformable convolution with `scipy.ndimage.map_coordinates`, in float64, one tap and one channel at a
+    time."""
     y = np.zeros((1, w.shape[0], *offsets.shape[2:]))
     rows, columns = np.indices(y.shape[2:]) - padding
     for k in range(w.shape[2] * w.shape[3]):
@@ -89,48 +90,49 @@ def by_scipy(x: np.ndarray, offsets: np.ndarray, w: np.ndarray, padding: int) ->
 
 
 def tolerance(x: np.ndarray, w: np.ndarray) -> float:
-    """What float32 may cost y.
+    """The rounding error of y to expect in float32.
 
-    A coordinate, at most H or W, is rounded by half an EPS of it; no slope is steeper than the largest x, for no x is
-    negative. Each of the products that are summed adds an EPS, interpolation a few.
+    A coordinate, at most H or W, is rounded by half an EPS of it; no slope is steeper than the largest x, because no x
+    is negative. Each product in the sum adds an EPS, interpolation a few.
     """
     largest = float(np.abs(w).sum(axis=(1, 2, 3)).max() * x.max())
     return largest * EPS * ((x.shape[2] + x.shape[3]) / 2 + w[0].size + 4)
 
 
 def timed(call: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
+    """The result of a call, and the seconds it took."""
     start = time.perf_counter()
     return call(*args, **options), time.perf_counter() - start
 
 
 def check(what: str, error: float, allowed: float) -> None:
-    """Print an error; leave with exit code 1 if it is larger than allowed."""
+    """Print an error; exit with code 1 if it is larger than allowed."""
     say(f"   {what:<44}{error:.1e}   (allowed {allowed:.1e})")
     if not error <= allowed:
         sys.exit(f"FAILED: {what}: {error:.3e} is more than {allowed:.3e}")
 
 
 def forward(x: np.ndarray, offsets: np.ndarray, w: np.ndarray, padding: int) -> np.ndarray:
-    """y of a deformable convolution, timed and compared with scipy over the whole picture."""
-    say("   forward    first call (compiles what is new) ... ", end="")
+    """y of a deformable convolution, timed and compared with SciPy over the whole picture."""
+    say("   forward    first call (may compile) ... ", end="")
     _, first = timed(numdcn.deform_conv_forward, x, offsets, w, padding=padding)
     y, second = timed(numdcn.deform_conv_forward, x, offsets, w, padding=padding)
     expected, scipy = timed(by_scipy, x, offsets, w, padding)
-    say(f"{first:.2f} s; second {1e3 * second:.1f} ms; scipy {1e3 * scipy:.0f} ms")
-    check("largest difference to scipy", float(np.abs(y - expected).max()), tolerance(x, w))
+    say(f"{first:.2f} s; second {1e3 * second:.1f} ms; SciPy {1e3 * scipy:.0f} ms")
+    check("largest difference from SciPy", float(np.abs(y - expected).max()), tolerance(x, w))
     return y
 
 
 def backward(y: np.ndarray, x: np.ndarray, offsets: np.ndarray, w: np.ndarray, padding: int) -> np.ndarray:
-    """Gradient by the offsets of the loss sum(y**2) / 2, whose gradient by y is y; all gradients timed and checked."""
-    say("   backward   first call (compiles what is new) ... ", end="")
+    """The gradient with respect to the offsets of the loss sum(y**2) / 2, whose gradient with respect to y is y; all
+    gradients are timed and checked."""
+    say("   backward   first call (may compile) ... ", end="")
     _, first = timed(numdcn.deform_conv_backward, y, x, offsets, w, padding=padding)
     g, second = timed(numdcn.deform_conv_backward, y, x, offsets, w, padding=padding)
     say(f"{first:.2f} s; second {1e3 * second:.1f} ms")
     say("   norms of the gradients: x {:.4g}, offsets {:.4g}, w {:.4g}".format(*map(np.linalg.norm, g[:3])))
-    # y is linear in x and in w: <g.x, x> = <g.w, w> = <grad_y, y>. Random rounding errors grow with the root of their
-    # number, and are of the size of the products, signs aside (x has none).
+    # y is linear in x and in w: <g.x, x> = <g.w, w> = <grad_y, y>. Random rounding errors grow with the square root of
+    # their number, and scale with the magnitudes of the products (x is not negative).
     sums = [float(np.vdot(a.astype(np.float64), b)) for a, b in ((g.x, x), (g.w, w), (y, y))]
     products = np.vdot(np.abs(y), numdcn.deform_conv_forward(x, offsets, np.abs(w), padding=padding))
     say("   <g.x, x>, <g.w, w>, <grad_y, y>:  " + ",  ".join(f"{s:.4f}" for s in sums))
@@ -139,8 +141,9 @@ def backward(y: np.ndarray, x: np.ndarray, offsets: np.ndarray, w: np.ndarray, p
 
 
 def check_differences(g: np.ndarray, x: np.ndarray, offsets: np.ndarray, w: np.ndarray, padding: int) -> None:
-    """Three of the largest elements of g, the gradient by the offsets, against differences of the loss."""
-    step = 0.125  # within a pixel the loss is a parabola, so that the central difference is exact
+    """Compare three of the largest elements of g, the gradient with respect to the offsets, with differences of the
+    loss."""
+    step = 0.125  # within a pixel the loss is a parabola, so the central difference is exact
     inside = np.abs(offsets % 1 - 0.5) < 0.5 - 1.1 * step
     steep = np.flatnonzero(inside & (np.abs(g) > np.quantile(np.abs(g), 0.999)))
     for element in steep[:: max(1, len(steep) // 3)][:3]:
@@ -153,15 +156,15 @@ def check_differences(g: np.ndarray, x: np.ndarray, offsets: np.ndarray, w: np.n
 
 
 def find_lens(bent: np.ndarray, x: np.ndarray, w: np.ndarray) -> None:
-    """The lens's strength from the picture and the bent picture: halving, by the sign of the loss's gradient."""
-    ray = lens_offsets(x.shape[2], x.shape[3], 1.0)  # the offsets are `strength` times these
+    """Recover the lens's strength from the two pictures: bisection on the sign of the loss's gradient."""
+    ray = lens_offsets(x.shape[2], x.shape[3], 1.0)  # the offsets per unit of strength
     low, high = 0.0, 0.5
     for _ in range(14):
         strength = (low + high) / 2
         difference = numdcn.deform_conv_forward(x, np.float32(strength) * ray, w) - bent
         g = numdcn.deform_conv_backward(difference, x, np.float32(strength) * ray, w, wrt="offsets")
         low, high = (strength, high) if np.vdot(g.offsets, ray) < 0 else (low, strength)
-    say(f"   the lens found again by its gradient: {strength:.4f}, was {LENS}")
+    say(f"   lens strength recovered from the gradient: {strength:.4f}, true value {LENS}")
 
 
 def dots(ax: Axes, points: np.ndarray, colour: str, size: float) -> None:
@@ -179,10 +182,10 @@ def draw_lens(ax: Axes, h: int, w: int) -> None:
 
 
 def draw_taps(ax: Axes, h: int, w: int) -> None:
-    """Lines of the swirl; on them some output pixels (green) and the nine taps of each (red), drawn larger."""
+    """Lines of the swirl; on them some output pixels (green) and the nine taps of each (red), drawn enlarged."""
     radius = np.geomspace(0.02, 1.2, 200) * h
     for arm in np.arange(8) * np.pi / 4:
-        angle = arm + np.log(radius / h) * np.tan(PITCH)  # where a line that makes the angle PITCH with the way out is
+        angle = arm + np.log(radius / h) * np.tan(PITCH)  # a line at the angle PITCH to the radius
         line = np.stack([CENTRE[0] * h + radius * np.sin(angle), CENTRE[1] * w + radius * np.cos(angle)])
         ax.plot(line[1], line[0], color="white", lw=0.8, alpha=0.6)
         y, x = np.rint(line[:, np.searchsorted(radius / h, (0.13, 0.25, 0.39, 0.56))]).astype(int)
@@ -216,8 +219,8 @@ def draw(lens: tuple[np.ndarray, np.ndarray], swirl: tuple[np.ndarray, np.ndarra
 
 
 def main() -> None:
-    """Both jobs, then the figure."""
-    parser = argparse.ArgumentParser(description="Deformable convolution on photographs, checked against scipy.")
+    """Both tasks, then the figure."""
+    parser = argparse.ArgumentParser(description="Deformable convolution on photographs, checked against SciPy.")
     parser.add_argument("--image", help="a photograph to use instead of the two that come with scikit-learn")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for quickstart.png (default: docs)")
     args = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Digits turned, scaled and shifted at random: a network with two modulated deformable layers against plain ones.
+"""Digits rotated, scaled and shifted at random: a network with two modulated deformable layers against plain ones.
 
     python examples/train_digits.py [--epochs N] [--seeds N] [--out FOLDER] [--quick]
                                     [--checkpoint PATH [--resume] [--stop-after STEPS]]
 
 Every network is trained with every seed: same digits, same transformations, same order, same number of steps, same
-learning rates. Everything goes forward and backward through numdcn and NumPy. Results depend on the seeds alone, to the
-last bit, not on the number of threads.
+learning rates. Forward and backward use only numdcn and NumPy. Results depend only on the seeds, bit for bit, not on
+the number of threads.
 
-With --checkpoint, everything that the rest depends on is written there after every epoch, and at Ctrl-C; --resume goes
-on from there and ends with the same bits. Ends with a table and two figures, train_digits_curves.png and
+With --checkpoint, the complete training state is written there after every epoch and on Ctrl-C; --resume continues from
+it and ends with the same bits. Prints a table and draws two figures, train_digits_curves.png and
 train_digits_points.png. --quick: a few digits and epochs, to see that it works; its accuracies mean nothing.
 """
 
@@ -32,13 +32,13 @@ from tqdm import tqdm
 import numdcn
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-HIGHEST_RATE = 0.006  # chosen with a part of the training digits that was held back, for every network
-WARM = 0.05  # the fraction of the steps in which the learning rate rises; then it falls to 0 along a cosine
+HIGHEST_RATE = 0.006  # chosen on held-out training digits, for every network
+WARM = 0.05  # fraction of the steps during which the learning rate rises; then it decays to 0 along a cosine
 BATCH = 32
 
 
 class Settings(NamedTuple):
-    """What the result depends on."""
+    """The settings that determine the result."""
 
     epochs: int = 30
     seeds: int = 5
@@ -52,33 +52,33 @@ State = dict[str, Any]  # of dicts, lists, numbers, strings and arrays
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Of a step from 0 to steps - 1."""
+    """The learning rate of a step from 0 to steps - 1."""
     return HIGHEST_RATE * min(1.0, (step + 1) / (WARM * steps)) * (0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
 
 
 class Run:
-    """One network in training: everything that its next step depends on, and what came of the steps before."""
+    """One network in training: everything its next step depends on, and the history so far."""
 
     def __init__(self, name: str, seed: int) -> None:
         self.name, self.seed, self.layers = name, seed, net.NETWORKS[name]
         self.params = net.create(self.layers, seed)
         self.adam = net.Adam(self.params)
-        self.rng = np.random.default_rng([seed, 1])  # not the one of the weights: networks differ in how many they draw
-        self.batch = 0  # the next one of this epoch
+        self.rng = np.random.default_rng([seed, 1])  # not the weights' one: networks differ in how many they draw
+        self.batch = 0  # next in this epoch
         self.order = np.empty(0, np.intp)  # of the digits in this epoch
         self.transformations = np.empty((0, 4), np.float32)  # of each digit in this epoch
         self.sums = [0.0, 0.0]  # of this epoch's losses and accuracies
-        self.curves: dict[str, list[float]] = {"loss": [], "accuracy": []}  # an epoch each
+        self.curves: dict[str, list[float]] = {"loss": [], "accuracy": []}  # one value per epoch
         self.tests: list[list[float]] = []  # the number of epochs done, and the accuracy after them
         self.seconds = 0.0
 
     def state(self) -> State:
-        """All of it, for a checkpoint."""
+        """The complete state, for a checkpoint."""
         return {**vars(self), "layers": None, "adam": vars(self.adam), "rng": self.rng.bit_generator.state}
 
     @classmethod
     def restore(cls, state: State) -> Run:
-        """The run that gave this state."""
+        """The run that produced this state."""
         run = cls(state["name"], state["seed"])
         vars(run.adam).update(state["adam"])
         run.rng.bit_generator.state = state["rng"]
@@ -86,7 +86,7 @@ class Run:
         return run
 
     def step(self, digits: data.Digits, epochs: int) -> bool:
-        """Train with one batch; whether an epoch has ended."""
+        """Train with one batch; returns whether an epoch has ended."""
         start = time.perf_counter()
         batches = len(digits.labels) // BATCH
         if self.batch == 0:
@@ -110,20 +110,20 @@ class Run:
         return True
 
     def right(self, digits: data.Digits) -> np.ndarray:
-        """For each image, whether the network is right."""
+        """Whether the network is right, for each image."""
         chunks = np.split(np.arange(len(digits.labels)), range(200, len(digits.labels), 200))
         logits = [net.forward(self.params, digits.images[chunk], self.layers)[0] for chunk in chunks]
         return np.concatenate(logits).argmax(axis=1) == digits.labels
 
     def test(self, digits: data.Digits, epochs: int) -> None:
-        """After every second epoch, and the last, the accuracy for the learning curve. Nothing depends on it."""
+        """After every second epoch and the last, record the accuracy for the learning curve. Nothing depends on it."""
         epoch = len(self.curves["loss"])
         if epoch % 2 == 0 or epoch == epochs:
             self.tests.append([epoch, float(self.right(digits).mean())])
 
 
 def save(path: Path, state: State) -> None:
-    """Write a checkpoint: whatever happens meanwhile, the file is the old one or the new one, and whole."""
+    """Write a checkpoint atomically: whatever happens, the file is completely old or completely new."""
     arrays: dict[str, Any] = {}
 
     def put(array: np.ndarray) -> dict[str, str]:
@@ -140,34 +140,34 @@ def save(path: Path, state: State) -> None:
 
 
 def load(path: Path) -> State:
-    """What `save` wrote."""
+    """The state written by `save`."""
     with np.load(path, allow_pickle=False) as file:
         return json.loads(str(file["state"]), object_hook=lambda d: file[d["array"]] if "array" in d else d)
 
 
 class Stop:
-    """Whether to stop: after so many steps, or once Ctrl-C was pressed, which then never cuts a step short."""
+    """Whether to stop: after a number of steps, or after Ctrl-C, which never interrupts a step."""
 
     def __init__(self, after: int | None) -> None:
         self.left, self.pressed = after, False
 
     def listen(self) -> None:
-        """To Ctrl-C, and to being asked to end, from now on."""
+        """Handle Ctrl-C and SIGTERM from now on."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(self, "pressed", True))
 
     def after_step(self) -> bool:
-        """To be asked after each step."""
+        """Call after each step; returns whether to stop."""
         self.left = None if self.left is None else self.left - 1
         return self.pressed or self.left == 0
 
 
 class Stopped(Exception):
-    """Before the end, as asked for."""
+    """Training was stopped early on request."""
 
 
 def train_all(state: State, settings: Settings, path: Path | None, stop: Stop) -> list[State]:
-    """What came of every network and seed. `state` is what a checkpoint held, and changes."""
+    """The results of every network and seed. `state` comes from a checkpoint or is new, and is modified."""
     digits, test = data.load(settings.train, settings.test)
     test = data.posed(test, settings.copies)
     first = data.Digits(*(a[: settings.test] for a in test))
@@ -192,7 +192,7 @@ def train_all(state: State, settings: Settings, path: Path | None, stop: Stop) -
         state["done"].append(done)
         state["run"] = None
         accuracy, epoch = 100 * done["right"].mean(), run.seconds / settings.epochs
-        tqdm.write(f"   {run.name:<14} seed {run.seed}: test accuracy {accuracy:.2f} %, {epoch:.2f} s an epoch")
+        tqdm.write(f"   {run.name:<14} seed {run.seed}: test accuracy {accuracy:.2f} %, {epoch:.2f} s per epoch")
         sys.stdout.flush()
     if path:
         save(path, state)
@@ -201,7 +201,7 @@ def train_all(state: State, settings: Settings, path: Path | None, stop: Stop) -
 
 
 def show(bar: tqdm, run: Run, step: int) -> None:
-    """Move the progress bar: loss and accuracy are those of the epoch so far, or of the one that has just ended."""
+    """Update the progress bar: loss and accuracy are those of the epoch so far, or of the one that has just ended."""
     sums, count = (run.sums, run.batch) if run.batch else ([curve[-1] for curve in run.curves.values()], 1)
     bar.set_description(f"{run.name}, seed {run.seed}", refresh=False)
     bar.set_postfix_str(f"loss {sums[0] / count:.3f}, accuracy {100 * sums[1] / count:.1f} %", refresh=False)
@@ -209,8 +209,8 @@ def show(bar: tqdm, run: Run, step: int) -> None:
 
 
 def table(done: list[State], settings: Settings) -> str:
-    """Accuracy, parameters and time of every network; then how far the deformable one is ahead of each other one."""
-    lines = ["| network | parameters | seconds an epoch | test accuracy | spread | lowest | highest |"]
+    """Accuracy, parameters and time of every network; then the deformable one's lead over each of the others."""
+    lines = ["| network | parameters | seconds per epoch | test accuracy | spread | lowest | highest |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|")
     right = {name: np.array([d["right"] for d in done if d["name"] == name], float) for name in net.NETWORKS}
     for name, hits in right.items():
@@ -224,7 +224,7 @@ def table(done: list[State], settings: Settings) -> str:
         )
     lines += [
         "",
-        "| deformable, ahead of | points | standard error, over digits | over seeds | seeds in which it wins |",
+        "| deformable, ahead of | points | standard error, over digits | over seeds | seeds it wins |",
     ]
     lines.append("|---|---:|---:|---:|---:|")
     for name in list(net.NETWORKS)[:-1]:
@@ -238,7 +238,7 @@ def table(done: list[State], settings: Settings) -> str:
 
 
 def arguments(given: list[str] | None) -> tuple[argparse.Namespace, Settings]:
-    """What the command line asks for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train a deformable network and plain ones on transformed digits.")
     parser.add_argument("--epochs", type=int, help=f"of each network (default: {Settings().epochs})")
     parser.add_argument(
@@ -247,9 +247,9 @@ def arguments(given: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for the two figures (default: docs)")
     parser.add_argument("--quick", action="store_true", help="a few digits and epochs, one seed: seconds, not minutes")
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="an .npz file to write after every epoch")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     parser.add_argument(
-        "--stop-after", type=int, metavar="STEPS", help="write the checkpoint after so many steps, and stop"
+        "--stop-after", type=int, metavar="STEPS", help="write the checkpoint after this many steps, and stop"
     )
     args = parser.parse_args(given)
     if not args.checkpoint and (args.resume or args.stop_after is not None):
@@ -264,7 +264,7 @@ def arguments(given: list[str] | None) -> tuple[argparse.Namespace, Settings]:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Train, print the table, draw the figures; 0, or 130 if stopped before the end."""
+    """Train, print the table, draw the figures; returns 0, or 130 if stopped early."""
     args, settings = arguments(given)
     start = time.perf_counter()
     print(f"numdcn {numdcn.__version__}, threads: {numdcn.get_num_threads()}")
@@ -279,13 +279,13 @@ def main(given: list[str] | None = None) -> int:
             sys.exit(f"{args.checkpoint} was written with {state['settings']}, now it is {settings._asdict()}")
     print(
         f"{len(net.NETWORKS)} networks, each with {settings.seeds} seed{'s' * (settings.seeds > 1)}: {settings.epochs} epochs "
-        f"of {settings.train} digits; test: {settings.test} others, poses of each: {settings.copies}",
+        f"of {settings.train} digits; test: {settings.test} others, poses per digit: {settings.copies}",
         flush=True,
     )
     try:
         done = train_all(state, settings, args.checkpoint, stop)
     except Stopped:
-        print(f"stopped; --resume goes on from {args.checkpoint}")
+        print(f"stopped; --resume continues from {args.checkpoint}")
         return 130
     print("\n" + table(done, settings) + "\n")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Deformable operators for everyone who has arrays: Numba kernels, forward and backward, for NumPy arrays and arrays on a GPU."""
+"""Deformable operators on plain arrays: Numba kernels, forward and backward, for NumPy arrays and arrays on a GPU."""
 
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.scratch import get_scratch_limit, set_scratch_limit

@@ -1,4 +1,4 @@
-"""`python -m numdcn`: what a bug report needs."""
+"""`python -m numdcn`: everything a bug report needs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from numdcn._formulas.jit import has_fma, simd_bytes, target
 
 
 def cache_folder() -> str:
-    """Where compiled kernels are kept."""
+    """Where compiled kernels are stored."""
     return jit.STORE.writable() or "none (no folder that can be written to): kernels are compiled in every process"
 
 
 def gpu() -> str:
-    """How many GPUs the CUDA driver sees, and whether numba-cuda is there to use them. Neither is started."""
+    """How many GPUs the CUDA driver sees, and whether numba-cuda is installed to use them. Starts neither."""
     try:
         package = f"numba-cuda {importlib.metadata.version('numba-cuda')}"
     except importlib.metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def seen_gpus() -> str:
 
 
 def self_check() -> tuple[float, float, float]:
-    """A small known case: a 3 x 3 image sampled half a pixel to the right, doubled. Returns error and two times."""
+    """A small known case: a 3 x 3 image sampled half a pixel to the right, doubled. Returns the error and two times."""
     x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
     offsets = np.zeros((1, 2, 3, 3), np.float32)
     offsets[:, 1] = 0.5
@@ -58,7 +58,7 @@ def self_check() -> tuple[float, float, float]:
         g = numdcn.deform_conv_backward(np.ones_like(y), x, offsets, w, bias)
         times.append(time.perf_counter() - start)
         assert g.x is not None
-        # each pixel gives half of itself to its left neighbour and keeps half, doubled by the weight
+        # 15: pixels are read with weight 0.5 * w = 1, in each row the first by one sample, the others by two
         error = max(error, float(np.abs(y[0, 0] - expected).max()), abs(float(g.x.sum()) - 15.0))
     return error, times[0], times[1]
 
@@ -84,7 +84,7 @@ def report() -> list[tuple[str, str]]:
 
 
 def main() -> int:
-    """Print the report; 0 if the self-check holds."""
+    """Print the report; returns 0 if the self-check passes."""
     for name, value in report():
         print(f"{name:<14} {value}")
     error, first, second = self_check()

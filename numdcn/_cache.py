@@ -1,13 +1,13 @@
-"""Compiled kernels on disk: a file for each, in a folder named after all that its code was made from.
+"""Compiled kernels on disk: one file each, in a folder named after everything their code depends on.
 
-Numba's own cache looks at the file of the kernel alone, so it runs old machine code when a helper in another file has
-changed; and all variants that one function makes share an index, which processes that compile at once overwrite. Here the
-folder is named after the content of every source of the package and the versions of what compiles it, and the file after
-the function, its constants, its signature, its options and the machine. Files begin with a checksum, and appear whole or
-not at all, so that nothing is locked.
+Numba's own cache checks only the file that defines the kernel, so it runs stale machine code when a helper in another
+file has changed; and all variants made by one function share an index, which processes that compile at the same time
+overwrite. Here the folder is named after the content of every source of the package and the versions of the compiler
+stack, and the file after the function, its constants, signature and options, and the machine. Files start with a
+checksum and appear whole or not at all, so nothing is locked.
 
-A disk that is full, slow, read-only or damaged is never an error: kernels are then compiled in memory, and a process says so
-once.
+A full, slow, read-only or damaged disk is never an error: kernels are then compiled in memory, with one warning per
+process.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Any
 from numba.core import caching, config, types
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
-KEPT = 4  # folders of a kind: of other versions of the sources, which a branch or another environment may want again
-ABANDONED = 3600  # seconds after which a file that was not finished is removed
+KEPT = 4  # folders of each kind, for other versions of the sources that a branch or another environment may need again
+ABANDONED = 3600  # seconds after which an unfinished file is removed
 DIGEST = hashlib.sha256().digest_size
-SETTINGS = (  # of Numba, which change its code and belong to no options
+SETTINGS = (  # of Numba that change its code but are not among the options
     *("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "USING_SVML", "BOUNDSCHECK", "LLVM_REFPRUNE_PASS"),
     *("DEBUGINFO_DEFAULT", "CUDA_DEBUGINFO_DEFAULT", "EXTEND_VARIABLE_LIFETIMES", "ENABLE_PROFILING"),
 )
@@ -56,7 +56,8 @@ def _below(folder: str) -> dict[str, Stamp]:
 
 
 def _stamps() -> dict[str, Stamp]:
-    """When each source was changed, and its size; or of the archive or program that holds them all; none if unknown."""
+    """Modification time and size of each source, or of the archive or program that contains them all; empty if
+    unknown."""
     try:
         found = _below(PACKAGE) if os.path.isdir(PACKAGE) else {}
         archive = sys.executable if getattr(sys, "frozen", False) else getattr(__spec__.loader, "archive", None)
@@ -65,13 +66,14 @@ def _stamps() -> dict[str, Stamp]:
         return {}
 
 
-# Of what this process imports. Code of a source that has changed since must not be kept as that of the new text.
+# Of the sources as imported. Code compiled from a source that has changed since must not be stored under its new text.
 _AT_IMPORT = _stamps()
 
 
 @functools.cache
 def fingerprint(versions: tuple[str, ...]) -> str:
-    """Of all sources, as compiled code takes formulas, layouts and constants from any, and of the versions."""
+    """Hash of the versions and of all sources, as compiled code may take formulas, layouts and constants from any of
+    them."""
     told = hashlib.sha256(repr((versions, sys.implementation.cache_tag, sys.version_info[:3])).encode())
     for path in sorted(_AT_IMPORT):
         with open(path, "rb") as file:
@@ -91,7 +93,7 @@ def _warn(text: str) -> None:
 
 
 class Store:
-    """The files of a kind of kernels ("cpu", "cuda"), wherever they may lie."""
+    """The files of one kind of kernels ("cpu", "cuda"), wherever they are."""
 
     def __init__(self, kind: str, *versions: str) -> None:
         self._prefix, self._versions = f"numdcn-{kind}-", versions
@@ -99,7 +101,7 @@ class Store:
         self._tidied: set[str] = set()
 
     def folders(self) -> list[str]:
-        """Where to look and where to write, the best first; none if the sources are not those that were imported."""
+        """Folders to read from and write to, best first; none if the sources are not the ones that were imported."""
         try:
             name = self._prefix + fingerprint(self._versions)
         except OSError:
@@ -109,7 +111,7 @@ class Store:
         return [os.path.join(place, name) for place in _places()]
 
     def writable(self) -> str | None:
-        """The first folder in which a file can be made."""
+        """The first folder in which a file can be created."""
         for folder in self.folders():
             with contextlib.suppress(OSError):
                 os.makedirs(folder, exist_ok=True)
@@ -118,7 +120,7 @@ class Store:
         return None
 
     def read(self, name: str) -> bytes | None:
-        """What was written under a name; None if nothing is there, or something that is damaged."""
+        """The content written under a name; None if missing or damaged."""
         for folder in self.folders():
             path = os.path.join(folder, name)
             try:
@@ -133,7 +135,7 @@ class Store:
         return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep this under a name, where that is possible."""
+        """Keep content under a name, if possible."""
         trouble: OSError | None = None
         for folder in self.folders():
             try:
@@ -150,19 +152,19 @@ class Store:
             )
 
     def remove(self, prefix: str) -> None:
-        """Remove all whose name begins so."""
+        """Remove all files whose name starts with `prefix`."""
         for folder in self.folders():
             _remove(folder, lambda entry: entry.name.startswith(prefix))
 
     def _mark(self, folder: str) -> None:
-        """Let the time of a folder tell that it is in use."""
+        """Update a folder's modification time, which tells when it was last used."""
         if folder not in self._marked:
             self._marked.add(folder)
             with contextlib.suppress(OSError):
                 os.utime(folder)
 
     def _tidy(self, folder: str) -> None:
-        """Remove folders that were not used for long, and what processes that were killed left in this one: once."""
+        """Once per folder: remove folders long unused, and what killed processes left behind in this one."""
         self._mark(folder)
         if folder in self._tidied:
             return
@@ -180,7 +182,7 @@ class Store:
 
 
 def _places() -> list[str]:
-    """The folders that Numba has for the package, whether they can be written or not; the one that the user names alone."""
+    """The folders Numba would use for the package, writable or not; only the user's, if one is set."""
     locators = [caching.InTreeCacheLocator, caching.UserWideCacheLocator]
     if config.CACHE_DIR:
         locators = [caching.UserProvidedCacheLocator]
@@ -188,7 +190,7 @@ def _places() -> list[str]:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Whole or not at all, whatever other processes write there at the same time."""
+    """Write a file whole or not at all, whatever other processes write at the same time."""
     temporary = f"{path}.{uuid.uuid4().hex[:16]}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -201,7 +203,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _remove(folder: str, which: Callable[[os.DirEntry[str]], bool]) -> None:
-    """Remove the files of a folder that are such."""
+    """Remove the files of a folder that `which` selects."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
@@ -210,8 +212,8 @@ def _remove(folder: str, which: Callable[[os.DirEntry[str]], bool]) -> None:
 
 
 class KernelCache(caching._Cache):  # type: ignore[misc]
-    """The cache of a Numba dispatcher. `pack` makes bytes of what it has compiled, or None if that cannot be kept;
-    `unpack(target_context, bytes)` undoes it."""
+    """The cache of a Numba dispatcher. `pack` turns a compilation result into bytes, or None if it cannot be kept;
+    `unpack(target_context, bytes)` is its inverse."""
 
     def __init__(
         self,
@@ -239,7 +241,7 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
         self._store.remove(f"{self._prefix}-")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What was compiled for a signature; None if it was not kept."""
+        """The result compiled for a signature; None if it was not kept."""
         if not self._enabled:
             return None
         content = self._store.read(self._name(sig, target_context.codegen()))
@@ -247,12 +249,12 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
             return None
         try:
             return self._unpack(target_context, content)
-        except Exception as error:  # of whatever it is that another program wrote there
+        except Exception as error:  # whatever another program may have written there
             _warn(f"a compiled kernel cannot be loaded ({type(error).__name__}: {error}) and is compiled anew")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep what was compiled for a signature."""
+        """Keep the result compiled for a signature."""
         content = self._pack(data) if self._enabled else None
         if content is not None:
             self._store.write(self._name(sig, data.codegen), content)
@@ -267,7 +269,7 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
 def attach(
     store: Store, dispatcher: Any, pack: Callable[[Any], bytes | None], unpack: Callable[[Any, bytes], Any]
 ) -> Any:
-    """The dispatcher, with a cache if its sources are those that the fingerprint is of."""
+    """The dispatcher, with a cache if its source is covered by the fingerprint."""
     function = getattr(dispatcher, "py_func", None)  # NUMBA_DISABLE_JIT leaves a plain function
     if function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]:
         dispatcher._cache = KernelCache(store, dispatcher, pack, unpack)
@@ -275,18 +277,18 @@ def attach(
 
 
 def _named(function: Callable[..., Any]) -> str:
-    """A function with its constants."""
+    """A function with its constants, as text."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return f"{function.__module__}.{function.__qualname__}({', '.join(map(_constant, cells))})"
 
 
 def _constant(value: Any) -> str:
-    """A constant of a kernel, as its file's name tells it: the same in every process, and no two alike."""
+    """A constant of a kernel as text for its file name: the same in every process, and distinct from any other."""
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, types.Type) or type(value) in (bool, int):
         return repr(value)
-    function = getattr(value, "py_func", None)  # of a helper that was made for the kernel's constants
+    function = getattr(value, "py_func", None)  # of a helper made for the kernel's constants
     if function is not None and function.__module__.partition(".")[0] == __name__.partition(".")[0]:
         return _named(function)
     raise TypeError(

@@ -1,14 +1,15 @@
-"""From the doors to the wings: kernels of the CPU for NumPy arrays, those of CUDA for arrays on a GPU.
+"""Dispatch from doors to wings: CPU kernels for NumPy arrays, CUDA kernels for arrays on a GPU.
 
-A door is the module of an operator, `numdcn/<op>`. A wing, `_cpu` or `_cuda`, has all kernels of a kind of machine; a room of it
-(`conv`, `points`, `roi`) those of a family, the operators that share them. Rooms are imported by the calls that enter them: so a first
-call loads its own kernels only, and CUDA only for an array on a GPU. The `run` of a room has
+A door is the module of an operator, `numdcn/<op>`. A wing, `_cpu` or `_cuda`, holds all kernels for one kind of
+machine; each of its rooms (`conv`, `points`, `roi`) holds those of a family, the operators that share them. A room is
+imported by the first call that enters it, so a first call loads only its own kernels, and CUDA only for an array on a
+GPU. The `run` of a room has
 
     forward(p, arrays, y, options)                  fill y
-    backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads`, those that are not None
+    backward(p, grad_y, arrays, grads, options)     fill the gradients in `grads` that are not None
 
-`p` holds the sizes, `arrays` and `grads` the arrays by the names of the family. All is checked. Neither y nor a
-gradient in `grads` is empty, but x may have no images (on a GPU, where boxes need not be checked).
+`p` holds the sizes; `arrays` and `grads` hold the arrays under the names of the family. Everything has been checked.
+Neither y nor any gradient in `grads` is empty, but x may contain no images (on a GPU, where boxes need not be checked).
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ DEFAULT = Options()
 
 
 def on_gpu(array: Any) -> bool:
-    """Whether an array that was received lies on a GPU."""
+    """Whether a received array is on a GPU."""
     return isinstance(array, DeviceArray)
 
 
 def convolutions(array: Any) -> Any:
-    """Convolutions where an array lives."""
+    """The `conv` room for an array."""
     if on_gpu(array):
         from numdcn._cuda.conv import run as on_cuda
 
@@ -44,7 +45,7 @@ def convolutions(array: Any) -> Any:
 
 
 def samplings(array: Any) -> Any:
-    """Samples at points where an array lives."""
+    """The `points` room for an array."""
     if on_gpu(array):
         from numdcn._cuda.points import run as on_cuda
 
@@ -55,7 +56,7 @@ def samplings(array: Any) -> Any:
 
 
 def poolings(array: Any) -> Any:
-    """Pooling over boxes where an array lives."""
+    """The `roi` room for an array."""
     if on_gpu(array):
         from numdcn._cuda.roi import run as on_cuda
 
@@ -66,7 +67,7 @@ def poolings(array: Any) -> Any:
 
 
 def modulation(array: Any) -> Any:
-    """The arithmetic between the two convolutions of a deformable layer, where an array lives."""
+    """The arithmetic between the two convolutions of a deformable layer, for an array."""
     if on_gpu(array):
         from numdcn._cuda import modulation as on_cuda
 
@@ -77,10 +78,10 @@ def modulation(array: Any) -> Any:
 
 
 def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
-    """Compute y: fill and return `out`, or a fresh array, of shape `p.out_shape`."""
+    """Compute y of shape `p.out_shape` into `out`, or into a new array, and return it."""
     y = output_array("out", out, p.out_shape, arrays.x.dtype, named(table, arrays))
     if y.size:
-        with np.errstate(all="ignore"):  # NaN and infinity are results like others
+        with np.errstate(all="ignore"):  # NaN and infinity are ordinary results
             family(y).forward(p, arrays, y, options)
     return given_back(y, out)
 
@@ -96,7 +97,7 @@ def run_backward(
     out: Gradients | None,
     options: Options = DEFAULT,
 ) -> Gradients:
-    """The wanted gradients as a `kind`, which has a field for each argument that has a gradient."""
+    """The requested gradients as a `kind`, which has a field for each differentiable argument."""
     grads = wanted_gradients(table, arrays, grad_y, kind, wrt, out)
     filled = {a.field: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Packing weights ahead of calls that repeat with them."""
+"""Packing weights once for repeated calls."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from numdcn._run import on_gpu
 
 
 def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
-    """Pack weights once, for calls that repeat with them.
+    """Pack weights once, for repeated calls with them.
 
-    w: array (C_out, C/groups, kh, kw) of float32 or float64, or one on a GPU. groups: the number of convolution groups, which w alone
-    does not tell. Returns an object that `deform_conv`, `conv` and `deform_conv_layer` accept as `w`, forward and backward. It is a
-    snapshot: later changes of `w` are not seen. On a CPU they are packed for the forward; each backward packs them anew.
+    `deform_conv`, `conv` and `deform_conv_layer` accept the result as `w`, forward and backward. It is a snapshot:
+    later changes to w do not affect it. On the CPU it is packed for the forward; each backward packs w anew.
 
-    Raises `TypeError` or `ValueError` if w is no such array, or its outputs are no multiple of groups.
+    Args:
+        w: weights `(C_out, C/groups, kh, kw)`, float32 or float64 (on a GPU also float16 or bfloat16).
+        groups: number of convolution groups, which cannot be inferred from w alone.
+
+    Returns:
+        The packed weights.
+
+    Raises:
+        TypeError: w is not an array or has an unsupported dtype, or groups is not an integer.
+        ValueError: w is not 4-dimensional or has an empty axis, or C_out is not a multiple of groups.
     """
     w = received(w, "w")
     check_array("w", w, 4, "(C_out, C/groups, kh, kw)")

@@ -35,8 +35,8 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 
 
 def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """For each operator the arguments of a small call that reaches all its kernels."""
-    # one channel more than a block of a convolution's backward holds, so that partial sums are needed too
+    """Arguments of a small call of each operator that reaches all its kernels."""
+    # more channels than a block of a convolution's backward holds, so that partial sums are needed too
     x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)
     offsets, mask = np.zeros((1, 2, 3, 3), kind), np.ones((1, 1, 3, 3), kind)
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
@@ -57,12 +57,16 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
 
 
 def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iterable[str] = "deform_conv") -> None:
-    """Compile (or load from the cache) everything that a first call would, so that later calls are at full speed.
+    """Compile (or load from the cache) everything that a first call would, so that later calls run at full speed.
 
-    dtype: float32 or float64, as anything that `numpy.dtype` takes. backward: also what the backward needs. operators:
-    a name or names, such as "conv" or ("roi_align", "deform_conv_layer").
+    Args:
+        dtype: float32 or float64, as anything `numpy.dtype` accepts.
+        backward: whether to compile the backward too.
+        operators: name or names of operators, such as "conv" or ("roi_align", "deform_conv_layer").
 
-    Raises `TypeError` for another dtype or what is no bool or name, `ValueError` for a name that is no operator's.
+    Raises:
+        TypeError: another dtype, `backward` is not a bool, or `operators` is not a name or names.
+        ValueError: an unknown operator.
     """
     calls = _small_calls(check_dtype("dtype", dtype))
     backward, known = flag("backward", backward), ", ".join(calls)

@@ -1,10 +1,10 @@
 """Fixtures: `backend` is each implementation of numdcn that this machine can run, `subject` those and the reference.
 
-A numerical test has one body. It takes `backend` when it compares with the naive reference, and `subject` when it
+A numerical test has one body. It takes `backend` if it compares with the naive reference, and `subject` if it
 compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
 A new backend is a name in BACKENDS and a function from an operator's name to a checks.Backend. The operator is the
-OPERATOR of the test file (see family.py). `gpu` is for tests of what is peculiar to a GPU: Numba's
-simulator of one, and a GPU where there is one (device.py).
+OPERATOR of the test file (see family.py). `gpu` is for tests of what is specific to a GPU: Numba's simulator, and a GPU
+if there is one (device.py).
 """
 
 import os
@@ -49,7 +49,7 @@ def gpu(request):
 
 def pytest_configure(config):
     if "s" not in config.option.reportchars:
-        config.option.reportchars += "s"  # no skip without its reason
+        config.option.reportchars += "s"  # show the reason of every skip
     _hypothesis_profiles()
 
 

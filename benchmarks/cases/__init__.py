@@ -1,1 +1,1 @@
-"""The operators: one file each, with its cases, inputs, contenders and a float64 reference; operators.py lists them."""
+"""The operators, one file each, with cases, inputs, contenders and a float64 reference; listed in operators.py."""

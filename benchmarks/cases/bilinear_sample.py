@@ -1,4 +1,4 @@
-"""Bilinear samples at free points, zero outside: against grid_sample with align_corners, whose grids are made beforehand."""
+"""Bilinear samples at arbitrary points, zero outside: against grid_sample with align_corners and precomputed grids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.rivals.frameworks import Torch
 
 
 class SampleCase(NamedTuple):
-    """x (n, c, h, w), a point for every pixel of each image -> y (n, c, h, w)."""
+    """x (n, c, h, w), with one point for every pixel of each image -> y (n, c, h, w)."""
 
     name: str
     n: int
@@ -37,12 +37,12 @@ class SampleCase(NamedTuple):
 
     @property
     def grid_unit(self) -> np.ndarray:
-        """A pixel in units of a grid, along x and y."""
+        """One pixel in units of a grid, along x and y."""
         return 2 / (np.array([self.w, self.h]) - 1.0)
 
 
 class SampleInputs(NamedTuple):
-    """What a call takes; grad_y only for a backward."""
+    """The arrays of a call; grad_y only for a backward."""
 
     x: np.ndarray  # (n, c, h, w)
     points: np.ndarray  # (n, h, w, 2): y, x in pixels
@@ -54,13 +54,13 @@ class SampleInputs(NamedTuple):
 
 
 def grid_of(case: SampleCase, inputs: SampleInputs) -> np.ndarray:
-    """The points as grid_sample with align_corners takes them: x, y in -1 to 1."""
+    """The points in the form grid_sample with align_corners expects: x, y in -1 to 1."""
     grid = inputs.points[..., ::-1].astype(np.float64) * case.grid_unit - 1
     return grid.astype(inputs.points.dtype)
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "bilinear_sample"
 
@@ -73,7 +73,7 @@ class NumdcnOut(Reuse, Numdcn):
 
 
 class TorchGridSample(Torch):
-    """torch's grid_sample, called without autograd around it."""
+    """torch's grid_sample, called without autograd."""
 
     module = "torch"
 
@@ -124,10 +124,10 @@ class OpenVinoGridSample(OpenVino):
 
 
 class BilinearSample(Operator):
-    """A point for every pixel, somewhere near it."""
+    """One point for every pixel, somewhere near it."""
 
     def make_inputs(self, case: SampleCase, seed: int, dtype: str, backward: bool) -> SampleInputs:
-        """Points lie on odd multiples of 1/512 of a pixel: the rounding of a grid moves none to another cell."""
+        """Points lie on odd multiples of 1/512 of a pixel, so that rounding a grid moves none to another cell."""
         rng, shapes = generator(case, seed), case.shapes
         moves = np.round(rng.normal(0, 2 * 256, shapes["points"])) / 256 + 1 / 512
         points = cell_indices(case.h, case.w) + moves

@@ -1,4 +1,5 @@
-"""The plain convolution, against torch's (oneDNN), channels-last as it likes it best; NumPy's arrays are not."""
+"""The plain convolution, against torch's (oneDNN) on channels-last tensors, its preferred layout; numdcn's arrays
+are not."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from benchmarks.rivals.layer import Case, Inputs
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with plain weights and fresh results."""
+    """numdcn with plain weights and newly allocated results."""
 
     operator = "conv"
 
@@ -25,7 +26,7 @@ class Numdcn(NumdcnOperator):
 
 
 class NumdcnPrepared(Reuse, Numdcn):
-    """numdcn with weights prepared once and y filled in place, as an inference engine works."""
+    """numdcn with weights prepared once and y filled in place, as in an inference engine."""
 
     directions = ("forward",)
 
@@ -35,13 +36,13 @@ class NumdcnPrepared(Reuse, Numdcn):
 
 
 class TorchConv(TorchConv2d):
-    """torch's conv2d: here it is the rival."""
+    """torch's conv2d, here as the rival."""
 
     plain = False
 
 
 class Conv(Operator):
-    """The deformable convolution's layers without offsets."""
+    """The layers of the deformable convolution, without offsets."""
 
     def make_weights(self, case: Case, dtype: str) -> np.ndarray:
         return layers.make_weights(case, dtype)
@@ -52,7 +53,7 @@ class Conv(Operator):
         return Inputs(normal(rng, case.shapes["x"], dtype), np.empty(0, dtype), None, grad_y)
 
     def still(self, case: Case, inputs: Inputs) -> Inputs:
-        """The inputs of the deformable convolution that is this one."""
+        """The inputs of the equivalent deformable convolution."""
         return inputs._replace(offsets=np.zeros(case.shapes["offsets"], inputs.x.dtype))
 
     def forward_error(self, case: Case, inputs: Inputs, w: Any, y: np.ndarray) -> float:

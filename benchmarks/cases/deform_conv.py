@@ -1,4 +1,5 @@
-"""Deformable convolution: numdcn's contenders and the list of all; layers.py has the cases and the reference."""
+"""Deformable convolution: numdcn's contenders and the list of all of them; layers.py has the cases and the
+reference."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ from benchmarks.rivals.engines import ENGINES
 from benchmarks.rivals.frameworks import Paddle, TorchConv2d, Torchvision
 from benchmarks.rivals.layer import Case, Inputs
 
-FLOOR = "conv2d"  # the contender that is the plain convolution of the layer
+FLOOR = "conv2d"  # the plain convolution of the layer
 
 
 class Numdcn(Contender):
-    """numdcn with plain weights and fresh results."""
+    """numdcn with plain weights and newly allocated results."""
 
     module = "numdcn"
     directions: tuple[str, ...] = ("forward", "backward")
@@ -46,7 +47,7 @@ class Numdcn(Contender):
 
 
 class NumdcnPrepared(Numdcn):
-    """numdcn with weights prepared once and y filled in place, as an inference engine works."""
+    """numdcn with weights prepared once and y filled in place, as in an inference engine."""
 
     directions = ("forward",)
     measurements = ("times", "memory")
@@ -90,7 +91,7 @@ class DeformConv(Operator):
         return layers.backward_errors(case, inputs, w, grads, names)
 
     def plain(self, case: Case, inputs: Inputs) -> tuple[Case, Inputs, tuple[str, ...]]:
-        """A plain convolution is one with offsets of zero."""
+        """A plain convolution is one with zero offsets."""
         case = case._replace(mask=False, offset_groups=1)
         return case, inputs._replace(offsets=np.zeros(case.shapes["offsets"], np.float32), mask=None), ("x", "w")
 
@@ -113,5 +114,5 @@ OPERATOR = DeformConv(
     },
     memory_cases=("S1", "S4", "S5a", "large"),
     start_cases=("S4", "S7", "S8"),
-    compared=False,  # rounding may move a sample to another cell, whose slope is another
+    compared=False,  # rounding may move a sample to another cell, with another slope
 )

@@ -1,7 +1,8 @@
-"""The modulated layer: a convolution predicts offsets and mask of a deformable one. Against torch's and torchvision's.
+"""The modulated layer, in which a convolution predicts offsets and mask: against torch's and torchvision's.
 
-Every backward is given the offsets and the mask of its forward. x and the predicting weights are multiples of powers of two, few
-enough that the offsets are exact in float32, half a unit off every integer: no contender's rounding moves a sample to another cell.
+Every backward gets the offsets and the mask of its forward. x and the predicting weights are multiples of powers of
+two, few enough that the offsets are exact in float32 and half a unit away from every integer, so that no contender's
+rounding moves a sample to another cell.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from benchmarks.rivals.contender import Call, NumdcnOperator
 from benchmarks.rivals.frameworks import Torchvision
 from benchmarks.rivals.layer import Case, Inputs
 
-LARGEST = 11  # of the predicting weights, in their unit
+LARGEST = 11  # largest predicting weight, in their unit
 
 
 class Weights(NamedTuple):
-    """What the layer holds."""
+    """The parameters of the layer."""
 
     w: np.ndarray  # (c_out, c, kernel, kernel)
     offset_w: np.ndarray  # (3*taps, c, kernel, kernel)
@@ -29,7 +30,7 @@ class Weights(NamedTuple):
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "deform_conv_layer"
 
@@ -50,7 +51,8 @@ class Numdcn(NumdcnOperator):
 
 
 class TorchLayer(Torchvision):
-    """torch's conv2d and torchvision's deform_conv2d, as torchvision's users write the layer, without autograd around them."""
+    """torch's conv2d and torchvision's deform_conv2d, combined as users of torchvision write the layer, without
+    autograd."""
 
     def load(self, case: Case, w: Weights) -> None:
         self.case = case
@@ -95,14 +97,14 @@ def windows(case: Case, size: tuple[int, int]) -> Any:
 
 
 class DeformConvLayer(Operator):
-    """The deformable convolution's layers, with offsets and masks of their own."""
+    """The layers of the deformable convolution, predicting their own offsets and masks."""
 
     def make_weights(self, case: Case, dtype: str) -> Weights:
         rng = generator(case, 0)
         shape = 3 * case.taps, case.c, case.kernel, case.kernel
         whole = rng.integers(-LARGEST, LARGEST + 1, shape)
         spread = np.sqrt(np.mean(whole**2) * case.c * case.taps)
-        unit = 2.0 ** np.round(np.log2(2 / spread))  # of the weights: offsets of about 2 pixels
+        unit = 2.0 ** np.round(np.log2(2 / spread))  # of the weights, for offsets of about 2 pixels
         offset_b = np.where(np.arange(3 * case.taps) < 2 * case.taps, unit / 16, 0.0)
         bias = normal(rng, (case.c_out,), dtype)
         return Weights(layers.make_weights(case, dtype), (whole * unit).astype(dtype), offset_b.astype(dtype), bias)
@@ -114,7 +116,7 @@ class DeformConvLayer(Operator):
         return Inputs(x.astype(dtype, copy=False), np.empty(0, dtype), None, grad_y)
 
     def predicted(self, case: Case, inputs: Inputs, w: Weights) -> Inputs:
-        """The inputs with offsets and mask, which are computed in float64."""
+        """The inputs with offsets and mask, computed in float64."""
         x = np.pad(inputs.x.astype(np.float64), [(0, 0), (0, 0), *[(case.padding,) * 2] * 2])
         z = np.zeros((case.n, 3 * case.taps, *case.out_size)) + w.offset_b.astype(np.float64)[:, None, None]
         for a, b, rows, columns in windows(case, case.out_size):
@@ -131,7 +133,7 @@ class DeformConvLayer(Operator):
         return layers.forward_error(case, self.predicted(case, inputs, w), w.w, y)
 
     def grad_prediction(self, case: Case, given: Inputs, w: np.ndarray) -> np.ndarray:
-        """Gradient of what the plain convolution predicts, (n, 3*taps, out_h, out_w)."""
+        """Gradient of the plain convolution's prediction, (n, 3*taps, out_h, out_w)."""
         samples = layers.Samples(case, given, w)
         i, j = (a.ravel() for a in np.indices(case.out_size))
         grad = np.empty((case.n, 3 * case.taps, i.size))

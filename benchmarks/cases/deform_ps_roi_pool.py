@@ -1,4 +1,4 @@
-"""Deformable position-sensitive RoI pooling: bins of channels of their own, moved by trans."""
+"""Deformable position-sensitive RoI pooling: bins with channels of their own, moved by trans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRANS_STD = 0.1
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "deform_ps_roi_pool"
 
@@ -63,7 +63,7 @@ class OpenVinoDeformable(OpenVino):
 
 
 class DeformPsRoiPool(RoiOperator):
-    """Bins of samples that begin at its corner, moved."""
+    """Bins whose samples start at their corner, moved."""
 
     def geometry(self, case: RoiCase, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First corner and size of each box in pixels of x, (boxes, 2) each, along y and x."""

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling: RoI align whose bins are moved by offsets. No other library has it for a CPU.
+"""Deformable RoI pooling: RoI align with bins moved by offsets. No other library has it on a CPU.
 
 The floor is the plain operator: torchvision's roi_align of the same boxes.
 """
@@ -17,7 +17,7 @@ GAMMA = 0.1
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "deform_roi_pool"
 

@@ -1,4 +1,4 @@
-"""What the harness asks of an operator's file, and what these files share."""
+"""What the harness needs from an operator's file, and what these files share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.rivals.contender import Contender
 
 
 class Target(NamedTuple):
-    """A speed that numdcn wants at every case and number of threads."""
+    """A target speed for numdcn, at every case and number of threads."""
 
     direction: str
     against: str  # a contender, or "fastest": the fastest rival
@@ -20,22 +20,22 @@ class Target(NamedTuple):
 
 
 class Operator:
-    """What the harness asks of an operator's file; one instance there is called OPERATOR.
+    """What the harness needs from an operator's file, which has one instance called OPERATOR.
 
-    A case has a name, a text, the shapes of its arrays, y among them, and the names of the differentiable ones. Inputs
+    A case has a name, a text, the shapes of its arrays, including y, and the names of the differentiable ones. Inputs
     are a NamedTuple with grad_y, None for a forward, and with nbytes.
     """
 
     def __init__(
         self,
         name: str,
-        inputs_text: str,  # what the inputs are, for the report
+        inputs_text: str,  # description of the inputs, for the report
         cases: Iterable[Any],
         contenders: Mapping[str, type[Contender]],
         targets: tuple[Target, ...] = (),
         memory_cases: tuple[str, ...] = (),
         start_cases: tuple[str, ...] = (),
-        compared: bool = True,  # whether contenders' whole results are compared with each other
+        compared: bool = True,  # whether contenders' full results are compared with each other
     ) -> None:
         self.name, self.inputs_text = name, inputs_text
         self.cases: dict[str, Any] = {case.name: case for case in cases}
@@ -49,12 +49,12 @@ class Operator:
         return self.contenders[name]
 
     def rivals(self) -> list[str]:
-        """The contenders that are neither numdcn nor a floor."""
+        """The contenders other than numdcn and the floors."""
         names = self.contender_names()
         return [n for n in names if not n.startswith("numdcn") and not self.contender(n).plain]
 
     def make_weights(self, case: Any, dtype: str) -> Any:
-        """What a layer holds, the same in every process; None if nothing."""
+        """The parameters of a layer, the same in every process; None if there are none."""
         return None
 
     def make_inputs(self, case: Any, seed: int, dtype: str, backward: bool) -> Any:
@@ -69,26 +69,26 @@ class Operator:
         raise NotImplementedError
 
     def plain(self, case: Any, inputs: Any) -> tuple[Any, Any, tuple[str, ...]]:
-        """What a plain contender computes: the case, its inputs, the arrays that it differentiates."""
+        """What a plain contender computes: the case, its inputs, and the arrays it differentiates."""
         return case, inputs, case.differentiable
 
     def tiny(self, case: Any) -> Any:
-        """A small case like this one, to load code."""
+        """A small case like this one, for loading code."""
         raise NotImplementedError
 
 
 def generator(case: Any, seed: int) -> np.random.Generator:
-    """Random numbers that depend on the case's name and the seed alone."""
+    """A random generator that depends only on the case's name and the seed."""
     return np.random.default_rng([*case.name.encode(), seed])
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """N(0, 1), drawn in float32 so that float64 sees the same numbers."""
+    """N(0, 1), drawn in float32 so that float64 gets the same numbers."""
     return rng.standard_normal(shape, dtype=np.float32).astype(dtype, copy=False)
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference over the root mean square of what is wanted; infinite where got is not finite."""
+    """Largest difference over the root mean square of the expected values; infinite if got is not finite."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     if got.shape != want.shape or not np.isfinite(got).all():
         return float("inf")

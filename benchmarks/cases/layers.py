@@ -1,4 +1,4 @@
-"""The layers of the convolutions: cases, weights, inputs, and a float64 reference of some elements of every result."""
+"""The layers of the convolutions: cases, weights, inputs, and a float64 reference for some elements of every result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_weights(case: Case, dtype: str) -> np.ndarray:
 
 
 def make_inputs(case: Case, seed: int, dtype: str, backward: bool) -> Inputs:
-    """Fresh inputs: x and grad_y N(0, 1), offsets N(0, 2) pixels, mask uniform in (0, 1)."""
+    """New inputs: x and grad_y N(0, 1), offsets N(0, 2) pixels, mask uniform in (0, 1)."""
     rng = np.random.default_rng([zlib.crc32(case.name.encode()), seed])
     shapes = case.shapes
     x = rng.standard_normal(shapes["x"], dtype=np.float32)
@@ -105,7 +105,7 @@ class Samples:
 
 
 def positions(case: Case, count: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Output positions (n, i, j): the corners of the first and last image and some at random."""
+    """Output positions (n, i, j): the corners of the first and last image, and some random ones."""
     out_h, out_w = case.out_size
     corners = [(n, i, j) for n in {0, case.n - 1} for i in {0, out_h - 1} for j in {0, out_w - 1}]
     more = [(int(rng.integers(case.n)), int(rng.integers(out_h)), int(rng.integers(out_w))) for _ in range(count)]
@@ -135,7 +135,8 @@ def forward_error(case: Case, inputs: Inputs, w: np.ndarray, y: np.ndarray, coun
 def backward_errors(
     case: Case, inputs: Inputs, w: np.ndarray, grads: dict[str, np.ndarray], names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Relative error of each gradient named, at a sample of its elements; infinite if one is missing or misshapen."""
+    """Relative error of each named gradient, at a sample of its elements; infinite if it is missing or has the wrong
+    shape."""
     missing = [n for n in names if n not in grads or tuple(grads[n].shape) != case.shapes[n]]
     if missing:
         return dict.fromkeys(missing, float("inf"))
@@ -150,7 +151,7 @@ def backward_errors(
 
 
 def sampled_grad_x(samples: Samples, grad: np.ndarray, count: int, rng: np.random.Generator) -> tuple:
-    """Got and wanted gradient of some pixels of x: every tap that touches the pixel is found by search."""
+    """Actual and expected gradient of some pixels of x: every tap that touches the pixel is found by search."""
     case, grad_y = samples.case, samples.grad_y
     i, j = (a.ravel() for a in np.indices(case.out_size))
     want, got = [], []
@@ -170,7 +171,7 @@ def sampled_grad_x(samples: Samples, grad: np.ndarray, count: int, rng: np.rando
 
 
 def sampled_grad_w(samples: Samples, grad: np.ndarray, count: int, rng: np.random.Generator) -> tuple:
-    """Got and wanted gradient of the weights of some (input channel, tap) pairs, all output channels."""
+    """Actual and expected gradient of the weights of some (input channel, tap) pairs, for all output channels."""
     case, grad_y = samples.case, samples.grad_y
     i, j = (a.ravel() for a in np.indices(case.out_size))
     want, got = [], []
@@ -190,7 +191,7 @@ def sampled_grad_w(samples: Samples, grad: np.ndarray, count: int, rng: np.rando
 def local_errors(samples: Samples, grads: dict[str, np.ndarray], count: int, rng: np.random.Generator) -> dict:
     """Relative errors of grad_offsets and grad_mask: all their channels at some output positions.
 
-    Offsets that end within 1e-3 of an integer are left out: rounding decides there which slope is right.
+    Offsets that end up within 1e-3 of an integer are skipped, since rounding decides which slope is right there.
     """
     case = samples.case
     want: dict[str, list[float]] = {"offsets": [], "mask": []}

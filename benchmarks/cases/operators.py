@@ -1,4 +1,4 @@
-"""The operators that the benchmark knows, and the groups whose results share a file."""
+"""The operators known to the benchmark, and the groups whose results share a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.cases import (
 )
 from benchmarks.cases.interface import Operator
 
-# the file of results -> its operators
+# results file -> its operators
 GROUPS = {
     "roi": ("roi_pool", "roi_align", "ps_roi_pool", "ps_roi_align", "deform_roi_pool", "deform_ps_roi_pool"),
     "sampling": ("bilinear_sample",),

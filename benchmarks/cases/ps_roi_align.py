@@ -1,4 +1,4 @@
-"""Position-sensitive RoI align: each bin samples channels of its own."""
+"""Position-sensitive RoI align: each bin samples its own channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.rivals.contender import NumdcnOperator, Reuse
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "ps_roi_align"
 

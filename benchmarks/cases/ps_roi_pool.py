@@ -1,6 +1,6 @@
-"""Position-sensitive RoI pooling: each bin the mean of the pixels of a channel of its own.
+"""Position-sensitive RoI pooling: each bin is the mean of the pixels of its own channel.
 
-torchvision's forward leaves the last row and column of the image out; its backward does not, nor does numdcn.
+torchvision's forward omits the last row and column of the image; its backward does not, nor does numdcn.
 So no box comes near them.
 """
 
@@ -16,19 +16,19 @@ from benchmarks.rivals.contender import NumdcnOperator, Reuse
 
 
 def round_away(a: np.ndarray) -> np.ndarray:
-    """To the nearest integer, half away from zero."""
+    """Round to the nearest integer, halves away from zero."""
     return np.trunc(a + np.copysign(np.asarray(0.5, a.dtype), a)).astype(int)
 
 
 def bin_edges(start: np.ndarray, size: np.ndarray, bins: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-    """First pixel and end of each bin, (boxes, bins) each, cut off at the image's rim."""
+    """First pixel and end of each bin, (boxes, bins) each, clipped to the image."""
     index, size = np.arange(bins), size[:, None]
     low, high = index * size // bins, -(-(index + 1) * size // bins)
     return np.clip(low + start[:, None], 0, end), np.clip(high + start[:, None], 0, end)
 
 
 def ambiguous(size: np.ndarray, bins: int) -> np.ndarray:
-    """Whether some bin's edge, computed in float32 as index * (size / bins), is another than the exact one."""
+    """Whether some bin's edge, computed in float32 as index * (size / bins), differs from the exact one."""
     step, index = size[:, None].astype(np.float32) / np.float32(bins), np.arange(bins + 1)
     rounded = index.astype(np.float32) * step
     low, high = (
@@ -41,10 +41,11 @@ def ambiguous(size: np.ndarray, bins: int) -> np.ndarray:
 class PixelBins(RoiOperator):
     """An operator whose bins consist of whole pixels.
 
-    Of boxes of 57, 114 or 121 pixels of x, torchvision's rounding adds one to a bin; here they are a pixel smaller.
+    For boxes of 57, 114 or 121 pixels of x, torchvision's rounding adds a pixel to a bin; here they are one pixel
+    smaller.
     """
 
-    extra = 0  # pixels of a box beside the difference of its rounded corners
+    extra = 0  # pixels of a box in addition to the difference of its rounded corners
 
     def sizes(self, case: RoiCase, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First pixel and number of pixels of each box, (boxes, 2) each, along y and x."""
@@ -65,7 +66,7 @@ class PixelBins(RoiOperator):
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "ps_roi_pool"
 
@@ -89,7 +90,7 @@ class TorchvisionPsPool(TorchvisionRoi):
 
 
 class PsRoiPool(PixelBins):
-    """Bins that take the mean."""
+    """Bins that are means."""
 
     def bins(self, case: RoiCase, inputs: RoiInputs) -> Bins:
         weights = []

@@ -1,7 +1,8 @@
-"""What the benchmarks of pooling over boxes share: cases, boxes, inputs, references, torchvision.
+"""Shared by the benchmarks of pooling over boxes: cases, boxes, inputs, references, torchvision.
 
-In all of these operators but the maximum, a bin's result is rows @ x[channel] @ columns: a weight for each row and each column of
-the image. The references, float64, make these two vectors for every bin; forward and gradients are products with them.
+In all of these operators except the maximum, a bin's result is rows @ x[channel] @ columns: a weight for each row and
+each column of the image. The float64 references compute these two vectors for every bin; forward and gradients are
+products with them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ INPUTS_TEXT = "boxes of an image of 800 x 1216 at scale 1/8, sides log-uniform i
 
 
 class RoiCase(NamedTuple):
-    """x (1, c, h, w) and boxes of an image 1/scale as large -> y (boxes, c_out, bins, bins)."""
+    """x (1, c, h, w) and boxes in an image 1/scale times as large -> y (boxes, c_out, bins, bins)."""
 
     name: str
     c: int = 256
@@ -31,7 +32,7 @@ class RoiCase(NamedTuple):
     sampling: int = -1  # samples along a bin's side; -1: by the box's size
     aligned: bool = True
     deformed: str = ""  # the array that moves the bins: offsets or trans
-    margin: int = 0  # pixels of the image's right and lower rims without boxes
+    margin: int = 0  # pixels at the image's right and lower edges without boxes
 
     @property
     def c_out(self) -> int:
@@ -60,7 +61,7 @@ class RoiCase(NamedTuple):
 
 
 class RoiInputs(NamedTuple):
-    """What a call takes; moves only where bins are deformed, grad_y only for a backward."""
+    """The arrays of a call; moves only if bins are deformed, grad_y only for a backward."""
 
     x: np.ndarray  # (1, c, h, w)
     rois: np.ndarray  # (boxes, 5): image, x1, y1, x2, y2
@@ -73,7 +74,7 @@ class RoiInputs(NamedTuple):
 
 
 def make_boxes(case: RoiCase, rng: np.random.Generator) -> np.ndarray:
-    """(boxes, 5): sides log-uniform, centres uniform in the image, cut off at its rim."""
+    """(boxes, 5): sides log-uniform, centres uniform in the image, clipped to it."""
     image = np.array([case.w, case.h]) / case.scale - case.margin
     sides = SIZES[0] * (SIZES[1] / SIZES[0]) ** rng.random((case.boxes, 2))
     centres = rng.random((case.boxes, 2)) * image
@@ -84,8 +85,8 @@ def make_boxes(case: RoiCase, rng: np.random.Generator) -> np.ndarray:
 class Bins(NamedTuple):
     """For each box and bin, the weight of every row and every column in its mean.
 
-    The slopes are those of the weights when the bin moves by a pixel; where a sample is so close to an integer that
-    rounding decides which slope is right, the bin is not steady.
+    The slopes are those of the weights as the bin moves by a pixel; a bin is not steady if a sample is so close to an
+    integer that rounding decides which slope is right.
     """
 
     rows: np.ndarray  # (boxes, bins, bins, h)
@@ -103,9 +104,10 @@ def align_geometry(case: RoiCase, rois: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def axis_weights(p: np.ndarray, used: np.ndarray, size: int, rim: float, divide_active: bool) -> tuple[np.ndarray, ...]:
-    """Weights and slopes along one axis of samples p (boxes, bins, bins, samples) where `used`; and where steady.
+    """Weights and slopes along one axis of samples p (boxes, bins, bins, samples) where `used`; and where they are
+    steady.
 
-    A sample up to `rim` outside the first and the last pixel is moved to it, others add nothing. The divisor is the
+    A sample up to `rim` outside the first or the last pixel is moved to it; others add nothing. The divisor is the
     number of samples, or of those inside.
     """
     inside = used & (p >= -rim) & (p <= size - 1 + rim)
@@ -133,7 +135,8 @@ def cell_indices(*size: int) -> np.ndarray:
 def sampled_bins(
     case: RoiCase, first: np.ndarray, step: np.ndarray, count: np.ndarray, rim: float, divide_active: bool
 ) -> Bins:
-    """Bins whose samples begin at `first` (boxes, bins, bins, 2), `step` (boxes, 2) apart, `count` (boxes, 2) of them."""
+    """Bins whose samples start at `first` (boxes, bins, bins, 2), `step` (boxes, 2) apart, `count` (boxes, 2) of
+    them."""
     most = max(1, int(count.max()))
     axes = []
     for axis, size in enumerate((case.h, case.w)):
@@ -162,7 +165,7 @@ def channel_of(case: RoiCase, c: int, i: int, j: int) -> int:
 
 
 def checked_channels(case: RoiCase) -> list[int]:
-    """Some output channels: those at the ends and one between."""
+    """Some output channels: the first, the last and one in between."""
     return sorted({0, case.c_out // 3, case.c_out - 1})
 
 
@@ -180,7 +183,7 @@ def linear_forward_error(case: RoiCase, x: np.ndarray, bins: Bins, y: np.ndarray
 
 
 def linear_grad_x_error(case: RoiCase, bins: Bins, grad_y: np.ndarray, grad_x: np.ndarray) -> float:
-    """Relative error of the gradient of x in the channels that some output channels read."""
+    """Relative error of the gradient of x in the channels read by some output channels."""
     if tuple(grad_x.shape) != case.shapes["x"]:
         return float("inf")
     want: dict[int, np.ndarray] = {}
@@ -193,7 +196,7 @@ def linear_grad_x_error(case: RoiCase, bins: Bins, grad_y: np.ndarray, grad_x: n
 
 
 def moves_error(case: RoiCase, inputs: RoiInputs, bins: Bins, unit: np.ndarray, grad: np.ndarray) -> float:
-    """Relative error of the gradient of offsets or trans in some bins; unit (boxes, 2): pixels of a move by 1 (y, x)."""
+    """Relative error of the gradient of offsets or trans in some bins; unit (boxes, 2): pixels per move of 1 (y, x)."""
     if tuple(grad.shape) != case.shapes["moves"]:
         return float("inf")
     assert inputs.grad_y is not None
@@ -253,7 +256,7 @@ class RoiOperator(Operator):
 
 
 class TorchvisionRoi(Torchvision):
-    """What torchvision's operators over boxes share; what their forward saves for their backward is not timed there."""
+    """Shared by torchvision's operators over boxes; what their forward saves for their backward is not timed."""
 
     def load(self, case: RoiCase, w: Any) -> None:
         self.case = case

@@ -1,4 +1,4 @@
-"""RoI align: each bin the mean of bilinear samples."""
+"""RoI align: each bin is the mean of bilinear samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.rivals.engines import OnnxRuntime, OpenVino
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results."""
+    """numdcn with newly allocated results."""
 
     operator = "roi_align"
 

@@ -1,4 +1,4 @@
-"""RoI pooling: each bin the maximum of its pixels."""
+"""RoI pooling: each bin is the maximum of its pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from benchmarks.rivals.engines import OnnxRuntime
 
 
 class Numdcn(NumdcnOperator):
-    """numdcn with fresh results; the backward is given the maxima's places that the forward may return."""
+    """numdcn with newly allocated results; the backward gets the positions of the maxima, which the forward can
+    return."""
 
     operator = "roi_pool"
 
@@ -38,7 +39,7 @@ class NumdcnOut(Reuse, Numdcn):
 
 
 class NumdcnArgmax(Numdcn):
-    """numdcn's forward that returns the maxima's places too, as training wants and torchvision always does."""
+    """numdcn's forward that also returns the positions of the maxima, as training needs and torchvision always does."""
 
     directions = ("forward",)
     measurements = ("times",)
@@ -74,12 +75,12 @@ class OnnxMaxPool(OnnxRuntime):
 
 
 class RoiPool(PixelBins):
-    """Bins that take the maximum."""
+    """Bins that are maxima."""
 
     extra = 1
 
     def maxima(self, case: RoiCase, inputs: RoiInputs) -> tuple[np.ndarray, np.ndarray]:
-        """Maxima and their places in the image, -1 where a bin is empty: (boxes, checked channels, bins, bins) each."""
+        """Maxima and their positions in the image, -1 for an empty bin: (boxes, checked channels, bins, bins) each."""
         (top, bottom), (left, right) = self.edges(case, inputs.rois)
         image = inputs.x[0, checked_channels(case)]
         shape = (case.boxes, len(image), case.bins, case.bins)

@@ -1,1 +1,1 @@
-"""Everything that needs a GPU, one command: `python -m benchmarks.gpu`; see run.py."""
+"""Everything that needs a GPU in one command: `python -m benchmarks.gpu`; see run.py."""

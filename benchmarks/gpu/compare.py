@@ -1,4 +1,5 @@
-"""Every operator on a GPU, forward and backward, in every type, against float64 results of the CPU and against torchvision."""
+"""Every operator on a GPU, forward and backward, in every type, against float64 results of the CPU and against
+torchvision."""
 
 from __future__ import annotations
 
@@ -20,24 +21,24 @@ DTYPES = ("float32", "tf32", "float64", "float16", "bfloat16")
 
 
 class Verdict(NamedTuple):
-    """Of one comparison."""
+    """The verdict of one comparison."""
 
     operator: str
     what: str
-    status: str  # right, wrong, missing (there is no such code), failed, skipped
+    status: str  # right, wrong, missing (not implemented), failed, skipped
     worst: float = 0.0  # the largest difference, in bounds
     detail: str = ""
 
 
 def failure(error: Exception, operator: str) -> tuple[str, str]:
-    """(status, detail) of what a call raised."""
+    """(status, detail) for an exception raised by a call."""
     if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("numdcn._cuda"):
         return "missing", f"{operator} has no GPU code"
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def worst(got: np.ndarray, want: Expected, dtype: str, rounded: bool, times: float = 1.0) -> float:
-    """The largest difference in units of its bound; infinite for another shape or a NaN."""
+    """The largest difference in units of its bound; infinite for a different shape or a NaN."""
     if tuple(got.shape) != want.value.shape or not np.isfinite(got).all():
         return float("inf")
     excess = np.abs(got.astype(np.float64) - want.value) / (times * want.bound(dtype, rounded))
@@ -45,7 +46,7 @@ def worst(got: np.ndarray, want: Expected, dtype: str, rounded: bool, times: flo
 
 
 def judge(results: dict[str, np.ndarray], wanted: dict[str, Expected], dtype: str, rounded: bool) -> tuple[float, str]:
-    """The worst of some results and what to say of it."""
+    """The worst of some results, and a description of it."""
     found = {name: worst(got, wanted[name], dtype, rounded) for name, got in results.items()}
     name = max(found, key=lambda key: found[key])
     return found[name], "" if found[name] <= 1 else f"{name} is off by {found[name]:.3g} bounds"
@@ -58,7 +59,7 @@ class Given(NamedTuple):
     arrays: dict[str, Any]
     grad_y: Any
     dtype: str  # float32, tf32, float64, float16 or bfloat16
-    narrow: bool = False  # whether coordinates have the arrays' type, where that is half
+    narrow: bool = False  # whether coordinates have the arrays' type if that is half
 
     @property
     def stored(self) -> str:
@@ -90,7 +91,8 @@ def fetch(device: Device, given: Given, results: dict[str, Any]) -> dict[str, np
 
 
 def same_bits(device: Device, given: Given, deterministic: bool) -> str:
-    """Runs the backward twice; says what differs: nothing may if `deterministic`, and else only the gradient of x may."""
+    """Runs the backward twice and describes any difference: none is allowed if `deterministic`, otherwise only in
+    g.x."""
     first, second = (
         fetch(device, given, given.call("backward", **({"deterministic": True} if deterministic else {})))
         for _ in range(2)
@@ -133,7 +135,7 @@ def _with_worst(status: tuple[str, str]) -> tuple[str, float, str]:
 
 
 def against_rival(device: Device, problem: Problem, wanted: dict[str, Expected], dtype: str) -> Iterator[Verdict]:
-    """numdcn's results less torchvision's, in twice the bound."""
+    """numdcn's results minus torchvision's, within twice the bound."""
     if not device.torch_runs or problem.operator == "deform_conv_layer":
         return
     arrays = {n: None if a is None else device.tensor(a, dtype) for n, a in problem.arrays.items()}
@@ -157,7 +159,7 @@ def against_rival(device: Device, problem: Problem, wanted: dict[str, Expected],
 
 
 def frameworks(device: Device) -> Iterator[Verdict]:
-    """Arrays of every framework that is installed give results of the same kind, with the same numbers."""
+    """Arrays of every installed framework give results of the same kind, with the same numbers."""
     import numdcn
 
     problem = make("bilinear_sample", "points", TINY if device.simulated else SMALL, 7)
@@ -183,7 +185,7 @@ def frameworks(device: Device) -> Iterator[Verdict]:
 
 
 def verdicts(device: Device, operator: str, dtypes: Iterable[str] = DTYPES) -> Iterator[Verdict]:
-    """Everything that is compared of one operator; of `arrays`, the kinds of arrays."""
+    """All comparisons of one operator; for `arrays`, of the kinds of arrays."""
     if operator == "arrays":
         yield from frameworks(device)
         return
@@ -213,7 +215,7 @@ def verdicts(device: Device, operator: str, dtypes: Iterable[str] = DTYPES) -> I
 def worker(operator: str, simulated: bool, dtypes: Iterable[str] = DTYPES) -> int:
     """Prints a JSON line for each comparison of an operator."""
     if simulated:
-        sys.setswitchinterval(1e-4)  # threads that wait for each other take turns sooner
+        sys.setswitchinterval(1e-4)  # switch sooner between threads that wait for each other
     start, device = time.perf_counter(), Device(simulated)
     for verdict in verdicts(device, operator, dtypes):
         print(json.dumps({**verdict._asdict(), "seconds": round(time.perf_counter() - start, 2)}), flush=True)

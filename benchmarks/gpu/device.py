@@ -1,4 +1,5 @@
-"""Arrays, time and names of one GPU, through torch where it sees one, else through numba.cuda, which may be its simulator."""
+"""Arrays, times and names of one GPU, through torch if it sees one, else through numba.cuda, which may be its
+simulator."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ NUMPY = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
 
 
 class NoGPU(Exception):
-    """There is none that can be used; says why."""
+    """There is no usable GPU; says why."""
 
 
 class Bits:
-    """A bfloat16 array of numba.cuda, which has no such type: its bits, shown under that name."""
+    """A bfloat16 array of numba.cuda, which lacks that type: its bits, labelled with that name."""
 
     dtype = "bfloat16"
 
@@ -47,7 +48,7 @@ def _torch() -> Any:
 
 
 class Device:
-    """One GPU, or Numba's simulator of one (which tells no times)."""
+    """One GPU, or Numba's simulator of one (which reports no times)."""
 
     def __init__(self, simulated: bool) -> None:
         if importlib.util.find_spec("numba_cuda") is None:
@@ -57,13 +58,13 @@ class Device:
         self.cuda, self.simulated = cuda, simulated
         try:
             available = simulated or cuda.is_available()
-        except Exception as error:  # a driver that is broken
+        except Exception as error:  # a broken driver
             raise NoGPU(f"the CUDA driver does not answer: {error}") from None
         if not available:
             raise NoGPU("the CUDA driver sees none, or there is no driver")
         self.torch = _torch()
         self.on_torch = bool(not simulated and self.torch is not None and self.torch.cuda.is_available())
-        self.place = "cuda" if self.on_torch else "cpu"  # of torch's own operators: in a simulation they run on the CPU
+        self.place = "cuda" if self.on_torch else "cpu"  # of torch's operators; the CPU in a simulation
         if self.torch is not None:
             self.torch.set_grad_enabled(False)
 
@@ -78,11 +79,11 @@ class Device:
 
     @property
     def torch_runs(self) -> bool:
-        """Whether torch's operators can be asked for, here or, beside a simulation, on the CPU."""
+        """Whether torch's operators are available, here or, during a simulation, on the CPU."""
         return self.on_torch or (self.simulated and self.torch is not None)
 
     def dtypes(self) -> dict[str, str]:
-        """The types that arrays can have here, each with a reason if not."""
+        """The types that arrays can have here, each with a reason if it is not available."""
         bfloat16 = ""
         if self.simulated and importlib.util.find_spec("ml_dtypes") is None:
             bfloat16 = "in the simulator it needs ml_dtypes"
@@ -109,7 +110,7 @@ class Device:
         return self.torch.from_numpy(wide).to(device=self.place, dtype=getattr(self.torch, dtype))
 
     def get(self, array: Any, dtype: str = "") -> np.ndarray:
-        """The numbers of an array, float64 or float32. `dtype` tells bfloat16 where the array cannot."""
+        """The numbers of an array, float64 or float32. `dtype` identifies bfloat16 if the array cannot."""
         if self.torch is not None and isinstance(array, self.torch.Tensor):
             wide = array if array.dtype == self.torch.float64 else array.float()
             return np.asarray(wide.cpu().numpy())
@@ -119,14 +120,14 @@ class Device:
         return host.astype(np.float64 if host.dtype == np.float64 else np.float32)
 
     def wait(self) -> None:
-        """Until all work is done."""
+        """Wait until all work is done."""
         if self.on_torch:
             self.torch.cuda.synchronize()
         elif not self.simulated:
             self.cuda.synchronize()
 
     def free(self) -> None:
-        """Give unused memory back."""
+        """Release unused memory."""
         if self.on_torch:
             self.torch.cuda.empty_cache()
 
@@ -136,8 +137,8 @@ class Device:
         return self.cuda.event(timing=True), self.cuda.event(timing=True)
 
     def seconds(self, call: Callable[[], Any], runs: int, ahead: bool = False) -> float:
-        """Seconds a run, from CUDA events around `runs` runs in a row; with `ahead`, the GPU is kept busy at first, so that
-        the host has issued them all before it begins."""
+        """Seconds per run, from CUDA events around `runs` runs in a row; with `ahead`, the GPU is kept busy first, so
+        that the host has issued them all before it starts."""
         if self.simulated:
             for _ in range(runs):
                 call()
@@ -153,7 +154,7 @@ class Device:
         return float(first.elapsed_time(last)) / 1e3 / runs
 
     def issued(self, call: Callable[[], Any], runs: int) -> float:
-        """Seconds of the host a run, without waiting for the GPU."""
+        """Host seconds per run, without waiting for the GPU."""
         self.wait()
         times = []
         for _ in range(5):

@@ -1,6 +1,8 @@
-"""What no kernel can beat: the floors of each row on a GPU, what torchvision's way costs at least, and what is planned.
+"""What no kernel can beat: the floors of each row on a GPU, the minimum cost of torchvision's approach, and what is
+planned.
 
-`python -m benchmarks.gpu.floors` prints the tables, as does `python -m benchmarks.gpu --floors`; docs/design/gpu.md holds them.
+`python -m benchmarks.gpu.floors` prints the tables, as does `python -m benchmarks.gpu --floors`; docs/design/gpu.md
+contains them.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from benchmarks.rivals.layer import Case
 
 COMMAND = "python -m benchmarks.gpu.floors"
 ROWS = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6", "S7")
-DENSE = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6")  # what the means are taken over: S7 has no product to speak of
+DENSE = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6")  # rows in the means: S7 has hardly any product
 BATCHES = (1, 16)
 BYTES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
-GRAD_BYTES = 4  # gradients of x are added up in float32
+GRAD_BYTES = 4  # gradients of x are accumulated in float32
 
 
 class Rates(NamedTuple):
-    """What a GPU does in a second, in practice."""
+    """What a GPU achieves per second, in practice."""
 
     memory: float  # bytes
     l2: float
@@ -36,7 +38,7 @@ class Rates(NamedTuple):
 
 
 H100 = Rates(3.0e12, 5.5e12, 60e12, 400e12, 800e12, "nominal for an H100")
-NOMINAL = {  # a word of the GPU's name -> its rates; the first that fits counts
+NOMINAL = {  # a word in the GPU's name -> its rates; the first match counts
     "H200": H100._replace(memory=4.2e12, source="nominal for an H200"),
     "H100": H100,
     "A100": Rates(1.5e12, 4.0e12, 18e12, 130e12, 260e12, "nominal for an A100"),
@@ -46,7 +48,7 @@ NOMINAL = {  # a word of the GPU's name -> its rates; the first that fits counts
 
 
 def nominal(name: str) -> Rates:
-    """The rates of a GPU of this name; an H100's, said so, of one that is not listed."""
+    """The rates of a GPU of this name; if it is not listed, an H100's, labelled as such."""
     found = next((rates for word, rates in NOMINAL.items() if word in name), None)
     return found or H100._replace(source="nominal for an H100, as this GPU is not listed")
 
@@ -58,11 +60,11 @@ def row(name: str, batch: int) -> Case:
 
 
 class Floor(NamedTuple):
-    """The least that a row can cost."""
+    """The minimum cost of a row."""
 
     moved: float  # bytes of all arrays, each read or written once
     operations: float
-    corners: float  # bytes of the corners that samples read, and in the backward add to, through L2
+    corners: float  # bytes of corners read by samples, and in the backward added to, through L2
 
     def seconds(self, rates: Rates, dtype: str) -> dict[str, float]:
         return {
@@ -72,7 +74,7 @@ class Floor(NamedTuple):
         }
 
     def bound(self, rates: Rates, dtype: str) -> tuple[str, float]:
-        """What decides, and its seconds."""
+        """The limiting resource, and its seconds."""
         seconds = self.seconds(rates, dtype)
         name = max(seconds, key=lambda key: seconds[key])
         return name, seconds[name]
@@ -86,7 +88,7 @@ def elements(case: Case, name: str) -> int:
 
 
 def samples(case: Case) -> int:
-    """Of all channels: numbers in torchvision's column buffer."""
+    """Over all channels: the size of torchvision's column buffer in numbers."""
     height, width = case.out_size
     return case.n * case.c * case.taps * height * width
 
@@ -103,10 +105,10 @@ def floor(case: Case, direction: str, dtype: str) -> Floor:
     return Floor((arrays + gradients) * size, 2 * product, corners * (size + GRAD_BYTES))
 
 
-# How near the planned kernels are thought to come to each unit's rate, and torchvision's to theirs.
+# Assumed fraction of each unit's rate that the planned kernels reach, and torchvision's.
 PLANNED = {"memory": 0.85, "product": 0.70, "L2": 0.60}
 PLANNED_TENSOR = 0.45  # of the tensor cores' rate: mma.sync from Numba, operands through shared memory
-RIVAL_SCALAR = 0.25  # of L2: one thread a sample and channel, planes of x, 4-byte reads
+RIVAL_SCALAR = 0.25  # of L2: one thread per sample and channel, planes of x, 4-byte reads
 RIVAL_ATOMIC = 0.125  # of L2: scalar atomics
 
 
@@ -120,8 +122,9 @@ def tile(case: Case) -> tuple[int, int]:
 
 
 def share_of_blocks(case: Case) -> float:
-    """How much of the GPU the forward's tiles keep busy, in whole rounds; their taps are shared out where they are few."""
-    if case.groups == case.c:  # no tiles: one by one
+    """The fraction of the GPU that the forward's tiles keep busy, in whole waves; if there are few, their taps are
+    divided."""
+    if case.groups == case.c:  # no tiles: results one by one
         return 1.0
     (rows, columns), (height, width) = tile(case), case.out_size
     blocks = -(-case.n * height * width // rows) * -(-case.c_out // case.groups // columns) * case.groups
@@ -130,24 +133,24 @@ def share_of_blocks(case: Case) -> float:
 
 
 def through_l2(case: Case, direction: str, dtype: str) -> float:
-    """Bytes that the kernels move through L2: corners, as often as they are read, and the other operands of their products."""
+    """Bytes the kernels move through L2: corners, as often as they are read, and the other operands of their
+    products."""
     size, outs = BYTES[dtype], case.c_out // case.groups
     if case.groups == case.c:
         return floor(case, direction, dtype).corners
-    if direction == "forward":  # a sample for each block of outputs, and the weights for each tile of pixels
+    if direction == "forward":  # samples once per block of outputs, weights once per tile of pixels
         rows, columns = tile(case)
         each = -(-outs // columns) * (4 + columns / rows) * size
     else:
         rows = 64 if outs <= 64 else 128 if outs <= 128 or dtype == "float32" else 256
-        made = 4 * (size + GRAD_BYTES) + outs * size / 32  # tiles of 64 x 64: grad_y and the weights for each
-        each = (
-            made + -(-outs // rows) * (4 + rows / 64) * size
-        )  # grad_w: samples made again, grad_y for each 64 channels
+        made = 4 * (size + GRAD_BYTES) + outs * size / 32  # tiles of 64 x 64, each reading grad_y and the weights
+        each = made + -(-outs // rows) * (4 + rows / 64) * size  # grad_w: samples recomputed, grad_y per 64 channels
     return samples(case) * each
 
 
 def planned(case: Case, direction: str, dtype: str, rates: Rates) -> float:
-    """Seconds of the kernels: the slowest unit of the fused kernel, and the copies to and from channels-last."""
+    """Predicted seconds of the kernels: the slowest resource of the fused kernel, plus the copies to and from
+    channels-last."""
     seconds = floor(case, direction, dtype).seconds(rates, dtype)
     product = PLANNED["product"] if dtype == "float32" else PLANNED_TENSOR
     share = share_of_blocks(case) if direction == "forward" else 1.0
@@ -160,25 +163,26 @@ def planned(case: Case, direction: str, dtype: str, rates: Rates) -> float:
 
 
 def rival(case: Case, direction: str, dtype: str, rates: Rates) -> float:
-    """Seconds of torchvision's way: columns written and read, a product for each of them; its own sampling on top."""
+    """Seconds of torchvision's approach: columns written and read, a product for each of them; plus its own
+    sampling."""
     size = BYTES[dtype]
     columns = samples(case) * size / (rates.memory * PLANNED["memory"])
     product = floor(case, "forward", dtype).operations / rates.operations(dtype) / 0.8
     read = 4 * samples(case) * size / rates.l2 / RIVAL_SCALAR
     if direction == "forward":
         return read + 2 * columns + product
-    # column gradients: written, then read for x and again for offsets and mask; columns: made again, written, read
+    # column gradients: written, then read for x and again for offsets and mask; columns: recomputed, written, read
     added = 4 * samples(case) * GRAD_BYTES / rates.l2 / RIVAL_ATOMIC
     return 2 * product + 5 * columns + 2 * read + added
 
 
 def ms(seconds: float) -> str:
-    """Milliseconds, three digits after the point or two that count."""
+    """Milliseconds, with three decimals or two significant digits."""
     return f"{1e3 * seconds:.2g}" if seconds < 1e-5 else number(1e3 * seconds)
 
 
 def floors_table(direction: str, rates: Rates = H100) -> list[str]:
-    """Floors of every row: bytes, operations, L2; what decides. Bytes are those of float32 / half arrays."""
+    """Floors of every row: bytes, operations, L2; the limiting one. Bytes are those of float32 / half arrays."""
     head = [
         "row",
         "batch",
@@ -209,15 +213,15 @@ def floors_table(direction: str, rates: Rates = H100) -> list[str]:
     return table(head, rows)
 
 
-RIVAL = {"float32": "float32", "tf32": "float32", "float16": "float16"}  # torchvision's type that each is held against
-TARGETS = {  # times as fast as torchvision's, a mean over batch 16 of S1 to S6; tf32 against its float32
+RIVAL = {"float32": "float32", "tf32": "float32", "float16": "float16"}  # the torchvision type each is compared with
+TARGETS = {  # speed relative to torchvision, mean over S1 to S6 at batch 16; tf32 against its float32
     "forward": {"float32": 1.2, "tf32": 2.0, "float16": 2.5},
     "backward": {"float32": 2.0, "float16": 3.0},
 }
 
 
 def plans_table(direction: str, rates: Rates = H100) -> list[str]:
-    """Predicted milliseconds of the kernels and of torchvision's way, and their quotients beside their targets."""
+    """Predicted milliseconds of the kernels and of torchvision's approach, and their ratios next to their targets."""
     head = ["row", "batch", *RIVAL, "torchvision float32", "torchvision float16"]
     head += [f"times as fast: {dtype}" for dtype in RIVAL]
     rows, means = [], []
@@ -237,7 +241,7 @@ def plans_table(direction: str, rates: Rates = H100) -> list[str]:
 
 
 def text() -> str:
-    """Every table, as docs/design/gpu.md has it."""
+    """All tables, as in docs/design/gpu.md."""
     lines = []
     for direction in ("forward", "backward"):
         lines += [f"Floors, {direction}:", "", *floors_table(direction)]

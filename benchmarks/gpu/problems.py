@@ -1,12 +1,13 @@
 """Random problems for every operator with float64 results from the CPU, and how far a result may be from them.
 
-Numbers have eight significant bits and fit float16, and coordinates are sums and products of small binary fractions: every
-type holds the same problem, and every order of computing coordinates gives the same cells. So one reference serves all types.
+Numbers have eight significant bits and fit float16, and coordinates are sums and products of small binary fractions:
+every type represents the same problem, and every order of computing coordinates gives the same cells. So one reference
+serves all types.
 
-Bounds. A sum of `length` products, rounded independently, is off by about eps*sqrt(length)*sum|terms|, with eps of the type
-that is summed in, as in the tests (tests/support/checks.py); `terms` below is sum|terms|, from the same operator on absolute values.
-float16 and bfloat16 results are rounded once more; where a product takes operands that were rounded on the way (sampled columns;
-tf32 too) each term is off by the operand's eps, independently of the others.
+Bounds. A sum of `length` products, rounded independently, is off by about eps*sqrt(length)*sum|terms|, with eps of the
+type used for the sum, as in the tests (tests/support/checks.py); `terms` below is sum|terms|, from the same operator on
+absolute values. float16 and bfloat16 results are rounded once more; if a product takes operands rounded on the way
+(sampled columns, or tf32) each term is off by the operand's eps, independently of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-ROUNDINGS = 6  # of one term, beside the sum's
-SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126}  # what a result near 0 is rounded to
+ROUNDINGS = 6  # of one term, in addition to those of the sum
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-126}  # unit to which a result near 0 is rounded
 Arrays = dict[str, Any]
 
 
@@ -27,13 +28,13 @@ class Problem(NamedTuple):
     """Arguments of one operator, float64."""
 
     operator: str
-    arrays: Arrays  # by the names of arguments; None where absent
+    arrays: Arrays  # by argument name; None if absent
     keywords: dict[str, Any]
     grad_y: np.ndarray
-    rounded: bool = False  # whether products take operands that are rounded to the type of the arrays
+    rounded: bool = False  # whether products take operands rounded to the type of the arrays
 
     def call(self, direction: str, arrays: Arrays, grad_y: Any = None, **more: Any) -> dict[str, Any]:
-        """Results by name: y, or the gradients by the arguments' names."""
+        """Results by name: y, or the gradients under the arguments' names."""
         import numdcn
 
         function = getattr(numdcn, f"{self.operator}_{direction}")
@@ -45,18 +46,18 @@ class Problem(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """One result."""
+    """The expected value of one result."""
 
     value: np.ndarray
     terms: np.ndarray  # sum of the absolute terms
-    length: float  # how many there are
+    length: float  # number of terms
 
     def bound(self, dtype: str, rounded: bool) -> np.ndarray:
-        """How far a result of this type (or of float32 with tf32 products) may be."""
+        """How far off a result of this type (or of float32 with tf32 products) may be."""
         precise = "float64" if dtype == "float64" else "float32"
         bound = EPS[precise] * (ROUNDINGS + math.sqrt(self.length)) * self.terms + np.finfo(precise).tiny
         if dtype == "float64":
-            return 2 * bound  # the reference is no better
+            return 2 * bound  # the reference is no more accurate
         if dtype in SMALLEST:
             bound += EPS[dtype] * np.abs(self.value) + SMALLEST[dtype]
         if rounded and dtype in ("tf32", "float16", "bfloat16"):
@@ -65,18 +66,18 @@ class Expected(NamedTuple):
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 numbers rounded to bfloat16 (to nearest, halves to even), as float32. None may be a NaN or huge."""
+    """float32 numbers rounded to bfloat16 (to nearest, halves to even), as float32. They must not be NaN or huge."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def common(values: np.ndarray) -> np.ndarray:
-    """The numbers, rounded to what float16 and bfloat16 both hold, as float32."""
+    """The numbers, rounded to values that both float16 and bfloat16 represent, as float32."""
     return to_bfloat16(values).astype(np.float16).astype(np.float32)
 
 
 class Draw:
-    """Random numbers that every type holds."""
+    """Random numbers that every type can represent."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -100,7 +101,7 @@ class Size(NamedTuple):
     boxes: int
     bins: tuple[int, int]
     points: int
-    detector: bool = False  # boxes in float32 coordinates alone
+    detector: bool = False  # boxes in float32 coordinates only
 
 
 TINY = Size(1, 8, 8, 8, 8, 2, (2, 2), 5)  # for the simulator
@@ -109,7 +110,7 @@ DETECTOR = Size(1, 256, 64, 128, 256, 512, (7, 7), 64 * 128, True)
 
 
 def convolution(draw: Draw, size: Size, deformed: bool, mask: bool = False, groups: int = 1) -> Problem:
-    """conv or deform_conv; the offset groups are two where there is a mask."""
+    """conv or deform_conv; with a mask there are two offset groups."""
     operator, offset_groups = "deform_conv" if deformed else "conv", 2 if mask else 1
     stride, padding, dilation = ((2, 1), (1, 2), (1, 2)) if mask else (1, 1, 1)
     pairs = [p if isinstance(p, tuple) else (p, p) for p in (stride, padding, dilation)]
@@ -158,8 +159,8 @@ def points(draw: Draw, size: Size) -> Problem:
 
 
 def boxes(draw: Draw, size: Size, whole: bool) -> tuple[np.ndarray, float]:
-    """Boxes and their scale. Bins are 1, 2, ... quarter pixels of x long (or `whole` pixels), so that all samples lie on
-    binary fractions; a few boxes reach over the image's rim, but none of whole pixels."""
+    """Boxes and their scale. Bins are 1, 2, ... quarter pixels of x long (or `whole` pixels), so that all samples lie
+    on binary fractions; a few boxes extend beyond the image, but none of whole pixels."""
     scale, rows = 1 / 8 if size.detector else 1 / 2, []
     for _ in range(size.boxes):
         corner, far = [], []
@@ -185,11 +186,11 @@ def pooling(operator: str) -> Callable[[Draw, Size], Problem]:
         rois, scale = boxes(draw, size, whole)
         bins_y, bins_x = size.bins
         cells = min(size.bins) ** 2 if operator == "deform_ps_roi_pool" else bins_y * bins_x
-        out = 10 if size.detector else max(2, size.channels // 16 * 2)  # even: two classes
+        out = 10 if size.detector else max(2, size.channels // 16 * 2)  # even, for two classes
         channels = out * cells if sensitive else size.channels
         keywords: dict[str, Any] = {"output_size": size.bins, "spatial_scale": scale}
         arrays: Arrays = {"x": draw.normal(size.batch, channels, size.height, size.width), "rois": rois}
-        if operator == "roi_pool":  # torchvision's bins are right where the length, both ends counted, divides evenly
+        if operator == "roi_pool":  # torchvision's bins are right if the length, both ends included, divides evenly
             rois[:, 3:] -= 1 / scale
         if operator == "roi_align":
             keywords |= {"aligned": True, "sampling_ratio": -1 if size.detector else 2}
@@ -200,7 +201,7 @@ def pooling(operator: str) -> Callable[[Draw, Size], Problem]:
             arrays["mask"] = draw.grid(0, 1, 1 / 64, size.boxes, 1, *size.bins)
             keywords |= {"gamma": 0.125, "sampling_ratio": 2}
         if operator == "deform_ps_roi_pool":
-            rois[:, 1:] = np.round(rois[:, 1:])  # both ends count there: a length of n is n - 1 apart
+            rois[:, 1:] = np.round(rois[:, 1:])  # both ends count there: a length of n means n - 1 apart
             rois[:, 3:] = (
                 rois[:, 1:3]
                 + np.maximum(1, np.round((rois[:, 3:] - rois[:, 1:3]) / size.bins[::-1])) * size.bins[::-1]

@@ -1,4 +1,5 @@
-"""Float64 results of a problem, computed on the CPU by numdcn, with the sums of their absolute terms; see problems.py."""
+"""Float64 results of a problem, computed on the CPU by numdcn, with the sums of their absolute terms; see
+problems.py."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def expected(problem: Problem) -> dict[str, Expected]:
 def _terms(problem: Problem) -> dict[str, np.ndarray]:
     """The sums of absolute terms of y and every gradient."""
     arrays, grad_y = positive(problem.arrays), np.abs(problem.grad_y)
-    if problem.operator == "roi_pool":  # the places of the maxima are those of x itself
+    if problem.operator == "roi_pool":  # the positions of the maxima are those of x itself
         y = problem.call("forward", problem.arrays)["y"]
         return {"y": np.zeros_like(y), **problem.call("backward", problem.arrays, grad_y)}
     terms = problem.call("forward", arrays) | problem.call("backward", arrays, grad_y)
@@ -42,8 +43,8 @@ def _terms(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def _offset_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.ndarray:
-    """Of an offset's gradient: with |x| and |w|, the slope's two rows (or columns) added instead of subtracted. They are the
-    samples at the coordinate rounded down and one further, which the gradient of a mask of ones sums."""
+    """For an offset's gradient: with |x| and |w|, the slope's two rows (or columns) are added instead of subtracted.
+    These are the samples at the coordinate rounded down and at the next one, summed by a gradient of masks of ones."""
     offsets = arrays["offsets"]
     count, channels, *out = offsets.shape
     total = np.zeros_like(offsets).reshape(count, -1, 2, *out)
@@ -59,7 +60,7 @@ def _offset_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.nd
 
 
 def _point_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.ndarray:
-    """Of a point's gradient, likewise."""
+    """For a point's gradient, likewise."""
     points = arrays["points"]
     total = np.zeros_like(points)
     for axis in (0, 1):
@@ -72,7 +73,7 @@ def _point_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.nda
 
 
 def _shift_terms(problem: Problem, grad_y: np.ndarray) -> dict[str, np.ndarray]:
-    """Of the gradients of bins' shifts: a slope is at most twice the largest pixel."""
+    """For the gradients of bins' shifts: a slope is at most twice the largest pixel."""
     keywords, arrays = problem.keywords, problem.arrays
     corners = arrays["rois"][:, 1:] * keywords["spatial_scale"]
     sizes = np.maximum(corners[:, 2:] - corners[:, :2] + keywords["spatial_scale"], 0.1)  # along x, y
@@ -82,13 +83,13 @@ def _shift_terms(problem: Problem, grad_y: np.ndarray) -> dict[str, np.ndarray]:
         return {"offsets": keywords["gamma"] * slope * sizes[:, :, None, None] * weights}
     trans = arrays["trans"]
     classes = trans.shape[1] // 2
-    weights = grad_y.reshape(len(trans), classes, -1).sum(-1)  # of all bins: the part's own are among them
+    weights = grad_y.reshape(len(trans), classes, -1).sum(-1)  # over all bins, which include the part's own
     reach = keywords["trans_std"] * slope * sizes[:, None, :] * weights[:, :, None]
     return {"trans": np.broadcast_to(reach.reshape(*trans.shape[:2], 1, 1), trans.shape)}
 
 
 def _lengths(problem: Problem) -> dict[str, float]:
-    """About how many terms each result sums."""
+    """Approximately how many terms each result sums."""
     arrays, (n, c, *size) = problem.arrays, problem.arrays["x"].shape
     if "w" in arrays:
         per_group, taps = arrays["w"].shape[1], math.prod(arrays["w"].shape[2:])
@@ -106,7 +107,7 @@ def _lengths(problem: Problem) -> dict[str, float]:
 
 
 def _layer(problem: Problem) -> dict[str, Expected]:
-    """The layer, as the convolution that predicts and the deformable one."""
+    """The layer, as the predicting convolution and the deformable one."""
     import numdcn
 
     arrays, keywords = problem.arrays, problem.keywords
@@ -121,7 +122,7 @@ def _layer(problem: Problem) -> dict[str, Expected]:
     positives = (grad_z, np.abs(arrays["x"]), np.abs(arrays["offset_w"]), arrays["offset_b"])
     through: Any = numdcn.conv_backward(*positives, padding=keywords["padding"])
     terms |= {"x": terms["x"] + through.x, "offset_w": through.w, "offset_b": through.bias}
-    # what is predicted, and its gradient, is rounded before it is used: a few terms for each tap, not a sum of many
+    # predictions and their gradients are rounded before use: a few terms per tap, not a sum of many
     few = dict.fromkeys(values, 16.0)
     return {
         name: Expected(value, terms[name], min(lengths.get(name, 16.0), few[name])) for name, value in values.items()

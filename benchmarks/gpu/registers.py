@@ -1,6 +1,6 @@
-"""What each CUDA kernel takes of a multiprocessor, summed up from tests/cuda/registers.csv.
+"""The multiprocessor resources of each CUDA kernel, summarised from tests/cuda/registers.csv.
 
-`python -m benchmarks.gpu.registers` prints the table; docs/design/gpu.md holds it.
+`python -m benchmarks.gpu.registers` prints the table; docs/design/gpu.md contains it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from benchmarks.harness.report import table
 
 COMMAND = "python -m benchmarks.gpu.registers"
 ROOT = Path(__file__).resolve().parents[2]
-FILE = "registers.csv"  # in tests/ or a folder of it; a test there writes it
-REGISTERS = 65536  # of a multiprocessor
+FILE = "registers.csv"  # in tests/ or a subfolder; written by a test
+REGISTERS = 65536  # per multiprocessor
 THREADS, WARP = 256, 32
-STEP = 8  # registers of a thread are given out in steps of it
+STEP = 8  # granularity of registers per thread
 
 
 def blocks(registers: int) -> int:
-    """Blocks of THREADS threads that a multiprocessor holds, as far as registers go."""
+    """Blocks of THREADS threads that fit a multiprocessor, as limited by registers."""
     warps = REGISTERS // (-(-registers // STEP) * STEP * WARP)
     return warps // (THREADS // WARP)
 
@@ -40,13 +40,13 @@ def row(name: str, records: list[dict[str, str]]) -> list[str]:
 
 
 def most_registers(kernel: tuple[str, list[dict[str, str]]]) -> tuple[int, str]:
-    """The order of the lines."""
+    """The sort key of the lines."""
     name, records = kernel
     return -max(int(r["registers"]) for r in records), name
 
 
 def text() -> str:
-    """A row for each kernel, those with most registers first; numbers over all variants and architectures."""
+    """A row for each kernel, most registers first; numbers over all variants and architectures."""
     path = next((ROOT / "tests").rglob(FILE))
     kernels: dict[str, list[dict[str, str]]] = {}
     with path.open(encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""Writes what `python -m benchmarks.gpu` found: Markdown, JSON, and a figure where matplotlib is installed."""
+"""Writes the findings of `python -m benchmarks.gpu`: Markdown, JSON, and a figure if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.harness.machine import slug
 from benchmarks.harness.report import number, quartiles, table
 from benchmarks.harness.targets import Judged, Values, geometric_mean, judge, ratio
 
-ISSUE_LIMIT = 60.0  # microseconds of the host for a call
+ISSUE_LIMIT = 60.0  # host microseconds per call
 NO_SPEEDS = "simulator: no speeds"
 COLUMNS = [f"{who} {dtype}" for who, dtypes in (
     ("numdcn", [*TIMED, "float32 deterministic"]), ("torchvision", ["float32", "float16"]), ("cuDNN conv", TIMED),
@@ -21,7 +21,7 @@ COLUMNS = [f"{who} {dtype}" for who, dtypes in (
 
 
 class Times:
-    """Records of rows by row, batch, direction and contender."""
+    """Timing records by row, batch, direction and contender."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.records = {(r["row"], r["batch"], r["direction"], r["contender"]): r for r in results["rows"]}
@@ -31,7 +31,7 @@ class Times:
         return median(self.records.get((name, batch, direction, contender), {}))
 
     def lead(self, name: str, batch: int, direction: str, dtype: str) -> float | None:
-        """How many times as fast as torchvision's."""
+        """How many times as fast as torchvision."""
         theirs = self.seconds(name, batch, direction, f"torchvision {RIVAL[dtype]}")
         return ratio(theirs, self.seconds(name, batch, direction, f"numdcn {dtype}"))
 
@@ -40,7 +40,7 @@ class Times:
 
 
 def targets(results: dict[str, Any]) -> list[Judged]:
-    """Every figure that is wanted, beside what was measured."""
+    """Every target, with the measured value."""
     times, judged = Times(results), []
     for direction, wanted in TARGETS.items():
         for dtype, least in wanted.items():
@@ -65,7 +65,7 @@ def targets(results: dict[str, Any]) -> list[Judged]:
 
 
 def cell(record: dict[str, Any] | None, simulated: bool) -> str:
-    """Milliseconds and quartiles, or what happened instead; never a speed of a wrong result."""
+    """Milliseconds and quartiles, or what happened instead; never the speed of a wrong result."""
     if record is None:
         return ""
     if record["status"] != "ok":
@@ -88,7 +88,7 @@ def rows_table(results: dict[str, Any], direction: str) -> list[str]:
 
 
 def roofline_table(results: dict[str, Any], direction: str) -> list[str]:
-    """The highest of each row's floors, and what share of a call's time it is."""
+    """The highest of each row's floors, and its share of a call's time."""
     times, rates = Times(results), Rates(**results["rates"])
     lines = []
     for name, batch in dict.fromkeys((r["row"], r["batch"]) for r in results["rows"]):
@@ -126,7 +126,7 @@ def issue_table(results: dict[str, Any]) -> list[str]:
 
 
 def verdict_lines(results: dict[str, Any]) -> list[str]:
-    """What was compared of each operator, and every comparison that did not come out right."""
+    """What was compared for each operator, and every comparison that was not right."""
     lines = []
     for operator in dict.fromkeys(v["operator"] for v in results["verdicts"]):
         found = [v for v in results["verdicts"] if v["operator"] == operator]
@@ -195,7 +195,7 @@ def text(results: dict[str, Any], figure: str | None) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """Bars of how many times as fast as torchvision, batch 16 and 1; False without matplotlib or anything to draw."""
+    """Bars of speed relative to torchvision, batch 16 and 1; False without matplotlib or anything to draw."""
     try:
         import matplotlib as mpl
 

@@ -1,6 +1,7 @@
-"""What numdcn is compared with on a GPU: torchvision's operators, torch's grid_sample, and cuDNN's plain convolution as the floor.
+"""What numdcn is compared with on a GPU: torchvision's operators, torch's grid_sample, and cuDNN's plain convolution as
+the floor.
 
-Each is made from a problem's arguments as torch tensors; results carry the names of numdcn's. No autograd is around them.
+Each is built from a problem's arguments as torch tensors; results have numdcn's names. Autograd is not used.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from benchmarks.gpu.problems import Arrays
 
 
 class Rival(NamedTuple):
-    """Calls without arguments; backward None where there is none."""
+    """Calls without arguments; backward is None if there is none."""
 
     name: str
     forward: Callable[[], dict[str, Any]]
@@ -21,7 +22,7 @@ class Rival(NamedTuple):
 
 
 def torchvision_ops(torch: Any) -> Any:
-    """torchvision's compiled operators; None without them."""
+    """torchvision's compiled operators; None if absent."""
     if torch is None or importlib.util.find_spec("torchvision") is None:
         return None
     try:
@@ -33,7 +34,7 @@ def torchvision_ops(torch: Any) -> Any:
 
 
 def rival(torch: Any, operator: str, arrays: Arrays, keywords: dict[str, Any], grad_y: Any) -> Rival | None:
-    """The rival of an operator, if it has one that is installed."""
+    """The installed rival of an operator, if there is one."""
     if torch is None:
         return None
     if operator == "bilinear_sample":
@@ -96,7 +97,7 @@ def plain_convolution(torch: Any, arrays: Arrays, keywords: dict[str, Any], grad
 
 
 def _grid_sample(torch: Any, arrays: Arrays, grad_y: Any) -> Rival:
-    """grid_sample on points made to a grid beforehand; its gradient of the grid as that of the points."""
+    """grid_sample on points converted to a grid beforehand; its gradient of the grid as that of the points."""
     x = arrays["x"]
     size = x.new_tensor([x.shape[3], x.shape[2]])
     grid = ((2 * arrays["points"].flip(-1) + 1) / size - 1)[:, :, None]
@@ -114,7 +115,7 @@ def _grid_sample(torch: Any, arrays: Arrays, grad_y: Any) -> Rival:
 
 
 def as_numdcn(operator: str, results: dict[str, Any], arrays: Arrays) -> dict[str, Any]:
-    """The results by numdcn's names, in its units."""
+    """The results under numdcn's names, in its units."""
     if "grid" not in results:
         return results
     x = arrays["x"]
@@ -138,7 +139,7 @@ def _boxes(ops: Any, operator: str, arrays: Arrays, keywords: dict[str, Any], gr
         )
     kept = function(x, rois, *where, *sampling)[
         1
-    ]  # the places of the maxima, or the channels read: the backward's input
+    ]  # the positions of the maxima, or the channels read: input of the backward
     return Rival(
         "torchvision",
         lambda: {"y": function(x, rois, *where, *sampling)[0]},

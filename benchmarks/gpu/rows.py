@@ -1,4 +1,4 @@
-"""The rows S1 to S7 on a GPU: fresh inputs, and a float64 reference of some elements of every result, with bounds.
+"""The rows S1 to S7 on a GPU: new inputs, and a float64 reference for some elements of every result, with bounds.
 
 The inputs fit every type (see problems.py); coordinates are rounded once, to float32, as kernels compute them.
 """
@@ -15,11 +15,12 @@ from benchmarks.gpu.device import Device
 from benchmarks.gpu.problems import Expected, common
 from benchmarks.rivals.layer import Case
 
-POSITIONS, PIXELS, WEIGHTS = 12, 24, 4  # sampled of y and the gradients of offsets and mask, of x, of w
+POSITIONS, PIXELS, WEIGHTS = 12, 24, 4  # numbers sampled: of y and the gradients of offsets and mask; of x; of w
 
 
 def fresh(device: Device, case: Case, seed: int) -> dict[str, np.ndarray]:
-    """Host arrays by name, float32, grad_y too. x, grad_y N(0, 1), offsets N(0, 2), mask uniform, w over sqrt(terms)."""
+    """Host arrays by name, float32, including grad_y. x, grad_y N(0, 1), offsets N(0, 2), mask uniform, w over
+    sqrt(terms)."""
     draws = {"offsets": 2.0, "w": 1 / math.sqrt(case.c // case.groups * case.taps)}
     shapes = {**case.shapes, "grad_y": case.shapes["y"]}
     del shapes["y"]
@@ -27,7 +28,7 @@ def fresh(device: Device, case: Case, seed: int) -> dict[str, np.ndarray]:
     if device.on_torch:
         device.torch.manual_seed(seed)
     for name, shape in shapes.items():
-        if device.on_torch:  # a GPU draws them in no time
+        if device.on_torch:  # fast on a GPU
             draw = device.torch.rand if name == "mask" else device.torch.randn
             values = draw(shape, device=device.place) * draws.get(name, 1.0)
             made[name] = device.get(values.bfloat16().half().float())
@@ -38,15 +39,15 @@ def fresh(device: Device, case: Case, seed: int) -> dict[str, np.ndarray]:
 
 
 class Sampled(NamedTuple):
-    """Some elements of a result: where, and what is expected there."""
+    """Some elements of a result: their positions, and the expected values."""
 
     places: tuple[np.ndarray, ...]
     expected: Expected
 
 
 def bilinear(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Of images (L, H, W) at points (L, K): the value, the slopes along y and x; and, of the absolute values, the value and
-    the sums of the slopes' terms: (6, L, K)."""
+    """For images (L, H, W) at points (L, K): the value, the slopes along y and x; and, for absolute values, the value
+    and the sums of the slopes' terms: (6, L, K)."""
     lines, height, width = image.shape
     active = (y >= -1) & (y < height) & (x >= -1) & (x < width)
     y, x = np.where(active, y, -9.0).astype(np.float64), np.where(active, x, -9.0).astype(np.float64)
@@ -98,7 +99,7 @@ class Reference:
         return self.given["mask"][n, group * self.case.taps + k, i, j].astype(np.float64)
 
     def at_positions(self, directions: tuple[str, ...]) -> dict[str, Sampled]:
-        """y, and the gradients of offsets and mask, all channels of some positions."""
+        """y, and the gradients of offsets and mask, for all channels at some positions."""
         case, spots = self.case, positions(self.case, POSITIONS, self.rng)
         taps, groups = np.arange(case.taps), self.offset_group[:, None]
         names = {"forward": ("y",), "backward": ("offsets", "mask") if case.mask else ("offsets",)}

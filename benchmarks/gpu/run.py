@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, one command: `python -m benchmarks.gpu`. Under eight minutes on an H100; needs numba-cuda and
-NumPy, and uses torch, torchvision, CuPy, pytest, matplotlib where they are installed.
+"""Everything that needs a GPU in one command: `python -m benchmarks.gpu`. Under eight minutes on an H100; needs
+numba-cuda and NumPy, and uses torch, torchvision, CuPy, pytest and matplotlib if they are installed.
 
-It runs the GPU tests, compares every operator with the CPU's results and with torchvision's, then times them, and writes
-results/gpu-<name>.md, .json and .png. Without a GPU it says so and ends with exit code 2; with `--simulator` it goes through all
-of it at tiny sizes in Numba's simulator, which tells no speeds. Exit code 1: something was wrong.
+It runs the GPU tests, compares every operator with the CPU's results and with torchvision's, then times them, and
+writes results/gpu-<name>.md, .json and .png. Without a GPU it says so and ends with exit code 2; with `--simulator` it
+does all of this at tiny sizes in Numba's simulator, which says nothing about speed. Exit code 1: something was wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-# Numba may be imported only after the simulator is asked for: no module of the benchmarks imports it, or numdcn, at its top.
+# Import Numba only after the simulator is requested: no module of the benchmarks imports it, or numdcn, at the top.
 from benchmarks.gpu import floors, report, timing
 from benchmarks.gpu.compare import DTYPES, worker
 from benchmarks.gpu.device import Device, NoGPU
@@ -33,9 +33,9 @@ OPERATORS = (
     "deform_conv", "conv", "deform_conv_layer", "bilinear_sample", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool",
     "deform_roi_pool", "deform_ps_roi_pool", "arrays",
 )  # fmt: skip
-LIMIT = 460.0  # seconds of the whole run
-CHECKS = 0.55  # the share of them that tests and comparisons may take
-ROWS_SHARE = 0.75  # of what is left then, for S1 to S7; the rest for the other operators
+LIMIT = 460.0  # seconds for the whole run
+CHECKS = 0.55  # share of these for tests and comparisons
+ROWS_SHARE = 0.75  # share of the rest for S1 to S7; what remains is for the other operators
 NO_GPU = 2
 
 
@@ -59,12 +59,12 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="folder of the report; default: benchmarks/results, needed with --simulator"
     )
     parser.add_argument("--report", type=Path, metavar="JSON", help="measure nothing: report these results")
-    parser.add_argument("--worker", metavar="OPERATOR", help=argparse.SUPPRESS)  # one comparing process
+    parser.add_argument("--worker", metavar="OPERATOR", help=argparse.SUPPRESS)  # a single comparing process
     return parser
 
 
 class Job:
-    """A process beside this one, its output in a file."""
+    """A process running alongside this one, with its output in a file."""
 
     def __init__(self, name: str, command: list[str], folder: Path) -> None:
         self.name, self.start, self.late = name, time.monotonic(), False
@@ -76,7 +76,7 @@ class Job:
         return self.process.poll() is not None
 
     def stop(self) -> None:
-        """Ends it; it was too slow."""
+        """Ends the process because it was too slow."""
         if not self.done():
             self.late = True
             self.process.kill()
@@ -89,7 +89,7 @@ class Job:
 
 
 def test_command(simulated: bool) -> list[str]:
-    """The GPU tests: those whose backend is `cuda`. The simulator's are among the usual tests."""
+    """The GPU tests: those whose backend is `cuda`. The simulator's are among the ordinary tests."""
     return [
         sys.executable,
         "-m",
@@ -112,7 +112,8 @@ def worker_command(operator: str, args: argparse.Namespace) -> list[str]:
 
 
 def run_jobs(commands: dict[str, list[str]], folder: Path, deadline: float) -> dict[str, Job]:
-    """Runs processes side by side, as many as there are CPUs for, until the deadline. They also fill the cache of kernels."""
+    """Runs processes in parallel, as many as there are CPUs for, until the deadline. They also fill the kernel
+    cache."""
     waiting, running, finished = list(commands), {}, {}  # type: ignore[var-annotated]
     most = max(2, min(8, len(available_cpus()) // 2))
     while waiting or running:
@@ -133,7 +134,7 @@ def run_jobs(commands: dict[str, list[str]], folder: Path, deadline: float) -> d
 
 
 def verdicts_of(operators: Iterable[str], jobs: dict[str, Job]) -> list[dict[str, Any]]:
-    """What the comparing processes told; one that died or was late is told of too."""
+    """The results of the comparing processes; one that died or was late is reported too."""
     found = []
     for operator in operators:
         job = jobs.get(operator)
@@ -152,7 +153,7 @@ def verdicts_of(operators: Iterable[str], jobs: dict[str, Job]) -> list[dict[str
 
 
 def tests_text(job: Job | None, wanted: bool, simulated: bool) -> tuple[str, bool]:
-    """What to say of the tests, and whether they are well."""
+    """A summary of the tests, and whether they passed."""
     if not wanted:
         return "Not asked for.", True
     if simulated:
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     args.simulator = args.simulator or os.environ.get(SIMULATOR, "0") not in ("", "0")
     if args.simulator:
-        os.environ[SIMULATOR] = "1"  # before numba.cuda is imported, here and in the processes below
+        os.environ[SIMULATOR] = "1"  # before numba.cuda is imported, here and in child processes
     if args.worker:
         return worker(args.worker, args.simulator, args.kinds.split(",") if args.kinds else DTYPES)
     if args.report:
@@ -234,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """All of it."""
+    """The whole run."""
     start = time.monotonic()
     try:
         device = Device(args.simulator)
@@ -245,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         args.seed = int.from_bytes(os.urandom(4), "big")
     print(f"{device.name}; inputs of seed {args.seed}", file=sys.stderr, flush=True)
     if args.simulator:
-        sys.setswitchinterval(1e-4)  # threads that wait for each other take turns sooner
+        sys.setswitchinterval(1e-4)  # switch sooner between threads that wait for each other
     results: dict[str, Any] = {"simulated": args.simulator, "about": device.about()}
     results["about"] |= {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "seed": str(args.seed)}
     results |= check(args, start + CHECKS * args.limit)

@@ -1,4 +1,4 @@
-"""Times on a GPU: contenders asked in turn, round by round, in one process; each result is checked before it is timed."""
+"""Times on a GPU: contenders run in turn, round by round, in one process; each result is checked before it is timed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from benchmarks.gpu.rows import Reference, Sampled, fresh, taken
 from benchmarks.rivals.layer import Case
 
 TIMED = ("float32", "tf32", "float16", "bfloat16")
-WHOLE = 6  # how much larger a bound may be somewhere than at the sampled elements
-SLICE = 0.008  # seconds of one turn
+WHOLE = 6  # factor by which a bound may exceed that at the sampled elements
+SLICE = 0.008  # seconds per turn
 
 
 class Clock:
-    """Time that is left."""
+    """The time left."""
 
     def __init__(self, seconds: float) -> None:
         self.end = time.monotonic() + seconds
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     name: str
     dtype: str
     run: Callable[[], dict[str, Any]]
-    checked: bool = True  # whether it computes what the reference tells
+    checked: bool = True  # whether it is compared with the reference
 
 
 def failed(error: Exception) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def failed(error: Exception) -> dict[str, Any]:
 def measure(
     device: Device, entries: list[Entry], check: Callable[[Entry, dict[str, Any]], str], rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """Verifies every entry, then times them in turns. Yields a record for each."""
+    """Verifies every entry, then times them in turn. Yields a record for each."""
     records, runs = [], {}
     for entry in entries:
         record: dict[str, Any] = {
@@ -99,11 +99,11 @@ class RowRun:
         self.host = fresh(device, case, seed)
         self.reference = Reference(case, self.host, seed)
         self.made: dict[tuple[str, str], dict[str, Any]] = {}
-        self.whole: dict[str, Any] = {}  # the first right results of this direction
+        self.whole: dict[str, Any] = {}  # the first right results in this direction
         self.sampled: dict[str, Sampled] = {}
 
     def arrays(self, dtype: str, torch: bool) -> dict[str, Any]:
-        """The inputs of a type, as numdcn or torch's own operators take them; made once."""
+        """The inputs of a type, as numdcn or torch's own operators take them; created once."""
         stored = "float32" if dtype == "tf32" else dtype
         key = (stored, "tensor" if torch and not self.device.on_torch else "own")
         if key not in self.made:
@@ -169,7 +169,8 @@ class RowRun:
         return Entry(f"cuDNN conv {dtype}", dtype, run, checked=False)
 
     def check(self, entry: Entry, results: dict[str, Any]) -> str:
-        """What is wrong with results: at the sampled elements, and with torch as a whole against the first right ones."""
+        """What is wrong with results: at the sampled elements, and with torch as a whole against the first right
+        ones."""
         got = {n: taken(self.device, results[n], s, entry.dtype) for n, s in self.sampled.items() if n in results}
         missing = self.sampled.keys() - got.keys()
         if missing:
@@ -195,12 +196,12 @@ class RowRun:
 
 
 def order() -> list[tuple[str, int]]:
-    """The rows, those that the targets tell of first."""
+    """The rows, those with targets first."""
     return [(name, batch) for batch in sorted(BATCHES, reverse=True) for name in ROWS]
 
 
 def time_rows(device: Device, clock: Clock, rounds: int, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every row and direction; those for which no time is left are told of."""
+    """Every row and direction; those for which no time is left are reported."""
     records: list[dict[str, Any]] = []
     rows = [(name, 1) for name in ("S1", "S5a", "S6", "S7")] if device.simulated else order()
     for name, batch in rows:
@@ -227,7 +228,7 @@ def time_rows(device: Device, clock: Clock, rounds: int, seed: int, say: Callabl
 
 
 def median(record: dict[str, Any]) -> float | None:
-    """Seconds of a record, if it was timed."""
+    """The seconds of a record, if it was timed."""
     return float(np.median(record["rounds"])) if record.get("status") == "ok" and record.get("rounds") else None
 
 
@@ -279,7 +280,7 @@ def _time_operator(
                 other = rival(
                     device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, dtype)
                 )
-            except (RuntimeError, NotImplementedError, KeyError):  # it has no such type
+            except (RuntimeError, NotImplementedError, KeyError):  # unsupported type
                 continue
             call = None if other is None else other.forward if direction == "forward" else other.backward
             if other is not None and call is not None:
@@ -293,7 +294,7 @@ def _time_operator(
 
 
 def issue_times(device: Device, say: Callable[[str], None], runs: int = 200) -> list[dict[str, Any]]:
-    """Seconds of the host to issue a call, without waiting, for small problems; torchvision's beside it."""
+    """Host seconds to issue a call, without waiting, for small problems, next to torchvision's."""
     records = []
     chosen = (("deform_conv", "plain"), ("roi_align", "boxes"), ("bilinear_sample", "points"))
     for operator, label in chosen:
@@ -329,7 +330,8 @@ def issue_times(device: Device, say: Callable[[str], None], runs: int = 200) -> 
 
 
 def measured_rates(device: Device) -> tuple[Rates, list[str]]:
-    """The GPU's rates: by copies and large products where torch is there, else nominal; and what was measured, in words."""
+    """The GPU's rates, from copies and large products if torch is installed, else nominal; and a description of what
+    was measured."""
     rates = nominal(device.name)
     if not device.on_torch:
         return rates, []

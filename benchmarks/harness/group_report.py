@@ -1,4 +1,4 @@
-"""Writes what was measured of a group of operators: targets, tables, a bar chart, and the raw results as JSON."""
+"""Writes the measurements of a group of operators: targets, tables, a bar chart, and the raw results as JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from benchmarks.cases.operators import GROUPS, operator
 from benchmarks.harness.report import Report, json_lines, number, table
 from benchmarks.harness.targets import ratio
 
-OWN = "numdcn"  # the contender that is judged
+OWN = "numdcn"  # the contender being judged
 DIRECTIONS = ("forward", "backward")
 SHADES = ("#7fb2d9", "#1b6ca8", "#0d3a5c")  # by number of threads
 FLOORS = ("#cccccc", "#999999", "#666666")
 
 
 class Row(NamedTuple):
-    """One case in one direction: how many times as fast as the fastest rival, or as the floor, by number of threads."""
+    """One case in one direction: speed relative to the fastest rival, or to the floor, by number of threads."""
 
     case: str
     direction: str
@@ -67,7 +67,7 @@ class OperatorReport(Report):
         return rows
 
     def judge(self, row: Row, target: Target | None) -> list[str]:
-        """Each number of threads, what is wanted, and whether it is met."""
+        """The values for each number of threads, the target, and whether it is met."""
         cells, missed = [], []
         for threads in self.plan["threads"]:
             if threads not in row.ratios:
@@ -109,7 +109,7 @@ class OperatorReport(Report):
         return table(["case", "ms, median (quartiles)", *names, f"{rival} / {OWN}"], rows)
 
     def section(self) -> list[str]:
-        """All that is told of the operator, one level below its title."""
+        """Everything about the operator, one level below its title."""
         name, about = self.operator.name, self.results["machine"]
         made = f"Measured on {about['date']}, load average before: {about['load average before']}."
         lines = [f"## {name}", "", f"Inputs: {self.operator.inputs_text}. {made}", "", *self.times_rows()]
@@ -120,7 +120,7 @@ class OperatorReport(Report):
 
 
 def versions(reports: list[OperatorReport]) -> str:
-    """The contenders with their versions, or why they are missing."""
+    """The contenders with their versions, or the reason why they are missing."""
     found: dict[str, str] = {}
     for report in reports:
         for name, about in report.results["contenders"].items():
@@ -157,7 +157,7 @@ def markdown(reports: list[OperatorReport], group: str, picture: str | None) -> 
 
 
 def chart(reports: list[OperatorReport], path: Path) -> bool:
-    """Bars of the fastest other's time over numdcn's; a panel for each direction, a row for each case."""
+    """Bars of the fastest other's time over numdcn's; one panel per direction, one row per case."""
     try:
         import matplotlib
     except ImportError:
@@ -182,7 +182,7 @@ def chart(reports: list[OperatorReport], path: Path) -> bool:
 
 
 def draw(axis: Any, direction: str, places: list[tuple[OperatorReport, str]]) -> None:
-    """One panel: bars to the right of 1 where numdcn is faster, a black mark at what is wanted."""
+    """One panel: bars to the right of 1 where numdcn is faster, a black mark at the target."""
     from matplotlib import patches
 
     most = max(len(report.plan["threads"]) for report, _ in places)
@@ -237,7 +237,7 @@ def draw(axis: Any, direction: str, places: list[tuple[OperatorReport, str]]) ->
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results of a group by operator, empty if there are none."""
+    """The results of a group by operator; empty if there are none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -247,9 +247,9 @@ def ordered(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], folder: Path, stem: str, group: str | None = None) -> Path:
-    """Writes stem.json, stem.png and stem.md into the folder; returns the last. Results: of operators by name.
+    """Writes stem.json, stem.png and stem.md into the folder; returns the last. `results` are by operator name.
 
-    With the files of all groups of the same machine there, one chart of all operators is drawn too.
+    If the files of all groups for the same machine exist, one chart of all operators is drawn too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = ordered(results)

@@ -1,4 +1,4 @@
-"""What the results were measured on."""
+"""The machine on which results were measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-SIMD = (  # feature as NumPy names it -> as the report does; the first that is there counts
+SIMD = (  # feature, as named by NumPy -> by the report; the first one present counts
     ("AVX512F", "AVX-512"),
     ("AVX2", "AVX2"),
     ("SSE42", "SSE4.2"),
@@ -28,7 +28,7 @@ def available_cpus() -> list[int]:
 
 
 def cpu_name() -> str:
-    """The CPU's model name as the system tells it."""
+    """The CPU's model name as reported by the system."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
@@ -43,7 +43,7 @@ def cpu_name() -> str:
 
 
 def cpu_family() -> str:
-    """Family and model numbers where the name alone is vague, as on virtual machines."""
+    """Family and model numbers, for when the name alone is vague, as on virtual machines."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     found = dict(re.findall(r"^(cpu family|model)\s*:\s*(\d+)$", text, re.MULTILINE))
@@ -51,7 +51,7 @@ def cpu_family() -> str:
 
 
 def simd() -> str:
-    """The widest vector instructions that NumPy sees."""
+    """The widest vector instructions NumPy detects."""
     try:
         from numpy._core._multiarray_umath import __cpu_features__ as features
     except ImportError:

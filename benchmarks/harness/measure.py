@@ -1,4 +1,4 @@
-"""Measuring one operator: the processes of its contenders, asked in turn, round by round; see worker.py."""
+"""Measuring one operator: the processes of its contenders, run in turn, round by round; see worker.py."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.cases.operators import operator
 from benchmarks.harness import machine
 from benchmarks.harness.worker import ROOT, TOLERANCE, Worker, WorkerFailed
 
-SETTLE = 0.3  # seconds between turns with --spin, for idle pools to fall asleep
+SETTLE = 0.3  # seconds between turns with --spin, to let idle pools fall asleep
 
 
 class Plan(NamedTuple):
-    """What to measure of an operator and how long."""
+    """What to measure for an operator, and for how long."""
 
     operator: str
     cases: list[str]
@@ -27,14 +27,14 @@ class Plan(NamedTuple):
     threads: list[int]
     parts: list[str]
     rounds: int
-    seconds: float  # of one turn, at least, unless `most` runs are done before
+    seconds: float  # per turn, at least, unless `most` runs are done first
     fewest: int
     most: int
     spin: bool
 
 
 class Progress:
-    """tqdm where installed, else one line that is written over."""
+    """tqdm if installed, otherwise a single line that is overwritten."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -62,7 +62,7 @@ class Progress:
 
 
 class Team:
-    """One live process for each contender and number of threads; a dead one is started again at its next turn."""
+    """One live process per contender and number of threads; a dead one is restarted at its next turn."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -70,7 +70,7 @@ class Team:
         self.status: dict[str, dict[str, str]] = {}
 
     def start(self) -> list[str]:
-        """Starts what is installed and imports; returns those names. `status` tells of all."""
+        """Starts what is installed and can be imported; returns those names. `status` describes all."""
         ready = []
         for name in self.plan.contenders:
             contender = operator(self.plan.operator).contender(name)
@@ -118,13 +118,13 @@ def status_of(answer: dict[str, Any]) -> tuple[str, str]:
 
 
 def able(plan: Plan, name: str, measurement: str) -> list[str]:
-    """The directions that a contender has, none where the measurement leaves it out."""
+    """The directions a contender supports; none if it excludes the measurement."""
     contender = operator(plan.operator).contender(name)
     return [d for d in plan.directions if d in contender.directions and measurement in contender.measurements]
 
 
 def compare(group: list[dict[str, Any]], wholes: list[dict[str, list[float]] | None]) -> None:
-    """Marks as wrong what differs, as a whole, from the first contender that is right at some elements."""
+    """Marks as wrong whatever differs, as a whole, from the first contender that is right at some elements."""
     first = next((whole for whole in wholes if whole), None)
     for record, whole in zip(group, wholes, strict=True):
         for name, sums in (whole or {}).items():
@@ -135,7 +135,7 @@ def compare(group: list[dict[str, Any]], wholes: list[dict[str, list[float]] | N
 
 
 def measure_times(plan: Plan, team: Team, names: list[str]) -> list[dict[str, Any]]:
-    """Every contender at every case: verified, then timed in turns."""
+    """Every contender at every case: verified, then timed in turn."""
     records = []
     turns = sum(len(able(plan, name, "times")) for name in names)
     progress = Progress(turns * len(plan.threads) * len(plan.cases) * (plan.rounds + 1))
@@ -177,7 +177,7 @@ def take_turn(plan: Plan, team: Team, record: dict[str, Any], turn: int) -> None
 
 
 def ask_fresh(name: str, threads: int, plan: Plan, do: str, env: dict[str, str] | None = None, **what: Any) -> dict:
-    """The answer of a process started for this one question."""
+    """The answer of a process started just for this question."""
     python = operator(plan.operator).contender(name).python()
     worker = Worker(plan.operator, name, threads, plan.spin, env, python)
     try:
@@ -189,7 +189,7 @@ def ask_fresh(name: str, threads: int, plan: Plan, do: str, env: dict[str, str] 
 
 
 def measure_memory(plan: Plan, names: list[str]) -> list[dict[str, Any]]:
-    """Peak extra memory of one call, each in a fresh process, with the most threads."""
+    """Peak extra memory of one call, each in a new process, with the maximum number of threads."""
     cases = [case for case in plan.cases if case in operator(plan.operator).memory_cases]
     jobs = [
         (case, direction, name)
@@ -208,12 +208,12 @@ def measure_memory(plan: Plan, names: list[str]) -> list[dict[str, Any]]:
 
 
 def measure_start(plan: Plan, names: list[str]) -> dict[str, Any]:
-    """Import time; the first call with an empty and a filled cache and the files each leaves."""
+    """Import time; the first call with an empty and with a filled cache, and the files each leaves."""
     cases = [case for case in plan.cases if case in operator(plan.operator).start_cases] or plan.cases[:1]
     names = [name for name in names if able(plan, name, "start")]
     progress = Progress(len(cases) * (len(names) + 1))
     start: dict[str, Any] = {"first": []}
-    if "numdcn" in names and plan.operator == "deform_conv":  # the same for all
+    if "numdcn" in names and plan.operator == "deform_conv":  # same for all operators
         code = "import time; t = time.perf_counter(); import numdcn; print(time.perf_counter() - t)"
         seconds = []
         for _ in range(5):
@@ -235,7 +235,7 @@ def measure_start(plan: Plan, names: list[str]) -> dict[str, Any]:
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """All that the plan asks for, as the JSON file keeps it."""
+    """Everything the plan asks for, as stored in the JSON file."""
     cases = operator(plan.operator).cases
     results: dict[str, Any] = {"machine": machine.describe(), "plan": plan._asdict()}
     results["cases"] = {name: cases[name].text for name in plan.cases}

@@ -1,4 +1,4 @@
-"""Writes what was measured: Markdown tables, a bar chart, and the raw results as JSON."""
+"""Writes the measurements: Markdown tables, a bar chart, and the raw results as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.harness.targets import MB, Times, geometric_mean, judge_all, rat
 from benchmarks.rivals.engines import ENGINES
 
 CONTENDERS = OPERATOR.contender_names()
-BASE = {"forward": "numdcn-prepared", "backward": "numdcn"}  # what ratios are to
+BASE = {"forward": "numdcn-prepared", "backward": "numdcn"}  # reference of ratios
 WORDS = {"unsupported": "-", "failed": "failed", "wrong": "wrong"}
 COLOURS = ("#1b6ca8", "#7fb2d9", "#c9def0", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#b08968", "#888888")
 
@@ -27,20 +27,20 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, never in exponents."""
+    """Three significant digits, never in exponential notation."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def table(head: list[str], rows: list[list[str]], left: int = 2) -> list[str]:
-    """A Markdown table, its first columns left-aligned, and an empty line after it."""
+    """A Markdown table, its first columns left-aligned, followed by an empty line."""
     lines = ["| " + " | ".join(head) + " |", "|---" * left + "|---:" * (len(head) - left) + "|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
 def memory_cell(record: dict[str, Any]) -> str:
-    """Megabytes of the call, and of the loaded layer where that is worth a word."""
+    """Megabytes of the call, and of the loaded layer if significant."""
     if "extra" not in record:
         return "-" if record else ""
     held = f" + {record['held'] / MB:.1f}" if record["held"] > 0.1 * MB else ""
@@ -48,10 +48,10 @@ def memory_cell(record: dict[str, Any]) -> str:
 
 
 class Report:
-    """The results of one run and the tables made of them."""
+    """The results of one run and the tables made from them."""
 
     def __init__(self, results: dict[str, Any], names: Iterable[str] = CONTENDERS) -> None:
-        self.names = list(names)  # of the contenders, in the order of the columns
+        self.names = list(names)  # contenders in column order
         self.results, self.plan, self.cases = results, results["plan"], results["cases"]
         self.records = {(r["case"], r["direction"], r["threads"], r["contender"]): r for r in results["times"]}
         self.spread = {
@@ -62,7 +62,7 @@ class Report:
         self.times = Times({key: middle for key, (_, middle, _) in self.spread.items()})
 
     def columns(self, direction: str, threads: int) -> list[str]:
-        """The contenders that have a record of this direction, in the order of the list; float64 has its own table."""
+        """The contenders that have a record for this direction, in the order of the list; float64 has its own table."""
         found = {key[3] for key in self.records if key[1:3] == (direction, threads)}
         return [name for name in self.names if name in found and name != "numdcn-float64"]
 
@@ -76,7 +76,7 @@ class Report:
         return f"wrong ({record['detail']})" if record["status"] == "wrong" else WORDS.get(record["status"], "")
 
     def machine(self) -> list[str]:
-        """What it was measured on, and the contenders' versions."""
+        """The machine, and the contenders' versions."""
         lines = [f"- {key}: {value}" for key, value in self.results["machine"].items() if value]
         contenders = [
             f"{name} {about.get('version', '')}".strip() + ("" if about["status"] == "ok" else f": {about['status']}")
@@ -116,7 +116,7 @@ class Report:
         return [title, "", *table(head, rows)]
 
     def notes(self) -> list[str]:
-        """Why some cells hold a word."""
+        """Why some cells contain a word."""
         reasons: dict[tuple[str, str, str], list[str]] = {}
         for (case, direction, _, name), record in self.records.items():
             if record["status"] != "ok":
@@ -126,7 +126,7 @@ class Report:
         return [*lines, ""] if lines else []
 
     def scaling(self) -> list[str]:
-        """One thread's time over that of more, and float64's over float32's."""
+        """One thread's time over that of more threads, and float64's over float32's."""
         most, rows = max(self.plan["threads"]), []
         scaled = (("forward", BASE["forward"]), ("forward", "numdcn"), ("backward", "numdcn")) if most > 1 else ()
         for case in self.cases:
@@ -202,7 +202,7 @@ class Report:
         return "\n".join(lines).rstrip() + "\n"
 
     def chart(self, path: Path) -> bool:
-        """Bars of each contender's time over numdcn's, one panel a direction and number of threads."""
+        """Bars of each contender's time over numdcn's, one panel per direction and number of threads."""
         try:
             import matplotlib
         except ImportError:
@@ -252,7 +252,7 @@ class Report:
 
 
 def json_lines(results: dict[str, Any]) -> str:
-    """JSON with one record a line."""
+    """JSON with one record per line."""
     fields = []
     for key, value in results.items():
         text = json.dumps(value)

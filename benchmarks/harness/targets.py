@@ -1,4 +1,4 @@
-"""The speed that numdcn wants, each figure judged from measured results."""
+"""numdcn's target speeds, each judged from measured results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.cases.deform_conv import FLOOR
 from benchmarks.rivals.engines import ENGINES
 
 ALL = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6", "S7", "S8")
-SAMPLED = ("S1", "S2", "S4", "S5a", "S5b", "S7")  # where sampling, not the product, decides
+SAMPLED = ("S1", "S2", "S4", "S5a", "S5b", "S7")  # where sampling, not the product, dominates
 DENSE = ("S1", "S2", "S3", "S4", "S6")
 SCALED = ("S1", "S2", "S3", "S4", "S5a", "S5b", "S6")
 MB = 1e6
@@ -32,7 +32,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def judge(what: str, values: Values, limit: float, at_most: bool = True, unit: str = "") -> Judged:
-    """Every value against one limit; the misses are named, and the values that are missing."""
+    """Every value against one limit; misses are named, as are missing values."""
 
     def good(value: float) -> bool:
         return value <= limit if at_most else value >= limit
@@ -76,7 +76,7 @@ class Times:
         return (min(found)[1], min(found)[0]) if found else None
 
     def lead(self, case: str, threads: int) -> float | None:
-        """How many times faster than the fastest engine."""
+        """How many times as fast as the fastest engine."""
         best = self.engine(case, threads)
         return ratio(best[1] if best else None, self.get(case, "forward", threads, "numdcn-prepared"))
 
@@ -87,7 +87,7 @@ class Times:
         }
 
     def speedup(self, direction: str, name: str) -> Values:
-        """1 thread's time over 2 threads'."""
+        """One thread's time over two threads'."""
         return {c: ratio(self.get(c, direction, 1, name), self.get(c, direction, 2, name)) for c in SCALED}
 
 
@@ -157,7 +157,7 @@ def float64_targets(times: Times) -> list[Judged]:
 
 
 def judge_all(times: Times, results: dict[str, Any]) -> list[Judged]:
-    """Every figure of the list, in its order."""
+    """All targets, in order."""
     return [
         *forward_targets(times),
         *backward_targets(times),

@@ -1,4 +1,4 @@
-"""One contender in a process of its own, driven by JSON lines: `Worker` is the parent's end, `serve` the child's."""
+"""One contender in a separate process, driven by JSON lines: `Worker` is the parent's end, `serve` the child's."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from benchmarks.rivals.contender import Contender, Unsupported
 ROOT = Path(__file__).resolve().parents[2]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMDCN_NUM_THREADS")
 PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
-TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # of the root mean square of the result
-SET_BYTES = 256 << 20  # two sets of inputs are rotated where both fit
-SLOW = 6.0  # seconds after which a turn ends whatever it lacks
-FINGERPRINT = 64  # numbers by which whole results are compared
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # relative to the root mean square of the result
+SET_BYTES = 256 << 20  # two sets of inputs alternate if both fit
+SLOW = 6.0  # seconds after which a turn ends, complete or not
+FINGERPRINT = 64  # numbers used to compare whole results
 
 
 class WorkerFailed(Exception):
@@ -38,7 +38,7 @@ class WorkerFailed(Exception):
 
 
 def own_environment() -> dict[str, str]:
-    """The environment without what would lead another Python to this one's packages."""
+    """The environment without variables that would lead another Python to this one's packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
@@ -78,7 +78,7 @@ class Worker:
         self.answers.put("")
 
     def ask(self, do: str, limit: float = 900, **what: Any) -> dict[str, Any]:
-        """One request and its answer; WorkerFailed with the process's last words if none comes."""
+        """One request and its answer; WorkerFailed with the process's last output if none comes."""
         try:
             self.stdin.write(json.dumps({"do": do, **what}) + "\n")
             self.stdin.flush()
@@ -124,7 +124,7 @@ class Served:
         return {"version": self.contender_class.version(), "import_seconds": self.import_seconds}
 
     def load(self, case: str) -> dict[str, Any]:
-        """Makes the layer; answers what is not supported."""
+        """Creates the layer; answers what is not supported."""
         self.load_case(self.operator.cases[case])
         return {}
 
@@ -137,7 +137,8 @@ class Served:
         return self.operator.make_inputs(self.case, seed, self.contender_class.dtype, direction == "backward")
 
     def verify(self, direction: str) -> dict[str, Any]:
-        """Relative errors of a result against the float64 reference; and a few numbers that tell of the whole result."""
+        """Relative errors of a result against the float64 reference; and a few numbers that fingerprint the whole
+        result."""
         if direction not in self.contender_class.directions:
             raise Unsupported(f"no {direction}")
         inputs, case = self.inputs(0, direction), self.case
@@ -190,7 +191,7 @@ class Served:
         return {"times": [float(f"{t:.4g}") for t in times]}
 
     def first(self, case: str, directions: list[str]) -> dict[str, Any]:
-        """Seconds of the first call of each direction, the layer's loading included."""
+        """Seconds of the first call of each direction, including loading the layer."""
         self.case, seconds = self.operator.cases[case], {}
         inputs = self.inputs(0, "backward")
         weights = self.operator.make_weights(self.case, self.contender_class.dtype)
@@ -203,8 +204,8 @@ class Served:
         return {"seconds": seconds, "import_seconds": self.import_seconds}
 
     def memory(self, case: str, direction: str) -> dict[str, Any]:
-        """Memory of one call in bytes: `extra` is the growth of the peak resident size less what the call returns,
-        `held` what loading the layer had taken before, less room for y.
+        """Memory of one call in bytes: `extra` is the growth of the peak resident size minus what the call returns,
+        `held` what loading the layer had taken before, minus room for y.
 
         A warm-up at a tiny shape of the same case loads code.
         """
@@ -234,7 +235,7 @@ class Served:
 
 
 def fingerprint(a: np.ndarray) -> list[float]:
-    """Sums of an array's blocks under random signs, each about N(0, 1); elements that differ show in them."""
+    """Sums of an array's blocks under random signs, each about N(0, 1); differing elements show up in them."""
     flat = np.asarray(a, np.float64).ravel()
     signs = 2.0 * np.random.default_rng(7).integers(0, 2, flat.size, dtype=np.int8) - 1
     blocks = min(FINGERPRINT, flat.size)
@@ -253,17 +254,17 @@ def status_bytes(field: str) -> int:
 
 
 def reset_peak() -> int:
-    """Forgets the peak resident size so far; returns the size now. OSError where the system has no such thing."""
+    """Resets the peak resident size; returns the current size. OSError if the system does not support it."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory is reused and not seen to grow
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise reused memory would hide growth
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
     return status_bytes("VmRSS")
 
 
 def serve(operator_name: str, name: str, threads: int, spin: bool) -> None:
-    """Answers requests until stdin ends. Libraries that print cannot disturb: stdout is moved first."""
+    """Answers requests until stdin ends. Libraries that print cannot interfere: stdout is redirected first."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):

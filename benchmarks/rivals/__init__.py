@@ -1,1 +1,1 @@
-"""What numdcn is compared with, and what the harness asks of each: imports nothing else of the benchmarks."""
+"""What numdcn is compared with, and what the harness needs from each; imports nothing else of the benchmarks."""

@@ -1,6 +1,6 @@
-"""What the harness asks of a library, and what numdcn's contenders share.
+"""What the harness needs from a library, and what numdcn's contenders share.
 
-A library is imported only by its class's `start`, in the worker process of that contender alone.
+A library is imported only by its class's `start`, in the worker process of that contender.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Unsupported(Exception):
-    """The contender has no such operator, or not with these parameters."""
+    """The contender lacks the operator, or does not support these parameters."""
 
 
 @functools.cache
@@ -31,15 +31,15 @@ def has_module(python: str, module: str) -> bool:
 
 
 class Contender:
-    """What the worker asks of a library."""
+    """What the worker needs from a library."""
 
-    module = ""  # what must be importable
-    package = ""  # whose version is reported, where not the module's name
-    elsewhere = ""  # the environment variable that may name another Python for this library
+    module = ""  # must be importable
+    package = ""  # reported version, if not under the module's name
+    elsewhere = ""  # environment variable that may name another Python for this library
     directions: tuple[str, ...] = ("forward",)
     dtype = "float32"
-    plain = False  # the operator without what deforms it: the floor, not a rival
-    measurements: tuple[str, ...] = ("times", "memory", "start")  # those that include it
+    plain = False  # the undeformed operator: the floor, not a rival
+    measurements: tuple[str, ...] = ("times", "memory", "start")  # measurements that include it
 
     def __init__(self, threads: int, spin: bool) -> None:
         self.threads, self.spin = threads, spin
@@ -71,7 +71,7 @@ class Contender:
         """Import the library and set its threads."""
 
     def load(self, case: Any, w: Any) -> None:
-        """Make what an application makes once per layer. Raises Unsupported."""
+        """Create what an application creates once per layer. Raises Unsupported."""
         raise NotImplementedError
 
     def convert(self, inputs: Any) -> Any:
@@ -85,15 +85,15 @@ class Contender:
         raise Unsupported
 
     def result(self, y: Any) -> np.ndarray:
-        """The forward's y as NumPy, shaped as numdcn's; not timed."""
+        """The forward's y as a NumPy array, shaped like numdcn's; not timed."""
         return np.asarray(y)
 
     def gradients(self, grads: Any) -> dict[str, np.ndarray]:
-        """The backward's gradients as NumPy, by the name of their arrays; not timed."""
+        """The backward's gradients as NumPy arrays, by the names of their arrays; not timed."""
         raise Unsupported
 
     def y_bytes(self) -> int:
-        """Size of the array that load made for y; 0 if each call allocates its own."""
+        """Size of the array that load allocated for y; 0 if each call allocates its own."""
         return 0
 
 
@@ -112,7 +112,7 @@ class Call(NamedTuple):
 
 
 class NumdcnOperator(Contender):
-    """An operator of numdcn with fresh results; a subclass names it and gives its arguments."""
+    """An operator of numdcn with newly allocated results; a subclass names it and provides its arguments."""
 
     module = "numdcn"
     directions: tuple[str, ...] = ("forward", "backward")
@@ -154,7 +154,8 @@ class NumdcnOperator(Contender):
 
 
 class Reuse(NumdcnOperator):
-    """Named before a subclass of NumdcnOperator: results are filled in place, as a training loop or an engine may do."""
+    """Placed before a subclass of NumdcnOperator: results are filled in place, as a training loop or an engine may
+    do."""
 
     reuse = True
     measurements = ("times",)

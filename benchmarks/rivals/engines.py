@@ -13,7 +13,7 @@ from benchmarks.rivals.layer import Case, Inputs
 
 
 class OnnxRuntime(Contender):
-    """onnxruntime's DeformConv, weights as an initializer so that it may pack them."""
+    """onnxruntime's DeformConv, with weights as an initializer so that it can pack them."""
 
     module = "onnxruntime"
 
@@ -47,7 +47,7 @@ class OnnxRuntime(Contender):
         opset: int,
         constants: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """The session of one node, whose inputs are float32 arrays, and its y."""
+        """The session of a single node with float32 inputs, and its y."""
         helper, number = self.onnx.helper, self.onnx.TensorProto.FLOAT
         graph = helper.make_graph(
             [node],
@@ -81,7 +81,7 @@ class OnnxRuntime(Contender):
         for name, a in arrays.items():
             binding.bind_ortvalue_input(name, self.runtime.OrtValue.ortvalue_from_numpy(a))
         binding.bind_ortvalue_output("y", self.y_value)
-        return binding, arrays  # the binding looks at the arrays' memory
+        return binding, arrays  # the binding refers to the arrays' memory
 
     def forward(self, given: Any) -> Any:
         self.session.run_with_iobinding(given[0])
@@ -95,7 +95,7 @@ class OnnxRuntime(Contender):
 
 
 class OpenVino(Contender):
-    """OpenVINO's DeformableConvolution-8 with zero extension, weights as a constant."""
+    """OpenVINO's DeformableConvolution-8 with zero extension, with weights as a constant."""
 
     module = "openvino"
 
@@ -194,7 +194,7 @@ class Ncnn(Contender):
 
     def convert(self, inputs: Inputs) -> Any:
         named = [(name, a) for name, a in zip(("x", "offsets", "mask"), inputs[:3], strict=True) if a is not None]
-        # a clone has ncnn's own aligned channels; a Mat that wraps an array has not
+        # a clone has ncnn's own aligned channels, unlike a Mat that wraps an array
         return [[(name, self.ncnn.Mat(a[n]).clone()) for name, a in named] for n in range(len(inputs.x))]
 
     def forward(self, given: Any) -> list:
@@ -213,5 +213,5 @@ class Ncnn(Contender):
         return np.stack([np.array(image) for image in y])
 
 
-# name of a deformable convolution's contender -> its class
+# deformable convolution contenders by name
 ENGINES: dict[str, type[Contender]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "ncnn": Ncnn}

@@ -12,12 +12,12 @@ from benchmarks.rivals.layer import Inputs
 
 
 def present(inputs: Inputs, convert: Callable[[np.ndarray], Any]) -> Any:
-    """The inputs with each array that there is converted to a tensor."""
+    """The inputs with each array that is present converted to a tensor."""
     return Inputs(*(None if a is None else convert(a) for a in inputs))  # type: ignore[arg-type]
 
 
 class Paddle(Contender):
-    """Paddle's deform_conv2d; its backward is that of a graph recorded beforehand, untimed."""
+    """Paddle's deform_conv2d; its backward is that of a graph recorded beforehand, not timed."""
 
     module = "paddle"
     package = "paddlepaddle"
@@ -72,7 +72,7 @@ class Paddle(Contender):
 
 
 class Torch(Contender):
-    """What the two contenders built on torch share."""
+    """Shared by the contenders built on torch."""
 
     directions = ("forward", "backward")
 
@@ -92,7 +92,7 @@ class Torch(Contender):
 
 
 class Torchvision(Torch):
-    """torchvision's operators, called without autograd around them."""
+    """torchvision's operators, called without autograd."""
 
     module = "torchvision"
     elsewhere = "NUMDCN_TORCHVISION_PYTHON"

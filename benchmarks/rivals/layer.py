@@ -1,4 +1,4 @@
-"""A convolution's layer and its arrays: what its contenders are given."""
+"""A convolution's layer and its arrays, as given to its contenders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every array of the case; mask only where it has one."""
+        """The shape of every array of the case; mask only if it has one."""
         out = self.out_size
         shapes: dict[str, tuple[int, ...]] = {
             "x": (self.n, self.c, self.h, self.w),
@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a call takes; grad_y only for a backward."""
+    """The arrays of a call; grad_y only for a backward."""
 
     x: np.ndarray  # (n, c, h, w)
     offsets: np.ndarray  # (n, 2*offset_groups*taps, out_h, out_w)

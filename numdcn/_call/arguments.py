@@ -1,4 +1,4 @@
-"""Array arguments of a call: the table that describes them, where they live, and every error of kind, dtype and shape."""
+"""Array arguments: the table that describes them, where they are, and every error of kind, dtype and shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numdcn._call.device_array import DeviceArray
 from numdcn._call.frameworks import follow, join
 from numdcn._call.prepared import PreparedWeights
 
-Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # the arrays of a family's calls, a NamedTuple; None: not given
+Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # the arrays of a call of a family, a NamedTuple; None if not given
 
 
 class Argument:
@@ -26,18 +26,18 @@ class Argument:
         self,
         name: str,
         axes: str,
-        ndim: int | None,  # None: known only from the other arguments
+        ndim: int | None,  # None: follows from the other arguments
         optional: bool = False,
-        coordinates: bool = False,  # whether it may be float32 where the others are narrower
-        field: str = "",  # of the family's arrays; "": the name
+        coordinates: bool = False,  # may be float32 where the others are narrower
+        field: str = "",  # in the family's arrays; "": the name
     ) -> None:
         self.name, self.axes, self.ndim = name, axes, ndim
         self.optional, self.coordinates = optional, coordinates
         self.field = field or name
-        self.of = operator.attrgetter(self.field)  # what a family's arrays hold for it
+        self.of = operator.attrgetter(self.field)  # gets it from a family's arrays
 
 
-Table = tuple[Argument, ...]  # of an operator, in the order of its call
+Table = tuple[Argument, ...]  # the arguments of an operator, in order
 
 
 def named(table: Table, arrays: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def named(table: Table, arrays: Any) -> dict[str, Any]:
 
 
 def receive(table: Table, arrays: Arrays) -> Arrays:
-    """The arguments as `received`. Raises where some are on a GPU and some are not."""
+    """The arguments as `received`. Raises if only some of them are on a GPU."""
     seen = type(arrays)(**{argument.field: received(argument.of(arrays), argument.name) for argument in table})
     on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
     if on_gpu:
@@ -59,21 +59,21 @@ def receive(table: Table, arrays: Arrays) -> Arrays:
 
 
 def _join(value: Any, first: Any) -> None:
-    """Have an array on a GPU used on the stream of the first one."""
+    """Move the use of an array on a GPU to the stream of the first one."""
     if type(value) is not PreparedWeights:
         join(value, first)
-    elif value.array.stream != first.stream:  # others may be using them on theirs
+    elif value.array.stream != first.stream:  # other calls may be using them on their own stream
         follow(first.device, first.stream, value.array.stream)
 
 
 def device_array_of(value: Any) -> DeviceArray | None:
-    """The array on a GPU that a value is or holds, if it is one."""
+    """The GPU array that a value is or holds; None if there is none."""
     inner = value.array if type(value) is PreparedWeights else value
     return inner if isinstance(inner, DeviceArray) else None
 
 
 def check_place(name: str, value: Any, first: str, other: Any) -> None:
-    """Raise if one of two arrays is on a GPU and the other is not there, or another framework's."""
+    """Raise if exactly one of two arrays is on a GPU, or they differ in device or framework."""
     here, there = device_array_of(value), device_array_of(other)
     if value is None or (here is None and there is None):
         return
@@ -82,7 +82,7 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
             raise ValueError(
                 f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
             )
-        return  # no array at all: reported elsewhere
+        return  # not an array: `check_array` raises
     if there is None:
         raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")
     if (here.device, here.framework) != (there.device, there.framework):  # type: ignore[union-attr]
@@ -94,9 +94,9 @@ def _where(array: Any) -> str:
 
 
 def check_arguments(table: Table, arrays: Any, weights: tuple[str, ...] = ()) -> None:
-    """Raise unless the arrays are of the kinds that the table tells, and of one dtype; None where one is optional.
+    """Raise unless the arrays are of the kinds in the table and share one dtype; optional ones may be None.
 
-    `weights` may be prepared ones. Coordinates may be float32 where the other arrays are float16 or bfloat16.
+    `weights` may be prepared. Coordinates may be float32 where the other arrays are float16 or bfloat16.
     """
     given = []
     for argument in table:
@@ -120,7 +120,7 @@ def _narrow(dtype: Any) -> bool:
 
 
 def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
-    """Raise unless `grad_y` is shaped like y, with the dtype and in the place of x. Returns it as `receive` does."""
+    """Raise unless `grad_y` has the shape of y and the dtype and place of x. Returns it as `receive` does."""
     grad_y = received(grad_y, "grad_y")
     check_array("grad_y", grad_y, None, axes)
     check_place("grad_y", grad_y, "x", x)
@@ -134,7 +134,7 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
 
 
 def check_shapes(table: Table, arrays: Any, expected: Mapping[str, tuple[int, ...]], sizes: Callable[[], str]) -> None:
-    """Raise unless each array that is there has the shape that is expected of it; `sizes()` tells what it is made of."""
+    """Raise unless each array that was given has its expected shape; `sizes()` describes where that comes from."""
     for argument in table:
         array, shape = argument.of(arrays), expected.get(argument.name)
         if array is not None and shape is not None and array.shape != shape:

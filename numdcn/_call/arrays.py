@@ -1,4 +1,4 @@
-"""Arrays at the door: which are accepted, and whether one may be written to."""
+"""Which arrays are accepted, and whether a result can be written to one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numdcn._call.checks import describe
 from numdcn._call.device_array import BFLOAT16, DeviceArray
 from numdcn._call.frameworks import framework_of
 
-Array = TypeVar("Array")  # NumPy's or those of a framework on a GPU: one kind for all arrays of a call, and its results
+Array = TypeVar("Array")  # NumPy's or a GPU framework's: one kind for all arrays and results of a call
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 
 
 def received(value: Any, name: str = "") -> Any:
-    """`value` as the library sees it: a NumPy array as a plain one on the same memory, an array on a GPU as a `DeviceArray`.
+    """`value` as the library uses it: a plain view of a NumPy array, or a `DeviceArray` for an array on a GPU.
 
-    The plain one is private: no subclass has a say in what is done with it, and nobody else can change its shape after it
-    was checked. What is no array, or a masked one, stays as it is, to be refused. `name`: of the argument, for errors.
+    The view is private: no subclass can interfere, and nobody else can change its shape after it was checked. A masked
+    array, or anything that is not an array, is returned unchanged, to be rejected later. `name` is for errors.
     """
     if type(value) is np.ndarray:
         return value.view()
@@ -39,7 +39,7 @@ def received(value: Any, name: str = "") -> Any:
 
 
 def is_masked(value: Any) -> bool:
-    """Whether this is an array some of whose elements do not count."""
+    """Whether this is a masked array."""
     return type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
@@ -55,8 +55,8 @@ def check_dtype(name: str, value: Any) -> np.dtype:
 
 
 def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
-    """Raise unless `value` is a float32 or float64 array, on a GPU also a float16 or bfloat16 one, of `ndim` axes if that
-    is given."""
+    """Raise unless `value` is a float32 or float64 array (on a GPU also float16 or bfloat16), with `ndim` axes if
+    given."""
     if isinstance(value, DeviceArray):
         if value.dtype not in GPU_FLOATS:
             raise TypeError(f"`{name}` has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
@@ -97,7 +97,7 @@ def _overlap(a: Any, b: Any) -> bool:
 
 
 def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> None:
-    """Raise unless `out` is an array that a result of this shape and dtype can be written to."""
+    """Raise unless a result of this shape and dtype can be written to `out`."""
     if not isinstance(out, (np.ndarray, DeviceArray)) or is_masked(out):
         raise TypeError(
             f"`{name}` is {describe(out)}, expected a NumPy array, or one on a GPU, of shape {shape} and dtype {dtype}"

@@ -1,6 +1,6 @@
-"""Checks of arguments that every operator shares, and the wording of their errors.
+"""Argument checks shared by all operators, and the wording of their errors.
 
-Every message names the argument, what came and what was expected.
+Every message names the argument, what was given and what was expected.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 
 def describe(value: Any) -> str:
-    """A short account of a value that was not what was expected."""
+    """A short description of an unexpected value."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None:
         return f"{type(value).__name__} of shape {shape} and dtype {dtype}"
@@ -28,7 +28,7 @@ def describe(value: Any) -> str:
 
 
 def integer(name: str, value: Any, least: int, limit: int = 2**31) -> int:
-    """A whole number of at least `least` and below `limit`; a bool or a float is none."""
+    """`value` as an int from `least` to below `limit`; bools and floats are rejected."""
     if isinstance(value, bool):
         raise TypeError(f"`{name}` is {describe(value)}, expected an int of at least {least}")
     try:
@@ -47,13 +47,13 @@ def _is_sequence(value: Any) -> bool:
 
 
 def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
-    """An int, or one for each axis, as a tuple."""
-    if type(value) is int and value >= least:  # what comes most often, checked once
+    """An int, or one per axis, as a tuple."""
+    if type(value) is int and value >= least:  # the usual case, checked only once
         return integer(name, value, least), value
     if not _is_sequence(value):
         number = integer(name, value, least)
         return number, number
-    value = tuple(value)  # a list may change under our hands
+    value = tuple(value)  # a list could change meanwhile
     if len(value) != len(AXES):
         raise ValueError(f"`{name}` is {describe(value)}, expected an int or one int for each axis ({', '.join(AXES)})")
     first, second = (integer(f"{name}[{i}]", item, least) for i, item in enumerate(value))
@@ -61,9 +61,9 @@ def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
 
 
 def padding_per_axis(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Padding before and after each axis, from an int, an int for each axis, or a (before, after) pair for each axis."""
+    """Padding before and after each axis, from an int, an int per axis, or a (before, after) pair per axis."""
     if _is_sequence(value):
-        value = tuple(tuple(item) if _is_sequence(item) else item for item in tuple(value))  # as they are now
+        value = tuple(tuple(item) if _is_sequence(item) else item for item in tuple(value))  # a list could change
     if _is_sequence(value) and any(_is_sequence(item) for item in value):
         if len(value) != len(AXES) or not all(_is_sequence(item) and len(item) == 2 for item in value):
             raise ValueError(
@@ -77,7 +77,7 @@ def padding_per_axis(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> frozenset[str]:
-    """The names whose gradients are asked for: all that are present, where `wrt` is None."""
+    """The names whose gradients are requested; all that are present, if `wrt` is None."""
     if wrt is None:
         return frozenset(present)
     if isinstance(wrt, str):
@@ -97,18 +97,18 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
 
 
 def coordinate_dtype(dtype: Any) -> np.dtype:
-    """What coordinates of arrays of a dtype are computed in: float64 for float64, else float32."""
+    """The dtype in which coordinates are computed: float64 for float64, else float32."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def is_real(value: Any) -> bool:
-    """Whether this is a real number: no bool, and no duration, which NumPy counts among the integers."""
+    """Whether this is a real number. Bools are not, nor are durations, which NumPy counts as integers."""
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.timedelta64))
 
 
 def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
-    """A real number that is finite where coordinates are computed, and above 0 if `positive`; a bool, a string or a duration
-    is none."""
+    """`value` as a float that is finite in the dtype of coordinates, and above 0 if `positive`. Bools, strings and
+    durations are rejected."""
     dtype = coordinate_dtype(dtype)
     wanted = f"a finite number{' above 0' if positive else ''}, in {dtype} too"
     if not is_real(value):
@@ -125,7 +125,7 @@ def number(name: str, value: Any, dtype: Any, positive: bool = False) -> float:
 
 
 def check_countable(name: str, size: int, dtype: Any) -> None:
-    """Raise unless positions up to `size` are exact where coordinates are computed."""
+    """Raise unless positions up to `size` are exact in the dtype of coordinates."""
     dtype = coordinate_dtype(dtype)
     if size > 2 ** (np.finfo(dtype).nmant + 1):
         raise ValueError(
@@ -135,7 +135,7 @@ def check_countable(name: str, size: int, dtype: Any) -> None:
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` as a bool, if it is True or False."""
+    """`value` as a bool; raises unless it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` is {describe(value)}, expected True or False")
     return bool(value)

@@ -1,4 +1,4 @@
-"""The sizes of convolutions, deformable or not: read off x and w, checked against each other; and their arrays."""
+"""Sizes and arrays of convolutions, deformable or not: read off x and w, and checked against each other."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numdcn._call.prepared import PreparedWeights
 
 
 class ConvArrays(NamedTuple):
-    """The arrays of a convolution, or their gradients; None: not there, or not wanted."""
+    """The arrays of a convolution, or their gradients; None if absent or not requested."""
 
     x: Any  # (N, C, H, W)
     w: Any  # (C_out, C/groups, kh, kw), or `PreparedWeights`
-    offsets: Any = None  # (N, 2*offset_groups*kh*kw, Ho, Wo); None: the taps stay where they are
+    offsets: Any = None  # (N, 2*offset_groups*kh*kw, Ho, Wo); None: an ordinary convolution
     bias: Any = None  # (C_out,)
     mask: Any = None  # (N, offset_groups*kh*kw, Ho, Wo)
 
 
 class Convolution(NamedTuple):
-    """The sizes of one convolution. Tuples have an entry for each axis, y first."""
+    """The sizes of one convolution. Tuples have one entry per axis, y first."""
 
     batch: int
     in_channels: int
@@ -31,7 +31,7 @@ class Convolution(NamedTuple):
     before: tuple[int, int]  # padding above and to the left
     dilation: tuple[int, int]
     groups: int
-    offset_groups: int  # 0: the taps stay where they are (no offsets)
+    offset_groups: int  # 0: no offsets, an ordinary convolution
     taps: int
     masked: int  # 1 or 0
 
@@ -46,7 +46,7 @@ class Convolution(NamedTuple):
         return self.out_channels, self.in_channels // self.groups, *self.kernel
 
     def describe_shapes(self) -> str:
-        """What the shapes are made of, for error messages."""
+        """The sizes behind the shapes, for error messages."""
         return (
             f"N={self.batch}, C={self.in_channels}, Ho={self.out_size[0]}, Wo={self.out_size[1]}, "
             f"C_out={self.out_channels}, kh={self.kernel[0]}, kw={self.kernel[1]}"
@@ -54,7 +54,7 @@ class Convolution(NamedTuple):
 
 
 def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
-    """Measure and check the arguments that every convolution has; offset groups are for the caller to add."""
+    """Read off and check the sizes common to all convolutions; the caller adds the offset groups."""
     x, w = arrays.x, arrays.w
     groups, kernel = _groups(x, w), (w.shape[2], w.shape[3])
     stride, dilation = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
@@ -67,7 +67,7 @@ def convolution(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) ->
 
 
 def _groups(x: Any, w: Any) -> int:
-    """groups, read off the channels of x and w."""
+    """The number of groups, inferred from the channels of x and w."""
     channels, per_group = x.shape[1], w.shape[1]
     for name, size, axis in (("x", channels, "C"), ("w", w.shape[0], "C_out"), ("w", per_group, "C/groups")):
         if size < 1:

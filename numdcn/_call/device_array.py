@@ -1,4 +1,4 @@
-"""What an array on a GPU is to the library, whichever framework made it, and how strides are read."""
+"""An array on a GPU as the library sees it, whichever framework made it, and how strides are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class BFloat16:
-    """The dtype bfloat16, which NumPy does not have: the upper half of a float32."""
+    """The dtype bfloat16, which NumPy lacks: the upper half of a float32."""
 
     name, itemsize = "bfloat16", 2
 
@@ -28,30 +28,30 @@ DTYPES: dict[str, Any] = {
 
 @functools.cache
 def name_of(dtype: Any) -> str:
-    """Its name, which NumPy takes a while to make."""
+    """The name of a dtype, cached because NumPy is slow to compute it."""
     return str(dtype.name)
 
 
 class Framework:
-    """What is asked of the makers of arrays."""
+    """What the library needs from a framework of arrays."""
 
     name: str
 
     def owns(self, value: Any) -> bool:
-        """Whether `value` is one of its arrays on a GPU."""
+        """Whether `value` is one of this framework's arrays on a GPU."""
         raise NotImplementedError
 
     def seen(self, value: Any) -> DeviceArray:
-        """One of its arrays as a `DeviceArray`."""
+        """An array of this framework as a `DeviceArray`."""
         raise NotImplementedError
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
-        """A new one, unfilled and contiguous."""
+        """A new array, uninitialised and contiguous."""
         raise NotImplementedError
 
     def scratch(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
-        """The same, for the time of a call. torch and CuPy cache freed memory themselves: theirs is `empty`, and `give_back` does
-        nothing."""
+        """The same, for the duration of a call. torch and CuPy cache freed memory themselves, so theirs is `empty`, and
+        `give_back` does nothing."""
         return self.empty(shape, dtype, device, stream)
 
     def give_back(self, array: DeviceArray) -> None:
@@ -59,7 +59,7 @@ class Framework:
 
 
 class DeviceArray:
-    """An array on a GPU as the library sees it, whichever framework made it."""
+    """An array on a GPU, whichever framework made it."""
 
     __slots__ = (
         "address", "device", "dtype", "framework", "keep", "own_stream", "owner", "shape", "stream", "strides", "writable"
@@ -77,17 +77,17 @@ class DeviceArray:
         stream: int,
         writable: bool = True,
     ) -> None:
-        self.owner = owner  # what the caller gave, or is given
+        self.owner = owner  # the caller's object
         self.framework = framework
-        self.device = device  # its index
+        self.device = device  # index
         self.address = address  # of the first element
         self.dtype = dtype
         self.shape = shape
         self.strides = strides  # in elements
-        self.own_stream = stream  # on which its owner used it, and will
-        self.stream = stream  # on which it is used here
+        self.own_stream = stream  # on which its owner uses it
+        self.stream = stream  # on which this call uses it
         self.writable = writable
-        self.keep: Any = None  # what must live as long
+        self.keep: Any = None  # must live as long as this
 
     @property
     def ndim(self) -> int:
@@ -102,7 +102,7 @@ class DeviceArray:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements follow one another in C order, the first at a multiple of its size."""
+        """Whether the elements are contiguous in C order and aligned to their size."""
         return strides_of(self.shape, self.strides) and self.address % self.dtype.itemsize == 0
 
     def reshaped(self, *shape: int) -> DeviceArray:
@@ -120,12 +120,12 @@ class DeviceArray:
 
     @property
     def end(self) -> int:
-        """The address behind the last element of a contiguous array."""
+        """The address just past a contiguous array."""
         return self.address + self.size * self.dtype.itemsize
 
     @property
     def ghost(self) -> np.ndarray:
-        """A NumPy array of the same shape at the same address, which may not be read: for questions of overlap."""
+        """A NumPy array of the same shape at the same address, never to be read: only for testing overlap."""
         size = self.dtype.itemsize
         interface = {
             "shape": self.shape,
@@ -144,7 +144,7 @@ class _Interface:
 
 @functools.lru_cache(4096)
 def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous array."""
+    """Strides of a contiguous array, in elements."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -154,14 +154,15 @@ def c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @functools.lru_cache(4096)
 def strides_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether these are the strides of a contiguous array, axes of one element aside."""
+    """Whether these are the strides of a contiguous array, ignoring axes of one element."""
     if 0 in shape:
         return True
     return all(s == c or n == 1 for n, s, c in zip(shape, strides, c_strides(shape), strict=True))
 
 
 def collapsed(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """(size, stride, stride, ...) of the axes of arrays of one shape, in order, neighbours made one where they can be."""
+    """(size, stride, stride, ...) of the axes of arrays of one shape, in order, with adjacent axes merged where
+    possible."""
     axes: list[list[int]] = []
     for size, *steps in zip(shape, *strides, strict=True):
         if size == 1:

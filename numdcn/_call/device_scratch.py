@@ -1,7 +1,8 @@
-"""Scratch memory on a GPU for arrays whose makers keep none: taken by one call at a time, kept between the calls of a stream.
+"""Scratch memory on a GPU for arrays whose framework does not cache any: used by one call at a time, kept between the
+calls of a stream.
 
-To allocate memory costs the driver tens of microseconds, and to free it waits for the GPU. What a call gives back may be used by
-the next call of the same stream at once, as the stream runs them one after the other.
+Allocating memory costs the driver tens of microseconds, and freeing it waits for the GPU. The next call on the same
+stream may use what a call gives back at once, since a stream runs them one after the other.
 """
 
 from __future__ import annotations
@@ -13,36 +14,36 @@ from numdcn._call.scratch import get_scratch_limit
 
 
 class Block(NamedTuple):
-    """Memory of a device."""
+    """A block of device memory."""
 
     owner: Any  # keeps it alive
     address: int
     nbytes: int
 
 
-PER_THREAD = 2  # the handle of a default stream that each thread has for itself
+PER_THREAD = 2  # handle of the per-thread default stream
 
-_kept: dict[tuple[int, int, int], list[Block]] = {}  # by device and stream, the most recently used last
-# No lock: each step on a list is atomic, and a block is in one place at a time.
+_kept: dict[tuple[int, int, int], list[Block]] = {}  # by device and stream key, most recently used last
+# No lock: each operation on a list is atomic, and a block is in one place at a time.
 
 
 def take(device: int, stream: int, nbytes: int) -> Block | None:
-    """The smallest kept block of a stream that is large enough and not wastefully so, if there is one."""
+    """The smallest kept block of a stream that is large enough but not wastefully large; None if there is none."""
     kept = _kept.get((device, *stream_key(stream)), [])
     fitting = [block for block in list(kept) if nbytes <= block.nbytes <= 2 * nbytes + 2**20]
     for block in sorted(fitting, key=lambda block: block.nbytes):
         try:
             kept.remove(block)
-        except ValueError:  # another thread has it
+        except ValueError:  # another thread took it
             continue
         return block
     return None
 
 
 def give_back(device: int, stream: int, block: Block) -> None:
-    """Keep a block whose use on the stream has been issued, if the limit allows."""
+    """Keep a block, all use of which on the stream has been issued, if the limit allows."""
     _kept.setdefault((device, *stream_key(stream)), []).append(block)
-    for kept in list(_kept.values()):  # those of streams that are gone, too
+    for kept in list(_kept.values()):  # including those of streams that no longer exist
         while kept and kept_bytes() > get_scratch_limit():
             try:
                 kept.pop(0)
@@ -51,16 +52,16 @@ def give_back(device: int, stream: int, block: Block) -> None:
 
 
 def clear() -> bool:
-    """Keep nothing any more; whether something was kept."""
+    """Drop everything that is kept; returns whether there was anything."""
     blocks = [kept.pop() for kept in list(_kept.values()) for _ in list(kept) if kept]
     return bool(blocks)
 
 
 def stream_key(stream: int) -> tuple[int, int]:
-    """What tells a stream from all others."""
+    """A key that identifies a stream."""
     return stream, threading.get_ident() if stream == PER_THREAD else 0
 
 
 def kept_bytes() -> int:
-    """The number of bytes that are kept now, on all devices and streams."""
+    """The number of bytes kept now, on all devices and streams."""
     return sum(block.nbytes for kept in list(_kept.values()) for block in list(kept))

@@ -1,4 +1,4 @@
-"""What is asked of the CUDA driver about arrays: on which device they lie, their bytes, which stream waits for which."""
+"""Questions to the CUDA driver about arrays: their device, their contents, and ordering of streams."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if not SIMULATED:
 
 
 def check(error: Any, what: str) -> None:
-    """Raise if the driver told of an error."""
+    """Raise if the driver reported an error."""
     if error:
         _, name = driver.cuGetErrorName(error)
         _, text = driver.cuGetErrorString(error)
@@ -26,7 +26,7 @@ _contexts: dict[int, int] = {}  # the primary context of each device
 
 
 def on_device(device: int, action: Callable[[], Any]) -> Any:
-    """What `action` returns, with the primary context of a device current. Where there was none it stays."""
+    """The result of `action`, run with a device's primary context current; if none was current, it remains."""
     if SIMULATED:
         return action()
     known = _contexts.get(device)
@@ -47,11 +47,11 @@ def on_device(device: int, action: Callable[[], Any]) -> Any:
 
 
 def device_of(address: int) -> int:
-    """The index of the device whose memory is at an address."""
+    """The index of the device that an address belongs to."""
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     error, device = driver.cuPointerGetAttribute(attribute, address)
     if error:
-        cuda.current_context()  # the driver wants one, or to be initialised
+        cuda.current_context()  # the driver needs one, or to be initialised
         error, device = driver.cuPointerGetAttribute(attribute, address)
     if error:
         raise ValueError(f"an array has address {address:#x}, expected memory of a GPU: {error}")
@@ -59,7 +59,7 @@ def device_of(address: int) -> int:
 
 
 def read(device: int, stream: int, address: int, host: np.ndarray) -> None:
-    """Fill a contiguous NumPy array from the memory of a device, when the stream is done."""
+    """Copy device memory to a contiguous NumPy array, after waiting for the stream."""
     if SIMULATED:
         ctypes.memmove(host.ctypes.data, address, host.nbytes)
         return
@@ -72,7 +72,8 @@ def read(device: int, stream: int, address: int, host: np.ndarray) -> None:
 
 
 def follow(device: int, stream: int, other: int) -> None:
-    """Let all that is issued on a stream from now on wait for what was issued on another one. The host does not wait."""
+    """Make everything issued on a stream from now on wait for what was issued on another one. The host does not
+    wait."""
 
     def record_and_wait() -> None:
         error, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)

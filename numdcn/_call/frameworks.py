@@ -1,6 +1,7 @@
-"""Arrays on a GPU at the door: whose they are, where they lie, on which stream, and room for results in the same framework.
+"""Arrays on a GPU: which framework owns them, where they are and on which stream, and memory for results in the same
+framework.
 
-A framework is asked only if its array came, and never imported here. `numba.cuda` is needed only once a kernel runs.
+No framework is imported here; one is consulted only for its own arrays. `numba.cuda` is needed only once a kernel runs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Torch(Framework):
 
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
         torch = sys.modules["torch"]
-        # For torch's current stream of the device, which is the one that `seen` read: hence no use of `stream`.
+        # On torch's current stream of the device, the one that `seen` read; so `stream` is not used.
         made = torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device=f"cuda:{device}")
         return DeviceArray(made, self, device, made.data_ptr(), dtype, shape, c_strides(shape), stream)
 
@@ -71,8 +72,8 @@ class Cupy(Framework):
 
 
 class Numba(Framework):
-    """numba.cuda device arrays, and whatever else has `__cuda_array_interface__` or DLPack; results are device arrays of
-    Numba. In the simulator: its arrays."""
+    """numba.cuda device arrays, and anything else with `__cuda_array_interface__` or DLPack; results are Numba device
+    arrays. In the simulator: its arrays."""
 
     name = "numba"
 
@@ -113,7 +114,7 @@ class Numba(Framework):
         if block is None:
             made = self.empty((max(nbytes, 256),), np.dtype(np.uint8), device, stream)
             if _simulates(made.owner):
-                return self.empty(shape, dtype, device, stream)  # whose ends are known to the kernels
+                return self.empty(shape, dtype, device, stream)  # the simulator checks accesses against its bounds
             block = device_scratch.Block(made.owner, made.address, made.size)
         return DeviceArray(block, self, device, block.address, dtype, shape, c_strides(shape), stream)
 
@@ -126,18 +127,18 @@ FRAMEWORKS: tuple[Framework, ...] = (Torch(), Cupy(), Numba())
 
 
 def framework_of(value: Any) -> Framework | None:
-    """Whose array on a GPU this is; None if it is none."""
+    """The framework of an array on a GPU; None if `value` is not one."""
     return next((f for f in FRAMEWORKS if f.owns(value)), None)
 
 
 def require_cuda() -> None:
-    """Raise an error that names the extra, where the package numba-cuda is not installed."""
+    """Raise an error that names the extra if the package numba-cuda is not installed."""
     numba_cuda()
 
 
 @functools.cache
 def numba_cuda() -> Any:
-    """The module `numba.cuda` of the package numba-cuda, which the extra brings."""
+    """The module `numba.cuda` of the package numba-cuda, which the extra installs."""
     if importlib.util.find_spec("numba_cuda") is None:
         raise ImportError("arrays on a GPU need the extra `cuda`: pip install numdcn[cuda]")
     from numdcn._call.numba_cuda import cuda
@@ -146,26 +147,27 @@ def numba_cuda() -> Any:
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype:
-    """A dtype for NumPy: of bfloat16 that of ml_dtypes, if it was imported, else its bits."""
+    """A dtype for NumPy; for bfloat16 that of ml_dtypes if it has been imported, else its bits."""
     if dtype is not BFLOAT16:
         return dtype
     return np.dtype(sys.modules["ml_dtypes"].bfloat16 if "ml_dtypes" in sys.modules else np.uint16)
 
 
 def _on_device(device: int, action: Callable[[], Any]) -> Any:
-    """What `action` returns, where a device is the current one."""
+    """The result of `action`, run with a device current."""
     from numdcn._call.driver import on_device
 
     return on_device(device, action)
 
 
 def _numba_stream(stream: int) -> Any:
-    """A stream as Numba's, which its array then tells others of."""
+    """A stream as Numba's, which its arrays then export."""
     return numba_cuda().external_stream(stream) if stream else 0
 
 
 def _with_memory(device: int, action: Callable[[], Any]) -> Any:
-    """What `action` returns, on a device; once more without the scratch memory that is kept, if there was no room."""
+    """The result of `action`, run on a device; if it fails, tried once more after freeing the scratch memory that is
+    kept."""
     try:
         return _on_device(device, action)
     except Exception:
@@ -175,14 +177,14 @@ def _with_memory(device: int, action: Callable[[], Any]) -> Any:
 
 
 def join(array: DeviceArray, first: DeviceArray) -> None:
-    """Have an array used on the stream of another one, after what was done to it on its own."""
+    """Move the use of an array to the stream of another one, after what was done to it on its own."""
     if array.stream != first.stream:
         follow(array.device, first.stream, array.stream)
         array.stream = first.stream
 
 
 def follow(device: int, stream: int, other: int) -> None:
-    """Let all that is issued on a stream from now on wait for what was issued on another one."""
+    """Make everything issued on a stream from now on wait for what was issued on another one."""
     from numdcn._call import driver
 
     driver.follow(device, stream, other)
@@ -195,7 +197,7 @@ def _simulates(value: Any) -> bool:
 
 @functools.cache
 def _named(typestr: str) -> Any:
-    """The dtype of an array interface; None if it tells only the size."""
+    """The dtype of an array interface; None if it gives only a size."""
     dtype = np.dtype(typestr)
     if dtype.newbyteorder("=") != dtype:
         raise TypeError(f"an array on a GPU has dtype {dtype.str}, expected the machine's byte order")
@@ -203,7 +205,7 @@ def _named(typestr: str) -> Any:
 
 
 def _dtype(name: str) -> Any:
-    """The dtype of this name; a NumPy one, so that errors can tell of it, where the library has none."""
+    """The dtype of this name; NumPy's, for use in errors, if the library does not support it."""
     if name in DTYPES:
         return DTYPES[name]
     try:
@@ -213,7 +215,7 @@ def _dtype(name: str) -> Any:
 
 
 def _in_elements(address: int, strides: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Strides of bytes in elements. Raises where elements do not lie at multiples of their size: a GPU cannot read them."""
+    """Strides converted from bytes to elements. Raises for misaligned elements, which a GPU cannot read."""
     if address % size or any(s % size for s in strides):
         raise ValueError(
             f"an array on a GPU has address {address:#x} and strides {strides}, expected multiples of {size} bytes"
@@ -222,7 +224,7 @@ def _in_elements(address: int, strides: tuple[int, ...], size: int) -> tuple[int
 
 
 def _device_of(address: int) -> int:
-    """The index of the device on which an address is; that of the current one, for an empty array at none."""
+    """The index of the device of an address; of the current one for an empty array without an address."""
     cuda = numba_cuda()
     if not address:
         return int(cuda.get_current_device().id)
@@ -232,12 +234,12 @@ def _device_of(address: int) -> int:
 
 
 def _stream(stream: int | None) -> int:
-    """A stream of `__cuda_array_interface__` as a handle: 1 is the legacy default stream, which is 0 to the driver."""
+    """A stream of `__cuda_array_interface__` as a handle: 1 is the legacy default stream, which the driver calls 0."""
     return 0 if stream in (None, 1) else int(stream or 0)
 
 
 def _simulated(value: Any, framework: Framework) -> DeviceArray:
-    """An array of Numba's simulator, made known to the kernels."""
+    """An array of Numba's simulator, registered for the kernels."""
     from numdcn._call.simulator import SIMULATED_MEMORY, CheckedArray
 
     host = np.asarray(value._ary)
@@ -251,13 +253,13 @@ def _simulated(value: Any, framework: Framework) -> DeviceArray:
         raw = (ctypes.c_char * ((high - low + 1) * size)).from_address(address + low * size)
         seen, known = CheckedArray(np.frombuffer(raw, stored), -low), SIMULATED_MEMORY.get(address)
         if known is None or len(known.elements) - known.origin < len(seen.elements) - seen.origin:
-            SIMULATED_MEMORY[address] = seen  # else it begins where a larger array does
+            SIMULATED_MEMORY[address] = seen  # else a larger array begins there
         made.keep = (SIMULATED_MEMORY[address], host)
     return made
 
 
 def host_copy(array: DeviceArray) -> np.ndarray:
-    """A NumPy array of the numbers of one on a GPU, for which this waits; float16 and bfloat16 become float32."""
+    """A NumPy copy of an array on a GPU, after waiting for it; float16 and bfloat16 become float32."""
     require_cuda()
     from numdcn._call.driver import read
 
@@ -275,12 +277,12 @@ def host_copy(array: DeviceArray) -> np.ndarray:
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
-    """How far before and after the first element the others of an array lie, in elements."""
+    """How far before and after the first element the elements of an array extend, in elements."""
     ends = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
     return sum(min(0, end) for end in ends), sum(max(0, end) for end in ends)
 
 
-# DLPack, for arrays that have nothing else.
+# DLPack, for arrays with no other interface.
 
 
 def _on_gpu_by_dlpack(value: Any) -> bool:
@@ -294,7 +296,7 @@ def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:
     require_cuda()
     from cuda.core.utils import StridedMemoryView
 
-    seen = StridedMemoryView.from_dlpack(value, stream_ptr=1)  # 1: the legacy default stream waits for its maker
+    seen = StridedMemoryView.from_dlpack(value, stream_ptr=1)  # 1: the legacy default stream waits for its producer
     strides = seen.strides or c_strides(tuple(seen.shape))
     made = DeviceArray(
         value, framework, seen.device_id, seen.ptr, _dtype(str(seen.dtype)), tuple(seen.shape), tuple(strides), 0, not seen.readonly

@@ -1,7 +1,7 @@
-"""The one place where the package numba-cuda is imported: `numba.cuda`, and what else the kernels need of it.
+"""The only place that imports the package numba-cuda: `numba.cuda`, and what else the kernels need from it.
 
-Up to 0.30.4 it asks NumPy for `row_stack`, which NumPy 2.5 removed; without it no kernel compiles. It is there while
-numba-cuda is imported, and gone afterwards.
+Up to 0.30.4 it needs `numpy.row_stack`, which NumPy 2.5 removed; without it no kernel compiles. It is provided while
+numba-cuda is imported, and removed afterwards.
 """
 # ruff: noqa: F401 - others take these names from here
 
@@ -16,7 +16,7 @@ from numba_cuda import __version__ as VERSION  # noqa: N812
 
 @contextlib.contextmanager
 def _row_stack() -> Iterator[None]:
-    """NumPy with `row_stack`, the older name of `vstack`."""
+    """Provide `numpy.row_stack`, the old name of `vstack`."""
     if hasattr(np, "row_stack"):
         yield
         return
@@ -37,6 +37,6 @@ with _row_stack():
     if SIMULATED:
         from numba.cuda.simulator import kernelapi
     else:
-        import numba.cuda.np.arrayobj  # asks for it; else the first kernel would import it, later
+        import numba.cuda.np.arrayobj  # needs row_stack, and would otherwise be imported later, by the first kernel
         from cuda.bindings import driver
         from numba.cuda import dispatcher, serialize, utils

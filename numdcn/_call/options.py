@@ -1,5 +1,5 @@
-"""How an operator is to be computed, where there is a choice. On the CPU there is none: results never depend on chance there,
-and products are never rounded to tf32."""
+"""How an operator is computed where there is a choice. On the CPU there is none: results are always reproducible, and
+products never rounded to tf32."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class Options(NamedTuple):
 
 
 def options(deterministic: Any = False, allow_tf32: Any = False) -> Options:
-    """Options as given to a door."""
+    """The options given to a door, checked."""
     return Options(flag("deterministic", deterministic), flag("allow_tf32", allow_tf32))

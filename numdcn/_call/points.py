@@ -1,4 +1,4 @@
-"""Samples at points: sizes and arrays."""
+"""Sizes and arrays of sampling at points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class PointArrays(NamedTuple):
-    """The arrays of a sampling, or their gradients; None: not wanted."""
+    """The arrays of a sampling, or their gradients; None if not requested."""
 
     x: Any  # (N, C, H, W)
     points: Any  # (N, ..., 2): y, x

@@ -1,4 +1,4 @@
-"""Weights that are packed once and used many times."""
+"""Weights packed once and used many times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numdcn._call.device_array import DeviceArray
 
 
 class PreparedWeights:
-    """A snapshot of weights, packed for the kernels; accepted wherever `w` is. Made by `prepare_weights`.
+    """A snapshot of weights, packed for the kernels and accepted wherever `w` is; made by `prepare_weights`.
 
     It has the `shape` and `dtype` of the weights, and `groups`. It pickles as the plain weights.
     """
@@ -20,13 +20,13 @@ class PreparedWeights:
     def __init__(self, array: Any, groups: int) -> None:
         self._array: Any = array
         self._groups = groups
-        self.layouts: dict[Any, Any] = {}  # of the kernels, each packed when first wanted: see `pack` in both wings
+        self.layouts: dict[Any, Any] = {}  # packed for the kernels, each when first needed: see `pack` in both wings
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
 
     @property
     def array(self) -> Any:
-        """The weights as they were, read-only; on a GPU a `DeviceArray`."""
+        """The original weights, read-only; on a GPU a `DeviceArray`."""
         return self._array
 
     @property
@@ -41,7 +41,7 @@ class PreparedWeights:
 
     @property
     def dtype(self) -> Any:
-        """That of the weights."""
+        """The dtype of the weights."""
         return self._array.dtype
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Results of a call: arrays that the caller gave or that are made for it, filled, and given back."""
+"""Result arrays, given by the caller or allocated for it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Gradients = TypeVar("Gradients", bound=tuple[Any, ...])
 
 
 class Output(Generic[Array]):
-    """`with Output(array, temporary, copy) as target`: what a kernel is to fill. The target is `temporary`, which `copy`
-    copies to the array in the end; the array itself, if that is None."""
+    """`with Output(array, temporary, copy) as target`: a target for a kernel to fill. It is `temporary`, copied to the
+    array at the end, or the array itself if that is None."""
 
     __slots__ = ("array", "copy", "temporary")
 
@@ -54,7 +54,7 @@ class Outputs(Generic[Arrays]):
 
 
 def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:
-    """`out` as `received`, checked, or a fresh array, where the inputs are: all in the place of the first, which is there."""
+    """`out` as `received`, checked; or a new array. All inputs live where the first does, which is given."""
     like = device_array_of(next(iter(inputs.values())))
     if out is None:
         try:
@@ -77,8 +77,8 @@ def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs
 def wanted_gradients(
     table: Table, arrays: Any, grad_y: Any, kind: type[Gradients], wrt: str | Iterable[str] | None, out: Any
 ) -> dict[str, Any]:
-    """Arrays for the wanted gradients by name: those of `out`, checked, or fresh ones. `kind` has a field for each
-    argument that has a gradient."""
+    """Arrays for the requested gradients by name: those of `out`, checked, or new ones. `kind` has a field for each
+    differentiable argument."""
     given, names = named(table, arrays), kind._fields  # type: ignore[attr-defined]
     wanted = wanted_names(wrt, tuple(n for n in names if given[n] is not None), names)
     if out is None:
@@ -101,7 +101,7 @@ def wanted_gradients(
 
 
 def given_back(array: Any, out: Any = None) -> Any:
-    """What the caller gets for a result: `out`, if that was given for it. Its own stream waits for what was done here."""
+    """The result as the caller gets it: `out` if it was given. The result's own stream waits for the work done here."""
     if not isinstance(array, DeviceArray):
         return array if out is None else out
     if array.own_stream != array.stream:
@@ -110,12 +110,12 @@ def given_back(array: Any, out: Any = None) -> Any:
 
 
 def gradients_back(kind: type[Gradients], grads: dict[str, Any], out: Gradients | None) -> Gradients:
-    """What the caller gets for gradients, those of `out` where they were given."""
+    """The gradients as the caller gets them, those of `out` where given."""
     return kind(**{name: given_back(grad, getattr(out, name, None)) for name, grad in grads.items()})
 
 
 def new_like(shape: tuple[int, ...], dtype: Any, array: Any) -> Any:
-    """An unfilled array, where another one is."""
+    """An uninitialised array in the place of another one."""
     here = device_array_of(array)
     if here is None:
         return np.empty(shape, dtype)

@@ -1,4 +1,4 @@
-"""Pooling over boxes (regions of interest): sizes, arrays, where bins and their samples lie, and the checks of boxes."""
+"""Pooling over boxes (regions of interest): sizes, arrays, where bins and their samples lie, and checks of boxes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 
 X = Argument("x", "(N, C, H, W)", 4)
 ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, coordinates=True)
-FAR = 2.0**30  # pixels; corners are clipped to it
-SAMPLES_LIMIT = 2**16  # below which the number of samples along an axis of a bin must be
+FAR = 2.0**30  # pixels; corners are clipped to +-FAR
+SAMPLES_LIMIT = 2**16  # exclusive, for the samples along an axis of a bin
 
 
 class RoIArrays(NamedTuple):
-    """The arrays of a pooling, or their gradients; None: not there, or not wanted."""
+    """The arrays of a pooling, or their gradients; None if absent or not requested."""
 
     x: Any  # (N, C, H, W)
     rois: Any  # (R, 5)
-    shifts: Any = None  # of bins: (R, 2*classes, parts along y, along x), of each class x, then y
+    shifts: Any = None  # of bins: (R, 2*classes, part_h, part_w); for each class x, then y
     mask: Any = None  # (R, 1, Ph, Pw)
-    argmax: Any = None  # (R, C, Ph, Pw) int32: the positions of maxima, filled by the forward, read by the backward
+    argmax: Any = None  # (R, C, Ph, Pw) int32: positions of the maxima, written by the forward, read by the backward
 
 
 class RoIs(NamedTuple):
-    """The sizes of one pooling over boxes. Tuples have an entry for each axis, y first."""
+    """The sizes of one pooling over boxes. Tuples have one entry per axis, y first."""
 
     batch: int
     in_channels: int
@@ -37,7 +37,7 @@ class RoIs(NamedTuple):
     box_count: int
     bins: tuple[int, int]  # of a box
     scale: float  # from the boxes' coordinates to pixels
-    boxes: Any  # (R, 5): the copy that was checked, as the caller's array may change meanwhile; None on a GPU
+    boxes: Any  # (R, 5): the checked copy, as the caller's array could change meanwhile; None on a GPU
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -48,28 +48,29 @@ class RoIs(NamedTuple):
 class SamplingRule(NamedTuple):
     """Where the samples of a bin lie."""
 
-    border: int  # ALIGN, whose boxes are scaled, or PSROI, whose boxes are first rounded, both ends counted
-    samples: int  # of a bin along an axis; not above 0: about one a pixel
-    half: float  # pixels that are subtracted from scaled corners
-    least: float  # pixels that a box is long at least
-    reach: float  # of a box's size, what an offset of 1 shifts a bin by
+    border: int  # ALIGN: boxes are scaled; PSROI: first rounded, both ends counted
+    samples: int  # of a bin along an axis; 0 or less: about one per pixel
+    half: float  # pixels subtracted from scaled corners
+    least: float  # minimum length of a box, in pixels
+    reach: float  # shift of a bin by an offset of 1, as a fraction of the box's size
 
 
 class WholePixels(NamedTuple):
-    """Bins of whole pixels, without samples: of corners that are rounded."""
+    """Bins of whole pixels, without samples; corners are rounded."""
 
-    last_counts: bool  # whether the second corner belongs to the box
+    last_counts: bool  # whether the second corner is part of the box
 
 
 class Pooling(NamedTuple):
-    """One pooling over boxes: what an operator tells the wings.
+    """One pooling over boxes: what an operator passes to the wings.
 
-    A bin is the mean of its samples, or the maximum of its whole pixels; the mean of these, where it is position-sensitive.
+    A bin is the mean of its samples or the maximum of its whole pixels; if position-sensitive, the mean of its whole
+    pixels.
     """
 
     rois: RoIs
     rule: SamplingRule | WholePixels
-    cells: tuple[int, int] | None = None  # of a box, if position-sensitive: the bins of each read channels of their own
+    cells: tuple[int, int] | None = None  # of a box, if position-sensitive: each cell reads channels of its own
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -78,7 +79,7 @@ class Pooling(NamedTuple):
 
 
 def align_rule(samples: Any, half_pixel: bool, least: float = -np.inf, reach: float = 0.0) -> SamplingRule:
-    """The rule of the RoI align family; raises unless `samples` is a `sampling_ratio`."""
+    """The rule of the RoI align family; raises unless `samples` is a valid `sampling_ratio`."""
     ratio = integer("sampling_ratio", samples, -(2**31), SAMPLES_LIMIT)
     return SamplingRule(ALIGN, ratio, 0.5 if half_pixel else 0.0, least, reach)
 
@@ -96,10 +97,10 @@ def check_rois(
     check: Any,
     group_size: tuple[int, int] | None = None,
 ) -> RoIs:
-    """The sizes of a pooling, from the arguments that all operators over boxes have; raises where one is wrong.
+    """The sizes of a pooling, from the arguments common to all operators over boxes; raises if one is invalid.
 
-    `check`: whether to wait for a GPU to look at the boxes. `group_size`: the cells of a position-sensitive operator along
-    y and x; its result has one channel for as many of x as there are cells.
+    `check`: whether to wait for a GPU and check the boxes there. `group_size`: the cells of a position-sensitive
+    operator along y and x; the result has one channel for as many channels of x as there are cells.
     """
     check_arguments(table, arrays)
     x, rois = arrays.x, arrays.rois
@@ -126,7 +127,7 @@ def check_rois(
 
 
 def _check_boxes(rois: np.ndarray, batch: int) -> None:
-    """Raise at the first row that is no box of one of the images."""
+    """Raise at the first row that is not a valid box of one of the images."""
     numbers = rois[:, 0]
     good = (numbers >= 0) & (numbers < batch) & (numbers == np.floor(numbers))
     good &= np.isfinite(rois[:, 1:]).all(axis=1)

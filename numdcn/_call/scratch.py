@@ -1,6 +1,5 @@
-"""Scratch memory: taken by one call at a time, kept between calls up to a limit, because the first touch of fresh
-memory costs about half a millisecond a megabyte.
-"""
+"""Scratch memory, used by one call at a time and kept between calls up to a limit, because touching fresh memory for
+the first time costs about half a millisecond per megabyte."""
 
 from __future__ import annotations
 
@@ -26,16 +25,21 @@ def _limit_from_environment() -> int:
 
 _limit = _limit_from_environment()
 _kept: dict[int, np.ndarray] = {}  # free buffers by id, the most recently used last
-# No lock: a signal handler may call the library while this thread is in here. Each step on the dict is atomic.
+# No lock: a signal handler may call the library while this thread is in here. Each operation on the dict is atomic.
 
 
 def set_scratch_limit(nbytes: int) -> None:
     """Set how many bytes of scratch memory are kept between calls (default 64 MiB; `NUMDCN_SCRATCH_LIMIT`).
 
-    0 keeps nothing. Memory above the limit is given back at once. As much again may be kept on GPUs, for arrays of
-    `numba.cuda` (torch and CuPy have allocators of their own); there the next call gives back what is above a new limit.
+    0 keeps nothing. Memory above the limit is freed at once. On GPUs as much again may be kept for arrays of
+    `numba.cuda` (torch and CuPy have allocators of their own); there the next call frees what exceeds a new limit.
 
-    Raises `TypeError` or `ValueError` unless `nbytes` is a whole number of at least 0.
+    Args:
+        nbytes: limit in bytes.
+
+    Raises:
+        TypeError: `nbytes` is not an integer.
+        ValueError: `nbytes` is negative.
     """
     global _limit
     limit = integer("nbytes", nbytes, 0, 2**63)
@@ -49,7 +53,7 @@ def get_scratch_limit() -> int:
 
 
 def kept_bytes() -> int:
-    """The number of bytes that are kept now."""
+    """The number of bytes kept now."""
     return sum(b.nbytes for b in list(_kept.values()))
 
 
@@ -61,15 +65,15 @@ def _trim() -> None:
 
 
 def _take(nbytes: int) -> np.ndarray:
-    """The smallest kept buffer that is large enough and not wastefully so, or a fresh one."""
+    """The smallest kept buffer that is large enough but not wastefully large, or a new one."""
     fitting = [(b.nbytes, key) for key, b in list(_kept.items()) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
     kept = _kept.pop(min(fitting)[1], None) if fitting else None
     return np.empty(nbytes, np.uint8) if kept is None else kept
 
 
 class Scratch:
-    """Buffers of given numbers of bytes, aligned to cache lines, for the time of a `with` block, which gets their
-    addresses. They are not filled."""
+    """Uninitialised buffers of the given sizes in bytes, aligned to cache lines, for the duration of a `with` block,
+    which receives their addresses."""
 
     def __init__(self, *sizes: int) -> None:
         self.sizes = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
@@ -77,10 +81,10 @@ class Scratch:
     def __enter__(self) -> list[int]:
         self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
         addresses = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
-        return list(addresses)[:-1]  # the last is where all ends
+        return list(addresses)[:-1]  # without the end of the last
 
     def __exit__(self, *error: object) -> None:
-        buffer = self.__dict__.pop("buffer")  # no reference stays here: what is not kept is freed at once
+        buffer = self.__dict__.pop("buffer")  # keep no reference, so that it is freed at once unless kept below
         if buffer.nbytes <= _limit:
             _kept[id(buffer)] = buffer
             _trim()

@@ -1,4 +1,4 @@
-"""Memory of Numba's simulator of a GPU: arrays by their addresses, every access checked."""
+"""Memory of Numba's GPU simulator: arrays by address, with every access checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIMULATED_MEMORY: weakref.WeakValueDictionary[int, CheckedArray] = weakref.WeakV
 
 
 class CheckedArray:
-    """Memory of the simulator from an address on: elements before (`origin` of them) and after it may be accessed, no others."""
+    """Simulator memory around an address: only the `origin` elements before it and those from it on may be accessed."""
 
     def __init__(self, elements: np.ndarray, origin: int = 0) -> None:
         self.elements, self.origin = elements, origin

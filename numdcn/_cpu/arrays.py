@@ -1,4 +1,4 @@
-"""NumPy arrays as kernels see them: where their elements lie."""
+"""NumPy arrays as kernels see them: where their elements are."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numdcn._cpu.parameters import NOWHERE, Place
 
 
 def is_addressable(array: np.ndarray) -> bool:
-    """Whether elements are aligned and lie whole elements apart."""
+    """Whether elements are aligned and strides are multiples of the element size."""
     return array.flags.aligned and math.gcd(*array.strides) % array.itemsize == 0
 
 
 def addressable(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy of one that kernels cannot address."""
+    """The array, or a copy if kernels cannot address it."""
     return array if is_addressable(array) else np.ascontiguousarray(array)
 
 
 def addressable_arrays(arrays: Arrays) -> Arrays:
-    """A record of arrays, each made `addressable`; what is no NumPy array stays as it is."""
+    """A record of arrays, each made `addressable`; anything other than a NumPy array stays as it is."""
     return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
 
 
 def place(array: np.ndarray | None) -> Place:
-    """Where an addressable array of at most four axes lies; nowhere, if there is none."""
+    """The place of an addressable array of at most four axes; `NOWHERE` if there is none."""
     if array is None:
         return NOWHERE
     size = array.itemsize
@@ -37,17 +37,19 @@ def place(array: np.ndarray | None) -> Place:
 
 
 def output(array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable) -> Output[np.ndarray]:
-    """What a kernel is to fill: the array, or one that suits the kernel, and is copied to the array in the end."""
+    """A target for a kernel to fill: the array, or a temporary that suits the kernel and is copied to the array at
+    the end."""
     return Output(array, None if suits(array) else np.empty(array.shape, array.dtype), _copy)
 
 
 def outputs(arrays: Arrays) -> Outputs[Arrays]:
-    """What a kernel is to fill for a record of arrays, each as `output` gives it; None stays None."""
+    """Targets for a record of arrays, as `output` makes them; None stays None."""
     return Outputs(arrays, output)
 
 
 def output_as(array: np.ndarray, *shape: int) -> Output[np.ndarray]:
-    """What a kernel is to fill for an array seen in another shape: a view, or where there is none, what is copied to it in the end."""
+    """A target for a kernel to fill an array seen in another shape: a view, or if there is none, a temporary copied
+    at the end."""
     other = array.reshape(shape)
     temporary = None if np.may_share_memory(other, array) else other
     return Output(other, temporary, lambda made, _: _copy(made.reshape(array.shape), array))

@@ -1,10 +1,10 @@
 """The matrix product, register tile by register tile: C (rows, columns) = or += A (rows, k) B (k, columns).
 
-B comes in panels as wide as a register tile. A comes in one of three layouts whose strides the compiler knows, so that every
-broadcast is one load at a constant distance from one pointer:
-* rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
-* packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows;
-* block: element (r, k) at k * block_size(itemsize) + r: a block of channels, one row a pixel (tiles of `BLOCK_ROWS` rows).
+B comes in panels as wide as a register tile. A comes in one of three layouts with strides known to the compiler, so
+that each broadcast is one load at a constant offset from a single pointer: * rows: element (r, k) at r * column_pitch +
+k: rows of sampled columns; * packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows; * block: element
+(r, k) at k * block_size(itemsize) + r: a block of channels, one row per pixel (tiles of `BLOCK_ROWS`
+  rows).
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from numdcn._cpu.simd import at, load_scalar, load_value, prefetch_value, store_
 from numdcn._formulas.jit import lanes
 from numdcn._formulas.vectors import I64, fma_value, splat_value
 
-CHUNK_BYTES = 768  # of one row of A: a chunk of B's panel and of A's rows then share the L1 cache
-BLOCK_BYTES = 128  # of the channels that a task of a backward owns, for one pixel
+CHUNK_BYTES = 768  # of one row of A: then a chunk of B's panel and of A's rows fit in L1 together
+BLOCK_BYTES = 128  # of a pixel's channels that a backward's task owns
 
 
 class Panels(NamedTuple):
-    """B, packed: panels of `width` columns, a row for each k; the first begins at `pointer`."""
+    """B, packed in panels of `width` columns, with a row for each k; the first is at `pointer`."""
 
     pointer: Any
-    width: int  # elements of a row of a panel
+    width: int  # elements per row of a panel
     count: int
-    step: int  # elements from a panel to the next
+    step: int  # elements from one panel to the next
 
 
 ROWS, VECTORS = register_tile()
-BLOCK_ROWS = 8 if has_32_registers() else 4  # of the layout `block`: they divide a block of either type
+BLOCK_ROWS = 8 if has_32_registers() else 4  # for the layout `block`: divides a block of either type
 
 
 def chunk_size(itemsize: int) -> int:
-    """The most columns of A that are multiplied at a time."""
+    """The maximum number of columns of A multiplied at once."""
     return CHUNK_BYTES // itemsize
 
 
 def column_pitch(itemsize: int) -> int:
-    """Elements from one row of A to the next in the layout `rows`; a cache line more than a chunk, to spread the sets."""
+    """Elements from one row of A to the next in the layout `rows`: a cache line more than a chunk, to spread over
+    cache sets."""
     return (CHUNK_BYTES + 64) // itemsize
 
 
@@ -53,13 +54,13 @@ def block_size(itemsize: int) -> int:
 
 
 def panel_widths(dtype: Any) -> tuple[int, ...]:
-    """Numbers of columns that a register tile may have, widest first."""
+    """The widths, in columns, that a register tile can have, widest first."""
     full = VECTORS * lanes(dtype)
     return (full, lanes(dtype), 4) if lanes(dtype) > 4 else (full, lanes(dtype))
 
 
 def panel_width(columns: int, dtype: Any) -> int:
-    """The narrowest register tile that holds `columns` at once, or the widest there is."""
+    """The narrowest register tile that holds all `columns`, or else the widest."""
     return min((w for w in panel_widths(dtype) if w >= columns), default=panel_widths(dtype)[0])
 
 
@@ -124,8 +125,8 @@ def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
 def _tile(layout: str, width_index: int) -> Any:
     """A register tile of width `panel_widths(...)[width_index]`, for A in `layout`.
 
-    `prefetched` is memory that is wanted soon: each step over k fetches a line of it, and goes on by
-    `prefetch_step` elements.
+    `prefetched` is memory needed soon: each step over k prefetches one line of it and advances by `prefetch_step`
+    elements.
     """
 
     @intrinsic
@@ -164,10 +165,10 @@ _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -
 
 @block
 def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
-    """C (rows, columns of the panels) = A (rows, k) B if `overwrite`, else += that; A is a matrix in the layout `rows`.
+    """C (rows, columns of the panels) = A (rows, k) B if `overwrite`, else +=; A is a matrix in the layout `rows`.
 
-    Rows are rounded up to whole register tiles, `ROWS` each: A has room to read them, C to write them. `next_chunk` elements
-    after B lies what is multiplied next; it is only prefetched.
+    Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. The next
+    product's B is `next_chunk` elements after this one; it is only prefetched.
     """
     step, panel = width(load_scalar(a.pointer, 0)), b.width
     prefetch_step = panel * ROWS // max(rows, ROWS)
@@ -189,8 +190,8 @@ def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
 def multiply_packed(a, a_pitch, rows, k, b, columns, c):
     """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`. C has the pitch of B, a matrix.
 
-    Each ROWS rows of A begin `a_pitch` elements after those before. Rows are rounded up as in `multiply_rows`, columns to whole
-    register tiles: B has room to read them, C to write them.
+    Each group of ROWS rows of A starts `a_pitch` elements after the previous one. Rows are rounded up as in
+    `multiply_rows`, columns to whole register tiles: B must be readable, and C writable, that far.
     """
     step, b_pitch = width(load_scalar(a, 0)), b.pitch
     panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
@@ -210,7 +211,8 @@ def multiply_packed(a, a_pitch, rows, k, b, columns, c):
 
 @block
 def multiply_block(a, rows, k, b, c):
-    """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`; rows are rounded up to BLOCK_ROWS."""
+    """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`; rows are rounded up to
+    BLOCK_ROWS."""
     step, panel, c_pitch = width(load_scalar(a, 0)), b.width, c.pitch
     for j in range(b.count):
         b_j = at(b.pointer, j * b.step)

@@ -1,6 +1,6 @@
 """Kernels that copy whole batches to and from zero-padded channels-last images.
 
-They transpose in the threads' workspaces, before and after the kernels that these belong to run.
+They run before and after an operator's kernels, and transpose in the same per-thread workspaces.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from numdcn._cpu.threads import launch
 class ImagesCall(NamedTuple):
     """Parameters of `pack_images` and `unpack_images`.
 
-    Images are blocked (see `layout`): a task of a backward, which owns a block of channels, then reads neighbouring memory, which
-    spreads over all sets of the caches. A forward has one block of all channels.
+    Images are blocked (see `layout`), so that a task of a backward, which owns a block of channels, reads contiguous
+    memory that spreads over all cache sets. A forward has a single block of all channels.
     """
 
     batch: int
     size: tuple[int, int]
-    image_size: int  # elements of a blocked image, all blocks
+    image_size: int  # elements of a blocked image, all blocks together
     plain: Place  # the caller's (N, C, H, W)
     images: int  # address of the zero-padded images
-    bounds: int  # address of the first channels of the blocks, and the end
-    blocks: int  # of channels
-    workspaces: int  # address of the workspaces of the threads
-    workspace_bytes: int  # of one
+    bounds: int  # address of the first channel of each block, then the number of channels
+    blocks: int  # blocks of channels
+    workspaces: int  # address of the threads' workspaces
+    workspace_bytes: int  # per thread
 
 
 @kernel
 def pack_images(one, params, counter, slot):
-    """Copy x to zero-padded channels-last images. A task is a block of pixels of an image."""
+    """Copy x to zero-padded channels-last images. A task is a block of pixels of one image."""
     a = unpack(params, ImagesCall)
     x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
@@ -58,7 +58,7 @@ def pack_images(one, params, counter, slot):
 
 @kernel
 def unpack_images(one, params, counter, slot):
-    """Copy the gradients of the zero-padded images to x. A task is a block of pixels of an image."""
+    """Copy the gradients of the zero-padded images to x. A task is a block of pixels of one image."""
     a = unpack(params, ImagesCall)
     x, bounds = a.plain, pointer(a.bounds, np.int64(0))
     buffer = pointer(a.workspaces + slot * a.workspace_bytes, one)
@@ -86,7 +86,7 @@ class ClearCall(NamedTuple):
 
 @kernel
 def clear(one, params, counter, slot):
-    """Zero elements. A task is a stretch of them."""
+    """Zero elements. A task is a contiguous range of them."""
     a, stretch = unpack(params, ClearCall), 1 << 16
     while True:
         task = next_task(counter)
@@ -96,7 +96,7 @@ def clear(one, params, counter, slot):
 
 
 class PaddedImages:
-    """Blocked images in scratch memory. `bounds` has the first channel of each block, and in the end the number of channels."""
+    """Blocked images in scratch memory. `bounds` holds the first channel of each block, then the number of channels."""
 
     def __init__(
         self, address: int, image_size: int, bounds: np.ndarray, workspaces: int, workspace_bytes: int, threads: int
@@ -114,15 +114,15 @@ class PaddedImages:
         )  # fmt: skip
 
     def _threads(self, plain: np.ndarray) -> int:
-        """The number of threads of a copy from or to `plain`: no more than it has tasks."""
+        """The number of threads for a copy from or to `plain`: no more than it has tasks."""
         return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // COPY_PIXELS))
 
     def pack(self, x: np.ndarray) -> None:
-        """Copy x (N, C, H, W) here."""
+        """Copy x (N, C, H, W) into these images."""
         launch(pack_images, x.dtype.type(1), self._call(x), self._threads(x))
 
     def unpack(self, x: np.ndarray) -> None:
-        """Copy what is here to x."""
+        """Copy these images to x."""
         launch(unpack_images, x.dtype.type(1), self._call(x), self._threads(x))
 
     def clear(self, batch: int, dtype: np.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Decorators of the CPU kernels, and the register tiles that follow from the SIMD width of the target."""
+"""Decorators for the CPU kernels, and the register tiles that follow from the target's SIMD width."""
 
 from __future__ import annotations
 
@@ -17,45 +17,46 @@ from numdcn import _cache
 from numdcn._formulas.jit import OPTIONS, simd_bytes, target
 
 STORE = _cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
-_INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # Python does not call it
+_INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # not called from Python
 
 
 def entry(function: Callable[..., Any]) -> Any:
-    """Compile what Python calls: kept on disk where a folder can be written, in memory alone where not."""
+    """Compile a function called from Python; kept on disk if a folder is writable, otherwise only in memory."""
     return _cache.attach(STORE, numba.njit(**OPTIONS)(function), _pack, _unpack)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile, as `entry` does, what threads run together, by the address of its machine code (`threads.launch`).
+    """Compile, like `entry`, a function that threads run together, called by its machine code's address
+    (`threads.launch`).
 
-    The arguments of a kernel: `one`, 1 in the type of the elements; `params`, the address of its parameters (`unpack`);
-    `counter`, the address of the number of the next task (`next_task`); `slot`, the number of the thread in the call.
+    Arguments of a kernel: `one`, a 1 of the element type; `params`, the address of its parameters (`unpack`);
+    `counter`, the address of the next task's number (`next_task`); `slot`, the number of the thread within the call.
     """
     return _cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
 
 
 def _pack(result: CompileResult) -> bytes | None:
-    """A compiled kernel as bytes; None if it holds addresses of this process."""
+    """A compiled kernel as bytes; None if it contains addresses of this process."""
     return None if result.library.has_dynamic_globals else dumps(result._reduce())
 
 
 def _unpack(target_context: Any, content: bytes) -> CompileResult:
-    target_context.refresh()  # this may be the first code of this process
+    target_context.refresh()  # this may be the first code in this process
     return CompileResult._rebuild(target_context, *pickle.loads(content))
 
 
 def block(function: Callable[..., Any]) -> Any:
-    """A function of kernels that is compiled by itself, which halves compile time, and called a few times a tile.
+    """A separately compiled part of kernels, called a few times per tile; this halves compile time.
 
-    What is called more often is a `helper`: its statements become part of the caller's, before types are known.
+    Anything called more often is a `helper`: its statements are inlined into the caller before types are known.
     """
     return numba.njit(**_INTERNAL)(function)
 
 
 @functools.cache
 def register_tile() -> tuple[int, int]:
-    """Rows and vectors of the GEMM's register tile: as many accumulators as the register file holds beside a row
-    of B and a broadcast."""
+    """Rows and vectors of the GEMM's register tile: as many accumulators as fit in the register file next to a row of B
+    and a broadcast."""
     if simd_bytes() == 64:
         return 14, 2  # 28 of 32 registers
     if has_32_registers():

@@ -1,4 +1,4 @@
-"""Across the lanes of SIMD vectors: transposed blocks, and sums in a fixed order."""
+"""Operations across the lanes of SIMD vectors: transposing blocks, and sums in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numdcn._formulas.vectors import I32, I64, Vec
 
 
 def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
-    """IR: the lanes `picks` of a followed by b."""
+    """IR: the lanes `picks` of the concatenation of a and b."""
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), picks))
 
 
 @intrinsic
 def transpose(typingctx, source, stride, target, target_stride):
-    """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the lanes of a full register."""
+    """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the number of lanes of a full register."""
     count = lanes(source.dtype)
 
     def codegen(context, builder, sig, args):
@@ -45,13 +45,13 @@ def transpose(typingctx, source, stride, target, target_stride):
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
     """IR: a tuple of the sums of the lanes of the first `wanted` of 2 or 4 vectors, added in a fixed order."""
     values, count, spread = vectors, vectors[0].type.count, vectors[0].type.count
-    while len(values) > 1 and spread > 1:  # two vectors become one that holds their half-sums side by side
+    while len(values) > 1 and spread > 1:  # merge two vectors into one with their half-sums side by side
         even = [2 * j for j in range(count // 2)] + [count + 2 * j for j in range(count // 2)]
         odd = [i + 1 for i in even]
         pairs = zip(values[::2], values[1::2], strict=True)
         values = [builder.fadd(shuffle(builder, a, b, even), shuffle(builder, a, b, odd)) for a, b in pairs]
         spread //= 2
-    while spread > 1:  # all are in one vector, each in `spread` lanes
+    while spread > 1:  # all sums are in one vector, each in `spread` lanes
         even = [s * spread + 2 * j for s in range(len(vectors)) for j in range(spread // 2)]
         odd = [i + 1 for i in even]
         values = [
@@ -65,7 +65,7 @@ def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
 
 @intrinsic
 def sum3(typingctx, a, b, c):
-    """The sums of the lanes of a, b and c (themselves, if they are scalars), as a tuple."""
+    """The sums of the lanes of a, b and c (or the scalars themselves), as a tuple."""
     if not isinstance(a, Vec):
         return types.UniTuple(a, 3)(a, b, c), lambda context, builder, sig, args: cgutils.pack_array(builder, args)
     result = types.UniTuple(a.element, 3)

@@ -1,11 +1,12 @@
-"""How images and matrices lie in scratch memory, and copies of images between there and the caller's (n, c, h, w).
+"""Layout of images and matrices in scratch memory, and copies of images between there and the caller's (n, c, h, w).
 
-A zero-padded image of height H and width W is channels-last, in rows of W + 1 pixels: a row of zeros, then H rows that begin
-with a zero pixel (which also ends the row before), then a row of zeros and two zeros more. Pixel (y, x) is number
-(y + 1) * (W + 1) + x + 1. So every cell that touches the image has its four corners at p, p + 1, p + W + 1, p + W + 2,
-and the cell that begins at (H, -1) is all zeros.
+A zero-padded image of height H and width W is channels-last, in rows of W + 1 pixels: a row of zeros, then H rows that
+start with a zero pixel (which also ends the previous row), then a row of zeros and two more zeros. Pixel (y, x) has
+number (y + 1) * (W + 1) + x + 1. So every cell that touches the image has its four corners at p, p + 1, p + W + 1 and
+p + W + 2, and the cell at (H, -1) is all zeros.
 
-A blocked image is one zero-padded image for each block of channels, one behind the other. With one block it is the padded image.
+A blocked image is one zero-padded image per block of channels, one after another. With one block it is the padded
+image.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from numdcn._cpu.lanes import transpose
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
-COPY_PIXELS = 1024  # pixels that one task copies
+COPY_PIXELS = 1024  # pixels copied per task
 
 
 class Image(NamedTuple):
-    """A zero-padded image, from one of its pixels and channels on."""
+    """A zero-padded image, starting at one of its pixels and channels."""
 
     pointer: Any
-    pixel_stride: int  # elements from a pixel to its neighbour on the right: channels
+    pixel_stride: int  # elements from a pixel to its right neighbour: the number of channels
     row_stride: int  # elements from a pixel to the one below
 
 
 class GradientSink(NamedTuple):
-    """An image, and the gradient that is added to beside it."""
+    """An image, and the gradient accumulated for it."""
 
     image: Image
-    grad: Any  # pointer to the gradient, which lies as the image does
-    wanted: bool  # whether there is a gradient
+    grad: Any  # pointer to the gradient, laid out like the image
+    wanted: bool  # whether to accumulate it
 
 
 class Matrix(NamedTuple):
-    """Row r begins at r * pitch elements; the elements of a row are adjacent."""
+    """Row r starts at element r * pitch; the elements of a row are adjacent."""
 
     pointer: Any
     pitch: int
@@ -44,25 +45,25 @@ class Matrix(NamedTuple):
 
 @helper
 def image_from(image, c):
-    """An image from channel c on."""
+    """An image starting at channel c."""
     return Image(at(image.pointer, c), image.pixel_stride, image.row_stride)
 
 
 @helper
 def sink_from(sink, c):
-    """An image and its gradient from channel c on."""
+    """An image and its gradient, starting at channel c."""
     return GradientSink(image_from(sink.image, c), at(sink.grad, c), sink.wanted)
 
 
 @helper
 def columns_from(matrix, c):
-    """A matrix from column c on."""
+    """A matrix starting at column c."""
     return Matrix(at(matrix.pointer, c), matrix.pitch)
 
 
 @helper
 def padded_pixels(size):
-    """The number of pixels of a zero-padded image of (height, width), padding included."""
+    """The number of pixels in a zero-padded image of (height, width), including padding."""
     return (size[0] + 2) * (size[1] + 1) + 2
 
 
@@ -75,7 +76,7 @@ def fill(target, start, count, scalar):
 
 @helper
 def clear_padding(image, first, last, size, channels, zero):
-    """Zero the padding of an image beside its pixels first to last, in reading order."""
+    """Zero the padding next to an image's pixels first to last, in reading order."""
     height, pitch = size[0], size[1] + 1
     if first == 0:
         fill(image, 0, pitch * channels, zero)
@@ -87,7 +88,7 @@ def clear_padding(image, first, last, size, channels, zero):
 
 @helper
 def _padded_index(q, size):
-    """The number in a zero-padded image of pixel q in reading order."""
+    """The number, in a zero-padded image, of pixel q in reading order."""
     return q + q // size[1] + size[1] + 2
 
 
@@ -105,11 +106,11 @@ def to_channels_last(source, strides, first, last, size, channels, image, block)
         return
     for q_tile in range(first, last, 4 * step):
         for c in range(0, channels, step):
-            c_ = min(c, channels - step)  # the last block overlaps the one before
+            c_ = min(c, channels - step)  # the last block overlaps the previous one
             for q in range(q_tile, min(q_tile + 4 * step, last), step):
                 q_ = min(q, last - step)
                 first_q = _padded_index(q_, size)
-                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # all in one row
                     spot = at(image, first_q * channels + c_)
                     transpose(at(source, c_ * strides[0] + q_), strides[0], spot, channels)
                     continue
@@ -136,7 +137,7 @@ def from_channels_last(image, first, last, size, channels, target, strides, bloc
             for q in range(q_tile, min(q_tile + 4 * step, last), step):
                 q_ = min(q, last - step)
                 first_q, spot = _padded_index(q_, size), at(target, c_ * strides[0] + q_)
-                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # in one row
+                if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # all in one row
                     transpose(at(image, first_q * channels + c_), channels, spot, strides[0])
                     continue
                 for i in range(step):

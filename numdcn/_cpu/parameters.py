@@ -1,6 +1,7 @@
-"""Parameters of kernels: a nested NamedTuple of ints crosses as one int64 array. Fields are ints, tuples of ints, or such NamedTuples.
+"""Kernel parameters: a nested NamedTuple passed as one int64 array. Fields are ints, tuples of ints, or such
+NamedTuples.
 
-Unboxing tuples field by field would be the largest part of a kernel's machine code, and of its compile time.
+Unboxing tuples field by field would make up most of a kernel's machine code and compile time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from numdcn._formulas.vectors import I64
 
 
 class Place(NamedTuple):
-    """Where an array's elements lie, for a kernel: the address of the first, and strides in elements."""
+    """Where a kernel finds an array's elements: the address of the first, and strides in elements."""
 
     address: int
     strides: tuple[int, int, int, int]  # zeros where there are fewer axes
 
 
-NOWHERE = Place(0, (0, 0, 0, 0))  # of an array that is not there
+NOWHERE = Place(0, (0, 0, 0, 0))  # the place of an absent array
 
 
 def flatten(value: Any) -> list[int]:
@@ -35,23 +36,23 @@ def flatten(value: Any) -> list[int]:
             flat.append(item)
         elif isinstance(item, tuple):
             flat += _flatten_large(item) if len(item) > 8 else flatten(item)
-        else:  # a bool, or an integer of NumPy's; `array` takes no other
+        else:  # a bool or a NumPy integer; `array` rejects anything else
             flat.append(item)
     return flat
 
 
 @functools.lru_cache(256)
 def _flatten_large(value: Any) -> list[int]:
-    """What `flatten` returns, remembered: problems and blockings come again, and so do the places of arrays, in the second kernel of a
-    backward and where the caller's arrays are the same."""
+    """`flatten`, cached: problems and blockings recur, and so do the places of arrays, in the second kernel of a
+    backward and when a caller reuses its arrays."""
     return flatten(value)
 
 
-_COUNTER = [0] * 17  # the counter, behind so many unused words that it shares no pair of cache lines with parameters
+_COUNTER = [0] * 17  # the counter, after enough unused words that it shares no pair of cache lines with the parameters
 
 
 def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
-    """The array of int64 that `unpack` reads, and the address of a counter of tasks at its end."""
+    """The int64 array that `unpack` reads, and the address of a task counter at its end."""
     words = array("q", flatten(value) + _COUNTER)
     address, count = words.buffer_info()
     return words, address + 8 * (count - 1)
@@ -72,7 +73,7 @@ def _numba_type(annotation: Any) -> Any:
 
 
 def _build(context: Any, builder: Any, pointer: Any, numba_type: Any, position: int) -> tuple[Any, int]:
-    """IR: a value of a Numba type from the int64s at `position` on; returns it and the position after it."""
+    """IR: a value of a Numba type read from the int64s starting at `position`; returns it and the position after it."""
     if numba_type == types.int64:
         return builder.load(builder.gep(pointer, [ir.Constant(I64, position)])), position + 1
     values = []
@@ -84,7 +85,7 @@ def _build(context: Any, builder: Any, pointer: Any, numba_type: Any, position: 
 
 @intrinsic
 def unpack(typingctx, address, cls):
-    """The NamedTuple `cls` whose ints, flattened, lie at `address`."""
+    """The NamedTuple `cls` stored as flattened ints at `address`."""
     if not isinstance(cls, types.NamedTupleClass):
         return None
     result = _numba_type(cls.instance_class)

@@ -1,7 +1,7 @@
-"""Samples of an image at the pixels of a tile, vectors along the channels.
+"""Samples of an image at the pixels of a tile, with vectors along the channels.
 
-`plan_tap` finds the cell and the weights of each pixel for one tap; then a sweep over the pixels makes the tap's columns, or
-in a backward adds to the gradients of the image, the offsets and the mask, and makes them.
+`plan_tap` finds the cell and the weights of each pixel for one tap. Then a sweep over the pixels makes the tap's
+columns; in a backward it also adds to the gradients of the image, the offsets and the mask.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def plan_tap(tile, shift, size, pixel_stride):
     """Fill in index, weights and fractions for a tap, `shift` pixels from tap (0, 0), in images of `size` with
     `pixel_stride` elements from pixel to pixel.
 
-    Runs over the tile's end up to a full register: what lies there is never used.
+    Overruns the tile's end by up to a full register; what is there is never used.
     """
     one = load_scalar(tile.rows, BASE_Y)
     lane = full(one)
@@ -58,7 +58,7 @@ def plan_tap(tile, shift, size, pixel_stride):
 
 @helper
 def corners(image, index, vector):
-    """The four corners of the cell that begins at element `index`, for a vector of channels."""
+    """The four corners of the cell at element `index`, for a vector of channels."""
     return (
         load_like(image.pointer, index, vector),
         load_like(image.pointer, index + image.pixel_stride, vector),
@@ -80,7 +80,7 @@ def weights_of(tile, pixel, vector):
 
 @helper
 def _sample_vectors(vector, lanes, vectors, image, tile, columns):
-    """`sample_tap` for `vectors` vectors of channels, each like `vector`, of `lanes` elements."""
+    """`sample_tap` for `vectors` vectors of channels, each like `vector`, with `lanes` elements."""
     for pixel in range(tile.pixels):
         index = load_scalar(tile.index, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
@@ -122,7 +122,8 @@ def _copy_vectors(vector, lanes, count, image, tile, columns):
 
 @block
 def copy_tap(image, tile, count, columns):
-    """columns[pixel, c] = channel c of `image` at a pixel of the tile, for c < count: `sample_tap` with nothing to interpolate."""
+    """columns[pixel, c] = channel c of `image` at a pixel of the tile, for c < count: `sample_tap` without
+    interpolation."""
     one = load_scalar(tile.rows, BASE_Y)
     step = width(one)
     whole = count // step * step
@@ -149,7 +150,7 @@ def _exchange_vectors(vector, lanes, count, sink, tile, columns):
 def copy_tap_backward(sink, tile, count, columns):
     """The backward of `copy_tap`: adds to the image's gradient, if that is wanted.
 
-    `columns` holds the gradient of the columns and receives the columns themselves.
+    `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
     one = load_scalar(tile.rows, BASE_Y)
     step = width(one)
@@ -174,7 +175,8 @@ def _add_at(image, index, weights, gradient):
 
 @helper
 def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
-    """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients hold a sum already."""
+    """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients already hold a
+    sum."""
     one = like(1.0, vector)
     grad = Image(sink.grad, sink.image.pixel_stride, sink.image.row_stride)
     for pixel in range(tile.pixels):
@@ -209,9 +211,9 @@ def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
 
 @block
 def sample_tap_backward(sink, tile, count, columns):
-    """The backward of `sample_tap`: fills the tile's gradients, adds to the image's gradient if that is wanted.
+    """The backward of `sample_tap`: fills the tile's gradients, and adds to the image's gradient if that is wanted.
 
-    `columns` holds the gradient of the columns and receives the columns themselves.
+    `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
     one = load_scalar(tile.rows, BASE_Y)
     step, c = width(one), 0

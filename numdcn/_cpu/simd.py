@@ -1,11 +1,11 @@
-"""Memory of the CPU kernels, and SIMD vectors (`Vec`) that are loaded from it and stored there, through typed pointers.
+"""Memory access of the CPU kernels: SIMD vectors (`Vec`) loaded and stored through typed pointers.
 
 `pointer(address, one)` makes a pointer to elements of the type of `one`; `load(p, i)` and `store(p, i, v)` move a full
 register, `load_like(p, i, v)` as many lanes as v has. `full(scalar)` and `narrow(scalar, LANES)` make such a v.
 
-Vectors may run over: in scratch memory a loop over full registers reads and writes up to a register past the last element that
-counts. What it runs over has room for that behind it: 64 bytes, `OVERRUN` elements, or more. The caller's arrays are never read or
-written past their ends; prefetches may go anywhere.
+Vectors may overrun: in scratch memory, a loop over full registers reads and writes up to one register past the last
+valid element. Every buffer there has room for that: at least 64 bytes, `OVERRUN` elements. The caller's arrays are
+never accessed past their ends; prefetches may go anywhere.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numba.extending import intrinsic
 from numdcn._formulas.jit import lanes
 from numdcn._formulas.vectors import I32, I64, Vec, llvm_type, splat_value, suffix
 
-OVERRUN = 16  # elements of the widest register
+OVERRUN = 16  # elements in the widest register
 
 
 def vector_at(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:
-    """IR: the address of a vector that begins at element `index`."""
+    """IR: the address of a vector starting at element `index`."""
     return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
 
 
@@ -53,7 +53,7 @@ def as_int32(typingctx, integer, vector):
 
 @intrinsic
 def narrow(typingctx, scalar, count):
-    """A vector of a constant number of lanes, fewer than a full register has, with `scalar` in every lane."""
+    """A vector with a constant number of lanes, fewer than a full register, with `scalar` in every lane."""
     if not isinstance(count, types.IntegerLiteral):
         return None
     vec = Vec(scalar, count.literal_value)
@@ -71,7 +71,7 @@ def full(typingctx, scalar):
 
 
 def prefetch_value(builder: Any, pointer: Any) -> None:
-    """IR: bring the cache line at `pointer` into the L2 cache. Any address will do."""
+    """IR: prefetch the cache line at `pointer` into L2. Any address is allowed."""
     byte = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     read, near, data = (ir.Constant(I32, i) for i in (0, 2, 1))
     function_type = ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32])
@@ -81,7 +81,7 @@ def prefetch_value(builder: Any, pointer: Any) -> None:
 
 @intrinsic
 def prefetch(typingctx, p, index):
-    """Bring the cache line of element `index` into the L2 cache. Any index will do."""
+    """Prefetch the cache line of element `index` into L2. Any index is allowed."""
 
     def codegen(context, builder, sig, args):
         prefetch_value(builder, builder.gep(args[0], [args[1]]))
@@ -109,14 +109,14 @@ def at(typingctx, p, index):
 
 @intrinsic
 def load(typingctx, p, index):
-    """A full register from element `index` on."""
+    """A full register starting at element `index`."""
     vec = Vec(p.dtype, lanes(p.dtype))
     return vec(p, types.intp), lambda context, builder, sig, args: load_value(builder, *args, llvm_type(vec))
 
 
 @intrinsic
 def load_like(typingctx, p, index, vector):
-    """A vector of the type of `vector`, or a scalar where it is one, from element `index` on."""
+    """A vector of the type of `vector`, or a scalar if it is one, starting at element `index`."""
 
     def codegen(context, builder, sig, args):
         if isinstance(vector, Vec):
@@ -134,9 +134,10 @@ def load_scalar(typingctx, p, index):
 
 @intrinsic
 def load_once(typingctx, p, index):
-    """Element `index` of memory that others may write meanwhile: whatever is made of it, the compiler reads it once only.
+    """Element `index` of memory that others may be writing; however it is used, the compiler reads it only once.
 
-    So a number that was found to be in range stays the number that was found."""
+    So a value that passed a range check is the value that is used.
+    """
 
     def codegen(context, builder, sig, args):
         return builder.load_atomic(builder.gep(args[0], [args[1]]), "monotonic", p.dtype.bitwidth // 8)
@@ -160,7 +161,7 @@ def store(typingctx, p, index, value):
 
 
 def _masked(builder: Any, name: str, result: Any, vector: Any, *args: Any) -> Any:
-    """IR: a masked load or store; lanes whose mask is off touch no memory."""
+    """IR: a masked load or store; lanes that are off touch no memory."""
     function_type = ir.FunctionType(result, [a.type for a in args])
     function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.masked.{name}.{suffix(vector)}.p0")
     return builder.call(function, args)
@@ -168,7 +169,7 @@ def _masked(builder: Any, name: str, result: Any, vector: Any, *args: Any) -> An
 
 @intrinsic
 def load_masked(typingctx, p, index, mask):
-    """As many elements from `index` on as the mask has lanes; 0, and no access, where it is off."""
+    """As many elements starting at `index` as the mask has lanes; lanes that are off are 0 and read nothing."""
     vec = Vec(p.dtype, mask.count)
 
     def codegen(context, builder, sig, args):
@@ -181,7 +182,7 @@ def load_masked(typingctx, p, index, mask):
 
 @intrinsic
 def store_masked(typingctx, p, index, value, mask):
-    """Write the lanes of `value` whose mask is on, from element `index` on."""
+    """Write the lanes of `value` that the mask selects, starting at element `index`."""
 
     def codegen(context, builder, sig, args):
         target = vector_at(builder, args[0], args[1], args[2].type)
@@ -193,14 +194,15 @@ def store_masked(typingctx, p, index, value, mask):
 
 @intrinsic
 def width(typingctx, one):
-    """Lanes of a full register of the type of `one`: a constant to the compiler."""
+    """Lanes of a full register of the type of `one`, a constant to the compiler."""
     count = lanes(one)
     return types.intp(one), lambda context, builder, sig, args: ir.Constant(I64, count)
 
 
 @intrinsic
 def next_task(typingctx, address):
-    """Take the next number from the counter at `address`, which `parameters.parameters` made and the threads of a call share."""
+    """Take the next number from the counter at `address`, made by `parameters.parameters` and shared by a call's
+    threads."""
 
     def codegen(context, builder, sig, args):
         counter = builder.inttoptr(args[0], I64.as_pointer())

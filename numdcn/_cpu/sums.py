@@ -1,7 +1,7 @@
-"""Sums over images and pixels, channel by channel: in blocks, in an order that depends on the sizes alone.
+"""Sums over images and pixels per channel, in blocks and in an order that depends only on the sizes.
 
-A line of pixels has `LANES` running sums, of every `LANES`th pixel, which are added pair by pair; a span is the sum of its
-lines by the same rule. So of a span no number goes through more than 28 roundings, however the span lies in memory.
+A line of pixels has `LANES` running sums, of every `LANES`th pixel, which are added pairwise; a span is the sum of its
+lines by the same rule. So within a span no number passes through more than 28 roundings, whatever the memory layout.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, st
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._formulas.jit import helper
 
-LANES = 16  # whatever the width of a register: one order on all machines
+LANES = 16  # independent of the register width: the same order on all machines
 LINE = 256  # pixels
-LINES = 64  # of a span
-FEW, MANY = 16, 64  # channels of a task: where pixels are adjacent or nothing is, and where channels are
-WORKSPACE = max(FEW * (LINE + LINES) + LANES, MANY * (LANES + LINES))  # elements, of a thread
+LINES = 64  # lines per span
+FEW, MANY = 16, 64  # channels per task; MANY where channels are adjacent in memory
+WORKSPACE = max(FEW * (LINE + LINES) + LANES, MANY * (LANES + LINES))  # elements per thread
 
 
 class SumsCall(NamedTuple):
     """Parameters of `sum_spans`."""
 
     shape: tuple[int, int, int, int]  # (images, channels, height, width)
-    spans: int  # of an image
-    step: int  # channels of a task: MANY where they are adjacent
+    spans: int  # spans per image
+    step: int  # channels per task: MANY if they are adjacent in memory
     source: Place
     target: Place  # (channels, images * spans)
-    workspaces: int  # address of the workspaces of the threads
-    workspace_bytes: int  # of one
+    workspaces: int  # address of the threads' workspaces
+    workspace_bytes: int  # per thread
 
 
 @block
 def sum_line(zero, line, count, lanes):
-    """The sum of `count` adjacent elements; lanes: room for the running sums."""
+    """The sum of `count` adjacent elements; `lanes` has room for the running sums."""
     whole = count // LANES * LANES
     for lane in range(0, LANES, width(zero)):
         total = full(zero)
@@ -69,8 +69,8 @@ def _add(target, source, count):
 
 @block
 def sum_lines(zero, source, strides, first, count, columns, channels, lanes):
-    """lanes[c] = what `sum_line` returns for the pixels of channel c, `count` from `first` on in reading order: for adjacent
-    channels, all at once."""
+    """lanes[c] = the result of `sum_line` for `count` pixels of channel c from `first` on, in reading order: for
+    adjacent channels, all at once."""
     fill(lanes, 0, LANES * channels, zero)
     done, row, column = 0, first // columns, first % columns
     while done < count:
@@ -87,7 +87,7 @@ def sum_lines(zero, source, strides, first, count, columns, channels, lanes):
 
 @block
 def copy_line(source, strides, first, count, columns, line):
-    """line = pixels of a plane, `count` from `first` on in reading order."""
+    """line = `count` pixels of a plane from `first` on, in reading order."""
     done, row, column = 0, first // columns, first % columns
     while done < count:
         start, run = row * strides[0] + column * strides[1], min(columns - column, count - done)
@@ -98,7 +98,7 @@ def copy_line(source, strides, first, count, columns, line):
 
 @helper
 def _channel_by_channel(one, a, source, first, end, channels, workspace, target):
-    """target = the sums of the span of pixels `first` to `end` of each of `channels` channels."""
+    """target = the sums of each of `channels` channels over the span of pixels `first` to `end`."""
     strides, columns = a.source.strides, a.shape[3]
     lines, sums, lanes = workspace, at(workspace, LINE), at(workspace, LINE + LINES)
     for c in range(channels):
@@ -115,7 +115,7 @@ def _channel_by_channel(one, a, source, first, end, channels, workspace, target)
 
 @helper
 def _all_channels(one, a, source, first, end, channels, workspace, target):
-    """target = the sums of the span of pixels `first` to `end` of adjacent channels, all at once."""
+    """target = the sums of adjacent channels over the span of pixels `first` to `end`, all at once."""
     sums, lanes, number = workspace, at(workspace, LINES * MANY), 0
     for q in range(first, end, LINE):
         sum_lines(one - one, source, a.source.strides[2:], q, min(LINE, end - q), a.shape[3], channels, lanes)
@@ -129,7 +129,7 @@ def _all_channels(one, a, source, first, end, channels, workspace, target):
 
 @kernel
 def sum_spans(one, params, counter, slot):
-    """target = the sums of the spans of the planes. A task is a span of some channels of an image."""
+    """target = the sums of the spans of the planes. A task is a span of some channels of one image."""
     a = unpack(params, SumsCall)
     images, channels, height, columns = a.shape
     blocks = (channels + a.step - 1) // a.step
@@ -150,12 +150,12 @@ def sum_spans(one, params, counter, slot):
             _channel_by_channel(one, a, source, first, end, owned, workspace, target)
 
 
-READ = 16.0  # multiply-adds of a product that reading an element takes as long as
+READ = 16.0  # cost of reading an element, in multiply-adds of a product
 
 
 def sum_pixels(values: np.ndarray, target: np.ndarray) -> None:
-    """target (C,) = the sums of values (N, C, H, W), which is not empty: span by span, then of the spans likewise. The same
-    bits wherever the elements lie."""
+    """target (C,) = the sums of a non-empty values (N, C, H, W): first of each span, then of the spans in the same way.
+    The bits do not depend on where the elements are."""
     images, channels, height, width = values.shape
     source, dtype, spans = place(values), values.dtype, -(-height * width // (LINES * LINE))
     all_spans, step = images * spans, MANY if source.strides[1] == 1 and channels > 1 else FEW

@@ -1,15 +1,15 @@
-"""The team of threads that run CPU kernels: handing out a call, and waiting for its end, in compiled code.
+"""The team of threads that run CPU kernels: handing out a call and waiting for its end, in compiled code.
 
-Everything that threads share lies on one board of int64s, changed by atomic instructions alone:
+Everything the threads share is on one board of int64s, changed only by atomic instructions:
 
-- Records of calls. The first word of one tells how many helpers its call still wants, and how many are inside. A helper
-  enters a call that wants one, and reads what it is to run only then. When no task is left the caller closes the call: it
-  wants nobody any more. When nobody is inside, the record is free again. So a call needs no helper to make progress, and
-  ends only when nobody is in its buffers.
-- Records of helpers. An idle one sleeps on a lock of Python's, its bell, which needs no GIL.
+- Call records. The first word says how many helpers the call still wants and how many are inside. A helper enters a
+  call that wants one, and only then reads what to run. When no task is left, the caller closes the call, so that it
+  wants no more helpers. Once nobody is inside, the record is free again. So a call makes progress without any helper,
+  and ends only when nobody is using its buffers.
+- Helper records. An idle helper sleeps on a Python lock, its bell, which does not need the GIL.
 
-Python delivers signals between two of its own instructions. `run` is one of them: no handler, and so no exception and no
-fork of this thread, can come between its beginning and its end.
+Python delivers signals between two of its own instructions. `run` is a single one, so no handler, and hence no
+exception or fork of this thread, can come between its start and its end.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from numdcn._formulas.jit import helper, target
 from numdcn._formulas.vectors import I32, I64
 
 MOST_THREADS = 1024
-_HELPERS, _CALLS = MOST_THREADS - 1, 32  # calls that are helped at a time; more run alone
-_LINE = 16  # words from record to record: no two in one pair of cache lines
-_CALLS_AT, _HELPERS_AT = _LINE, _LINE * (1 + _CALLS)  # word 0 of the board: how many helpers came
+_HELPERS, _CALLS = MOST_THREADS - 1, 32  # calls that can be helped at a time; further ones run alone
+_LINE = 16  # words from record to record: no two share a pair of cache lines
+_CALLS_AT, _HELPERS_AT = _LINE, _LINE * (1 + _CALLS)  # word 0 of the board: how many helpers have started
 BOARD_WORDS = _LINE * (1 + _CALLS + _HELPERS)
 
-# The first word of a call's record. A free record is 0.
+# The first word of a call's record; 0 if free.
 _INSIDE, _WANT_ONE = 0xFFFF, 0x10000  # counts: helpers inside, helpers still wanted
 _WANTED = 0xFFFF * _WANT_ONE
-_TAKEN, _WAITING = 1 << 32, 1 << 33  # waiting: the caller sleeps until the last helper rings
+_TAKEN, _WAITING = 1 << 32, 1 << 33  # _WAITING: the caller sleeps until the last helper rings
 
-# Its other words, and those of a helper's record, after the first, its state.
+# Its other words. A helper's record has its state first, then its bell.
 _CODE, _WIDE, _PARAMETERS, _COUNTER, _FAILED, _CALL_BELL = range(1, 7)
 _IDLE, _BUSY = 1, 2  # 0: no such helper yet
 _BELL = 1
 
-_SPINS = 500  # looks at a word, some 20 microseconds, before a thread goes to sleep
+_SPINS = 500  # polls of a word, some 20 microseconds, before a thread goes to sleep
 
 
-# Atomic instructions on int64s, all in one order that every thread sees.
+# Sequentially consistent atomic instructions on int64s.
 
 
 def _word(builder: Any, address: Any) -> Any:
@@ -78,7 +78,7 @@ def _read(typingctx, address):
 
 @intrinsic
 def _replace(typingctx, address, old, new):
-    """Put `new` at `address` if `old` is there; says whether it was."""
+    """Store `new` at `address` if it holds `old`; returns whether it did."""
 
     def codegen(context, builder, sig, args):
         pair = builder.cmpxchg(_word(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
@@ -89,7 +89,7 @@ def _replace(typingctx, address, old, new):
 
 @intrinsic
 def _pause(typingctx):
-    """Tell the processor that this thread is waiting for a word to change."""
+    """Tell the processor that this thread is spinning on a word."""
     hint = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": ("llvm.aarch64.hint", [ir.Constant(I32, 1)])}
 
     def codegen(context, builder, sig, args):
@@ -102,7 +102,7 @@ def _pause(typingctx):
     return types.void(), codegen
 
 
-# Python's locks, which need no GIL and may be released by another thread than took them.
+# Python's locks, which do not need the GIL and may be released by a thread other than the one that took them.
 
 
 def _python_call(builder: Any, name: str, result: Any, *args: Any) -> Any:
@@ -112,7 +112,7 @@ def _python_call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 @intrinsic
 def _new_lock(typingctx):
-    """The address of a new lock; 0 where there is no memory for one."""
+    """The address of a new lock; 0 if out of memory."""
 
     def codegen(context, builder, sig, args):
         return _python_call(builder, "PyThread_allocate_lock", I64)
@@ -122,7 +122,7 @@ def _new_lock(typingctx):
 
 @intrinsic
 def _acquire(typingctx, lock):
-    """Take a lock, sleeping while another has it. Signals do not end the sleep."""
+    """Take a lock, sleeping while another thread holds it. Signals do not end the sleep."""
 
     def codegen(context, builder, sig, args):
         _python_call(builder, "PyThread_acquire_lock", I32, args[0], ir.Constant(I32, 1))
@@ -133,7 +133,7 @@ def _acquire(typingctx, lock):
 
 @intrinsic
 def _release(typingctx, lock):
-    """Release a lock, which wakes who sleeps on it."""
+    """Release a lock, waking a thread that sleeps on it."""
 
     def codegen(context, builder, sig, args):
         _python_call(builder, "PyThread_release_lock", ir.VoidType(), args[0])
@@ -144,7 +144,8 @@ def _release(typingctx, lock):
 
 @helper
 def _new_bell(address):
-    """Have a bell at `address`: a lock that is taken, so that the next who takes it sleeps until it rings."""
+    """Ensure there is a bell at `address`: a lock already taken, so that the next thread to take it sleeps until it
+    rings."""
     bell = _read(address)
     if bell == 0:
         bell = _new_lock()
@@ -159,7 +160,7 @@ def _new_bell(address):
 
 @intrinsic
 def _call(typingctx, one, code, parameters, counter, slot):
-    """Run the kernel whose machine code is at `code`; 0 if all went well."""
+    """Run the kernel whose machine code is at `code`; returns 0 on success."""
     arguments = (one, types.int64, types.int64, types.int64)
 
     def codegen(context, builder, sig, args):
@@ -173,7 +174,7 @@ def _call(typingctx, one, code, parameters, counter, slot):
 
 @block
 def _run_kernel(code, wide, parameters, counter, slot):
-    """Run a kernel of float64 elements if `wide`, else of float32 ones; 0 if all went well."""
+    """Run a kernel on float64 elements if `wide`, else on float32; returns 0 on success."""
     if wide:
         return _call(np.float64(1), code, parameters, counter, slot)
     return _call(np.float32(1), code, parameters, counter, slot)
@@ -186,7 +187,7 @@ def _field(record, number):
 
 @block
 def _wake(board, count):
-    """Wake up to two of the `count` idle helpers that are wanted: they wake others."""
+    """Wake up to two idle helpers of the `count` wanted; these wake others."""
     count = min(count, 2)
     number, came = 0, min(_read(board), _HELPERS)
     while count > 0 and number < came:
@@ -199,7 +200,7 @@ def _wake(board, count):
 
 @block
 def _who_wants(board):
-    """The record of a call that wants a helper; 0 if there is none."""
+    """The record of a call that wants a helper; 0 if none does."""
     for number in range(_CALLS):
         record = board + 8 * (_CALLS_AT + _LINE * number)
         if _read(record) & _WANTED:
@@ -209,7 +210,7 @@ def _who_wants(board):
 
 @helper
 def _help(board, record):
-    """Work in a call, unless meanwhile it wants no more help."""
+    """Work on a call, unless it has stopped wanting help."""
     word = _read(record)
     while word & _WANTED:
         if _replace(record, word, word - _WANT_ONE + 1):
@@ -225,7 +226,7 @@ def _help(board, record):
             if failed != 0:
                 _or(record + 8 * _FAILED, failed)
             bell = _field(record, _CALL_BELL)
-            left = _subtract(record, 1) - 1  # from here on the record may be another call's
+            left = _subtract(record, 1) - 1  # from here on the record may belong to another call
             if left & _INSIDE == 0 and left & _WAITING:
                 _release(bell)
             return
@@ -234,33 +235,33 @@ def _help(board, record):
 
 @helper
 def _serve(board):
-    """A helper's life. It ends with the process."""
+    """The main loop of a helper. It ends with the process."""
     number = _add(board, 1)
     if number >= _HELPERS:
         _subtract(board, 1)
         return
     here = board + 8 * (_HELPERS_AT + _LINE * number)
     bell = _new_bell(here + 8 * _BELL)
-    while bell != 0:  # for ever, unless there was no memory for one
+    while bell != 0:  # forever, unless out of memory
         record = _who_wants(board)
         if record != 0:
             _help(board, record)
             continue
         _exchange(here, _IDLE)
-        # A caller tells what it wants, then looks for the idle; this one tells that it is idle, then looks for calls:
-        # at least one of them sees the other.
+        # A caller publishes its wish, then looks for idle helpers; a helper publishes that it is idle, then looks for
+        # calls: at least one of the two sees the other.
         if _who_wants(board) != 0 and _replace(here, _IDLE, _BUSY):
             continue
         spins = 0
         while spins < _SPINS and _read(here) == _IDLE:
             _pause()
             spins += 1
-        _acquire(bell)  # who made this helper busy rings
+        _acquire(bell)  # whoever makes this helper busy rings
 
 
 @helper
 def _open(board, code, wide, parameters, counter, helpers):
-    """The record of a call that is open to helpers; 0 where all are taken."""
+    """The record of a call opened to helpers; 0 if all records are taken."""
     for number in range(_CALLS):
         record = board + 8 * (_CALLS_AT + _LINE * number)
         if _read(record) == 0 and _replace(record, 0, _TAKEN):
@@ -281,7 +282,7 @@ def _open(board, code, wide, parameters, counter, helpers):
 
 @helper
 def _close(record):
-    """Let nobody in any more, wait for those inside, give the record back; nonzero if the kernel failed for one of them."""
+    """Let no one in any more, wait for those inside, free the record; nonzero if the kernel failed for one of them."""
     left = _and(record, ~_WANTED)
     spins = 0
     while left & _INSIDE and spins < _SPINS:
@@ -297,8 +298,8 @@ def _close(record):
 
 @entry
 def run(board, code, wide, parameters, counter, helpers):
-    """Run a kernel, slot 0 in this thread and slots 1 to `helpers` in helpers that have time. Returns when the last of
-    them is done: 0 if all went well. With no `code` this thread becomes a helper (one function is loaded faster than two)."""
+    """Run a kernel, slot 0 in this thread and slots 1 to `helpers` in available helpers. Returns 0 on success, when the
+    last is done. If `code` is 0 this thread becomes a helper (loading one function is faster than two)."""
     if code == 0:
         _serve(board)
         return 0

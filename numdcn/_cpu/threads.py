@@ -1,7 +1,7 @@
-"""Running CPU kernels: how many threads a call may use, and the helpers among them.
+"""Running CPU kernels: how many threads a call may use, and the helper threads.
 
-The hand-off itself is compiled (`team.run`), so that no signal handler can come between its steps. What is left here
-may be interrupted anywhere: it only starts helpers, which need nobody, and remembers where machine code lies.
+The hand-off itself is compiled (`team.run`), so no signal handler can run between its steps. What remains here may be
+interrupted anywhere: it only starts helpers, which depend on nobody, and remembers addresses of machine code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numdcn._cpu.team import BOARD_WORDS, MOST_THREADS, run
 
 
 def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, and a container's quota where the system tells."""
+    """CPUs that this process may use: its affinity, limited by a container's quota where the system reports one."""
     try:
         count = len(os.sched_getaffinity(0))  # Linux
     except (AttributeError, OSError):
@@ -35,7 +35,7 @@ def available_cpus() -> int:
 
 
 def _container_quota() -> int:
-    """The CPUs that a Linux control group grants, rounded up; 0 where there is no such limit."""
+    """The CPUs granted by a Linux control group, rounded up; 0 if unlimited."""
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()[:2]
@@ -64,19 +64,26 @@ def _threads_from_environment() -> int:
 
 Result = TypeVar("Result")
 _threads = _threads_from_environment()
-_board_memory = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # where threads meet: see `team`
+_board_memory = (ctypes.c_int64 * (BOARD_WORDS + 16))()  # shared by the threads: see `team`
 _BOARD_ADDRESS = -(-ctypes.addressof(_board_memory) // 128) * 128
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board_memory))  # for ever: helpers sleep there until the process ends
-_helpers = 0  # that were started; one more may be there, where an interruption came before it was counted
-_next_attempt, _pause = 0.0, 1.0  # seconds: when to try again where no helper could be started
-_WORTH = 4e6  # multiply-adds that pay for waking one more thread: some 30 microseconds of a core at 248 GFLOP/s
-_codes: dict[Any, tuple[int, int, Any]] = {}  # by kernel and type of one; see `_load`
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_board_memory))  # for good: helpers sleep there until the process ends
+_helpers = 0  # started; there may be one more if an interruption came before it was counted
+_next_attempt, _pause = 0.0, 1.0  # seconds: when to retry after a helper failed to start
+_WORTH = 4e6  # multiply-adds that are worth waking one more thread: some 30 us of a core at 248 GFLOP/s
+_codes: dict[Any, tuple[int, int, Any]] = {}  # by kernel and type of `one`; see `_load`
 
 
 def set_num_threads(n: int) -> None:
-    """Set the number of threads that a call may use, its own included (`NUMDCN_NUM_THREADS` at start).
+    """Set the number of threads that a call may use, including its own (initially `NUMDCN_NUM_THREADS`).
 
-    Results do not depend on it, bit for bit. Raises `TypeError` or `ValueError` unless `n` is from 1 to 1024.
+    Results do not depend on it, bit for bit.
+
+    Args:
+        n: number of threads, from 1 to 1024.
+
+    Raises:
+        TypeError: `n` is not an integer.
+        ValueError: `n` is out of range.
     """
     global _threads
     count = integer("n", n, 1)
@@ -86,19 +93,19 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that a call may use; at first, the CPUs that this process may use."""
+    """The number of threads that a call may use; initially the CPUs available to this process."""
     return _threads
 
 
 def plan_threads(tasks: int, work: float) -> int:
-    """How many threads so many tasks and so much work (multiply-adds of a product, or what takes as long) are worth."""
+    """How many threads to use for this many tasks and this much work (in multiply-adds, or what takes as long)."""
     return max(1, min(_threads, tasks, int(work / _WORTH)))
 
 
 def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
-    """Run a kernel on its parameters, a NamedTuple, in up to `threads` threads; `one` tells the type of its elements.
+    """Run a kernel in up to `threads` threads, with `values` as its parameters and elements of the type of `one`.
 
-    It returns when the last of them is done. An exception from a signal handler comes before the kernel or after it.
+    Returns when the last thread is done. An exception from a signal handler is raised before the kernel or after it.
     """
     code, wide, _ = _codes.get((kernel, type(one))) or _load(kernel, type(one))
     array, counter = parameters(values)
@@ -109,9 +116,10 @@ def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
 
 
 def _recruit(count: int) -> None:
-    """Start helpers until there are `count`, or no more can be had: then the call does with fewer.
+    """Start helpers until there are `count` or no more can be started: then the call makes do with fewer.
 
-    After a failure the next attempt waits, each time twice as long, as each leaks some memory of the interpreter.
+    After a failure the delay before the next attempt doubles, because each failure leaks some of the interpreter's
+    memory.
     """
     global _helpers, _next_attempt, _pause
     while _helpers < count and time.monotonic() >= _next_attempt:
@@ -124,12 +132,12 @@ def _recruit(count: int) -> None:
 
 
 def _load(kernel: Any, dtype: type) -> tuple[int, int, Any]:
-    """Where the machine code of a kernel for a type lies, whether the type is float64, and what keeps the code alive."""
+    """The address of a kernel's machine code for a type, whether the type is float64, and what keeps the code alive."""
     wide = int(dtype is np.float64)
     signature = (types.float64 if wide else types.float32, types.int64, types.int64, types.int64)
 
     def compiled() -> tuple[int, int, Any]:
-        """Compile, or load from the cache, all that a launch needs."""
+        """Compile, or load from the cache, everything a launch needs."""
         with _compiler:
             team.run.compile((types.int64,) * 6)
             kernel.compile(signature)
@@ -141,8 +149,8 @@ def _load(kernel: Any, dtype: type) -> tuple[int, int, Any]:
 
 
 def _undisturbed(action: Callable[[], Result]) -> Result:
-    """What `action` returns, run in a thread of its own, where no signal handler can break it off half done. An exception from
-    a handler ends the wait here, while the action goes on."""
+    """The result of `action`, run in a thread of its own so that no signal handler can interrupt it halfway. An
+    exception from a handler ends the wait here while the action continues."""
     results: list[Result] = []
     errors: list[BaseException] = []
     process, done = os.getpid(), _thread.allocate_lock()
@@ -161,7 +169,7 @@ def _undisturbed(action: Callable[[], Result]) -> Result:
     except RuntimeError:  # a limit of the system, or the interpreter is ending
         return action()
     while not done.acquire(timeout=0.1):
-        if os.getpid() != process:  # a handler forked: this is the child, where that thread is not
+        if os.getpid() != process:  # a handler forked: this is the child, which does not have that thread
             return action()
     if errors:
         raise errors[0]
@@ -176,8 +184,8 @@ def _after_fork() -> None:
     _helpers = 0
 
 
-# While a thread compiles, a fork waits, as the child's compiler would be in the middle of something for ever; and the
-# interpreter does not end under it. The lock's own methods cannot be interrupted half done.
+# A fork waits while a thread compiles, since the child's copy of the compiler would be stuck halfway forever. So does
+# the end of the interpreter. The lock's own methods cannot be interrupted halfway.
 _compiler: Any = global_compiler_lock._lock
 
 

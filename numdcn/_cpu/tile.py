@@ -1,7 +1,8 @@
-"""Tiles of output pixels: how an output image is divided into them, and where the plan of a tile lies.
+"""Tiles of output pixels: how an output image is divided into them, and where a tile's plan is stored.
 
-A tile is `tile_columns` columns of a band of `band` image rows: four rows high where possible, so that taps read
-the same input again while it is in the cache. Columns are numbered along the bands; a tile may begin in one band and end in the next.
+A tile is `tile_columns` columns of a band of `band` image rows, four rows high if possible, so that taps read the same
+input again while it is in the cache. Columns are numbered along the bands; a tile may start in one band and end in the
+next.
 """
 
 from __future__ import annotations
@@ -14,41 +15,42 @@ from numdcn._cpu.jit import block
 from numdcn._cpu.simd import at, pointer, store
 from numdcn._formulas.jit import helper
 
-MOST_PIXELS = 112  # of a tile
-ROW = MOST_PIXELS + 32  # elements of a row of a tile's buffers: vectors may run over
+MOST_PIXELS = 112  # per tile
+ROW = MOST_PIXELS + 32  # elements per row of a tile's buffers: vectors may overrun
 
-# Rows of `Tile.rows`, which have a number for each pixel: the position of tap (0, 0) at offset 0; the tap's offset; its mask;
-# the fractions and weights of its cell; the gradients of its offset and mask. All lie at constant distances from one pointer.
+# Rows of `Tile.rows`, with one number per pixel: the position of tap (0, 0) at offset 0; the tap's offset; its mask;
+# the fractions and weights of its cell; the gradients of its offset and mask. All are at constant offsets from one
+# pointer.
 (
     BASE_Y, BASE_X, OFFSET_Y, OFFSET_X, MASK, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, GRAD_Y, GRAD_X, GRAD_MASK, ROWS_END,
 ) = range(0, 15 * ROW, ROW)  # fmt: skip
 
-INDEX = 4 * ROW  # where `Tile.index` begins: int64s behind `Tile.runs`, four for each run
-INTEGERS = 5 * ROW  # int64s of a tile; `Tile.rows` follow
+INDEX = 4 * ROW  # start of `Tile.index`, after the int64s of `Tile.runs`, four per run
+INTEGERS = 5 * ROW  # int64s per tile; `Tile.rows` follow
 
 
 class Tiling(NamedTuple):
-    """How an output image is divided into tiles: by its shape alone."""
+    """How an output image is divided into tiles; determined by its shape alone."""
 
     band: int  # image rows in a band
     tile_columns: int  # columns in a tile
-    tile_pixels: int  # the most pixels in a tile
+    tile_pixels: int  # maximum number of pixels in a tile
     tiles: int  # tiles in an image
 
 
 class Tile(NamedTuple):
     """The pixels of a tile, and their plan for one tap. The first three fields are pointers."""
 
-    runs: Any  # (run_count, 4) int64: stretches of image rows: first pixel in the tile, image row, image column, pixels
-    index: Any  # (pixels,) int64: the element of the zero-padded image where the tap's cell begins
-    rows: Any  # (ROWS_END / ROW, ROW): numbers of each pixel, see above
+    runs: Any  # (run_count, 4) int64, one row per stretch of an image row: first pixel in the tile, row, column, length
+    index: Any  # (pixels,) int64: the element of the zero-padded image where the tap's cell starts
+    rows: Any  # (ROWS_END / ROW, ROW): see above
     run_count: int
-    pixels: int  # 0 in a tile that is not placed yet
+    pixels: int  # 0 in a tile that has not been placed
 
 
 def tiling_of(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
-    """Divide an output image into tiles of at most `pixels` pixels. Bands are `band` rows high or fewer: as many as divide
-    `pixels`, and no more than the image has."""
+    """Divide an output image into tiles of at most `pixels` pixels. Bands are at most `band` rows high: the largest
+    number that divides `pixels`, but no more than the image has."""
     pixels = min(pixels, MOST_PIXELS)
     band = min(max(b for b in range(1, band + 1) if pixels % b == 0), out_size[0])
     tile_columns = pixels // band
@@ -57,13 +59,13 @@ def tiling_of(out_size: tuple[int, int], pixels: int, band: int) -> Tiling:
 
 
 def tile_bytes(itemsize: int) -> int:
-    """Bytes of a `Tile` in a workspace: whole cache lines."""
+    """Bytes of a `Tile` in a workspace, in whole cache lines."""
     return INTEGERS * 8 + ROWS_END * itemsize
 
 
 @helper
 def new_tile(address, one):
-    """A `Tile` at `address`: no pixels yet, offsets of 0 and masks of 1."""
+    """A `Tile` at `address` with no pixels yet, offsets of 0 and masks of 1."""
     integers, rows = pointer(address, np.int64(0)), pointer(address + INTEGERS * 8, one)
     for i in range(ROW):
         store(rows, OFFSET_Y + i, one - one)
@@ -74,14 +76,15 @@ def new_tile(address, one):
 
 @helper
 def place_tile(tile, tiling, number, out_size, stride, before):
-    """Tile `number` of an output image, in the memory of `tile`: its runs, and its pixels' positions at tap (0, 0)."""
+    """Tile `number` of an output image, in the memory of `tile`: its runs, and the positions of its pixels at tap
+    (0, 0)."""
     run_count, pixels = _fill_runs(tile, tiling, number, out_size, stride, before)
     return Tile(tile.runs, tile.index, tile.rows, run_count, pixels)
 
 
 @block
 def _fill_runs(tile, tiling, number, out_size, stride, before):
-    """Fill in a tile's runs and positions; returns the numbers of its runs and of its pixels."""
+    """Fill in a tile's runs and positions; returns the number of runs and the number of pixels."""
     column = number * tiling.tile_columns
     bands = (out_size[0] + tiling.band - 1) // tiling.band
     last = min(column + tiling.tile_columns, bands * out_size[1])

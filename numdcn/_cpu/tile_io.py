@@ -1,4 +1,5 @@
-"""A tile's numbers between the caller's planes and a workspace: read, written, and packed for matrix products."""
+"""Moving a tile's data between the caller's planes and a workspace: reading, writing, and packing for matrix
+products."""
 
 from __future__ import annotations
 
@@ -11,24 +12,25 @@ from numdcn._cpu.simd import at, full, load, load_scalar, pointer, prefetch, sto
 from numdcn._cpu.tile import ROW
 from numdcn._formulas.jit import helper
 
-PACKING_ELEMENTS = 16 * ROW + 256  # of a workspace, for `pack_gradient`: a register of channels, and a transposed block
+PACKING_ELEMENTS = 16 * ROW + 256  # of workspace for `pack_gradient`: one register of channels, and a transposed block
 
 
 class PackedGradient(NamedTuple):
-    """grad_y at the pixels of a tile, as the factors of two products. `rows` and `panels` are pointers."""
+    """grad_y at the pixels of a tile, as an operand of two products. `rows` and `panels` are pointers."""
 
-    rows: Any  # A of the columns' gradient, in the layout `packed` of `gemm`
-    rows_pitch: int  # elements from `gemm.ROWS` pixels to the next
-    with_rows: bool  # whether `rows` is wanted
-    panels: Any  # B of the weights' gradient: panels of (panel_rows, panel), a row a pixel
-    panel: int  # outputs of a panel
+    rows: Any  # the A of the columns' gradient, in `gemm`'s layout `packed`
+    rows_pitch: int  # elements from one group of `gemm.ROWS` pixels to the next
+    with_rows: bool  # whether to write `rows`
+    panels: Any  # the B of the weights' gradient: panels of (panel_rows, panel), one row per pixel
+    panel: int  # outputs per panel
     panel_rows: int
     with_panels: bool
 
 
 @helper
 def gradient_rows(target, pitch, pixels):
-    """What has `pack_gradient` write a row of at most `pitch` channels a pixel, from `target` on, and nothing else."""
+    """A target for which `pack_gradient` writes only one row per pixel, of at most `pitch` channels, starting at
+    `target`."""
     return PackedGradient(target, 0, False, target, pitch, pixels, True)
 
 
@@ -36,7 +38,7 @@ def gradient_rows(target, pitch, pixels):
 def read_plane(plane, strides, ahead, tile, target):
     """Copy a tile's pixels of an (out_h, out_w) plane into target, in the tile's order.
 
-    The plane `ahead` elements on will be next: its pixels are prefetched.
+    The plane that follows `ahead` elements later is read next: its pixels are prefetched.
     """
     step = width(load_scalar(target, 0))
     for run in range(tile.run_count):
@@ -72,9 +74,9 @@ def write_plane(plane, strides, tile, source):
 
 @block
 def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
-    """y[n, first : first + count] at the pixels of a tile = sums, a row a pixel, + bias, unless that is nowhere.
+    """y[n, first : first + count] at the pixels of a tile = sums, one row per pixel, + bias if there is one.
 
-    `y` and `bias` are places. The lines of a register of channels lie `step * step` elements behind the begin of `buffer`.
+    `y` and `bias` are places. The lines for one register of channels start `step * step` elements into `buffer`.
     """
     step, strides, biased = width(one), y.strides, bias.address != 0
     line_pitch = (tile.pixels + step - 1) // step * step
@@ -107,12 +109,12 @@ def pack_gradient(one, grad_y, n, first, outputs, tile, target, buffer):
             read_plane(plane, strides[2:], strides[1], tile, at(lines, i * pitch))
             for r in range(0, pixels if target.with_rows else 0, ROWS):
                 spot = at(target.rows, r // ROWS * target.rows_pitch + (o_first + i) * ROWS)
-                for p in range(0, ROWS, step):  # a vector may run into the next output's place, which is filled later
+                for p in range(0, ROWS, step):  # may overrun into the next output's place, filled later
                     store(spot, p, load(lines, i * pitch + r + p))
         j, o = o_first // target.panel, o_first % target.panel
         for p in range(0, pixels if target.with_panels else 0, step):
             spot = at(target.panels, (j * target.panel_rows + p) * target.panel + o)
-            if target.panel >= step:  # rows beyond the pixels are there, and never read
+            if target.panel >= step:  # rows past the last pixel exist and are never read
                 transpose(at(lines, p), pitch, spot, target.panel)
                 continue
             transpose(at(lines, p), pitch, square, step)

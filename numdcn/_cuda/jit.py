@@ -1,22 +1,22 @@
 """Decorators, flags and variants of the CUDA kernels.
 
 A kernel is made by a function of its compile-time constants (types, tile sizes, flags), which are ints, bools and Numba
-types; so are the helpers that it needs for these constants (`device`). It takes one argument, a NamedTuple of int64s, tuples
-of them and scalars of its compute type; arrays cross as addresses (see `memory`). What belongs together travels as a
-NamedTuple within a kernel: it costs no registers.
+types; so are the helpers it needs for these constants (`device`). It takes one argument, a NamedTuple of int64s, tuples
+of them, and scalars of its compute type; arrays are passed as addresses (see `memory`). Within a kernel, values that
+belong together are passed as a NamedTuple: it costs no registers.
 
-Four constants have the same names in all kernels, but for the copies of `layout` (from S to T, or back):
+Four constants have the same names in all kernels except the copies of `layout` (from S to T, or back):
 
-    T    the type that images and most other arrays are stored in
+    T    the type in which images and most other arrays are stored
     C    the type of coordinates: boxes, offsets
-    A    `compute_type(T)`: the type of arrays in which sums are kept
-    S    `scalar_type(T)`: NumPy's scalars of that type; S(0.5) is a constant of it
+    A    `compute_type(T)`: the type of arrays that hold sums
+    S    `scalar_type(T)`: NumPy's scalar of that type; S(0.5) is a constant of it
 
-A kernel may close over ints, bools, Numba types, classes, and helpers that are made of these: the disk cache finds it again by
-their names and values, and raises for all else.
+A kernel may close over ints, bools, Numba types, classes, and helpers made of these: the disk cache identifies it by
+their names and values, and raises for anything else.
 
-With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline PTX,
-vector loads) has a plain function in its place, see `memory`.
+With NUMBA_ENABLE_CUDASIM=1 the kernels run in Numba's simulator, thread by thread in Python. What it cannot run (inline
+PTX, vector loads) is replaced by a plain function, see `memory`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from numdcn._call.numba_cuda import SIMULATED, cuda, types
 from numdcn._cuda import launch
 
 STORE = _cache.Store("cuda", numba.__version__, llvmlite.__version__, np.__version__, numba_cuda.VERSION)
-THREADS = 4 if SIMULATED else 256  # of a block, where a kernel does not ask for another number
+THREADS = 4 if SIMULATED else 256  # per block, unless a kernel asks for another number
 
 
 def _mend_simulator() -> None:
-    """Give the simulator's shared arrays a lock, as threads of a block that ask for one at once would get two, and fill them
-    with NaN. (An alignment means nothing here.)"""
+    """Give the simulator's shared arrays a lock, without which threads of a block that request one at once would get
+    two, and fill them with NaN. (Alignment means nothing here.)"""
     from numdcn._call.numba_cuda import kernelapi
 
     lock = threading.Lock()
@@ -65,11 +65,11 @@ def _mend_simulator() -> None:
 if SIMULATED:
     _mend_simulator()
 
-MAKERS: list[Maker] = []  # every kernel there is, for the test that compiles them all
+MAKERS: list[Maker] = []  # all kernels, for the test that compiles them
 
 
 class Maker:
-    """The variants of a kernel. Called with its constants it gives the compiled kernel."""
+    """The variants of a kernel. Called with its constants, it returns the compiled kernel."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Maker:
         return kernel
 
     def options(self, *constants: Any) -> dict[str, Any]:
-        """Options of the compiler for a variant."""
+        """Compiler options for a variant."""
         bounds = self.bounds(*constants)
         return {} if bounds is None else {"launch_bounds": bounds}
 
     def signature(self, *constants: Any) -> Any:
-        """The Numba signature of a variant. The first constant decides the compute type, in which `Scalar` fields are passed."""
+        """The Numba signature of a variant. The first constant determines the compute type, that of `Scalar` fields."""
         return types.void(_numba_type(self.call, compute_type(constants[0])))
 
 
@@ -105,10 +105,9 @@ def kernels(
     variants: Callable[[], Iterable[tuple[Any, ...]]],
     bounds: Callable[..., tuple[int, int] | None] = lambda *constants: None,
 ) -> Callable[[Callable[..., Any]], Maker]:
-    """A `Maker` of the decorated function, which makes a kernel from constants. The first constant is a type of arrays; it
-    decides the compute type, in which `Scalar` fields are passed. `call`: the type of the kernel's argument. `variants`: the
-    constants that are in use. `bounds`: the largest number of threads of a block and the number of blocks that shall fit a
-    multiprocessor."""
+    """A `Maker` of the decorated function, which makes a kernel from constants. The first constant is a type of arrays;
+    it determines the compute type, that of `Scalar` fields. `call`: the type of the kernel's argument. `variants`: the
+    constants in use. `bounds`: the maximum number of threads per block and of blocks that must fit a multiprocessor."""
     return lambda make: Maker(make, call, variants, bounds)
 
 
@@ -125,18 +124,18 @@ def _pack(kernel: Any) -> bytes:
 
 def _unpack(target_context: Any, content: bytes) -> Any:
     with numba_cuda.utils.numba_target_override():
-        target_context.refresh()  # this may be the first code of this process
+        target_context.refresh()  # this may be the first code in this process
         return numba_cuda.dispatcher._Kernel._rebuild(**pickle.loads(content))
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A helper: its statements become part of the kernel that calls it, as those of the CPU's helpers do. (A function
-    that Numba-CUDA compiles by itself asks for a driver, so kernels could not be compiled on a machine without one.)"""
+    """A helper, inlined into the kernel that calls it like the CPU's helpers. (A function compiled separately by
+    Numba-CUDA needs a driver, so kernels could not be compiled on a machine without one.)"""
     return cuda.jit(device=True)(function) if SIMULATED else numba.njit(inline="always", error_model="numpy")(function)
 
 
 def _numba_type(annotation: Any, compute: Any) -> Any:
-    """The Numba type of an annotation: int, `Scalar`, a tuple of such, or a NamedTuple of such."""
+    """The Numba type of an annotation: int, `Scalar`, or a tuple or NamedTuple of these."""
     if annotation is int:
         return types.int64
     if annotation is Scalar:
@@ -152,7 +151,7 @@ class Scalar:
     """Annotation of a field that holds a scalar of the kernel's compute type."""
 
 
-# The types that arrays may have, each with the one that is computed in: bfloat16 is stored as its bits.
+# The types of array elements, each with its compute type; bfloat16 is stored as its bits.
 
 F32, F64, F16, BF16 = types.float32, types.float64, types.float16, types.uint16
 STORED = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
@@ -164,12 +163,12 @@ def compute_type(stored: Any) -> Any:
 
 
 def scalar_type(stored: Any) -> type[np.floating[Any]]:
-    """NumPy's scalars of `compute_type`."""
+    """NumPy's scalar of `compute_type`."""
     return np.float64 if stored == F64 else np.float32
 
 
 def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any, Any]]:
-    """The types of images and of coordinates that go together: coordinates may be float32 where images are narrower."""
+    """The pairs of types of images and coordinates: coordinates may be float32 where images are narrower."""
     return [(dtype, dtype) for dtype in stored] + [(dtype, F32) for dtype in stored if dtype in (F16, BF16)]
 
 
@@ -180,10 +179,10 @@ def multiprocessors(device: int) -> int:
 
 
 def has_vector_reductions(device: int) -> bool:
-    """Whether a device adds 16 bytes to memory at once."""
+    """Whether a device has 16-byte atomic adds."""
     return not SIMULATED and tuple(cuda.gpus[device].compute_capability) >= (9, 0)
 
 
 def has_mma(device: int) -> bool:
-    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator pretends to."""
+    """Whether a device multiplies bfloat16 and tf32 on tensor cores. The simulator claims to."""
     return SIMULATED or tuple(cuda.gpus[device].compute_capability) >= (8, 0)

@@ -1,9 +1,9 @@
-"""Launches of CUDA kernels that cost the host a few microseconds.
+"""Launching CUDA kernels at a cost of a few microseconds on the host.
 
-Numba's own launcher types and converts every scalar of the argument in Python, at a microsecond each, and enters a context.
-Here all scalars are packed at once into memory that is kept with the addresses of each, as the driver wants them, and the
-context is looked at before it is changed. Numba compiles the kernel, or `_cache` reads it
-from disk; Numba loads it.
+Numba's own launcher types and converts every scalar of the argument in Python, a microsecond each, and enters a
+context. Here all scalars are packed at once into memory kept together with the address of each, as the driver expects
+them, and the context is only changed if it has to be. Numba compiles the kernel, or `_cache` reads it from disk; Numba
+loads it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _scalars(argument: Any) -> Iterator[Any]:
 
 
 def _flat(argument: Any, name: str) -> str:
-    """The scalars of a tuple of this type, called `name`, as items of a tuple in Python: those that follow one another at once."""
+    """The scalars of a tuple of this type, called `name`, as Python source for items of a tuple, with adjacent ones
+    as a slice."""
     items, plain = [], [not isinstance(item, types.BaseTuple) for item in argument]
     i = 0
     while i < len(plain):
@@ -47,7 +48,7 @@ def _flat(argument: Any, name: str) -> str:
 
 
 class _Room:
-    """Memory for the parameters of one launch, and the addresses of each in it."""
+    """Memory for the parameters of one launch, and their addresses."""
 
     def __init__(self, size: int, offsets: list[int]) -> None:
         self.memory = ctypes.create_string_buffer(size)
@@ -65,13 +66,13 @@ class Kernel:
         self._packing = struct.Struct("@" + "".join(codes))
         ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
         self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
-        self._flatten = eval(f"lambda c: ({_flat(signature[0], 'c')},)")  # numbers and brackets alone
+        self._flatten = eval(f"lambda c: ({_flat(signature[0], 'c')},)")  # only numbers and brackets
         self._handles: dict[int, Any] = {}  # by device
-        self._rooms: list[_Room] = []  # not in use
+        self._rooms: list[_Room] = []  # free ones
         self._lock = threading.Lock()
 
     def run(self, blocks: int, threads: int | tuple[int, int], stream: int, device: int, call: tuple[Any, ...]) -> None:
-        """Launch on a stream of a device, without waiting. An error of the launch is raised."""
+        """Launch on a stream of a device, without waiting. Launch errors are raised."""
         if SIMULATED:
             self.dispatcher[blocks, threads](call)
             return
@@ -105,7 +106,7 @@ class Kernel:
 
 
 def _outdated_linker() -> str:
-    """What to do about nvJitLink refusing what a newer libnvvm has made."""
+    """What to do when nvJitLink rejects the output of a newer libnvvm."""
     from cuda.bindings import nvjitlink
     from cuda.pathfinder import load_nvidia_dynamic_lib
 

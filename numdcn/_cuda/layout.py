@@ -1,8 +1,8 @@
-"""Copies on the GPU: between layouts and types, and between NCHW arrays and images along the channels.
+"""Copies on the GPU: between strides and types, and between NCHW arrays and channels-last images.
 
-The images of the other kernels are (N, pixels, channels), contiguous, with a border of zeros: a row of zeros above, one and
-two pixels below, a column of zeros before each row, which is also the one behind the row above. Channels are padded with zeros to a
-multiple of 16 bytes. A sample then has four corners to read, wherever it is (`bilinear.cell`).
+The images used by other kernels are (N, pixels, channels), contiguous, with a border of zeros: a row of zeros above,
+one row and two pixels below, and a zero pixel before each row, which also ends the row above. Channels are padded with
+zeros to a multiple of 16 bytes. A sample then has four corners to read, wherever it is (`bilinear.cell`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numdcn._cuda.mma import from_bits, word
 
 I32 = np.int32
 AXES = 6  # of a copy, at most
-TILE = 4 if SIMULATED else 32  # pixels and channels that a block turns
+TILE = 4 if SIMULATED else 32  # pixels and channels transposed by a block
 PITCH = TILE + 1
 ROWS = 2 if SIMULATED else 8  # of threads
 
@@ -26,7 +26,7 @@ CONVERSIONS = [(dtype, dtype) for dtype in STORED_TYPES] + [(F16, F32), (BF16, F
 
 
 class Copy(NamedTuple):
-    """Parameters of `copy`: axes of size 1 come first."""
+    """Parameters of `copy`; axes of size 1 come first."""
 
     source: int
     target: int
@@ -38,7 +38,7 @@ class Copy(NamedTuple):
 
 @kernels(Copy, lambda: CONVERSIONS)
 def copy(S, T):
-    """Copy an array of S into one of T, whatever the strides of both."""
+    """Copy an array of S into one of T, with any strides."""
 
     def run(c):
         source, target = view(c.source, S), view(c.target, T)
@@ -80,16 +80,17 @@ class Turn(NamedTuple):
     images: int
     batch: int
     channels: int
-    pitch: int  # channels with their padding
+    pitch: int  # channels including padding
     size: tuple[int, int]
-    pixels: int  # of an image with its padding
+    pixels: int  # per image, including padding
     strides: tuple[int, int, int, int]  # of the plain array
-    pad: int  # 1, or 0 for images without a padding
+    pad: int  # 1, or 0 for images without padding
 
 
 @kernels(Turn, lambda: [(dtype, False) for dtype in STORED_TYPES] + [(F32, True)])
 def pack_images(T, TF32):
-    """Images along the channels. A block of threads turns TILE pixels of TILE channels at a time. TF32: rounded to that."""
+    """Channels-last images. A block of threads transposes TILE pixels of TILE channels at a time. TF32: round to
+    tf32."""
 
     def run(c):
         tile = cuda.shared.array((TILE, PITCH), T)

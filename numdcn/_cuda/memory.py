@@ -1,11 +1,10 @@
 """Memory as CUDA kernels see it: arrays at addresses, elements of every type, vectors of 16 bytes.
 
-Arrays are flat, contiguous and addressed by the position of an element. `widen` and `narrow` turn elements into the type that
-is computed in and back: bfloat16 is stored as its 16 bits, as Numba's own type for it needs a C++ compiler.
+Arrays are flat, contiguous and indexed by element. `widen` and `narrow` convert elements to the compute type and back;
+bfloat16 is stored as its 16 bits, since Numba's own type for it needs a C++ compiler.
 
-A function that Python cannot run is an intrinsic of the compiler. In the simulator, the function that is decorated by
-`compiled_as` runs instead, as it stands here: there an address is that of an array that was registered, and every access is
-checked.
+What Python cannot run is a compiler intrinsic. In the simulator, the function decorated with `compiled_as` runs
+instead: there an address is that of a registered array, and every access is checked.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 
 def compiled_as(intrinsic: Any) -> Callable[[Any], Any]:
-    """The decorated function in the simulator, else an intrinsic."""
+    """The decorated function in the simulator, otherwise an intrinsic."""
     return lambda function: function if SIMULATED else intrinsic
 
 
@@ -42,7 +41,7 @@ def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 
 
 def shared_place(builder: Any, place: Any) -> Any:
-    """IR: an address in shared memory, of a pointer there."""
+    """IR: the shared-memory address of a pointer."""
     return builder.ptrtoint(builder.addrspacecast(place, place.type.pointee.as_pointer(3)), I32)
 
 
@@ -68,7 +67,7 @@ def _view(typingctx, address, kind):
 
 
 def _simulated(address: int) -> CheckedArray:
-    """The registered array that begins at an address, or one that holds it, seen from there."""
+    """The registered array that starts at an address, or one that contains it, seen from there."""
     found = SIMULATED_MEMORY.get(address)
     if found is not None:
         return found
@@ -81,7 +80,7 @@ def _simulated(address: int) -> CheckedArray:
 
 @compiled_as(_view)
 def view(address, dtype):
-    """The array of elements of a type that begins at an address; of 0 none may be used. Read and written by `at` and `put`."""
+    """The array of elements of a type starting at an address; unusable if that is 0. Accessed with `at` and `put`."""
     return _simulated(int(address)) if address else None
 
 
@@ -98,7 +97,7 @@ def _at(typingctx, array, index):
 
 @compiled_as(_at)
 def at(array, index):
-    """The element at a position, which may be negative."""
+    """The element at an index, which may be negative."""
     return array[index]
 
 
@@ -116,7 +115,7 @@ def _put(typingctx, array, index, value):
 
 @compiled_as(_put)
 def put(array, index, value):
-    """Store an element at a position, which may be negative."""
+    """Store an element at an index, which may be negative."""
     array[index] = value
 
 
@@ -137,7 +136,7 @@ def _widen(typingctx, element):
 
 @compiled_as(_widen)
 def widen(element):
-    """An element in the type that is computed in."""
+    """An element in the compute type."""
     if isinstance(element, np.uint16):
         return np.uint32(int(element) << 16).view(np.float32)
     return element if isinstance(element, np.float64) else np.float32(element)
@@ -170,11 +169,11 @@ def narrow(number, dtype):
         return np.dtype(str(dtype)).type(number)
 
 
-# Vectors of 16 bytes, from and to arrays whose place is a multiple of 16 bytes.
+# Vectors of 16 bytes, at addresses that are multiples of 16.
 
 
 def vector_length(dtype: Any) -> int:
-    """Elements of a type in 16 bytes."""
+    """Elements of a type per 16 bytes."""
     return 128 // dtype.bitwidth
 
 
@@ -192,7 +191,7 @@ def _load_vector(typingctx, array, index, target, first):
 
 
 def _words(builder: Any, place: Any) -> list[Any]:
-    """IR: the words of 16 bytes of global memory that no one writes."""
+    """IR: the words of 16 bytes of global memory that nothing writes."""
     text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
     packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
     return [builder.extract_value(packed, i) for i in range(4)]
@@ -213,7 +212,7 @@ def _unpacked(builder: Any, dtype: Any, word: Any) -> list[Any]:
 
 
 def _loaded(builder: Any, dtype: Any, place: Any) -> list[Any]:
-    """IR: the elements of 16 bytes of global memory that no one writes, widened."""
+    """IR: the elements of 16 bytes of global memory that nothing writes, widened."""
     if dtype == F64:
         packed = asm(
             builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
@@ -224,7 +223,8 @@ def _loaded(builder: Any, dtype: Any, place: Any) -> list[Any]:
 
 @compiled_as(_load_vector)
 def load_vector(array, index, target, first):
-    """Read 16 bytes of memory that nothing writes meanwhile, into target[first], target[first + 1], ... widened."""
+    """Read 16 bytes of memory that nothing writes in the meantime, widened into target[first], target[first + 1],
+    ..."""
     _check_vector(array, index)
     for i in range(16 // array.elements.itemsize):
         target[first + i] = widen(array[index + i])
@@ -249,7 +249,8 @@ def _load_words(typingctx, array, index, words, first):
 
 @compiled_as(_load_words)
 def load_words(array, index, words, first):
-    """Read 16 bytes of memory that nothing writes meanwhile, into words[first], ... words[first + 3] as they are."""
+    """Read 16 bytes of memory that nothing writes in the meantime into words[first], ... words[first + 3],
+    unconverted."""
     words[first : first + 4] = _simulated_words(array, index)
 
 
@@ -299,11 +300,11 @@ def _simulated_add_vector(array, index, values, first):
         cuda.atomic.add(array, index + i, values[first + i])
 
 
-# Add values[first], ... values[first + 3] to four float32 in memory, each atomically. For compute capability 9.0
+# Add values[first], ... values[first + 3] to four float32 in memory, each atomically. Needs compute capability 9.0.
 add_vector = cuda.jit(device=True)(_simulated_add_vector) if SIMULATED else _add_vector
 
 
-# Shared memory, four elements at once, at a multiple of four.
+# Shared memory, four elements at once, at multiples of four.
 
 
 @intrinsic
@@ -334,7 +335,7 @@ def load_four(tile, index, target, first):
         target[first + i] = tile[index + i]
 
 
-# Copies from global memory to words in shared memory that go on while the thread does other things (compute capability 8.0).
+# Asynchronous copies from global memory to words in shared memory (compute capability 8.0).
 
 
 @intrinsic
@@ -352,7 +353,8 @@ def _copy_vector(typingctx, array, index, buffer, place, live):
 
 @compiled_as(_copy_vector)
 def copy_vector(array, index, buffer, place, live):
-    """Begin to copy 16 bytes at an element, or if not `live` zeros, to the four words at a place, a multiple of four."""
+    """Start copying 16 bytes from an element, or zeros unless `live`, to the four words at a place, a multiple of
+    four."""
     if place % 4:
         raise ValueError(f"four words are copied to {place}, which is no multiple of 4")
     words = _simulated_words(array, index) if live else np.zeros(4, np.uint32)
@@ -370,4 +372,4 @@ def _wait_for_copies(typingctx):
 
 @compiled_as(_wait_for_copies)
 def wait_for_copies():
-    """Wait until this thread's own copies are done. Those of others are done after the next barrier."""
+    """Wait until this thread's own copies are done; those of other threads are done after the next barrier."""

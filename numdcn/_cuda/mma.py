@@ -1,14 +1,14 @@
-"""Tensor cores: products of 16 x 8 numbers by a warp, from float16, bfloat16 or tf32 operands with float32 sums.
+"""Tensor cores: 16 x 8 products by a warp, from float16, bfloat16 or tf32 operands with float32 sums.
 
-Operands are words of 32 bits, along the depth of the product: two float16 or bfloat16, or one tf32. A step takes eight words:
-lane 4*g + t holds the words t and t + 4 of rows g and g + 8 of the left operand, and of column g of the right one, and the sums
-of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf32, mma.m16n8k8).
+Operands are 32-bit words along the depth of the product: two float16 or bfloat16, or one tf32. A step takes eight
+words: lane 4*g + t holds words t and t + 4 of rows g and g + 8 of the left operand and of column g of the right one,
+and the sums of rows g and g + 8, columns 2*t and 2*t + 1 (PTX ISA, mma.m16n8k16 and, for tf32, mma.m16n8k8).
 
-Both operands are read from shared memory sixteen rows (of the right one: columns) at a time. `load_matrices` takes those whose
-words follow one another along the depth, `load_turned` those whose elements follow one another along the rows. Each gives four
-words: of rows g and g + 8 at word t, then at word t + 4. As a left operand they are used as they come; as a right one the first
-and third are those of eight columns, the second and fourth those of the next eight. Eight rows are read at once: pieces of 16 bytes
-are mixed within a row (`piece_at`), or rows padded, so that they come from different banks.
+Both operands are read from shared memory sixteen rows (columns, for the right one) at a time: `load_matrices` if words
+are contiguous along the depth, `load_turned` if elements are contiguous along the rows. Each gives four words: of rows
+g and g + 8 at word t, then at word t + 4. A left operand uses them in this order; for a right one the first and third
+belong to eight columns, the second and fourth to the next eight. Eight rows are read at once, so 16-byte pieces are
+permuted within a row (`piece_at`), or rows are padded, to put them in different banks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numdcn._call.numba_cuda import cgutils, intrinsic, types
 from numdcn._cuda.jit import F16, F32, SIMULATED, cuda, device
 from numdcn._cuda.memory import FLOAT, I32, asm, compiled_as, narrow, place_of, shared_place
 
-STEP = 8  # words of a step
+STEP = 8  # words per step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
 TF32 = "m16n8k8.row.col.f32.tf32.tf32.f32"
 
 
 def per_word(dtype: Any) -> int:
-    """Numbers of a word."""
+    """Numbers per word."""
     return 1 if dtype == F32 else 2
 
 
@@ -52,7 +52,7 @@ def _from_bits(typingctx, word):
 
 @compiled_as(_from_bits)
 def from_bits(word):
-    """The float32 that a word holds. A number is itself."""
+    """The float32 in a word. A float is returned as it is."""
     return word.view(np.float32) if isinstance(word, np.uint32) else word
 
 
@@ -71,7 +71,7 @@ def _word(typingctx, first, second, kind):
 
 @compiled_as(_word)
 def word(first, second, dtype):
-    """Two numbers of a type as a word, rounded to nearest; for tf32 the first alone, halves away from zero."""
+    """Two numbers of a type as a word, rounded to nearest; for tf32 only the first, halves away from zero."""
     if dtype == F32:
         pattern = int(bits(first))
         if np.isfinite(first):
@@ -87,7 +87,7 @@ def word(first, second, dtype):
 def _matrices(turned: str) -> Any:
     @intrinsic
     def matrices(typingctx, buffer, index):
-        """Four matrices of 8 x 16 bytes, whose rows begin at the words that the lanes tell (multiples of four)."""
+        """Four matrices of 8 x 16 bytes, whose rows start at the words given by the lanes (multiples of four)."""
         result = types.UniTuple(types.uint32, 4)
 
         def codegen(context, builder, sig, args):
@@ -107,7 +107,7 @@ _plain, _transposed = _matrices(""), _matrices(".trans")
 
 @device
 def piece_at(row, piece, PIECES):
-    """The word at which a piece of a row of PIECES begins, in rows for `load_matrices`."""
+    """The word at which a piece of a row of PIECES starts, in rows for `load_matrices`."""
     return (row * PIECES + (piece ^ (row * PIECES // 8 % PIECES))) * 4
 
 
@@ -118,7 +118,7 @@ def _load_matrices(buffer, start, row, piece, lane, PIECES):
 
 @compiled_as(_load_matrices)
 def load_matrices(buffer, start, row, piece, lane, PIECES):
-    """Words of sixteen rows from `row` on, of the pieces `piece` and the next; the rows begin at word `start`."""
+    """Words of sixteen rows starting at `row`, of `piece` and the next piece; the rows start at word `start`."""
     rows, pieces = (row + lane // 4, row + lane // 4 + 8), (piece, piece + 1)
     return tuple(buffer[start + piece_at(rows[m % 2], pieces[m // 2], PIECES) + lane % 4] for m in range(4))
 
@@ -134,7 +134,7 @@ def _load_turned(buffer, first, pitch, lane, EACH):
 
 @compiled_as(_load_turned)
 def load_turned(buffer, first, pitch, lane, EACH):
-    """Words of sixteen rows that lie across: elements of a row are `pitch` words apart, the rows begin at word `first`."""
+    """Words of sixteen transposed rows: elements of a row are `pitch` words apart, the rows start at word `first`."""
     row, depth = int(lane) // 4, int(lane) % 4 * EACH
 
     def element(m: int, i: int) -> int:
@@ -160,7 +160,7 @@ def _store_words(typingctx, buffer, index, w0, w1, w2, w3):
 
 @compiled_as(_store_words)
 def store_words(buffer, index, w0, w1, w2, w3):
-    """Four words, to a place in shared memory that is a multiple of four."""
+    """Store four words in shared memory, at a multiple of four."""
     if index % 4:
         raise ValueError(f"four words are stored at {index}, which is no multiple of 4")
     buffer[index], buffer[index + 1], buffer[index + 2], buffer[index + 3] = w0, w1, w2, w3
@@ -194,7 +194,7 @@ def _multiply_add(typingctx, left, right, sums, i, j, kind):
     return types.void(*words, sums, types.int64, types.int64, kind), codegen
 
 
-EXCHANGED: dict[Any, Any] = {}  # in the simulator: what the lanes of a warp show each other
+EXCHANGED: dict[Any, Any] = {}  # in the simulator: data exchanged by the lanes of a warp
 
 
 def _simulated_multiply_add(left, right, sums, i, j, dtype):
@@ -214,7 +214,7 @@ def _simulated_multiply_add(left, right, sums, i, j, dtype):
 
 
 def _numbers(words: list[Any], dtype: Any) -> np.ndarray:
-    """The numbers of words, as float64. Of a tf32 the last 13 bits do not count."""
+    """The numbers in words, as float64. The last 13 bits of a tf32 are ignored."""
     raw = np.array(words, np.uint32)
     if dtype == F32:
         return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
@@ -228,7 +228,8 @@ multiply_add = cuda.jit(device=True)(_simulated_multiply_add) if SIMULATED else 
 
 
 class WarpTile(NamedTuple):
-    """What a block makes of a product: rows x columns, by `down` x `across` warps, from `words` words of depth at a time."""
+    """A block's part of a product: rows x columns, by `down` x `across` warps, from `words` words of depth at a
+    time."""
 
     rows: int
     columns: int
@@ -238,22 +239,22 @@ class WarpTile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """The number of threads of the block."""
+        """Threads per block."""
         return 32 * self.down * self.across
 
     @property
     def sixteens(self) -> int:
-        """The number of sixteens of rows that a warp has."""
+        """Groups of sixteen rows per warp."""
         return self.rows // (16 * self.down)
 
     @property
     def eights(self) -> int:
-        """The number of eights of columns that a warp has: even."""
+        """Groups of eight columns per warp; even."""
         return self.columns // (8 * self.across)
 
 
 class Thread(NamedTuple):
-    """A thread of a block, and where what its warp makes of the product begins."""
+    """A thread of a block, and where its warp's part of the product starts."""
 
     rank: Any  # in the block
     lane: Any  # in the warp
@@ -263,15 +264,16 @@ class Thread(NamedTuple):
 
 
 class WarpProduct(NamedTuple):
-    """What a thread has of a product."""
+    """A thread's part of a product."""
 
     sums: Any  # (sixteens, eights, 4) float32
     words: Any  # (sixteens, 4) uint32: of the left operand, of one step
 
 
 def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: int = 0) -> tuple[Any, ...]:
-    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, left, right, thread, product)`, of operands that
-    begin at the words `left` and `right`. With pitches these lie across: as rows of elements, so many words apart."""
+    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, left, right, thread, product)`, for
+    operands that start at the words `left` and `right`. With pitches, these are transposed: rows of elements, that many
+    words apart."""
     MINE_R, MINE_C, ACROSS, WORDS, EACH = tile.sixteens, tile.eights, tile.across, tile.words, per_word(T)
     LEFT_PITCH, RIGHT_PITCH = left_pitch, right_pitch
 
@@ -295,7 +297,7 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
 
     @device
     def multiply_step(product, both, j):
-        """One step for two eights of columns, the j-th and the next."""
+        """One step for two groups of eight columns, the j-th and the next."""
         words = product.words
         for i in range(MINE_R):
             four = (words[i, 0], words[i, 1], words[i, 2], words[i, 3])
@@ -316,7 +318,7 @@ def warp_multiplier(T: Any, tile: WarpTile, left_pitch: int = 0, right_pitch: in
 
     @device
     def multiply_turned(buffer, left, right, thread, product):
-        """The same for operands that lie across."""
+        """The same for transposed operands."""
         words = product.words
         first, second = left + thread.row // EACH, right + thread.column // EACH
         for step in range(0, WORDS * EACH, STEP * EACH):

@@ -1,4 +1,4 @@
-"""The modulation of a deformable layer on the GPU: masks from logits and back, and sums of two arrays."""
+"""A deformable layer's modulation on the GPU: masks from logits and back, and sums of two arrays."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ VARIANTS = [(dtype,) for dtype in (F32, F64, F16, BF16)]
 
 
 class Call(NamedTuple):
-    """Parameters of the kernels. The logits are the last channels of an array; the others are contiguous."""
+    """Parameters of the kernels. The logits are the last channels of an array; the other arrays are contiguous."""
 
-    logits: int  # address of the first; in the backward: of their gradient
+    logits: int  # address of the first logit; in the backward: of the gradient
     mask: int
     grad_mask: int
     count: int
-    image: int  # elements of an image of the mask
-    step: int  # elements from an image of the logits to the next
+    image: int  # elements per image of the mask
+    step: int  # elements from one image of the logits to the next
     scale: Scalar
 
 
@@ -36,7 +36,7 @@ def masks(T):
         logits, mask = view(c.logits, T), view(c.mask, T)
         for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
             logit = widen(at(logits, task // c.image * c.step + task % c.image))
-            small = S(math.exp(-abs(logit)))  # of either sign: nothing overflows
+            small = S(math.exp(-abs(logit)))  # for either sign, so nothing overflows
             upper = S(1) / (S(1) + small)
             sigmoid = upper if logit >= S(0) else small * upper
             put(mask, task, narrow(S(c.scale) * sigmoid if logit == logit else logit, T))
@@ -80,7 +80,7 @@ def add(T):
 
 
 def split_prediction(z: DeviceArray, channels: int, scale: int) -> tuple[DeviceArray, DeviceArray]:
-    """The first `channels` of z, which are offsets, and scale * sigmoid of the others."""
+    """The first `channels` of z, which are offsets, and scale * sigmoid of the rest."""
     with Workspace(z) as work:
         offsets = received(z.owner[:, :channels])
         mask = new_like((z.shape[0], z.shape[1] - channels, *z.shape[2:]), z.dtype, z)
@@ -92,7 +92,7 @@ def split_prediction(z: DeviceArray, channels: int, scale: int) -> tuple[DeviceA
 
 
 def join_gradients(grad_offsets: DeviceArray, grad_mask: DeviceArray, mask: DeviceArray, scale: int) -> DeviceArray:
-    """The gradient of z, given those of what `split_prediction` made of it."""
+    """The gradient of z, given those of the results of `split_prediction`."""
     with Workspace(grad_mask) as work:
         channels = grad_offsets.shape[1]
         shape = (grad_mask.shape[0], channels + grad_mask.shape[1], *grad_mask.shape[2:])

@@ -1,4 +1,5 @@
-"""Samples under border mode `zeros` on the GPU: where they are, what they read, what they add. The formulas are those of `bilinear`."""
+"""Samples under the border rule `zeros` on the GPU: where they are, what they read, what they add. Formulas:
+`bilinear`."""
 
 from __future__ import annotations
 
@@ -16,22 +17,22 @@ I32 = np.int32
 
 @device
 def cell_of(y, x, height, width, S):
-    """The pixel of a zero-padded image at which the cell of a sample begins, and its two fractions (NaN for a NaN position). Outside
-    the image it is `outside(height, width)`."""
+    """The pixel of a zero-padded image at which a sample's cell starts, and its two fractions (NaN for a NaN position);
+    outside the image, `outside(height, width)`."""
     row, column, fraction_y, fraction_x = bilinear.cell(S(y), S(x), S(height), S(width))
     return I32(row) * I32(width + 1) + I32(column), S(fraction_y), S(fraction_x)
 
 
 @device
 def outside(height, width):
-    """The pixel where the cell of zeros begins, to which all samples outside the image are sent."""
+    """The pixel where the cell of zeros starts, used by all samples outside the image."""
     return I32(height + 1) * I32(width + 1)
 
 
 @device
 def gather(images, start, pitch, row_step, corners, U, V):
-    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] the first, and so on. `row_step`: from a
-    row of the images to the next, as `pitch` is from pixel to pixel."""
+    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] for the first, and so on. `pitch`
+    and `row_step` are the distances to the next pixel and row."""
     for i in range(0, U, V):
         load_vector(images, start + i, corners, i)
         load_vector(images, start + pitch + i, corners, U + i)
@@ -41,7 +42,8 @@ def gather(images, start, pitch, row_step, corners, U, V):
 
 @device
 def gather_words(images, start, pitch, row_step, words, first):
-    """Read 16 bytes of channels of the four corners of a cell, as they are: words[first : first + 4] of the first corner, and so on."""
+    """Read 16 bytes of channels of the four corners of a cell, unconverted: words[first : first + 4] for the first,
+    and so on."""
     load_words(images, start, words, first)
     load_words(images, start + pitch, words, first + 4)
     load_words(images, start + row_step, words, first + 8)
@@ -49,7 +51,8 @@ def gather_words(images, start, pitch, row_step, words, first):
 
 
 def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
-    """Make `add_corners(images, start, pitch, row_step, y, x, values, products)`; U: channels, VECTORS: add 16 bytes at once."""
+    """Make `add_corners(images, start, pitch, row_step, y, x, values, products)`; U: channels, VECTORS: add 16 bytes
+    at once."""
     S = scalar_type(T)
 
     @device
@@ -65,8 +68,8 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
 
     @device
     def add_corners(images, start, pitch, row_step, y, x, values, products):
-        """Add the gradients of the samples of U channels to the corners that they came from, atomically. `products`: U numbers
-        of room."""
+        """Add the gradients of the samples of U channels to the corners they were read from, atomically. `products` has
+        room for U numbers."""
         if SAMPLED:
             w00, w01, w10, w11 = bilinear.corner_weights(y, x)
             add_corner(images, start, S(w00), values, products)
@@ -81,7 +84,8 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
 
 @device
 def write_plan(places, weights, task, spot, count, place, nowhere, y, x, S):
-    """Write for `scatter` where a sample begins, and the weights of its corners, `count` numbers apart from `spot` on."""
+    """Write, for `scatter`, where a sample starts, and the weights of its corners, `count` numbers apart starting at
+    `spot`."""
     put(places, task, place if place < nowhere else I32(SKIPPED))
     w00, w01, w10, w11 = bilinear.corner_weights(y, x)
     put(weights, spot, S(w00))

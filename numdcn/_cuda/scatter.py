@@ -1,7 +1,7 @@
 """Gradients of images without atomics: each element is added to by one thread, in the order of the samples.
 
-A block owns a band of rows of an image, for a block of channels, one a thread. It walks through all samples and adds those
-that touch its rows. So the sums do not depend on how the threads were scheduled; many bands make many tasks.
+A block owns a band of rows of an image, for a block of channels, one per thread. It goes through all samples and adds
+those that touch its rows, so the sums do not depend on how threads were scheduled. Many bands make many tasks.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from numdcn._cuda.memory import at, put, view
 
 I32 = np.int32
 PLACE = types.int32
-SKIPPED = -(2**30)  # the place of a sample that adds nothing
-CHANNELS = 4 if SIMULATED else 64  # of a block: its threads
+SKIPPED = -(2**30)  # place of a sample that adds nothing
+CHANNELS = 4 if SIMULATED else 64  # per block: one per thread
 
 
 class Scatter(NamedTuple):
     """Parameters of `scatter`."""
 
-    places: int  # int32 (N, samples): where the cell of each begins, as a pixel of the zero-padded image
+    places: int  # int32 (N, samples): the pixel of the zero-padded image where each cell starts
     weights: int  # (N, 4, samples)
-    values: int  # (N, samples, channels): what the samples' corners receive, times their weights
+    values: int  # (N, samples, channels): what the corners of each sample receive, times their weights
     images: int
     batch: int
     samples: int
     channels: int
-    first_channel: int  # where they begin in the images
+    first_channel: int  # where they start in the images
     pitch: int
-    pixels: int  # of an image
-    row: int  # pixels of a row
+    pixels: int  # per image
+    row: int  # pixels per row
     rows: int
     bands: int
-    corners: int  # 4, or 1 where nothing is interpolated: the others are not touched then, not even by NaN times 0
+    corners: int  # 4, or 1 without interpolation: then the others are not touched, not even by NaN times 0
 
 
 @kernels(Scatter, lambda: [(F32,), (F64,)])
@@ -73,7 +73,7 @@ def scatter(T):
                         value = at(values, (n * c.samples + begin + s) * c.channels + channel)
                         for corner in range(c.corners):
                             pixel = (upper if corner < 2 else lower) + corner % 2
-                            # the pixel behind a row is the padding of the next: it belongs to the row where it began
+                            # the pixel after a row is the padding of the next row, but belongs to the cell's own row
                             own = upper if corner < 2 else lower
                             if first <= own and own < end:
                                 spot = image + pixel * c.pitch

@@ -1,4 +1,5 @@
-"""The work of one call on a GPU: its stream, memory from the caller's framework, launches. Nothing here waits for the GPU."""
+"""The work of one call on a GPU: its stream, memory from the caller's framework, launches. Nothing here waits for
+the GPU."""
 
 from __future__ import annotations
 
@@ -15,22 +16,22 @@ from numdcn._cuda.memory import vector_length
 
 
 class Images(NamedTuple):
-    """Images along the channels, with a border of zeros (see `layout`)."""
+    """Channels-last images with a border of zeros (see `layout`)."""
 
     array: DeviceArray
-    pitch: int  # channels, padded
-    pixels: int  # of an image, with its padding
+    pitch: int  # channels including padding
+    pixels: int  # per image, including padding
 
 
 class Plans(NamedTuple):
-    """Where samples begin and how they weigh their corners (see `scatter`)."""
+    """Where samples start and the weights of their corners (see `scatter`)."""
 
     places: DeviceArray
     weights: DeviceArray
 
 
 class Workspace:
-    """Where the arrays of a call are, and what is done there, for the time of a `with` block."""
+    """Where a call's arrays are, and the work done there, for the duration of a `with` block."""
 
     def __init__(self, like: DeviceArray) -> None:
         self.framework, self.device, self.stream = like.framework, like.device, like.stream
@@ -49,8 +50,8 @@ class Workspace:
         return jit.multiprocessors(self.device)
 
     def split_k(self, tasks: int) -> int:
-        """Into how many to split each of so many tasks, so that all multiprocessors have about two blocks (below 2: no split);
-        in the simulator three, so that there is something to add."""
+        """How many ways to split each of `tasks` tasks so that every multiprocessor has about two blocks (below 2: no
+        split); three in the simulator, so that there is something to add."""
         return 3 if jit.SIMULATED else 2 * self.multiprocessors // tasks
 
     @property
@@ -59,8 +60,8 @@ class Workspace:
         return jit.has_mma(self.device)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """Memory of the caller's framework, unfilled, until the block ends: then it may be used again, in the order of the
-        stream."""
+        """Uninitialised memory of the caller's framework, until the block ends: then it may be reused, in stream
+        order."""
         made = self.framework.scratch(shape, dtype, self.device, self.stream)
         self._kept.append(made)
         return made
@@ -72,13 +73,13 @@ class Workspace:
         return made
 
     def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any = jit.THREADS) -> None:
-        """Run a kernel on at most `blocks` blocks of threads: kernels stride over their tasks by the grid."""
+        """Run a kernel on at most `blocks` blocks of threads; kernels use grid-stride loops over their tasks."""
         if blocks > 0:
             most = 2 if jit.SIMULATED else 2**31 - 1
             kernel.run(min(blocks, most), threads, self.stream, self.device, call)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
-        """Run a kernel whose threads stride over `tasks` tasks: at most 8 blocks for each multiprocessor."""
+        """Run a kernel whose threads loop over `tasks` tasks, on at most 8 blocks per multiprocessor."""
         most = 8 * self.multiprocessors
         self.launch(kernel, call, min(-(-tasks // jit.THREADS), most))
 
@@ -91,7 +92,7 @@ class Workspace:
             self.spread(kernel, layout.Fill(array.address, array.size), array.size)
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
-        """Copy an array into one of the same shape, of the same type or one that it may be converted to."""
+        """Copy an array into one of the same shape, of the same or a convertible type."""
         if not target.size:
             return
         axes = list(collapsed(target.shape, source.strides, target.strides))
@@ -106,15 +107,16 @@ class Workspace:
         self.spread(layout.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
 
     def output(self, array: DeviceArray) -> Output[DeviceArray]:
-        """What a kernel is to fill: the array, or contiguous memory that is then copied to one that is not."""
+        """A target for a kernel to fill: the array, or, if it is not contiguous, memory that is copied to it at the
+        end."""
         return Output(array, None if array.contiguous else self.empty(array.shape, array.dtype), self.copy)
 
     def outputs(self, arrays: Arrays) -> Outputs[Arrays]:
-        """The targets for a record of arrays, each as `output` gives it; None stays None."""
+        """Targets for a record of arrays, as `output` makes them; None stays None."""
         return Outputs(arrays, self.output)
 
     def contiguous(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
-        """The array, or a copy of one that is not contiguous or not of `dtype`."""
+        """The array, or a copy if it is not contiguous or not of `dtype`."""
         dtype = array.dtype if dtype is None else dtype
         if array.contiguous and array.dtype == dtype:
             return array
@@ -125,19 +127,19 @@ class Workspace:
     def permuted(
         self, array: DeviceArray, shape: tuple[int, ...], axes: tuple[int, ...], made: DeviceArray
     ) -> DeviceArray:
-        """Fill `made` with an array that is seen as `shape`, its axes permuted as by `numpy.transpose`."""
+        """Fill `made` with an array seen as `shape`, its axes permuted as by `numpy.transpose`."""
         source, steps = self.contiguous(array), c_strides(shape)
         self.copy(self._seen(source.address, array.dtype, made.shape, tuple(steps[a] for a in axes)), made)
         return made
 
     def pack_images(self, x: DeviceArray) -> Images:
-        """x, (N, C, H, W) of any strides, as images along the channels."""
+        """x, (N, C, H, W) with any strides, as channels-last images."""
         images = self._images(x.shape, x.dtype)
         self._turn(layout.pack_images(stored(x.dtype), False), x, images, images.pitch)
         return images
 
     def pack_rows(self, array: DeviceArray, depth: int) -> DeviceArray:
-        """A contiguous array (N, C, P) as (N, P, depth), with zeros behind the channels; float32 is rounded to tf32."""
+        """A contiguous array (N, C, P) as (N, P, depth), with zeros after the channels; float32 is rounded to tf32."""
         n, channels, count = array.shape
         made = Images(self.empty((n, count, depth), array.dtype), depth, count)
         seen = array.reshaped(n, channels, 1, count)
@@ -146,18 +148,18 @@ class Workspace:
         return made.array
 
     def zero_images(self, shape: tuple[int, ...], dtype: Any) -> Images:
-        """Images of zeros in which gradients are added up: float32 also for narrower types."""
+        """Zero images in which gradients are accumulated, in float32 for narrower types too."""
         images = self._images(shape, summed(dtype))
         self.clear(images.array)
         return images
 
     def unpack_images(self, images: Images, x: DeviceArray) -> None:
-        """The images as x, (N, C, H, W) of any strides, without their padding."""
+        """The images as x, (N, C, H, W) with any strides, without their padding."""
         kernel = layout.unpack_images(stored(x.dtype), stored(images.array.dtype))
         self._turn(kernel, x, images, x.shape[1])
 
     def image_sizes(self, x: DeviceArray) -> Images:
-        """The sizes of the images that `pack_images` would make, without them: at address 0."""
+        """The sizes of the images that `pack_images` would make, at address 0."""
         pitch, pixels = _image_sizes(x.shape, x.dtype)
         return Images(self._seen(0, x.dtype, (0,), (1,)), pitch, pixels)
 
@@ -181,8 +183,8 @@ class Workspace:
         first_channel: int = 0,
         corners: int = 4,
     ) -> None:
-        """Add values (N, samples, channels), times the weights of their corners, to images of (N, C, H, W), in a fixed
-        order."""
+        """Add values (N, samples, channels), times the weights of their corners, to images of (N, C, H, W), in a
+        fixed order."""
         n, samples, channels = values.shape
         rows, blocks = shape[2] + 2, -(-channels // scatter.CHANNELS)
         bands = max(1, min(rows // 2, 8 * self.multiprocessors // max(n * blocks, 1)))
@@ -194,11 +196,11 @@ class Workspace:
         self.launch(kernel, call, n * bands * blocks, scatter.CHANNELS)
 
     def vectors(self, dtype: Any) -> bool:
-        """Whether sums of this type can be added to memory 16 bytes at once."""
+        """Whether sums of this type can be added to memory 16 bytes at a time."""
         return jit.has_vector_reductions(self.device) and summed(dtype) == DTYPES["float32"]
 
     def _seen(self, address: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
-        """Memory that something else keeps alive, as an array."""
+        """Memory kept alive by something else, as an array."""
         return DeviceArray(None, self.framework, self.device, address, dtype, shape, strides, self.stream)
 
     def _images(self, shape: tuple[int, ...], dtype: Any) -> Images:
@@ -216,7 +218,7 @@ class Workspace:
 
 
 def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
-    """The channels of images, padded to whole vectors (and fours), and their pixels with the padding."""
+    """The channels of images, padded to whole vectors (and fours), and their pixels including padding."""
     _, channels, height, width = shape
     vector, pixels = max(4, vector_length(stored(dtype))), (height + 2) * (width + 1) + 2
     if pixels + layout.TILE >= 2**31:
@@ -226,17 +228,17 @@ def _image_sizes(shape: tuple[int, ...], dtype: Any) -> tuple[int, int]:
 
 @functools.cache
 def stored(dtype: Any) -> Any:
-    """The type of the elements, for a kernel. int32 moves as float32 would."""
+    """The element type for a kernel. int32 is moved as float32."""
     return jit.STORED["float32" if dtype.name == "int32" else dtype.name]
 
 
 def scalar(dtype: Any) -> type[np.floating[Any]]:
-    """NumPy's scalars of the type that is computed in."""
+    """NumPy's scalar of the compute type."""
     return jit.scalar_type(stored(dtype))
 
 
 def summed(dtype: Any) -> Any:
-    """The dtype in which sums are kept: float32 for float16 and bfloat16."""
+    """The dtype of sums: float32 for float16 and bfloat16."""
     return DTYPES["float32"] if dtype in (DTYPES["float16"], BFLOAT16) else dtype
 
 

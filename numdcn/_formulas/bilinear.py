@@ -1,8 +1,8 @@
-"""Bilinear interpolation: cells, corner weights, values, slopes under the border rule `zeros`, and the taps along one axis under
-the rules of the RoI operators, `align` and `psroi` (docs/semantics.md, a.2).
+"""Bilinear interpolation: cells, corner weights, values and slopes under the border rule `zeros`, and the taps along
+one axis under the RoI operators' rules `align` and `psroi` (docs/semantics.md, a.2).
 
-The formulas of `zeros` take scalars and `vectors.Vec` alike. They rely on an image with a border of zero pixels: every sample that is
-active (-1 <= p < size on both axes) then has four corners to read, and every other one is sent to a cell of four zeros.
+The formulas of `zeros` take scalars and `vectors.Vec` alike. They rely on an image with a border of zero pixels: every
+active sample (-1 <= p < size on both axes) then has four corners to read, and all others use a cell of four zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def cell(y, x, height, width):
     """The cell of a sample at (y, x): row and column of its corner (0, 0), the top left one, counted from the padding
     (row 0 is the row of zeros), and its two fractions.
 
-    Outside the image, infinitely far too, the cell of zeros below the image; NaN as well, with fractions that are NaN.
+    A sample outside the image, even infinitely far, uses the cell of zeros below the image; so does NaN, with NaN
+    fractions.
     """
     minus_one = like(-1.0, y)
     inside = (y >= minus_one) & (y < height) & (x >= minus_one) & (x < width)
@@ -42,7 +43,7 @@ def corner_weights(fraction_y, fraction_x):
 
 @helper
 def value(weights, corners):
-    """The sample: the corners, weighted."""
+    """The sample: the weighted sum of the corners."""
     w00, w01, w10, w11 = weights
     x00, x01, x10, x11 = corners
     return fma(w11, x11, fma(w10, x10, fma(w01, x01, w00 * x00)))
@@ -50,7 +51,7 @@ def value(weights, corners):
 
 @helper
 def slopes(fractions, corners):
-    """The right derivatives of the sample along y and x; `fractions`: of y, of x, and one minus these."""
+    """Right derivatives of the sample along y and x. `fractions` are those of y and x, then one minus each."""
     fraction_y, fraction_x, rest_y, rest_x = fractions
     x00, x01, x10, x11 = corners
     along_y = fma(fraction_x, x11 - x01, rest_x * (x10 - x00))
@@ -60,10 +61,10 @@ def slopes(fractions, corners):
 
 @helper
 def taps_align(p, size):
-    """Border mode `align` (RoI align) along an axis: whether a sample at p is active, its lower and upper pixel, the weight of the
-    upper one, and whether it has a slope.
+    """Border rule `align` (RoI align) along one axis: whether a sample at p is active, its lower and upper pixel, the
+    weight of the upper one, and whether it has a slope.
 
-    Active in -1 <= p <= size, with constant values in the outermost pixels, where there is no slope.
+    Active for -1 <= p <= size, constant beyond the centres of the outermost pixels, without slope there.
     """
     zero, one = like(0.0, p), like(1.0, p)
     if not (p >= zero - one and p <= like(size, p)):
@@ -77,9 +78,9 @@ def taps_align(p, size):
 
 @helper
 def taps_psroi(p, size):
-    """Border mode `psroi` (deformable position-sensitive RoI pooling) along an axis: as `taps_align`.
+    """Border rule `psroi` (deformable position-sensitive RoI pooling) along one axis; results as in `taps_align`.
 
-    Active in -0.5 <= p <= size - 0.5, with constant values in the outer halves of the outermost pixels.
+    Active for -0.5 <= p <= size - 0.5, constant in the outer halves of the outermost pixels.
     """
     zero, half, last = like(0.0, p), like(0.5, p), like(size - 1, p)
     if not (p >= zero - half and p <= last + half):

@@ -1,7 +1,7 @@
-"""How formulas are compiled: into their caller, on a CPU and on a GPU alike; and the CPU that Numba compiles for.
+"""How formulas are compiled: inlined into their callers, on CPU and GPU alike; and the CPU that Numba targets.
 
-No fast-math flag is used anywhere: where a fused multiply-add or a reordered sum is wanted it is written out
-(`vectors.fma`, `lanes.sum3`), so that results depend neither on how a loop was vectorised nor on what was inlined.
+No fast-math flag is used anywhere. A fused multiply-add or a reordered sum is written explicitly (`vectors.fma`,
+`lanes.sum3`), so results do not depend on how a loop was vectorised or what was inlined.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck":
 
 
 def helper(function: Callable[..., Any]) -> Any:
-    """A function that is pasted into its callers, before types are known (so it takes any): a formula, or part of a kernel."""
+    """A function inlined into its callers before types are known (so it accepts any): a formula, or part of a
+    kernel."""
     return numba.njit(inline="always", **OPTIONS)(function)
 
 
 @functools.cache
 def target() -> tuple[str, str, frozenset[str]]:
-    """The machine that Numba compiles for: architecture, CPU name, enabled features."""
+    """The machine Numba compiles for: architecture, CPU name, enabled features."""
     from numba.core.registry import cpu_target
 
     triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
@@ -31,7 +32,7 @@ def target() -> tuple[str, str, frozenset[str]]:
 
 @functools.cache
 def simd_bytes() -> int:
-    """Bytes of a SIMD register of the target: 64 (AVX-512), 32 (AVX2 with FMA) or 16."""
+    """Bytes in a SIMD register of the target: 64 (AVX-512), 32 (AVX2 with FMA) or 16."""
     _, _, features = target()
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= features:
         return 64
@@ -45,5 +46,5 @@ def lanes(dtype: Any) -> int:
 
 
 def has_fma() -> bool:
-    """Whether the target fuses multiply-adds in hardware."""
+    """Whether the target has fused multiply-add instructions."""
     return simd_bytes() > 16 or target()[0] in ("aarch64", "arm64")

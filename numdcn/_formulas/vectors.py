@@ -1,6 +1,5 @@
-"""Numbers of formulas: scalars, and `Vec`, a SIMD vector with operators, so that a formula reads like scalar code and
-compiles to full-width registers. On a GPU there are scalars alone.
-"""
+"""The number types of formulas: scalars, and `Vec`, a SIMD vector with operators, so that a formula reads like scalar
+code and compiles to full-width registers. A GPU uses scalars only."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 class Vec(types.Type):
-    """`count` elements of `element` in one register; of booleans: the result of a comparison."""
+    """`count` elements of type `element` in one register; booleans for the result of a comparison."""
 
     def __init__(self, element: types.Type, count: int) -> None:
         self.element, self.count = element, count
@@ -60,14 +59,14 @@ def call_llvm(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 def suffix(kind: Any) -> str:
-    """The type part of an LLVM intrinsic's name, such as v16f32 or f64."""
+    """The type suffix of an LLVM intrinsic's name, such as v16f32 or f64."""
     if isinstance(kind, ir.VectorType):
         return f"v{kind.count}{suffix(kind.element)}"
     return "f32" if isinstance(kind, ir.FloatType) else "f64"
 
 
 def fma_value(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """IR: a * b + c for scalars or vectors, fused where the machine can (else `llvm.fma` would call a library)."""
+    """IR: a * b + c for scalars or vectors, fused if the machine can (otherwise `llvm.fma` would call a library)."""
     if has_fma():
         return call_llvm(builder, f"llvm.fma.{suffix(a.type)}", a.type, a, b, c)
     return builder.fadd(builder.fmul(a, b), c)
@@ -123,7 +122,7 @@ _register(operator.ne, _Comparison, lambda b, x, y: b.fcmp_unordered("!=", x, y)
 
 @intrinsic
 def like(typingctx, scalar, vec):
-    """`scalar`, converted to the element type of `vec`, in every lane (or as it is, where `vec` is a scalar)."""
+    """`scalar` converted to the element type of `vec`, in every lane; a scalar if `vec` is one."""
     if not isinstance(vec, Vec):
         return vec(scalar, vec), lambda context, builder, sig, args: context.cast(
             builder, args[0], sig.args[0], sig.return_type
@@ -138,7 +137,7 @@ def like(typingctx, scalar, vec):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a * b + c, rounded once where the machine has the instruction."""
+    """a * b + c, rounded once if the machine has the instruction."""
     return a(a, b, c), lambda context, builder, sig, args: fma_value(builder, *args)
 
 
@@ -150,7 +149,7 @@ def select(typingctx, condition, a, b):
 
 @intrinsic
 def floor(typingctx, a):
-    """The largest integer not above a, as a floating number."""
+    """The largest integer not above a, as a float."""
 
     def codegen(context, builder, sig, args):
         return call_llvm(builder, f"llvm.floor.{suffix(args[0].type)}", args[0].type, *args)
@@ -160,7 +159,7 @@ def floor(typingctx, a):
 
 @intrinsic
 def to_index(typingctx, a):
-    """A floating integer, known to be in range, as int64."""
+    """A float with an integer value, known to be in range, as int64."""
     result = Vec(types.int64, a.count) if isinstance(a, Vec) else types.int64
 
     def codegen(context, builder, sig, args):

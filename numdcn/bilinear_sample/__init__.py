@@ -14,28 +14,29 @@ from numdcn.bilinear_sample.problem import ARGUMENTS, problem
 
 
 def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None) -> Array:
-    """Sample images at points by bilinear interpolation, with zeros outside::
+    """Sample images at arbitrary points by bilinear interpolation, with zeros outside::
 
         y[n, c, ...] = sum over pixels (i, j) of  max(0, 1 - |py - i|) * max(0, 1 - |px - j|) * x[n, c, i, j]
         (py, px) = points[n, ..., :]
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        points: coordinates (N, ..., 2) in pixels, y first: (0, 0) is the centre of the first pixel.
-        out: an array to fill, (N, C, ...), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        points: coordinates `(N, ..., 2)` in pixels, y first: (0, 0) is the centre of the first pixel.
+        out: array to fill, `(N, C, ...)`; must not overlap any input.
 
-    A sample falls to 0 within one pixel of the border, and is exactly 0 beyond, for huge and infinite points too. A NaN
-    point gives NaN. A pixel counts only for points whose cell touches it.
+    A sample falls to 0 within one pixel of the border and is exactly 0 beyond, for huge and infinite points too. A NaN
+    point gives NaN. A pixel affects only points whose cell touches it.
 
-    It is `scipy.ndimage.map_coordinates(order=1, mode="grid-constant")`, and torch's `grid_sample` with zeros padding:
-    a coordinate g in -1 to 1 of an axis of N pixels is ((g + 1)*N - 1)/2 here, with align_corners (g + 1)*(N - 1)/2.
+    This is `scipy.ndimage.map_coordinates(order=1, mode="grid-constant")`, and torch's `grid_sample` with zero padding:
+    its coordinate g, from -1 to 1 along an axis of N pixels, is `((g + 1)*N - 1)/2` here, or `(g + 1)*(N - 1)/2` with
+    align_corners.
 
     Returns:
-        y, (N, C, ...): the axes of the points in the place of H and W. The same bits for any number of threads.
+        y, `(N, C, ...)`, with the axes of the points in place of H and W. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ.
-        ValueError: shapes that do not fit each other, an `out` that shares memory.
+        TypeError: an argument is not an array or has an unsupported dtype, or dtypes differ.
+        ValueError: shapes do not match, or `out` overlaps an input.
 
     Source: Jaderberg et al., Spatial Transformer Networks (2015), equation 5.
     """
@@ -44,7 +45,7 @@ def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None
 
 
 class BilinearSampleGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `bilinear_sample_forward`'s arguments; None where not asked for."""
+    """Gradients by argument of `bilinear_sample_forward`; None where not requested."""
 
     x: Array | None = None
     points: Array | None = None
@@ -62,25 +63,28 @@ def bilinear_sample_backward(
     """Gradients of `bilinear_sample_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (N, C, ...), of the dtype of the other arrays.
-        x, points: as given to `bilinear_sample_forward`.
+        grad_y: gradient of y, `(N, C, ...)`, with the dtype of x.
+        x: as in the forward.
+        points: as in the forward.
         wrt: "x", "points" or both; None for both.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        out: a `BilinearSampleGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
-            them; what is wanted but None there is allocated.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        out: `BilinearSampleGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or
+            each other. Fields left as None are allocated if requested.
 
-    A pixel receives grad_y in the weights with which it was sampled; a coordinate the sum over channels of grad_y times
-    the slope along its axis. At an integer coordinate the slope is the one to its right, also at -1 exactly. Outside the
-    image both are 0; the slope times a NaN in grad_y is NaN. A NaN point has NaN gradients and adds nothing to that of x.
+    A pixel receives grad_y times the weights with which it was sampled; a coordinate receives the sum over channels of
+    grad_y times the slope along its axis. At an integer coordinate the slope is the one to its right, at -1 too.
+    Outside the image both are 0; the slope times a NaN in grad_y is NaN. A NaN point has NaN gradients and adds nothing
+    to that of x.
 
     Returns:
-        A `BilinearSampleGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU the gradient of x if `deterministic`, the others always.
+        A `BilinearSampleGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a
+            GPU from run to run, the gradient of x only if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `bilinear_sample_forward`; a name in `wrt` that is unknown.
+        TypeError: as in `bilinear_sample_forward`.
+        ValueError: as in `bilinear_sample_forward`, or `wrt` has an unknown name.
 
-    Source: as `bilinear_sample_forward`, equations 6 and 7.
+    Source: as in `bilinear_sample_forward`, equations 6 and 7.
     """
     arrays = receive(ARGUMENTS, PointArrays(x=x, points=points))
     p = problem(arrays)

@@ -15,7 +15,7 @@ ARGUMENTS = (
 
 
 def problem(arrays: PointArrays) -> Sampling:
-    """Measure and check everything once."""
+    """Read off and check all sizes."""
     check_arguments(ARGUMENTS, arrays)
     x, points = arrays.x, arrays.points
     if points.ndim < 2 or points.shape[-1] != 2:

@@ -1,4 +1,4 @@
-"""Convolution: forward and backward. The ordinary one, which predicts the offsets of a deformable one."""
+"""Ordinary convolution: forward and backward. It predicts the offsets of the deformable layer."""
 
 from __future__ import annotations
 
@@ -26,30 +26,32 @@ def conv_forward(
     allow_tf32: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Convolution (cross-correlation, as in all deep learning), with zeros around the image::
+    """Convolution (cross-correlation, as is usual in deep learning) with zeros around the image::
 
-        y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of
-                     w[o,c',ky,kx] * x[n, c, i*stride_y - padding_y + ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
+        y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of w[o,c',ky,kx] * x[n, c, i*stride_y - padding_y +
+            ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
 
-    c' counts the channels of the group from 0, the padding is that before x.
+    Here c' is the index of c in its group, and padding_y, padding_x are the padding before x.
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them. `groups` is read off the shapes.
-        bias: (C_out,), or None.
-        stride, dilation: in pixels; an int, or one for each axis (y, x).
-        padding: zeros around x; an int, one for each axis, or a (before, after) pair for each axis.
-        allow_tf32: whether products of float32 may be rounded to tf32 (10 bits), on a GPU that has it.
-        out: an array to fill, (N, C_out, Ho, Wo), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        w: weights `(C_out, C/groups, kh, kw)`, or the result of `prepare_weights`. `groups` is inferred from the
+            shapes.
+        bias: `(C_out,)`, or None.
+        stride: in pixels; an int, or one per axis (y, x).
+        padding: zeros around x; an int, one per axis, or a (before, after) pair per axis.
+        dilation: spacing of the taps in pixels; an int, or one per axis (y, x).
+        allow_tf32: allow float32 products to be rounded to tf32 (10 bits) on GPUs that support it.
+        out: array to fill, `(N, C_out, Ho, Wo)`; must not overlap any input.
 
     Returns:
-        y, (N, C_out, Ho, Wo), with Ho = (H + padding before and after - dilation_y*(kh-1) - 1) // stride_y + 1. The
-        same bits for any number of threads.
+        y, `(N, C_out, Ho, Wo)`, where `Ho = (H + padding before and after - dilation_y*(kh-1) - 1) // stride_y + 1`.
+            Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a stride, dilation or
-            padding that is no int.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or stride, dilation or
+            padding is not an integer.
+        ValueError: shapes do not match, a parameter is out of range, or `out` overlaps an input.
 
     Source: `deform_conv_forward` with offsets of 0 (Dai et al., Deformable Convolutional Networks, 2017, equation 1).
     """
@@ -60,7 +62,7 @@ def conv_forward(
 
 
 class ConvGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `conv_forward`'s arguments; None where not asked for or without such an input."""
+    """Gradients by argument of `conv_forward`; None where not requested or not given."""
 
     x: Array | None = None
     w: Array | None = None
@@ -84,25 +86,31 @@ def conv_backward(
     """Gradients of `conv_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
-        x, w, bias, stride, padding, dilation: as given to `conv_forward`.
-        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        allow_tf32: as given to the forward.
-        out: a `ConvGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them; what is
-            wanted but None there is allocated.
+        grad_y: gradient of y, `(N, C_out, Ho, Wo)`, with the dtype of x.
+        x: as in the forward.
+        w: as in the forward.
+        bias: as in the forward.
+        stride: as in the forward.
+        padding: as in the forward.
+        dilation: as in the forward.
+        wrt: name or names of the arguments whose gradients to compute; None for all that are given.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        allow_tf32: as in the forward.
+        out: `ConvGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or each other.
+            Fields left as None are allocated if requested.
 
-    The gradient of a pixel of x is the sum of w * grad_y over all taps that read it, that of w the sum over pixels and
-    images of grad_y * x, that of the bias the sum of grad_y.
+    The gradient of a pixel of x is the sum of `w * grad_y` over all taps that read it, that of w the sum of
+    `grad_y * x` over images and pixels, that of the bias the sum of grad_y.
 
     Returns:
-        A `ConvGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU the gradient of x if `deterministic`, the others always.
+        A `ConvGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a GPU from
+            run to run, the gradient of x only if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `conv_forward`; a name in `wrt` that is unknown, or was not given.
+        TypeError: as in `conv_forward`.
+        ValueError: as in `conv_forward`, or `wrt` names an argument that is unknown or was not given.
 
-    Source: as `conv_forward`.
+    Source: as in `conv_forward`.
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     p = problem(arrays, stride, padding, dilation)

@@ -15,7 +15,7 @@ ARGUMENTS = (
 
 
 def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
-    """Measure and check everything once."""
+    """Read off and check all sizes."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
     made = convolution(arrays, stride, padding, dilation)
     check_shapes(ARGUMENTS, arrays, {"bias": (made.out_channels,)}, made.describe_shapes)

@@ -20,7 +20,7 @@ ARGUMENTS = (
 
 
 def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
-    """Measure and check everything once."""
+    """Read off and check all sizes."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
     made = convolution(arrays, stride, padding, dilation)
     made = made._replace(offset_groups=_offset_groups(arrays.x, arrays.offsets, made.taps))
@@ -35,7 +35,7 @@ def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Con
 
 
 def _offset_groups(x: Any, offsets: Any, taps: int) -> int:
-    """offset_groups, read off the channels of the offsets."""
+    """offset_groups, inferred from the channels of the offsets."""
     channels = offsets.shape[1]
     if channels < 1 or channels % (2 * taps):
         raise ValueError(

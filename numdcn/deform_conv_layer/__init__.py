@@ -1,4 +1,4 @@
-"""The layer of the Deformable Convolutional Networks: a convolution predicts the offsets (and mask) of a deformable one."""
+"""The layer of Deformable Convolutional Networks: a convolution predicts the offsets (and mask) of a deformable one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from numdcn.deform_conv_layer.problem import ARGUMENTS, RESULTS, LayerArrays, Pr
 
 
 class DeformConvLayerResult(NamedTuple, Generic[Array]):
-    """What `deform_conv_layer_forward` returns: y, and what its backward can reuse."""
+    """Result of `deform_conv_layer_forward`: y, and what the backward can reuse."""
 
     y: Array
     offsets: Array
@@ -42,7 +42,7 @@ def deform_conv_layer_forward(
     allow_tf32: bool = False,
     out: Array | None = None,
 ) -> DeformConvLayerResult[Array]:
-    """Deformable convolution whose offsets, and mask if `modulated`, a convolution of the same geometry predicts::
+    """Deformable convolution with offsets, and a mask if `modulated`, predicted by a convolution of the same geometry::
 
         z       = conv(x, offset_w, offset_b)
         offsets = z[:, :2*offset_groups*kh*kw]
@@ -50,26 +50,29 @@ def deform_conv_layer_forward(
         y       = deform_conv(x, offsets, w, bias, mask=mask)
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        w: weights (C_out, C/groups, kh, kw), or what `prepare_weights` made of them.
-        offset_w: weights of the predicting convolution, (2*offset_groups*kh*kw, C, kh, kw), 3* if modulated.
-        offset_b: its bias, (2*offset_groups*kh*kw,), 3* if modulated, or None.
-        bias: (C_out,), or None.
-        modulated: whether a mask is predicted too.
-        mask_scale: 1 (mmcv: the mask is 0.5 where its logits are 0) or 2 (the authors' code: 1 there).
-        stride, padding, dilation: of both convolutions, as `deform_conv_forward` takes them.
-        allow_tf32: whether products of float32 may be rounded to tf32 (10 bits), on a GPU that has it.
-        out: an array to fill with y, (N, C_out, Ho, Wo), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        w: weights `(C_out, C/groups, kh, kw)`, or the result of `prepare_weights`.
+        offset_w: weights of the predicting convolution, `(2*offset_groups*kh*kw, C, kh, kw)`, or `3*...` if modulated.
+        offset_b: its bias, `(2*offset_groups*kh*kw,)`, or `3*...` if modulated; or None.
+        bias: `(C_out,)`, or None.
+        modulated: whether to predict a mask too.
+        mask_scale: 1 (mmcv: a logit of 0 gives a mask of 0.5) or 2 (the authors' code: it gives 1).
+        stride: of both convolutions, as in `deform_conv_forward`.
+        padding: of both convolutions, as in `deform_conv_forward`.
+        dilation: of both convolutions, as in `deform_conv_forward`.
+        allow_tf32: allow float32 products to be rounded to tf32 (10 bits) on GPUs that support it.
+        out: array to fill with y, `(N, C_out, Ho, Wo)`; must not overlap any input.
 
-    `deform_conv_layer_init` makes parameters for a new layer. In training, the learning rate of `offset_w` and
-    `offset_b` is often multiplied: by 0.1 in the DCNv2 paper and in Deformable DETR, by 1 in the DCNv1 code and by
+    `deform_conv_layer_init` makes parameters for a new layer. In training, `offset_w` and `offset_b` often get a
+    learning rate of their own: times 0.1 in the DCNv2 paper and Deformable DETR, times 1 in the DCNv1 code and by
     default in mmengine (`dcn_offset_lr_mult`).
 
     Returns:
-        A `DeformConvLayerResult` of y, offsets and mask. Give the last two to `deform_conv_layer_backward`.
+        A `DeformConvLayerResult` of y, offsets and mask. Pass the last two to `deform_conv_layer_backward`.
 
     Raises:
-        TypeError, ValueError: as `deform_conv_forward`, with the names of this function's arguments.
+        TypeError: as in `deform_conv_forward`.
+        ValueError: as in `deform_conv_forward`.
 
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
@@ -84,7 +87,7 @@ def deform_conv_layer_forward(
 
 
 class DeformConvLayerGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of the layer's arguments; None where not asked for or without such an input."""
+    """Gradients by argument of `deform_conv_layer_forward`; None where not requested or not given."""
 
     x: Array | None = None
     w: Array | None = None
@@ -116,26 +119,39 @@ def deform_conv_layer_backward(
     """Gradients of `deform_conv_layer_forward`, given the gradient of its y.
 
     Args:
-        grad_y: gradient of y, (N, C_out, Ho, Wo), of the dtype of the other arrays.
-        x, w, offset_w, offset_b, bias, modulated, mask_scale, stride, padding, dilation: as given to the forward.
-        offsets, mask: what the forward returned; computed again where they are not given.
-        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        allow_tf32: as given to the forward.
-        out: a `DeformConvLayerGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
-            them; what is wanted but None there is allocated.
+        grad_y: gradient of y, `(N, C_out, Ho, Wo)`, with the dtype of x.
+        x: as in the forward.
+        w: as in the forward.
+        offset_w: as in the forward.
+        offset_b: as in the forward.
+        bias: as in the forward.
+        offsets: from the forward's result; recomputed if None.
+        mask: from the forward's result; recomputed if None.
+        modulated: as in the forward.
+        mask_scale: as in the forward.
+        stride: as in the forward.
+        padding: as in the forward.
+        dilation: as in the forward.
+        wrt: name or names of the arguments whose gradients to compute; None for all that are given.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        allow_tf32: as in the forward.
+        out: `DeformConvLayerGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or
+            each other. Fields left as None are allocated if requested.
 
-    The gradients of offsets and mask are those of `deform_conv_backward`; the mask's, times mask * (1 - mask/mask_scale),
-    is that of its logits; both go through the predicting convolution, to offset_w, offset_b and, added, to x.
+    The gradients of offsets and mask are those of `deform_conv_backward`. That of the logits is the mask's times
+    `mask * (1 - mask/mask_scale)`. The predicting convolution passes both on to offset_w and offset_b, and adds to x.
 
     Returns:
-        A `DeformConvLayerGradients`. The same bits for any number of threads and whatever else is asked for.
+        A `DeformConvLayerGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a
+            GPU from run to run, the gradient of x only if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `deform_conv_layer_forward`; a name in `wrt` that is unknown, or was not given.
+        TypeError: as in `deform_conv_layer_forward`.
+        ValueError: as in `deform_conv_layer_forward`, or `wrt` names an argument that is unknown or was not given.
 
-    Sources: as `deform_conv_layer_forward`.
+    Sources: as in `deform_conv_layer_forward`.
     """
+    # length: the docstring has a line for each argument
     table = (*ARGUMENTS, *RESULTS)
     arrays = receive(table, LayerArrays(x, w, offset_w, offset_b, bias, offsets, mask))
     p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
@@ -150,7 +166,7 @@ def deform_conv_layer_backward(
     if grads.keys() != {"bias"} and (given is None or (p.modulated and given_mask is None)):
         again, mask_again = _predict(p, arrays, calls)
         given, given_mask = again if given is None else given, mask_again if given_mask is None else given_mask
-    elif given is None:  # the gradient of the bias depends on none
+    elif given is None:  # the gradient of the bias does not depend on offsets
         given = new_like((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays.x.dtype, arrays.x)
         given_mask = None
         clear(given)
@@ -175,7 +191,7 @@ def _predict(p: Problem, arrays: LayerArrays, calls: Any) -> tuple[Any, Any]:
 def _through_prediction(
     p: Problem, g: DeformConvGradients, arrays: LayerArrays, mask: Any, names: Iterable[str], grads: Any, calls: Any
 ) -> None:
-    """Fill in the gradients of the predicting convolution, from those of offsets and mask; add to that of x."""
+    """Fill in the gradients of the predicting convolution, given those of offsets and mask; add its part to x's."""
     grad_z: Any = received(g.offsets)
     if p.modulated:
         grad_z = modulation(grad_z).join_gradients(grad_z, received(g.mask), mask, p.mask_scale)
@@ -188,7 +204,7 @@ def _through_prediction(
 
 
 class DeformConvLayerParameters(NamedTuple):
-    """The parameters of a layer, in the order in which its forward takes them."""
+    """Parameters of a layer, in the order its forward takes them."""
 
     w: np.ndarray
     offset_w: np.ndarray
@@ -208,25 +224,28 @@ def deform_conv_layer_init(
     dtype: Any = np.float32,
     seed: int | np.random.Generator | None = None,
 ) -> DeformConvLayerParameters:
-    """Parameters of a new layer: no offsets at first, and the usual weights.
+    """Parameters of a new layer: the usual random weights, and offsets that start at 0.
 
     Args:
-        in_channels, out_channels: C and C_out, multiples of groups; in_channels also of offset_groups.
-        kernel_size: an int, or one for each axis (y, x).
-        groups, offset_groups: into how many contiguous blocks the channels are dealt.
-        modulated: whether a mask is predicted too.
-        bias: whether there is one.
+        in_channels: C, a multiple of groups and of offset_groups.
+        out_channels: C_out, a multiple of groups.
+        kernel_size: an int, or one per axis (y, x).
+        groups: number of contiguous blocks the channels of the convolution are split into.
+        offset_groups: number of contiguous blocks of channels that share their offsets.
+        modulated: whether to predict a mask too.
+        bias: whether to make one.
         dtype: float32 or float64.
-        seed: of the random weights: an int, a NumPy generator, or None for another result each time.
+        seed: for the random weights: an int, a NumPy generator, or None for different weights each time.
 
-    w and bias are uniform in +-1/sqrt(fan_in), fan_in = in_channels/groups * kh * kw (as torchvision's and mmcv's layers);
-    offset_w and offset_b are 0: the layer begins as a plain convolution (times mask_scale/2, if modulated).
+    w and bias are uniform in `±1/sqrt(fan_in)`, as in torchvision and mmcv; `fan_in = in_channels/groups * kh * kw`.
+    offset_w and offset_b are 0: the layer starts as a plain convolution, scaled by mask_scale/2 if modulated.
 
     Returns:
-        A `DeformConvLayerParameters`: w, offset_w, offset_b, bias (None without one).
+        A `DeformConvLayerParameters` of w, offset_w, offset_b and bias (None without one).
 
     Raises:
-        TypeError, ValueError: a size that is no int, below 1, or no multiple of its groups; another dtype.
+        TypeError: a size is not an integer, or the dtype is not float32 or float64.
+        ValueError: a size is below 1, or not a multiple of its groups.
 
     Sources: He et al., Delving deep into rectifiers (2015), with a = sqrt(5); Dai et al. (2017) for the zeros.
     """

@@ -27,14 +27,14 @@ RESULTS = (
 
 
 class LayerArrays(NamedTuple):
-    """The arrays of a layer; None: not given."""
+    """The arrays of a layer; None if not given."""
 
     x: Any
     w: Any
     offset_w: Any
     offset_b: Any = None
     bias: Any = None
-    offsets: Any = None  # what a forward predicted, given to the backward
+    offsets: Any = None  # predicted by a forward, given to the backward
     mask: Any = None
 
 
@@ -42,13 +42,13 @@ class Problem(NamedTuple):
     """The sizes of one layer."""
 
     out_shape: tuple[int, int, int, int]
-    offset_channels: int  # of what the offset convolution predicts, those that are offsets
+    offset_channels: int  # the predicted channels that are offsets
     modulated: bool
     mask_scale: int  # 1 or 2
 
 
 def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, padding: Any, dilation: Any) -> Problem:
-    """Measure and check everything once."""
+    """Read off and check all sizes."""
     table = (*ARGUMENTS, *RESULTS)
     check_arguments(table, arrays, weights=("w", "offset_w"))
     modulated = flag("modulated", modulated)

@@ -27,7 +27,7 @@ def deform_ps_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Position-sensitive RoI pooling whose bins are shifted by learned offsets, of each class its own::
+    """Position-sensitive RoI pooling with bins shifted by learned offsets, separately for each class::
 
         top  = round(y1)*spatial_scale - 0.5,   h = max((round(y2) + 1)*spatial_scale - 0.5 - top, 0.1)   (x likewise)
         (pi, pj) = (floor(i*part_h/Ph), floor(j*part_w/Pw)),   k = floor(c*classes/C_out): the class of channel c
@@ -38,35 +38,36 @@ def deform_ps_roi_pool_forward(
                                                                           left_ij + v*w/Pw/sample_per_part)
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
-            group_size**2.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image; whole pixels, both ends
-            counted, halves rounded away from zero.
-        trans: offsets (R, 2*classes, part_h, part_w), for each class x, then y, as fractions of the box's size over
-            trans_std; None for zeros. `classes` divides the channels of y into contiguous blocks.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        group_size: cells along an axis, each with channels of its own; 1: all bins read the same channels.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+            `group_size**2`.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image; corners are rounded to
+            whole pixels, halves away from zero, and both ends count.
+        trans: offsets `(R, 2*classes, part_h, part_w)`, for each class x, then y, in units of trans_std times the size
+            of the box; None for zeros. `classes` splits the channels of y into contiguous blocks.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        group_size: cells along an axis, each with channels of its own; with 1, all bins read the same channels.
         sample_per_part: samples of a bin along each axis, the first at its upper left corner.
-        trans_std: how far an offset of 1 shifts a bin, as a fraction of the box's size.
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill, (R, C/group_size**2, Ph, Pw), sharing memory with no input.
+        trans_std: shift of a bin by an offset of 1, as a fraction of the size of the box.
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill, `(R, C/group_size**2, Ph, Pw)`; must not overlap any input.
 
-    S is bilinear interpolation with the outermost pixels continued for half a pixel beyond their centres; samples farther
-    out, infinitely far too, do not count in the mean. A NaN offset makes its bins NaN, and so does an infinite one times a
-    trans_std of 0. A bin without samples is 0.
+    S is bilinear interpolation with the outermost pixels extended by half a pixel beyond their centres; samples farther
+    out, even infinitely far, do not count in the mean. A NaN offset makes its bins NaN, and so does an infinite one
+    times a trans_std of 0. A bin without samples is 0.
 
     Returns:
-        y, (R, C/group_size**2, Ph, Pw). The same bits for any number of threads.
+        y, `(R, C/group_size**2, Ph, Pw)`. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
-    Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2, and R-FCN (2016); the samples and names are
-    those of the authors' operator.
+    Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2, and R-FCN (2016); samples and names as
+    in the authors' operator.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
     p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
@@ -74,8 +75,7 @@ def deform_ps_roi_pool_forward(
 
 
 class DeformPSRoIPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `deform_ps_roi_pool_forward`'s arguments; None where not asked for or without such an
-    input."""
+    """Gradients by argument of `deform_ps_roi_pool_forward`; None where not requested or not given."""
 
     x: Array | None = None
     trans: Array | None = None
@@ -100,29 +100,37 @@ def deform_ps_roi_pool_backward(
     """Gradients of `deform_ps_roi_pool_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C/group_size**2, Ph, Pw), of the dtype of the other arrays.
-        x, rois, trans, output_size, group_size, sample_per_part, trans_std, spatial_scale: as given to the forward.
-        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x, and
-            the gradients of its trans are NaN.
-        out: a `DeformPSRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of
-            them; what is wanted but None there is allocated.
+        grad_y: gradient of y, `(R, C/group_size**2, Ph, Pw)`, with the dtype of x.
+        x: as in the forward.
+        rois: as in the forward.
+        trans: as in the forward.
+        output_size: as in the forward.
+        group_size: as in the forward.
+        sample_per_part: as in the forward.
+        trans_std: as in the forward.
+        spatial_scale: as in the forward.
+        wrt: name or names of the arguments whose gradients to compute; None for all that are given.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x, and the
+            gradients of its trans are NaN.
+        out: `DeformPSRoIPoolGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or
+            each other. Fields left as None are allocated if requested.
 
-    A pixel receives grad_y in the weights with which the counted samples of a bin read it, over their number; an offset
-    the sum over its bins, channels and samples of that gradient times the slope along its axis, times trans_std and the
-    box's size. Slopes at integer coordinates are those to the right, and 0 where the outermost pixels are continued. A NaN
-    offset has NaN gradients and adds nothing to that of x. Where no sample counts, the bin and its slopes are 0; times a NaN in
-    grad_y that is NaN.
+    A pixel receives grad_y times the weights with which the counted samples of a bin read it, divided by their number.
+    An offset receives the sum over its bins, channels and samples of that gradient times the slope along its axis,
+    times trans_std and the size of the box. The slope at an integer coordinate is the one to its right, and 0 where the
+    outermost pixels are extended. A NaN offset has NaN gradients and adds nothing to that of x. Where no sample counts,
+    the bin and its slopes are 0; times a NaN in grad_y that is NaN.
 
     Returns:
-        A `DeformPSRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU from run to run: the gradient of x if `deterministic`, the others always.
+        A `DeformPSRoIPoolGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a
+            GPU from run to run, the gradient of x only if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `deform_ps_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.
+        TypeError: as in `deform_ps_roi_pool_forward`.
+        ValueError: as in `deform_ps_roi_pool_forward`, or `wrt` names an argument that is unknown or was not given.
 
-    Sources: as `deform_ps_roi_pool_forward`.
+    Sources: as in `deform_ps_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
     p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)

@@ -21,7 +21,7 @@ def problem(
     spatial_scale: Any,
     check: Any,
 ) -> Pooling:
-    """The `Pooling` that the arguments describe; raises where one is wrong."""
+    """The `Pooling` described by the arguments; raises if one is invalid."""
     groups = integer("group_size", group_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=(groups, groups))
     if arrays.shifts is not None:
@@ -31,7 +31,7 @@ def problem(
 
 
 def _check_trans(rois: RoIs, trans: Any) -> None:
-    """Raise unless trans has a row for each box, pairs of channels that divide those of y, and parts."""
+    """Raise unless trans has a row per box, pairs of channels whose number divides that of y's channels, and parts."""
     if len(trans) != rois.box_count:
         raise ValueError(f"`trans` has shape {trans.shape}, expected ({rois.box_count}, ...): as many rows as `rois`")
     classes = trans.shape[1] // 2

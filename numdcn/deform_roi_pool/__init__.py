@@ -27,7 +27,7 @@ def deform_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """RoI align whose bins are shifted by learned offsets, and weighted by a learned mask::
+    """RoI align with bins shifted by learned offsets and weighted by a learned mask::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5,   h = bottom - top,   w = right - left
         top_ij  = top  + gamma * h * offsets[r, 1, i, j]
@@ -36,32 +36,34 @@ def deform_roi_pool_forward(
                                                                          left_ij + j*w/Pw + (v + 0.5)*w/Pw/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
-        offsets: (R, 2, Ph, Pw), x first, then y, as fractions of the box's size over gamma; None for zeros.
-        mask: modulation (R, 1, Ph, Pw), or None for ones.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
-        gamma: how far an offset of 1 shifts a bin, as a fraction of the box's size.
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
+        offsets: `(R, 2, Ph, Pw)`, x first, then y, in units of gamma times the size of the box; None for zeros.
+        mask: modulation `(R, 1, Ph, Pw)`, or None for ones.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
+        gamma: shift of a bin by an offset of 1, as a fraction of the size of the box.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill, `(R, C, Ph, Pw)`; must not overlap any input.
 
-    S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out,
-    infinitely far too, are 0, and count in the mean. A NaN offset makes its bin NaN, and so does an infinite one times a gamma
-    or a size of 0. A bin without samples is 0.
+    S is bilinear interpolation with the outermost pixels extended by one pixel beyond the image; samples farther out,
+    even infinitely far, are 0 and count in the mean. A NaN offset makes its bin NaN, and so does an infinite one times
+    a gamma or size of 0. A bin without samples is 0.
 
     Returns:
-        y, (R, C, Ph, Pw). The same bits for any number of threads.
+        y, `(R, C, Ph, Pw)`. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
-    Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2; Zhu et al., Deformable ConvNets v2 (2019),
-    for the mask; the sampling grid is mmcv's.
+    Sources: Dai et al., Deformable Convolutional Networks (2017), section 2.2; Zhu et al., Deformable ConvNets v2
+    (2019), for the mask; the sampling grid is mmcv's.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
     return run_forward(
@@ -70,7 +72,7 @@ def deform_roi_pool_forward(
 
 
 class DeformRoIPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `deform_roi_pool_forward`'s arguments; None where not asked for or without such an input."""
+    """Gradients by argument of `deform_roi_pool_forward`; None where not requested or not given."""
 
     x: Array | None = None
     offsets: Array | None = None
@@ -96,29 +98,38 @@ def deform_roi_pool_backward(
     """Gradients of `deform_roi_pool_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
-        x, rois, offsets, mask, output_size, spatial_scale, sampling_ratio, gamma: as given to the forward.
-        wrt: the name or names of the arguments whose gradients are wanted; None for all that are given.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x, and
-            the gradients of its offsets and mask are NaN.
-        out: a `DeformRoIPoolGradients` of arrays to fill, shaped like the arguments and sharing memory with none of them;
-            what is wanted but None there is allocated.
+        grad_y: gradient of y, `(R, C, Ph, Pw)`, with the dtype of x.
+        x: as in the forward.
+        rois: as in the forward.
+        offsets: as in the forward.
+        mask: as in the forward.
+        output_size: as in the forward.
+        spatial_scale: as in the forward.
+        sampling_ratio: as in the forward.
+        gamma: as in the forward.
+        wrt: name or names of the arguments whose gradients to compute; None for all that are given.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x, and the
+            gradients of its offsets and mask are NaN.
+        out: `DeformRoIPoolGradients` of arrays to fill, shaped like the arguments; they must not overlap an input or
+            each other. Fields left as None are allocated if requested.
 
-    A pixel receives grad_y * mask in the weights with which the samples of a bin read it, over their number; an offset the
-    sum over channels and samples of that gradient times the slope along its axis, times gamma and the box's size; the mask
-    the sum over channels of grad_y times the bin. Slopes at integer coordinates are those to the right, and 0 where the
-    outermost pixels are continued. A NaN offset has NaN gradients, as its mask has, and adds nothing to that of x. Where all
-    samples lie outside, or there are none, the bin and its slopes are 0; times a NaN in grad_y that is NaN.
+    A pixel receives `grad_y * mask` times the weights with which the samples of a bin read it, divided by their number.
+    An offset receives the sum over channels and samples of that gradient times the slope along its axis, times gamma
+    and the size of the box; the mask receives the sum over channels of grad_y times the bin. The slope at an integer
+    coordinate is the one to its right, and 0 where the outermost pixels are extended. A NaN offset has NaN gradients,
+    as has its mask, and adds nothing to that of x. Where all samples lie outside, or there are none, the bin and its
+    slopes are 0; times a NaN in grad_y that is NaN.
 
     Returns:
-        A `DeformRoIPoolGradients`. On the CPU the same bits for any number of threads and whatever else is asked for;
-        on a GPU from run to run: the gradient of x if `deterministic`, the others always.
+        A `DeformRoIPoolGradients`. Reproducible bit for bit: on the CPU for any number of threads and any `wrt`; on a
+            GPU from run to run, the gradient of x only if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `deform_roi_pool_forward`; a name in `wrt` that is unknown, or was not given.
+        TypeError: as in `deform_roi_pool_forward`.
+        ValueError: as in `deform_roi_pool_forward`, or `wrt` names an argument that is unknown or was not given.
 
-    Sources: as `deform_roi_pool_forward`.
+    Sources: as in `deform_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check)

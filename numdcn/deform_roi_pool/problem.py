@@ -19,7 +19,7 @@ ARGUMENTS = (
 def problem(
     arrays: RoIArrays, output_size: Any, spatial_scale: Any, sampling_ratio: Any, gamma: Any, check: Any
 ) -> Pooling:
-    """The `Pooling` that the arguments describe; raises where one is wrong."""
+    """The `Pooling` described by the arguments; raises if one is invalid."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     expected = {"offsets": (rois.box_count, 2, *rois.bins), "mask": (rois.box_count, 1, *rois.bins)}
     check_shapes(ARGUMENTS, arrays, expected, lambda: f"R={rois.box_count}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")

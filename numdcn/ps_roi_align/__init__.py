@@ -24,7 +24,7 @@ def ps_roi_align_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of interpolated samples::
+    """Pool boxes of any size to Ph x Pw bins, each the mean of interpolated samples from channels of its own::
 
         top, left, bottom, right = (y1, x1, y2, x2) * spatial_scale - 0.5
         bin_h = (bottom - top) / Ph,  qh = sampling_ratio if above 0, else ceil(bin_h)
@@ -32,28 +32,31 @@ def ps_roi_align_forward(
                                                                              left + j*bin_w + (v + 0.5)*bin_w/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of Ph*Pw.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill, (R, C/(Ph*Pw), Ph, Pw), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+            `Ph*Pw`.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill, `(R, C/(Ph*Pw), Ph, Pw)`; must not overlap any input.
 
-    S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
-    0, and count in the mean. A bin without samples is 0.
+    S is bilinear interpolation with the outermost pixels extended by one pixel beyond the image; samples farther out
+    are 0 and count in the mean. A bin without samples is 0.
 
     Returns:
-        y, (R, C/(Ph*Pw), Ph, Pw). The same bits for any number of threads.
+        y, `(R, C/(Ph*Pw), Ph, Pw)`. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
     Sources: Dai et al., R-FCN (2016), for the channels; Li et al., Light-Head R-CNN (2017), for the samples; names as
-    torchvision's `ps_roi_align`, which gives NaN for a bin without samples.
+    in torchvision's `ps_roi_align`, which gives NaN for a bin without samples.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     return run_forward(
@@ -62,7 +65,7 @@ def ps_roi_align_forward(
 
 
 class PSRoIAlignGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `ps_roi_align_forward`'s arguments."""
+    """Gradients by argument of `ps_roi_align_forward`."""
 
     x: Array | None = None
 
@@ -83,24 +86,28 @@ def ps_roi_align_backward(
     """Gradients of `ps_roi_align_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C/(Ph*Pw), Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale, sampling_ratio: as given to `ps_roi_align_forward`. The values of x
-            are not used.
-        wrt: "x" or None, which is the same: there is no other gradient.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
-        out: a `PSRoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
+        grad_y: gradient of y, `(R, C/(Ph*Pw), Ph, Pw)`, with the dtype of x.
+        x: as in the forward; its values are not used.
+        rois: as in the forward.
+        output_size: as in the forward.
+        spatial_scale: as in the forward.
+        sampling_ratio: as in the forward.
+        wrt: "x" or None, which mean the same: there is no other gradient.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x.
+        out: `PSRoIAlignGradients` with an array to fill, shaped like x; must not overlap any input.
 
-    A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
+    A pixel receives grad_y times the weights with which the samples of a bin read it, divided by their number.
 
     Returns:
-        A `PSRoIAlignGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
-        `deterministic`.
+        A `PSRoIAlignGradients`. Reproducible bit for bit: on the CPU for any number of threads; on a GPU from run to
+            run if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `ps_roi_align_forward`; a name in `wrt` that is unknown.
+        TypeError: as in `ps_roi_align_forward`.
+        ValueError: as in `ps_roi_align_forward`, or `wrt` has an unknown name.
 
-    Sources: as `ps_roi_align_forward`.
+    Sources: as in `ps_roi_align_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, check)

@@ -23,41 +23,43 @@ def ps_roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """Pool boxes of any size to Ph x Pw bins, each from channels of its own: the mean of whole pixels::
+    """Pool boxes of any size to Ph x Pw bins, each the mean of whole pixels from channels of its own::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
         h = max(bottom - top, 1),  rows of bin i: from floor(i*h/Ph) + top up to ceil((i + 1)*h/Ph) + top
         y[r,c,i,j] = mean over the rows and columns of the bin that lie in the image, of x[n, (c*Ph + i)*Pw + j]
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of Ph*Pw.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill, (R, C/(Ph*Pw), Ph, Pw), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+            `Ph*Pw`.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill, `(R, C/(Ph*Pw), Ph, Pw)`; must not overlap any input.
 
-    Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. A bin without
+    Corners are rounded to the nearest pixel, halves away from zero. Neighbouring bins may share pixels. A bin without
     pixels is 0.
 
     Returns:
-        y, (R, C/(Ph*Pw), Ph, Pw). The same bits for any number of threads.
+        y, `(R, C/(Ph*Pw), Ph, Pw)`. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
-    Source: Dai et al., R-FCN (2016), section 2; names as torchvision's `ps_roi_pool`, whose forward leaves out the last row
-    and column of the image.
+    Source: Dai et al., R-FCN (2016), section 2; names as in torchvision's `ps_roi_pool`, whose forward leaves out the
+    last row and column of the image.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     return run_forward(poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, check), arrays, out)
 
 
 class PSRoIPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `ps_roi_pool_forward`'s arguments."""
+    """Gradients by argument of `ps_roi_pool_forward`."""
 
     x: Array | None = None
 
@@ -77,23 +79,27 @@ def ps_roi_pool_backward(
     """Gradients of `ps_roi_pool_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C/(Ph*Pw), Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale: as given to `ps_roi_pool_forward`. The values of x are not used.
-        wrt: "x" or None, which is the same: there is no other gradient.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
-        out: a `PSRoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
+        grad_y: gradient of y, `(R, C/(Ph*Pw), Ph, Pw)`, with the dtype of x.
+        x: as in the forward; its values are not used.
+        rois: as in the forward.
+        output_size: as in the forward.
+        spatial_scale: as in the forward.
+        wrt: "x" or None, which mean the same: there is no other gradient.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x.
+        out: `PSRoIPoolGradients` with an array to fill, shaped like x; must not overlap any input.
 
-    A pixel receives from each bin that holds it grad_y over the number of the bin's pixels.
+    From each bin that contains it, a pixel receives grad_y divided by the number of pixels of the bin.
 
     Returns:
-        A `PSRoIPoolGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
-        `deterministic`.
+        A `PSRoIPoolGradients`. Reproducible bit for bit: on the CPU for any number of threads; on a GPU from run to run
+            if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `ps_roi_pool_forward`; a name in `wrt` that is unknown.
+        TypeError: as in `ps_roi_pool_forward`.
+        ValueError: as in `ps_roi_pool_forward`, or `wrt` has an unknown name.
 
-    Source: as `ps_roi_pool_forward`.
+    Source: as in `ps_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)

@@ -11,7 +11,7 @@ ARGUMENTS = (X, ROIS)
 
 
 def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
-    """The `Pooling` that the arguments describe; raises where one is wrong."""
+    """The `Pooling` described by the arguments; raises if one is invalid."""
     cells = per_axis("output_size", output_size, 1)
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check, group_size=cells)
     return Pooling(rois, WholePixels(last_counts=False), cells)

@@ -33,29 +33,31 @@ def roi_align_forward(
                                                             left + j*bin_w + (v + 0.5)*bin_w/qw)
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
-        sampling_ratio: samples of a bin along each axis; not above 0: about one a pixel, ceil(h / Ph) and ceil(w / Pw).
-        aligned: whether to shift by half a pixel, as the centre of pixel i is at i here; False is the operator's first
-            version, without the shift.
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill, (R, C, Ph, Pw), sharing memory with no input.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
+        sampling_ratio: samples of a bin along each axis; if 0 or less, about one per pixel: `ceil(h / Ph)` and
+            `ceil(w / Pw)`.
+        aligned: whether to shift by half a pixel, since the centre of pixel i is at i here; False is the operator's
+            first version, without the shift.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill, `(R, C, Ph, Pw)`; must not overlap any input.
 
-    S is bilinear interpolation with the outermost pixels continued for one pixel beyond the image; samples farther out are
-    0, and count in the mean. A bin without samples is 0.
+    S is bilinear interpolation with the outermost pixels extended by one pixel beyond the image; samples farther out
+    are 0 and count in the mean. A bin without samples is 0.
 
     Returns:
-        y, (R, C, Ph, Pw). The same bits for any number of threads.
+        y, `(R, C, Ph, Pw)`. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
-    Source: He et al., Mask R-CNN (2017), section 3; names and rules as torchvision's `roi_align`.
+    Source: He et al., Mask R-CNN (2017), section 3; names and rules as in torchvision's `roi_align`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     return run_forward(
@@ -64,7 +66,7 @@ def roi_align_forward(
 
 
 class RoIAlignGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `roi_align_forward`'s arguments."""
+    """Gradients by argument of `roi_align_forward`."""
 
     x: Array | None = None
 
@@ -86,24 +88,29 @@ def roi_align_backward(
     """Gradients of `roi_align_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale, sampling_ratio, aligned: as given to `roi_align_forward`. The values of x
-            are not used.
-        wrt: "x" or None, which is the same: there is no other gradient.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
-        out: a `RoIAlignGradients` with an array to fill, shaped like x and sharing memory with no input.
+        grad_y: gradient of y, `(R, C, Ph, Pw)`, with the dtype of x.
+        x: as in the forward; its values are not used.
+        rois: as in the forward.
+        output_size: as in the forward.
+        spatial_scale: as in the forward.
+        sampling_ratio: as in the forward.
+        aligned: as in the forward.
+        wrt: "x" or None, which mean the same: there is no other gradient.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x.
+        out: `RoIAlignGradients` with an array to fill, shaped like x; must not overlap any input.
 
-    A pixel receives grad_y in the weights with which the samples of a bin read it, over their number.
+    A pixel receives grad_y times the weights with which the samples of a bin read it, divided by their number.
 
     Returns:
-        A `RoIAlignGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
-        `deterministic`.
+        A `RoIAlignGradients`. Reproducible bit for bit: on the CPU for any number of threads; on a GPU from run to run
+            if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `roi_align_forward`; a name in `wrt` that is unknown.
+        TypeError: as in `roi_align_forward`.
+        ValueError: as in `roi_align_forward`, or `wrt` has an unknown name.
 
-    Source: as `roi_align_forward`.
+    Source: as in `roi_align_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check)

@@ -15,9 +15,9 @@ ARGUMENTS = (X, ROIS)
 def problem(
     arrays: RoIArrays, output_size: Any, spatial_scale: Any, sampling_ratio: Any, aligned: Any, check: Any
 ) -> Pooling:
-    """The `Pooling` that the arguments describe; raises where one is wrong.
+    """The `Pooling` described by the arguments; raises if one is invalid.
 
-    Boxes are shifted by half a pixel if aligned, else at least one pixel long.
+    Boxes are shifted by half a pixel if aligned, otherwise made at least one pixel long.
     """
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     half_pixel = flag("aligned", aligned)

@@ -18,7 +18,7 @@ from numdcn.roi_pool.problem import ARGMAX, ARGUMENTS, check_argmax, problem
 
 
 class RoIPoolResult(NamedTuple, Generic[Array]):
-    """What `roi_pool_forward` returns with `return_argmax=True`."""
+    """Result of `roi_pool_forward` with `return_argmax=True`."""
 
     y: Array
     argmax: Array  # int32
@@ -56,35 +56,36 @@ def roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> Array | RoIPoolResult[Array]:
-    """Pool boxes of any size to Ph x Pw bins, each the largest of its pixels::
+    """Pool boxes of any size to Ph x Pw bins, each the maximum of its pixels::
 
         top, left, bottom, right = round((y1, x1, y2, x2) * spatial_scale)
         h = max(bottom - top + 1, 1),  rows of bin i: from floor(i*h/Ph) + top up to ceil((i + 1)*h/Ph) + top
         y[r,c,i,j] = max over the rows and columns of the bin that lie in the image, of x[n,c]
 
     Args:
-        x: images (N, C, H, W), float32 or float64 (on a GPU also float16 or bfloat16), any strides.
-        rois: boxes (R, 5): batch index, x1, y1, x2, y2, in coordinates of the original image.
-        output_size: bins of a box, Ph and Pw; an int, or one for each axis (y, x).
-        spatial_scale: from the boxes' coordinates to pixels of x, such as 1/8 for features of stride 8.
+        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
+        output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
+        spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
         return_argmax: whether to return the positions of the maxima too.
-        check: on a GPU, whether to wait for it and raise if a row of `rois` is not a valid box (its batch index is none of x,
-            or a corner is not finite); without this its bins are NaN. On the CPU boxes are always checked.
-        out: an array to fill with y, (R, C, Ph, Pw), sharing memory with no input.
+        check: on a GPU, wait and raise if a row of `rois` has an invalid batch index or a non-finite corner; without it
+            the bins of such a row are NaN. The CPU always checks.
+        out: array to fill with y, `(R, C, Ph, Pw)`; must not overlap any input.
 
-    Corners are rounded to the nearest pixel, halves away from zero. Bins of neighbours may share pixels. The first of equal
-    pixels, row by row, counts as the largest, and a NaN as larger than all. A bin without pixels is 0.
+    Corners are rounded to the nearest pixel, halves away from zero. Neighbouring bins may share pixels. Of equal maxima
+    the first wins, row by row, and a NaN beats all. A bin without pixels is 0.
 
     Returns:
-        y, (R, C, Ph, Pw), or a `RoIPoolResult` of y and argmax, of the same shape, int32: row * W + column of the largest
-        pixel, -1 for a bin without pixels. The same bits for any number of threads.
+        y, `(R, C, Ph, Pw)`, or a `RoIPoolResult` of y and argmax, an int32 array of the same shape: `row*W + column`
+            of the maximum, -1 for a bin without pixels. Bit-identical for any number of threads.
 
     Raises:
-        TypeError: an array of another kind or dtype, or dtypes that differ; a parameter of a wrong type.
-        ValueError: shapes that do not fit each other, a parameter out of range, an `out` that shares memory, a box whose
-            batch index is none of x or whose corners are not finite.
+        TypeError: an argument is not an array or has an unsupported dtype, dtypes differ, or a parameter has the wrong
+            type.
+        ValueError: shapes do not match, a parameter is out of range, `out` overlaps an input, or a box has an invalid
+            batch index or a non-finite corner.
 
-    Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as torchvision's `roi_pool`.
+    Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as in torchvision's `roi_pool`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)
@@ -96,7 +97,7 @@ def roi_pool_forward(
 
 
 class RoIPoolGradients(NamedTuple, Generic[Array]):
-    """Gradients by the names of `roi_pool_forward`'s arguments."""
+    """Gradients by argument of `roi_pool_forward`."""
 
     x: Array | None = None
 
@@ -117,26 +118,30 @@ def roi_pool_backward(
     """Gradients of `roi_pool_forward`, given the gradient of its result.
 
     Args:
-        grad_y: gradient of y, (R, C, Ph, Pw), of the dtype of the other arrays.
-        x, rois, output_size, spatial_scale: as given to `roi_pool_forward`.
-        argmax: what the forward returned with `return_argmax=True`, int32; found again if not given.
-        wrt: "x" or None, which is the same: there is no other gradient.
-        deterministic: on a GPU, whether to add up the gradient of x in a fixed order, which takes longer.
-        check: as in the forward; without it a row of `rois` that is not a valid box adds nothing to the gradient of x.
-        out: a `RoIPoolGradients` with an array to fill, shaped like x and sharing memory with no input.
+        grad_y: gradient of y, `(R, C, Ph, Pw)`, with the dtype of x.
+        x: as in the forward.
+        rois: as in the forward.
+        output_size: as in the forward.
+        spatial_scale: as in the forward.
+        argmax: from the forward with `return_argmax=True`; recomputed if None.
+        wrt: "x" or None, which mean the same: there is no other gradient.
+        deterministic: on a GPU, accumulate the gradient of x in a fixed order, which is slower.
+        check: as in the forward; without it an invalid row of `rois` adds nothing to the gradient of x.
+        out: `RoIPoolGradients` with an array to fill, shaped like x; must not overlap any input.
 
     A pixel receives grad_y of each bin whose maximum it is.
 
     Returns:
-        A `RoIPoolGradients`. On the CPU the same bits for any number of threads; on a GPU from run to run if
-        `deterministic`.
+        A `RoIPoolGradients`. Reproducible bit for bit: on the CPU for any number of threads; on a GPU from run to run
+            if `deterministic`.
 
     Raises:
-        TypeError, ValueError: as `roi_pool_forward`; a name in `wrt` that is unknown; an argmax of another shape or type, or
-            with a position that is in no image (found on the way: `out.x` is then left unfinished; on a GPU such a position
-            adds nothing).
+        TypeError: as in `roi_pool_forward`, or `argmax` is not an int32 array.
+        ValueError: as in `roi_pool_forward`, or `wrt` has an unknown name, `argmax` the wrong shape or a position
+            outside the image. Positions are checked as they are used, so `out.x` may be left incomplete; on a GPU a
+            position outside the image adds nothing.
 
-    Source: as `roi_pool_forward`.
+    Source: as in `roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     p = problem(arrays, output_size, spatial_scale, check)

@@ -14,11 +14,11 @@ from numdcn._call.frameworks import join
 from numdcn._call.roi import ROIS, Pooling, RoIArrays, WholePixels, X, check_rois
 
 ARGUMENTS = (X, ROIS)
-ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # of the backward
+ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # an argument of the backward
 
 
 def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
-    """The `Pooling` that the arguments describe; raises where one is wrong."""
+    """The `Pooling` described by the arguments; raises if one is invalid."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     if rois.size[0] * rois.size[1] >= 2**31:
         raise ValueError(f"`x` has shape {arrays.x.shape}, expected less than 2**31 pixels: argmax is int32")
@@ -26,8 +26,8 @@ def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any)
 
 
 def check_argmax(argmax: Any, p: Pooling, x: Any) -> Any:
-    """Raise unless `argmax` is shaped and typed as the forward's and where x is; its values are checked where they are used.
-    Returns it as `receive` does."""
+    """Raise unless `argmax` has the shape and dtype of the forward's, in the place of x; its values are checked as they
+    are used. Returns it as `receive` does."""
     argmax = received(argmax, "argmax")
     if not isinstance(argmax, (np.ndarray, DeviceArray)) or is_masked(argmax):
         raise TypeError(f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32")

@@ -1,4 +1,5 @@
-"""The gradient of a bias is a sum over images and pixels: exact to a few roundings, and of the same bits in any layout."""
+"""The gradient of a bias is a sum over images and pixels: accurate to a few roundings, and with the same bits in any
+layout."""
 
 import math
 
@@ -9,11 +10,11 @@ from checks import LAYOUTS, assert_same_bits
 import numdcn
 
 OPERATORS = ("conv", "deform_conv", "deform_conv_layer")
-SPAN = 2**14  # pixels that are summed at a time
+SPAN = 2**14  # pixels summed at a time
 
 
 def bias_gradient(operator, grad_y):
-    """That of a 1x1 kernel over one channel, all else as small as can be."""
+    """That of a 1x1 kernel over one channel, with everything else as small as possible."""
     n, c_out, *size = grad_y.shape
     kind = grad_y.dtype
     x, w = np.broadcast_to(kind.type(0), (n, 1, *size)), np.zeros((c_out, 1, 1, 1), kind)
@@ -27,8 +28,8 @@ def bias_gradient(operator, grad_y):
 
 
 def bound(grad_y):
-    """A number goes through 28 roundings of a span (16 + 4 of its line, 4 + 4 of the lines) and as many of each level of
-    spans: at most that many halves of eps times the sum of the magnitudes, without any luck."""
+    """A number passes through 28 roundings in a span (16 + 4 in its line, 4 + 4 in the lines) and as many in each level
+    of spans: at most that many halves of eps times the sum of the magnitudes, even in the worst case."""
     parts, levels = len(grad_y) * math.ceil(math.prod(grad_y.shape[2:]) / SPAN), 1
     while parts > 1:
         parts, levels = math.ceil(parts / SPAN), levels + 1
@@ -60,7 +61,7 @@ def test_the_same_bits_in_every_layout(operator, shape, dtype):
     assert (np.abs(plain - exact) <= bound(values)).all()
     for name, layout in LAYOUTS.items():
         assert_same_bits(bias_gradient(operator, layout(values)), plain, name)
-    for kind in ("strided", "reversed"):  # a channels-last array seen through another window
+    for kind in ("strided", "reversed"):  # a channels-last array in another view
         turned = np.moveaxis(LAYOUTS[kind](np.moveaxis(values, 1, -1)), -1, 1)
         assert_same_bits(bias_gradient(operator, turned), plain, f"channels last, {kind}")
     shown = broadcast(values)
@@ -71,7 +72,7 @@ def test_the_same_bits_in_every_layout(operator, shape, dtype):
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("shape", [(1, 16, 1500, 1500), (2, 70, 300, 301)], ids=str)
 def test_large_images_are_summed_in_blocks(operator, shape):
-    """Numbers around 0.5, channels last: a running sum of float32 is 3 % off. In any number of threads the same."""
+    """Numbers around 0.5, channels last: a running float32 sum is 3 % off. The same for any number of threads."""
     before, results = numdcn.get_num_threads(), []
     pixels = np.random.default_rng(1).random((shape[0], *shape[2:], shape[1]), dtype=np.float32)
     values = np.moveaxis(pixels, -1, 1)
@@ -95,7 +96,7 @@ def test_more_ones_than_float32_counts_one_by_one(operator):
 
 @pytest.mark.full
 def test_the_bias_of_the_predicting_convolution():
-    """offset_b, too: the gradient of the offsets, which the layer's own backward makes, comes in any layout."""
+    """offset_b too: the gradient of the offsets, produced by the layer's own backward, may have any layout."""
     rng = np.random.default_rng(2)
     x, grad_y = rng.random((2, 3, 40, 41), dtype=np.float32), rng.random((2, 5, 40, 41), dtype=np.float32)
     layer = numdcn.deform_conv_layer_init(3, 5, 3, modulated=True, seed=0)

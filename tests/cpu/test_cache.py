@@ -1,6 +1,6 @@
 """Compiled kernels on disk: never those of another source, another kernel or a damaged file, and no disk is an error.
 
-Tests of sources run a copy of the package, which they edit; tests of files that need no code use `_cache.Store` alone.
+Tests of sources run a copy of the package, which they edit; tests of files that need no code use only `_cache.Store`.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def site(tmp_path):
 
 
 def run_copy(site, code):
-    """What a program prints that imports the copy; compiled code is kept beside it."""
+    """The output of a program that imports the copy; compiled code is stored next to it."""
     environment = {"NUMBA_CACHE_DIR": site.parent / "cache", "PYTHONDONTWRITEBYTECODE": 1}
     done = run_python(f"import sys; sys.path.insert(0, {str(site)!r})\n{code}\nprint(numdcn.__file__)", **environment)
     assert str(site) in done.stdout, done.stdout
@@ -61,7 +61,7 @@ def edit(path, old, new):
 
 
 def kept(folder, kernel=""):
-    """The files of compiled code, of one kernel if it is named, and when each was written."""
+    """The files of compiled code, of one kernel if named, and when each was written."""
     return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob(f"*{kernel}-*.nbc")}
 
 
@@ -69,7 +69,7 @@ def kept(folder, kernel=""):
 
 
 def test_an_edited_formula_is_compiled(site):
-    """The formula is in another file than the kernel."""
+    """The formula is in a different file than the kernel."""
     assert "y 1.25" in run_copy(site, SAMPLE)
     formula = "rest_y * fraction_x, fraction_y * rest_x"
     edit(site / "numdcn/_formulas/bilinear.py", formula, "fraction_y * rest_x, rest_y * fraction_x")
@@ -78,7 +78,7 @@ def test_an_edited_formula_is_compiled(site):
 
 @pytest.mark.full
 def test_a_tuple_that_gets_a_field(site):
-    """Old code would take the fields of the new tuple for others, and numbers for addresses."""
+    """Old code would mix up the fields of the new tuple, and use numbers as addresses."""
     code = """
 import numpy as np
 import numdcn
@@ -94,7 +94,7 @@ print("y", numdcn.ps_roi_align_forward(x, rois, output_size=2).tolist())
 
 @pytest.mark.full
 def test_a_source_that_changes_after_it_was_imported(site):
-    """What this process compiles is of the old text, and is not kept as code of the new one."""
+    """What this process compiles comes from the old text, and is not stored as code of the new one."""
     formula = "rest_y * fraction_x, fraction_y * rest_x"
     change = f"""
 import numdcn, pathlib
@@ -107,7 +107,7 @@ path.write_text(path.read_text().replace({formula!r}, "fraction_y * rest_x, rest
 
 
 def test_folders_of_other_sources_are_removed(monkeypatch, tmp_path):
-    """All but a few, those that were used last are kept, and nothing that is not the cache's own."""
+    """All but the few most recently used, and nothing that does not belong to the cache."""
     store = _cache.Store("cpu", "1")
     monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     others = [f"numdcn-cpu-{number:016x}" for number in range(9)]
@@ -147,12 +147,12 @@ def test_the_report_tells_the_folder(tmp_path):
     assert {str(path.parent) for path in kept(tmp_path)} == {told} and "numdcn-cpu-" in told
 
 
-# One file for a kernel.
+# One file per kernel.
 
 
 @pytest.mark.full
 def test_builds_with_other_options_or_settings_share_nothing(tmp_path):
-    """Division by zero is an error, or infinity, as each process asks; Numba's level of optimisation counts too."""
+    """Division by zero is an error or infinity, as each process requests; Numba's optimisation level counts too."""
     code = """
 import sys
 import numba
@@ -192,7 +192,7 @@ def test_constants_that_have_a_name():
 
 
 def test_code_of_other_packages_is_not_kept():
-    """Its sources are not those that the folder is named after."""
+    """The folder is not named after its sources."""
 
     def function():
         pass
@@ -210,7 +210,7 @@ def test_code_that_holds_addresses_is_not_kept(monkeypatch, tmp_path):
 
 @pytest.mark.full
 def test_the_cache_of_a_dispatcher_can_be_emptied_and_disabled(tmp_path):
-    """`recompile` empties it, of this kernel alone."""
+    """`recompile` empties it, for this kernel only."""
     code = CLEAR + "import numdcn; numdcn.conv_forward(np.ones((1, 1, 2, 2)), np.ones((1, 1, 1, 1)))\n"
     run_python(code + "zeroed('f4')", NUMBA_CACHE_DIR=tmp_path)
     before = kept(tmp_path)
@@ -226,7 +226,7 @@ def test_numba_without_its_compiler():
 
 @pytest.mark.full
 def test_processes_that_compile_at_once(tmp_path):
-    """Each gets its own kernel, and so does the one that comes last."""
+    """Each gets its own kernel, and so does one that comes later."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'), sum(clear.stats.cache_hits.values()))"
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(run_python, code, NUMBA_CACHE_DIR=tmp_path) for _ in range(4)]
@@ -260,13 +260,13 @@ assert not _cache._warned
 
 
 def told_once(done):
-    """The warning of a process, which is one."""
+    """The single warning of a process."""
     assert done.stderr.count("Warning: numdcn") == 1, done.stderr
     return done.stderr
 
 
 def damages(content):
-    """Cut off, empty, with a wrong bit in it."""
+    """Truncated, empty, with a flipped bit."""
     middle = len(content) // 2
     yield from (content[:middle], b"", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
@@ -286,7 +286,7 @@ def test_damaged_files_are_seen(monkeypatch, tmp_path):
 
 @pytest.mark.full
 def test_damaged_kernels_are_replaced(tmp_path):
-    """They are compiled anew, a process tells so once, and the next one finds them whole."""
+    """They are recompiled, with one warning per process, and the next process finds them intact."""
     code = CLEAR + "print(zeroed('f4'), zeroed('f8'))"
     run_python(code, NUMBA_CACHE_DIR=tmp_path)
     kernels = sorted(kept(tmp_path, "clear"))
@@ -302,7 +302,7 @@ def test_damaged_kernels_are_replaced(tmp_path):
 
 
 def test_a_file_that_is_something_else(tmp_path):
-    """Its checksum is right, but it holds no kernel."""
+    """Its checksum is right, but it does not contain a kernel."""
     code = CLEAR + "print(zeroed('f4'))"
     run_python(code, NUMBA_CACHE_DIR=tmp_path)
     (path,) = kept(tmp_path, "clear")
@@ -335,7 +335,7 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path):
 
 
 def test_the_next_place_is_taken(monkeypatch, tmp_path):
-    """Kernels that came with the package, in a folder that cannot be written, are read; others go to the user's."""
+    """Kernels shipped with the package, in a read-only folder, are read; others go to the user's folder."""
     store = _cache.Store("cpu")
     (tmp_path / "first").mkdir()
     monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path / "first"), str(tmp_path / "second")])
@@ -350,7 +350,7 @@ def test_the_next_place_is_taken(monkeypatch, tmp_path):
 
 
 def test_a_file_that_cannot_be_replaced(monkeypatch, tmp_path):
-    """As on Windows, where another process reads it: nothing is kept and nothing is left."""
+    """As on Windows, while another process reads it: nothing is stored and nothing is left behind."""
     store = _cache.Store("cpu")
     monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     monkeypatch.setattr(_cache, "_warned", True)
@@ -375,7 +375,7 @@ def test_a_package_in_an_archive(site):
 
 
 def test_a_package_without_sources(monkeypatch, tmp_path):
-    """Nothing is kept, as nothing tells one version from another."""
+    """Nothing is stored, as nothing distinguishes versions."""
     monkeypatch.setattr(_cache, "_AT_IMPORT", {})
     monkeypatch.setattr(_cache, "_places", lambda: [str(tmp_path)])
     with warnings.catch_warnings():
@@ -385,7 +385,7 @@ def test_a_package_without_sources(monkeypatch, tmp_path):
 
 
 def test_helpers_are_named_with_their_constants():
-    """Kernels may hold functions that were made for their constants, and these others."""
+    """Kernels may contain functions made for their constants, and these may contain others."""
 
     def helper(constant, package="numdcn"):
         def function():

@@ -1,7 +1,8 @@
-"""Interrupts: whenever Ctrl-C or another exception of a signal handler comes, the library is as before it, and usable.
+"""Interrupts: whenever Ctrl-C or another exception from a signal handler comes, the library is left as before, and
+usable.
 
-Each test is a program in a process of its own (interrupt_programs.py), as a defect hangs or kills. NUMDCN_TEST_INTERRUPTS is
-the number of interrupts at random moments for each number of threads; the moments differ from run to run.
+Each test is a program in a separate process (interrupt_programs.py), as a defect hangs or kills. NUMDCN_TEST_INTERRUPTS
+is the number of interrupts at random moments for each number of threads; the moments differ from run to run.
 """
 
 import os

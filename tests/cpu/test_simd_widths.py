@@ -1,7 +1,7 @@
-"""The kernels are right on narrower machines: the core tests run again with AVX2 and with 128-bit vectors.
+"""The kernels work on narrower machines: the core tests run again with AVX2 and with 128-bit vectors.
 
-Numba is told to compile for another processor, in one cache folder for all, as a user might who moves a home folder
-between machines. The narrow runs take a part of the tests that reaches every path and both dtypes.
+Numba is told to compile for another processor, with one cache folder for all, as for a user who moves a home folder
+between machines. The narrow runs use a subset of the tests that covers every path and both dtypes.
 """
 
 import platform
@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
 
 
 def width(**environment):
-    """Bits of a vector of the machine that Numba compiles for."""
+    """Vector width in bits of the machine that Numba compiles for."""
     code = "from numdcn._cpu.jit import simd_bytes; print(8 * simd_bytes())"
     return int(run_python(code, **environment).stdout)
 
@@ -50,7 +50,8 @@ def test_core_tests_on_a_narrower_machine(bits, cache):
 @pytest.mark.full
 @on_x86
 def test_one_cache_folder_for_all_widths(cache):
-    """Code compiled for one width is never loaded for another: each run, in turn, finds its own, and it is right."""
+    """Code compiled for one width is never loaded for another: each run in turn finds its own, and gives right
+    results."""
     code = (
         "import numpy as np, numdcn\n"
         "from checks import cpu\nfrom conv_cases import Case\nfrom family import check_against_naive\n"

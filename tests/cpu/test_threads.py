@@ -1,6 +1,6 @@
 """Threads: the same bits whatever their number, and calls from anywhere, at any time, do not disturb each other.
 
-Determinism is tested in this process; forks, signals, interrupts and interpreter exit each in a process of their own
+Determinism is tested in this process; forks, signals, interrupts and interpreter exit each in a separate process
 (the programs are in thread_programs.py), because a defect there would hang or kill the test run.
 """
 
@@ -46,7 +46,8 @@ def assert_same(got, want):
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
-    """They are large enough for several threads, forward and backward; otherwise the tests below would show nothing."""
+    """They are large enough for several threads, forward and backward; otherwise the tests below would prove
+    nothing."""
     asked = threads_asked_for(monkeypatch)
     numdcn.set_num_threads(7)
     problem = make(LARGE[name], np.float32)
@@ -58,7 +59,8 @@ def test_the_problems_here_are_shared_out(name, monkeypatch):
 
 @pytest.mark.parametrize("case", [case for case in (*LARGE.values(), TINY) if case.batch > 1], ids=str)
 def test_an_image_does_not_depend_on_the_batch(case):
-    """Neither on what the other images hold, nor on whether there are any; in as many threads as they are worth."""
+    """It depends neither on the contents of the other images nor on whether there are any, with as many threads as
+    pay off."""
     numdcn.set_num_threads(3)
     problem = make(case, np.float32)
     family.assert_images_are_independent(BACKEND, problem, [n for n in ("offsets", "mask") if n in problem.given()])
@@ -77,7 +79,7 @@ def test_a_gradient_does_not_depend_on_what_else_is_wanted(case):
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_all_threads_of_a_call_meet(threads):
-    """As many as were asked for run a kernel at the same time, also more than there are processors."""
+    """As many threads as requested run a kernel at the same time, even more than there are processors."""
     words = np.zeros(2, np.int64)
     pool.launch(meet, np.float64(1), Meeting(words.ctypes.data, threads), threads)
     assert words.tolist() == [threads, threads]
@@ -92,7 +94,7 @@ def test_a_kernel_that_goes_wrong_raises(threads):
 
 
 def test_more_calls_at_once_than_can_have_help():
-    """The ones that are too many run alone."""
+    """The excess calls run alone."""
     numdcn.set_num_threads(2)
     problem = make(LARGE["grouped"], np.float32)
     want = both(problem)
@@ -103,7 +105,7 @@ def test_more_calls_at_once_than_can_have_help():
 
 @pytest.mark.full
 def test_many_python_threads_at_once():
-    """Eight threads with different problems; every result has the bits that the problem gives alone."""
+    """Eight threads with different problems; every result has the same bits as when the problem runs alone."""
     numdcn.set_num_threads(3)
     problems = [make(LARGE[name], dtype) for name in SEVERAL for dtype in (np.float32, np.float64)]
     wanted = [both(problem) for problem in problems]
@@ -140,7 +142,7 @@ def test_the_number_of_threads_changes_while_calls_run():
 
 
 def test_calls_from_the_workers_of_a_pool():
-    """A call may come from a thread of any pool, of more threads than processors, also of a pool inside a pool."""
+    """A call may come from a thread of any pool, with more threads than processors, even of a pool inside a pool."""
     numdcn.set_num_threads(3)
     problem = make(LARGE["grouped"], np.float32)
     want = both(problem)
@@ -199,7 +201,7 @@ def test_default_threads_are_the_cpus_of_the_process():
 
 
 def run_program(name, *arguments):
-    """One of thread_programs.py with three threads; hanging or dying is a failure."""
+    """A program of thread_programs.py, with three threads; hanging or dying is a failure."""
     done = run_python(["-m", "thread_programs"], name, *arguments, NUMDCN_NUM_THREADS=3, timeout=150)
     assert f"{name} is right" in done.stdout, done.stdout + done.stderr
 
@@ -228,7 +230,7 @@ def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(directi
 @pytest.mark.full
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_interrupt_at_any_line(direction):
-    """The same, at every line of the library that a call runs through, one after the other."""
+    """The same, at every line of the library that a call executes, one after another."""
     run_program("interrupt_at_every_line", direction)
 
 
@@ -260,7 +262,7 @@ def test_a_call_during_interpreter_exit_works_or_fails_cleanly(order):
 
 @pytest.mark.parametrize("operator", sorted(_small_calls(np.dtype(np.float32))))
 def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
-    """A helper that comes late takes a number that no kernel may mistake for a task."""
+    """A helper that arrives late takes a number that no kernel may mistake for a task."""
     arguments, keywords = _small_calls(np.dtype(np.float32))[operator]
     numdcn.warmup(operators=operator)
     forward, backward = (getattr(numdcn, f"{operator}_{direction}") for direction in ("forward", "backward"))
@@ -280,7 +282,7 @@ def test_a_call_that_is_over_hands_out_no_task(operator, monkeypatch):
     out = np.full_like(y, 7)
     forward(*arguments, **keywords, out=out)
     assert (out == 7).all()
-    if operator != "deform_conv_layer":  # which adds to what its doors filled
+    if operator != "deform_conv_layer":  # which adds to what its inner calls filled
         out_x = np.full_like(grads.x, 7)
         backward(y, *arguments, **keywords, **kept, wrt="x", out=type(grads)(x=out_x))
         assert (out_x == 7).all()

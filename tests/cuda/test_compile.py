@@ -1,15 +1,18 @@
-"""Every CUDA kernel, in every variant, becomes machine code for compute capability 8.0 and 9.0, by the real compiler.
+"""Every CUDA kernel, in every variant, is compiled to machine code for compute capability 8.0 and 9.0 by the real
+compiler.
 
-No driver and no GPU is needed, only the wheels of the extra `cuda`. What the compiler tells of each is compared with
-registers.csv: registers of a thread, bytes of shared memory of a block, of stack and of spilled registers of a thread.
+No driver and no GPU is needed, only the wheels of the extra `cuda`. What the compiler reports for each is compared with
+registers.csv: registers per thread, bytes of shared memory per block, of stack and of spilled registers per thread.
 
-- Registers may differ by REGISTERS: Numba orders instructions by chance (one version of the compiler, two runs: up to 16 more
-  or fewer), and other versions allot them otherwise. A kernel with launch bounds keeps to them anyway.
-- Shared memory is what the source says. Stack and spills are 0 unless the table says otherwise: a local array that is not
-  turned into registers, or too many values at once, would cost trips to memory in the innermost loop.
-- No float64 instruction stands in a kernel that stores other types: on most GPUs such a one is 2 to 64 times as slow.
+- Registers may differ by REGISTERS: Numba's instruction order varies (with one compiler version, two runs differ by up
+to
+  16), and other versions allocate them differently. A kernel with launch bounds obeys them anyway.
+- Shared memory is determined by the source. Stack and spills are 0 unless the table says otherwise: a local array that
+is
+  not kept in registers, or too many live values, would cost memory accesses in the innermost loop.
+- No kernel that stores other types contains a float64 instruction: on most GPUs these are 2 to 64 times as slow.
 
-`python -m tests.cuda.test_compile --write` writes the table anew, which then shows in the diff what a change has cost.
+`python -m tests.cuda.test_compile --write` rewrites the table; the diff then shows the cost of a change.
 """
 
 import concurrent.futures
@@ -35,7 +38,7 @@ WORKERS = int(os.environ.get("NUMDCN_TEST_WORKERS", 2))
 
 
 def missing():
-    """What of the compiler is not installed; None if it is all there."""
+    """Which part of the compiler is not installed; None if complete."""
     for package in ("numba_cuda", "cuda.bindings", "cuda.core"):
         try:
             if importlib.util.find_spec(package) is None:
@@ -62,17 +65,17 @@ def makers():
 
 
 def told(constants):
-    """A variant, as the table names it."""
+    """A variant, as named in the table."""
     return " ".join(str(constant) for constant in constants)
 
 
 def jobs():
-    """(kernel, variant) of all there is to compile, in the order of the table."""
+    """(kernel, variant) of everything to compile, in the order of the table."""
     return [(name, told(constants)) for name, maker in sorted(makers().items()) for constants in maker.variants()]
 
 
 def rows_to_come():
-    """(kernel, variant, architecture) of the rows that there must be."""
+    """(kernel, variant, architecture) of the expected rows."""
     return {
         (name, told(constants), "sm_{}{}".format(*arch))
         for name, maker in makers().items()
@@ -82,21 +85,21 @@ def rows_to_come():
 
 
 def architectures(maker, constants):
-    """Those that a variant is for: `needs` of a maker tells from which on."""
+    """The architectures a variant is compiled for: those from `_needs` on."""
     least = maker.needs(*constants) if hasattr(maker, "needs") else _needs(maker, constants)
     return [arch for arch in ARCHITECTURES if arch >= least]
 
 
 def _needs(maker, constants):
-    """Additions of 16 bytes to memory at once came with 9.0; the kernels have a flag VECTORS for them."""
+    """16-byte atomic adds came with 9.0; kernels that use them have a flag VECTORS."""
     code = maker.make.__code__
     flags = dict(zip(code.co_varnames[: code.co_argcount], constants, strict=True))
     return (9, 0) if flags.get("VECTORS") else (8, 0)
 
 
 def compiled(job):
-    """The rows of the table for a job, and the lines of its PTX with float64. The PTX is that of the least architecture, as
-    that of another differs in the name alone."""
+    """The rows of the table for a job, and the lines of its PTX with float64. The PTX is that of the lowest
+    architecture, as for others only the name differs."""
     from numba import cuda
 
     name, variant = job
@@ -112,7 +115,7 @@ def compiled(job):
 
 
 def assembled(ptx, arch):
-    """(registers, shared memory, stack, spills) of PTX made into a cubin."""
+    """(registers, shared memory, stack, spills) of PTX assembled into a cubin."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     options = LinkerOptions(arch="sm_{}{}".format(*arch), ptxas_options=["-v"])
@@ -121,14 +124,12 @@ def assembled(ptx, arch):
     assert code[:4] == b"\x7fELF" and "Used" in log, log
     patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores")
     registers, stack, spills = (max(map(int, re.findall(pattern, log)), default=0) for pattern in patterns)
-    shared = sum(
-        map(int, re.findall(r"^\s*(?:\.\w+ )*\.shared [^;]*\[(\d+)\];", ptx, re.MULTILINE))
-    )  # the log is silent on it
+    shared = sum(map(int, re.findall(r"^\s*(?:\.\w+ )*\.shared [^;]*\[(\d+)\];", ptx, re.MULTILINE)))  # not in the log
     return registers, shared, stack, spills
 
 
 def compile_all(wanted):
-    """Rows of all jobs, as they come from a pool of processes."""
+    """Rows of all jobs, as a pool of processes finishes them."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
         yield from pool.map(compiled, wanted)
@@ -160,7 +161,7 @@ def results():
 
 
 def test_every_operator_has_kernels():
-    """No GPU: the list of kernels needs numba-cuda alone."""
+    """No GPU: the list of kernels needs only numba-cuda."""
     if importlib.util.find_spec("numba_cuda") is None:
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
     assert len(jobs()) > 20
@@ -199,7 +200,7 @@ def test_no_float64_in_narrower_kernels(results):
 
 
 def main():
-    """Compiles all and prints a line for each: `--write` writes the table, a name picks some kernels."""
+    """Compiles everything and prints a line for each: `--write` writes the table, a name selects kernels."""
     start, names = time.perf_counter(), [a for a in sys.argv[1:] if a != "--write"]
     table = []
     for rows, lines in compile_all([job for job in jobs() if not names or names[0] in job[0]]):

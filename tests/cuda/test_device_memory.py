@@ -1,6 +1,6 @@
-"""Memory on a GPU: elements of all types, copies between layouts, images along the channels, sums without atomics.
+"""Memory on a GPU: elements of all types, copies between layouts, channels-last images, sums without atomics.
 
-Programs of memory_programs.py run in the server of the device; what they return is compared with NumPy and ml_dtypes.
+Programs of memory_programs.py run in the device server; their results are compared with NumPy and ml_dtypes.
 """
 
 import device
@@ -25,7 +25,7 @@ def run(request):
 
 
 def odd_floats():
-    """float32 patterns on which roundings differ: ties, their neighbours, subnormals, the largest, infinities, NaN."""
+    """float32 patterns that round differently: ties, their neighbours, subnormals, the largest, infinities, NaN."""
     rng = np.random.default_rng(0)
     high = rng.integers(0, 2**16, 200, dtype=np.uint32) << 16
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1000, 0x0FFF, 0x1001], np.uint32)
@@ -56,7 +56,7 @@ def odd_floats():
 
 
 def same_numbers(a, b):
-    """The same bits, but any NaN for a NaN."""
+    """The same bits, except that any NaN matches any NaN."""
     assert a.dtype == b.dtype and a.shape == b.shape
     nan = b != b
     assert ((a != a) == nan).all()
@@ -112,7 +112,7 @@ def test_too_many_axes(run):
 
 
 def images_of(x, vector):
-    """(N, pixels, channels) with the rim of zeros that numdcn/_cuda/layout.py tells of."""
+    """(N, pixels, channels) with the border of zeros described in numdcn/_cuda/layout.py."""
     n, channels, height, width = x.shape
     pitch = -(-channels // vector) * vector
     rows = np.zeros((n, height + 2, width + 1, pitch), x.dtype)
@@ -139,7 +139,7 @@ def test_images_are_packed_and_unpacked(run, kind, shape, layout):
 
 
 def spoilt_rim(images, shape, kind):
-    """The images with NaN in all that is no pixel of x."""
+    """The images with NaN in everything that is not a pixel of x."""
     mine = images_of(np.ones(shape, np.float32), images.shape[2]) > 0
     return np.where(mine[:, :, : images.shape[2]], images.astype(kind), np.nan)
 
@@ -147,7 +147,7 @@ def spoilt_rim(images, shape, kind):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("n, samples, channels, size", [(1, 1, 1, (1, 1)), (2, 13, 5, (3, 2)), (1, 40, 9, (5, 4))])
 def test_scatter_adds_as_numpy_does(run, kind, n, samples, channels, size):
-    """Against np.add.at, with numbers whose sums are exact; twice, then into a part of the channels."""
+    """Against np.add.at, with numbers whose sums are exact; twice, then into a subset of the channels."""
     rng = np.random.default_rng(samples)
     rows, row = size[0] + 2, size[1] + 1
     pixels, pitch = rows * row + 2, channels + 3
@@ -182,7 +182,7 @@ def test_vectors_are_read_whole(run, kind):
 
 @pytest.mark.parametrize("index", [-1, 7, 2**40])
 def test_the_simulator_refuses_what_is_outside(index):
-    """Every access of the simulator is checked, so its tests would see a stray one."""
+    """Every access in the simulator is checked, so its tests would notice a stray one."""
     reason = device.missing("simulator")
     if reason:
         pytest.skip(reason)

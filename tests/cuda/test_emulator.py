@@ -1,7 +1,8 @@
-"""numdcn's kernels, made by the real compiler, are right on an emulated GPU (tools/ptx_emulator, which has tests of its own).
+"""numdcn's kernels, compiled by the real compiler, are right on an emulated GPU (tools/ptx_emulator, which has its own
+tests).
 
-Each case is a process of its own (emulator_programs.py). The wheels of the extra `cuda` are needed.
-`python -m tools.ptx_emulator python -m pytest tests/ops/test_conv.py -k cuda` runs any other test for GPUs there.
+Each case runs in a separate process (emulator_programs.py). The wheels of the extra `cuda` are needed.
+`python -m tools.ptx_emulator python -m pytest tests/ops/test_conv.py -k cuda` runs any other GPU test there.
 """
 
 import concurrent.futures
@@ -20,7 +21,8 @@ from tools.ptx_emulator import build
 
 
 def compared(name):
-    """What a comparison printed, and what the emulator reported: threads, warps, blocks and streams in an order of a GPU."""
+    """What a comparison printed, and what the emulator reported: threads, warps, blocks and streams scheduled as on
+    a GPU."""
     options = {"RACES": "shared", "SEED": "3", "LAZY": "1"}
     env = {**os.environ, **{f"PTX_EMULATOR_{key}": value for key, value in options.items()}, "PYTHONPATH": str(ROOT)}
     command = [
@@ -51,6 +53,6 @@ def comparisons():
 @pytest.mark.parametrize("name", CASES)
 def test_deform_conv_on_the_emulator(comparisons, name):
     errors, reports = comparisons[name]
-    assert len(errors) == 1 + 2 * 5  # y, and twice the gradients
+    assert len(errors) == 1 + 2 * 5  # y, and the gradients twice
     assert not {what: error for what, error in errors.items() if not error < CASES[name].tolerance}
     assert not reports

@@ -1,6 +1,7 @@
-"""Arrays on a GPU at the door, without a GPU: what is read of each framework's arrays, which overlap, what is refused.
+"""Arrays on a GPU at the door, without a GPU: what is read from each framework's arrays, which overlap, what is
+rejected.
 
-torch and CuPy are stood in for by modules of this file; where numdcn would start a kernel these tests stop.
+torch and CuPy are replaced by stand-in modules in this file; the tests stop where numdcn would launch a kernel.
 """
 
 import types
@@ -21,7 +22,7 @@ from numdcn._call.results import output_array
 
 
 class Tensor:
-    """A torch.Tensor, as far as numdcn asks."""
+    """A torch.Tensor, as far as numdcn uses it."""
 
     def __init__(self, shape=(2, 3), dtype="float32", index=0, address=0x7000, strides=None, grad=False, is_cuda=True):
         self.shape, self.dtype = shape, f"torch.{dtype}"
@@ -45,7 +46,7 @@ class Array:
 
 
 class Device:
-    """cupy.cuda.Device: a context in which arrays are made."""
+    """cupy.cuda.Device: a context in which arrays are created."""
 
     current: list = []  # noqa: RUF012 - of the whole process
 
@@ -84,12 +85,12 @@ def cupy(monkeypatch):
 
 
 def receive_all(**arrays):
-    """{name: array} as `receive` gives them, of an operator with these arguments."""
+    """{name: array} as returned by `receive`, for an operator with these arguments."""
     table = tuple(Argument(name, "", None) for name in arrays)
     return receive(table, namedtuple("Arrays", arrays)(**arrays))._asdict()
 
 
-# What is read.
+# What is read from arrays.
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int64"])
@@ -133,14 +134,14 @@ def test_what_is_read_of_an_array_of_cupy(cupy, dtype):
 
 
 class Interface:
-    """Something with `__cuda_array_interface__`."""
+    """An object with `__cuda_array_interface__`."""
 
     def __init__(self, **more):
         self.__cuda_array_interface__ = {
             "shape": (2, 3), "typestr": "<f4", "data": (0x6000, False), "version": 3, **more,
         }  # fmt: skip
 
-    __cuda_array_interface__ = None  # numdcn asks the type
+    __cuda_array_interface__ = None  # numdcn checks the type
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_dtypes_of_the_interface(one_gpu):
 
 
 def test_what_lies_between_elements(one_gpu, cupy):
-    """Elements at no multiple of their size cannot be read by a GPU."""
+    """A GPU cannot read elements that are not at multiples of their size."""
     for value in (
         Interface(strides=(10, 4)),
         Interface(data=(0x6001, False)),
@@ -228,7 +229,7 @@ def test_errors_come_before_any_kernel(torch):
 
 
 def test_empty_results_need_no_gpu(torch):
-    """Also no numba-cuda: y is made by the caller's framework, and nothing is to be computed."""
+    """Nor numba-cuda: y is allocated by the caller's framework, and there is nothing to compute."""
     y = numdcn.bilinear_sample_forward(Tensor((0, 2, 3, 4)), Tensor((0, 5, 2)))
     assert isinstance(y, Tensor) and y.shape == (0, 2, 5)
 
@@ -236,11 +237,11 @@ def test_empty_results_need_no_gpu(torch):
 def test_without_numba_cuda(torch, monkeypatch):
     monkeypatch.setattr(frameworks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
-        frameworks.numba_cuda.__wrapped__()  # not what an earlier call found
+        frameworks.numba_cuda.__wrapped__()  # not the cached result
 
 
 def test_a_call_without_numba_cuda():
-    """The whole way, in a process that finds no numba-cuda."""
+    """The whole call, in a process without numba-cuda."""
     code = """
 import importlib.util, sys, types
 real = importlib.util.find_spec
@@ -330,7 +331,7 @@ def test_reshaped_arrays_stay_where_they_are():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_collapsed_axes_walk_through_the_same_places(seed):
-    """The axes it gives walk through the same places in the same order."""
+    """The collapsed axes visit the same elements in the same order."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.choice([1, 2, 3], rng.integers(0, 5)).tolist())
     base = np.arange(4**5).reshape((4,) * 5)[tuple(slice(0, n) for n in shape)]

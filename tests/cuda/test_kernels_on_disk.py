@@ -63,7 +63,7 @@ def compiler():
 
 
 def test_processes_that_keep_variants_at_once(tmp_path):
-    """Each variant is found again, and is itself."""
+    """Each variant is found again, unmixed."""
     with ThreadPoolExecutor(PROCESSES) as pool:
         for job in [
             pool.submit(run_python, VARIANTS + WRITE, number, tmp_path, NUMBA_CACHE_DIR=tmp_path / "cache")
@@ -77,7 +77,8 @@ def test_processes_that_keep_variants_at_once(tmp_path):
 
 
 def test_real_kernels_are_kept(tmp_path):
-    """On a GPU, or an emulated one: processes that compile at once are right, and the next one compiles nothing."""
+    """On a GPU, or an emulated one: processes that compile at the same time are right, and the next one compiles
+    nothing."""
     code = """
 import sys
 import numba
@@ -109,7 +110,7 @@ print(*(sum(sum(d.stats[number].values()) for d in dispatchers) for number in (1
 
 
 def test_compilation_without_row_stack():
-    """NumPy 2.5 has none; it is not there afterwards either."""
+    """NumPy 2.5 lacks it, and still does afterwards."""
     code = """
 import numpy
 vars(numpy).pop("row_stack", None)
@@ -133,7 +134,7 @@ assert numpy.row_stack is before
 
 
 class Refused:
-    """A dispatcher whose code the linker does not take."""
+    """A dispatcher whose code the linker rejects."""
 
     def __init__(self, error):
         self.error = error

@@ -1,6 +1,6 @@
-"""What is kept and ordered between GPU calls: streams, scratch memory, prepared weights, launches' parameters.
+"""What is kept and ordered between GPU calls: streams, scratch memory, prepared weights, launch parameters.
 
-Nothing here needs a GPU: streams are handles whose orders are written down instead of being given.
+Nothing here needs a GPU: streams are handles whose commands are recorded instead of issued.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ NUMBA = next(f for f in frameworks.FRAMEWORKS if f.name == "numba")
 
 @pytest.fixture
 def orders(monkeypatch):
-    """[(device, stream, stream that it is to wait for), ...]"""
+    """[(device, stream, stream it has to wait for), ...]"""
     told = []
     for module in (frameworks, arguments, results):
         monkeypatch.setattr(module, "follow", lambda *order: told.append(order))
@@ -84,7 +84,7 @@ def test_blocks_are_taken_on_their_stream_and_of_about_their_size(nothing_kept):
     assert device_scratch.kept_bytes() == 6000 + 2**24
     assert device_scratch.take(0, 6, 1000) is None and device_scratch.take(1, 5, 1000) is None
     assert device_scratch.take(0, 5, 1001) == middle
-    assert device_scratch.take(0, 5, 1001) is None  # the large one would be a waste
+    assert device_scratch.take(0, 5, 1001) is None  # the large one would be wasteful
     assert device_scratch.take(0, 5, 2**23) == large
     assert device_scratch.take(0, 5, 10) == small
     assert device_scratch.kept_bytes() == 0
@@ -102,7 +102,7 @@ def test_the_scratch_limit_is_for_all_devices_and_streams(nothing_kept):
 
 
 def test_a_default_stream_of_each_thread(nothing_kept):
-    """Handle 2 is another stream in every thread."""
+    """Handle 2 is a different stream in every thread."""
     there = []
     mine = block(1000)
     device_scratch.give_back(0, device_scratch.PER_THREAD, mine)
@@ -150,7 +150,7 @@ def test_prepared_weights_are_packed_once(kind, dtype):
     for name, want in plain.items():
         assert_same_bits(first[name], want, name)
         assert_same_bits(again[name], want, name)
-    assert layouts == [2, 2]  # forward and backward have one each, after the first and the second round
+    assert layouts == [2, 2]  # one each for forward and backward, after the first and the second round
 
 
 # Launches.
@@ -162,7 +162,7 @@ class Inner(NamedTuple):
 
 
 def test_parameters_are_flat():
-    """As Numba passes them: every scalar a parameter."""
+    """As Numba passes them: every scalar is a parameter."""
     if importlib.util.find_spec("numba_cuda") is None:
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
     from numba.cuda import types
@@ -187,7 +187,7 @@ def test_parameters_are_flat():
 
 
 def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
-    """torch tells of one stream, the current one."""
+    """torch reports one stream, the current one."""
     import types
 
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=9))

@@ -1,6 +1,7 @@
-"""Runs random problems: `python -m tests.fuzz --seconds 60`; a failure again: `python -m tests.fuzz --seed S --only OP`.
+"""Runs random problems: `python -m tests.fuzz --seconds 60`; to replay a failure: `python -m tests.fuzz --seed S --only
+OP`.
 
-Problems are run by a process of their own, so that one that crashes or hangs it is known by its seed too. It ends with 1 if
+Problems run in a separate process, so that the seed of one that crashes or hangs is known too. The exit code is 1 if
 anything failed.
 """
 
@@ -15,7 +16,7 @@ from fuzz.worker import Worker
 
 
 def problems(operators, seed, until):
-    """(operator, seed), for each operator in turn, until the time is over; at least one of each."""
+    """(operator, seed), for each operator in turn, until the time is up; at least one of each."""
     first = seed
     while seed == first or time.monotonic() < until:
         for operator in operators:

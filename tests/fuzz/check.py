@@ -1,4 +1,5 @@
-"""What is checked of a problem. Error bounds are those of checks.py and family.py: no other tolerance is here."""
+"""What is checked for each problem. Error bounds are those of checks.py and family.py; there are no other tolerances
+here."""
 
 import re
 import sys
@@ -17,9 +18,10 @@ OUT_LAYOUTS = [LAYOUTS[name] for name in LAYOUTS if name != "read_only"]
 
 
 def check(operator, seed):
-    """Draws the problem of this seed and raises an AssertionError that tells of it unless everything about it is right."""
+    """Draws the problem of this seed and raises an AssertionError that describes it unless everything about it is
+    right."""
     dice, threads = Dice(operator, seed), numdcn.get_num_threads()
-    with np.errstate(all="ignore"):  # numbers that are not finite are what most problems are about
+    with np.errstate(all="ignore"):  # most problems are about non-finite numbers
         p = draw(operator, dice)
         hostile = dice.chance(0.25) and not dice.large
         try:
@@ -43,7 +45,7 @@ def described(p):
 
 
 def use(dice, backend, p):
-    """Against the reference, then again in another way, with the same bits. Large problems are not for the reference."""
+    """Against the reference, then again in another way, with the same bits. Large problems skip the reference."""
     if not dice.large:
         against_reference(backend, p.map(lambda _, array: dice.one(*LAYOUTS.values())(array)))
     numdcn.set_num_threads(1)
@@ -60,7 +62,8 @@ def against_reference(backend, p):
 
 
 def blurred(backend, p):
-    """The same, with NaN for infinities in all results: inf*a + inf*b - inf*b is either, by the order of the sum."""
+    """The same, with NaN for infinities in all results: inf*a + inf*b - inf*b is one or the other, depending on the
+    order."""
 
     def blur(result):
         for array in outputs(result).values():
@@ -76,7 +79,7 @@ def blurred(backend, p):
 
 
 def another_way(dice, backend, p, result, g):
-    """Other places in memory, another number of threads, some of the gradients, prepared weights: the same bits."""
+    """Other memory layouts, another number of threads, some of the gradients, prepared weights: the same bits."""
     end = dice.one(None, "before", "after") if sys.platform.startswith("linux") else None
 
     def placed(array, layouts):
@@ -113,7 +116,7 @@ def given_offsets(dice, backend, p, g):
 
 MORE = {"roi_pool": given_argmax, "deform_conv_layer": given_offsets}
 
-# Wrong calls.
+# Invalid calls.
 
 INTS = ("stride", "padding", "dilation", "output_size", "group_size", "sample_per_part", "sampling_ratio")
 NO_INTS = [2.0, "2", None, True, b"1", 1j, object(), np.float32(1), np.timedelta64(1), np.array([1]), 2**70, (1, 2.5)]
@@ -153,7 +156,8 @@ def refused(call, names, *outs):
 
 
 def both_refuse(backend, p, right, name, names=None):
-    """Forward and backward refuse a problem; of the forward, whose result would be that of `right`, `out` stays as it was."""
+    """Forward and backward reject a problem; the forward's `out`, shaped like the result of `right`, remains
+    untouched."""
     out = blank(right.forward(backend), 7)
     if name != "grad_y":
         refused(lambda: p.forward(backend, out=out), names or [name], out)
@@ -196,7 +200,7 @@ def wrong_boxes(dice, backend, p):
 
 
 def wrong_shape(dice, backend, p):
-    """Refused by the name of an array, or else right: as the reference says."""
+    """Rejected by the name of an array, or else right: as the reference says."""
     name, kind = dice.one("grad_y", *p.given()), dice.one(*SHAPES)
     changed = having(p, name, SHAPES[kind](p[name], int(dice.rng.integers(p[name].ndim))))
     dice.told = f"; `{name}` has {kind}, {changed[name].shape}"
@@ -213,7 +217,7 @@ def wrong_shape(dice, backend, p):
 
 
 def other_class(dice, backend, p):
-    """A matrix or another subclass: refused by its name, or the same as the plain array."""
+    """A matrix or another subclass: rejected by its name, or the same as the plain array."""
     name = dice.one("grad_y", *p.given())
     changed = having(p, name, p[name].view(np.matrix if p[name].ndim == 2 else np.recarray))
     dice.told = f"; `{name}` is a {type(changed[name]).__name__}"
@@ -236,7 +240,7 @@ def wrong_out(dice, backend, p):
     name = dice.one(*p.wanted())
     for right, run in ((main(p.forward(backend)), p.forward), (getattr(g, name), p.backward)):
         wrong = [[1.0]]
-        if right.size and right.dtype == np.float32:  # as wrong_outs has it; its last one is right along an axis of one
+        if right.size and right.dtype == np.float32:  # as in wrong_outs, whose last one fits an axis of one
             wrong = [array for array, *_ in wrong_outs(right)][: -1 if len(right) == 1 else None]
         wrong = dice.one(*wrong)
         out = wrong if run == p.forward else only(blank(g), [])._replace(**{name: wrong})

@@ -1,7 +1,7 @@
-"""Draws a problem of an operator: its geometry, its parameters, and where its coordinates and its odd numbers are.
+"""Draws a problem for an operator: its geometry, its parameters, and the positions of its coordinates and odd numbers.
 
-DRAW has a function for each operator. What they draw from the operators' own tests they take from there: the arrays of
-a case, coordinates on borders and pixels, boxes of all kinds. A new operator is a function here.
+DRAW has a function for each operator. Arrays of a case, coordinates on borders and pixels and boxes of all kinds come
+from the operators' own tests. To add an operator, add a function here.
 """
 
 import zlib
@@ -27,8 +27,8 @@ COORDINATES = ("rois", "offsets", "points", "trans", "offset_w", "offset_b")  # 
 
 
 class Dice:
-    """Random choices, the same for the same operator and seed. `large`: whether the problem is for several threads; `told`: what
-    of it is wrong on purpose."""
+    """Random choices, the same for the same operator and seed. `large`: whether the problem is for several threads;
+    `told`: what is wrong with it on purpose."""
 
     def __init__(self, operator, seed):
         self.rng = np.random.default_rng([seed, zlib.crc32(operator.encode())])
@@ -45,7 +45,7 @@ class Dice:
         return bool(self.rng.random() < share)
 
     def much(self, usual, large):
-        """One of `usual`, or of a large problem one of `large`."""
+        """One of `usual`, or one of `large` for a large problem."""
         return self.one(*(large if self.large else usual))
 
     def some(self, names):
@@ -53,7 +53,7 @@ class Dice:
 
 
 def convolution(dice, **more):
-    """A case: enough image for at least one output, beyond what the padding gives."""
+    """A case with an image large enough, with its padding, for at least one output."""
     groups, dilation, kernel = dice.one(1, 1, 2, 3, 5), dice.pair(1, 3), dice.pair(1, 4)
     padding = dice.pair(0, 3), dice.pair(0, 3)
     channels = groups * dice.much([1, 1, 2, 3, 4, 6, 17, 40], [12, 17, 40])
@@ -124,7 +124,7 @@ def boxes(make, channels_of=1, **params):
         )
         p = make(dice, case)
         corners = p["rois"][:, 1:]
-        corners[...] = corners.clip(*np.array([-1, 1]) * np.finfo(dice.dtype).max)  # of boxes over a tiny scale
+        corners[...] = corners.clip(*np.array([-1, 1]) * np.finfo(dice.dtype).max)  # boxes divided by a tiny scale
         if dice.chance(0.2):
             corners[dice.rng.random(corners.shape) < 0.3] = dice.one(*HUGE, -1.0, -0.5, 0.0, *case.size)
         return p
@@ -137,7 +137,7 @@ def pooled(module):
 
 
 def shifted(module, *optional, **more):
-    """As `pooled`, of an operator with offsets, some of which are odd, and arrays that may be absent."""
+    """Like `pooled`, for an operator with offsets, some of which are odd, and arrays that may be absent."""
 
     def make(dice, case):
         chosen = {name: draw(dice) for name, draw in more.items()}
@@ -175,7 +175,7 @@ DRAW = {
 
 
 def odd_numbers(dice, p):
-    """The problem with odd numbers in one of its arrays; coordinates aside, which have theirs."""
+    """The problem with odd numbers in one of its arrays, except coordinates, which have their own."""
     names = [name for name in ("grad_y", *p.given()) if name not in COORDINATES]
     chosen, share = dice.one(*names), dice.one(0.01, 0.1, 0.5)
     least = float(np.finfo(p.dtype).smallest_subnormal)
@@ -191,7 +191,7 @@ def odd_numbers(dice, p):
 
 
 def draw(operator, dice):
-    """A family.Problem, with parameters in any of the forms that they may have."""
+    """A family.Problem, with parameters in any of their accepted forms."""
     p = DRAW[operator](dice)
     if dice.chance(0.4):
         p = odd_numbers(dice, p)
@@ -201,7 +201,7 @@ def draw(operator, dice):
 
 
 def other_form(dice, value):
-    """The same value as an int, a list, one of NumPy's numbers."""
+    """The same value as an int, a list, or a NumPy number."""
     if isinstance(value, tuple) and isinstance(value[0], int) and value[0] == value[1] and dice.chance(0.5):
         value = value[0]
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""A process that runs problems; what kills or hangs it is a failure of the problem."""
+"""A process that runs problems; a problem that kills or hangs it has failed."""
 
 import faulthandler
 import multiprocessing
@@ -6,12 +6,12 @@ import traceback
 
 from checks import limit
 
-SECONDS = limit(400)  # that a problem may take, its kernels' compilation included
+SECONDS = limit(400)  # limit per problem, including compilation of its kernels
 
 
 def work(connection):
-    """Runs the problems that come, and sends back None or what was wrong."""
-    from fuzz.check import check  # which only this process needs
+    """Runs incoming problems, and sends back None or what was wrong."""
+    from fuzz.check import check  # needed only in this process
 
     faulthandler.enable()
     while True:
@@ -27,7 +27,7 @@ def work(connection):
 
 
 class Worker:
-    """The process. It is started again after a crash."""
+    """The process, restarted after a crash."""
 
     def __init__(self):
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
@@ -37,7 +37,7 @@ class Worker:
         other.close()
 
     def run(self, operator, seed):
-        """(what was wrong, or None; whether the process lives)"""
+        """(what was wrong, or None; whether the process is alive)"""
         self.connection.send((operator, seed))
         try:
             if self.connection.poll(SECONDS):

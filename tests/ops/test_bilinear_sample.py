@@ -1,6 +1,6 @@
 """bilinear_sample computes what the formulas say: against the naive reference, over sizes, layouts and coordinates.
 
-Rules for edges and numbers that are not finite, and other samplers in terms of this one: test_bilinear_sample_special.
+Rules for edges and non-finite numbers, and other samplers expressed through this one: test_bilinear_sample_special.
 """
 
 import math
@@ -29,13 +29,13 @@ OPERATOR = family.Operator(
 
 
 class Case(NamedTuple):
-    """The sizes of a problem, without its numbers."""
+    """The sizes of a problem, without its data."""
 
     batch: int = 1
     channels: int = 1
     size: tuple = (5, 6)
     points: tuple = (9,)  # the axes of points between the first and the last
-    spread: float = 2.0  # pixels around the image where points may lie
+    spread: float = 2.0  # points may be this many pixels outside the image
 
     def __str__(self):
         size, points = ("x".join(map(str, axes)) for axes in (self.size, self.points))
@@ -65,7 +65,7 @@ def between_pixels(case):
 
 
 def odd_points(case, dtype, odd, nan):
-    """Points of which a share `odd` of coordinates is special and a share `nan` is NaN."""
+    """Points with a share `odd` of special coordinates and a share `nan` of NaN."""
 
     def draw(rng, shape):
         points = (rng.normal(size=shape) * 3).astype(dtype)
@@ -110,7 +110,7 @@ LARGE = [
     Case(batch=1, channels=3, size=(120, 121), points=(300011,)),
     Case(batch=1, channels=300, size=(20, 21), points=(5000,)),
     Case(batch=17, channels=16, size=(20, 21), points=(50, 81)),
-    Case(batch=1, channels=64, size=(2, 2), points=(40000,)),  # many on each pixel
+    Case(batch=1, channels=64, size=(2, 2), points=(40000,)),  # many points per pixel
 ]
 WILD = [Case(2, c, size, (157,)) for c in (1, 3, 17, 40) for size in ((1, 1), (1, 7), (7, 1), (6, 5))]
 
@@ -160,7 +160,7 @@ ODD = Case(batch=2, channels=5, size=(4, 5), points=(24,))  # points on borders 
 
 
 def border_points(case, dtype):
-    """Points at the borders, and next to them, along one axis."""
+    """Points at and next to the borders, along one axis."""
 
     def draw(rng, shape):
         points = rng.uniform(0.1, 0.9, shape)
@@ -190,7 +190,7 @@ def test_an_image_does_not_depend_on_the_batch(backend, channels, batch, dtype):
     assert_images_are_independent(backend, make(Case(batch, channels, points=(23,)), dtype), ("points",))
 
 
-# Hypothesis: points where an error would show.
+# Hypothesis: points where errors would show.
 
 
 @st.composite
@@ -220,7 +220,7 @@ def test_special_coordinates(backend, dtype, case, odd, nan, layouts, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), share=st.sampled_from([0.01, 0.1, 0.5]), seed=st.integers(0, 2**32 - 1))
 def test_nan_pixels(backend, dtype, case, share, seed):
-    """NaN pixels reach exactly the results that the formulas say."""
+    """NaN pixels affect exactly the results that the formulas say."""
     problem = make(case, dtype, seed, odd_points(case, dtype, 0.6, 0.0))
     problem["x"][np.random.default_rng(seed).random(problem["x"].shape) < share] = np.nan
     check_against_naive(backend, problem)
@@ -229,7 +229,7 @@ def test_nan_pixels(backend, dtype, case, share, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1), exponent=st.integers(-8, 8))
 def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent):
-    """y is linear in x: powers of two go through without a rounding. So do the gradients, in grad_y."""
+    """y is linear in x, so powers of two pass through without rounding. The same holds for the gradients in grad_y."""
     problem, factor = make(case, dtype, seed), dtype(math.ldexp(1.0, exponent))
     y, g = problem.forward(backend), problem.backward(backend)
     assert np.array_equal(problem.having(x=problem["x"] * factor).forward(backend), y * factor)
@@ -239,7 +239,7 @@ def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent)
 
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_points_are_independent(backend, case, seed):
-    """Permuted points give permuted results, to the last bit."""
+    """Permuted points give permuted results, bit for bit."""
     problem = make(case._replace(points=(23,)), np.float32, seed)
     y, g = problem.forward(backend), problem.backward(backend)
     order = np.random.default_rng(seed).permutation(23)

@@ -1,7 +1,7 @@
-"""bilinear_sample at edges, with numbers that are not finite, and as the core of other samplers.
+"""bilinear_sample at edges, with non-finite numbers, and as the core of other samplers.
 
-The rules come one by one, each in a test named after it; then grid_sample as torch and ONNX define it (published
-vectors included), scipy's map_coordinates and deform_conv are expressed in terms of bilinear_sample. Tests that take
+One rule per test, which is named after it; then grid_sample as torch and ONNX define it (published
+vectors included), SciPy's map_coordinates and deform_conv are expressed in terms of bilinear_sample. Tests that take
 `subject` also run on the naive reference.
 """
 
@@ -27,7 +27,7 @@ def channels(request):
 
 
 def run(subject, x, points, grad_y=None):
-    """(y, gradient of x, gradient of points), with a gradient of y of ones unless given."""
+    """(y, gradient of x, gradient of points), for a gradient of y of ones unless given."""
     y = subject.forward(x, points)
     g = subject.backward(np.ones(y.shape, x.dtype) if grad_y is None else grad_y, x, points)
     return y, g.x, g.points
@@ -109,7 +109,7 @@ def test_axes_of_one_pixel(subject, channels, size):
 
 
 def test_pixels_are_read_as_they_are(subject, channels):
-    """At integer coordinates the value is the pixel, to the last bit."""
+    """At integer coordinates the value is the pixel, bit for bit."""
     x = image(channels, (3, 5)) / 3
     points = np.moveaxis(np.indices((3, 5)), 0, -1)[None].astype(np.float64)
     assert np.array_equal(run(subject, x, points)[0], x)
@@ -124,14 +124,14 @@ def test_equal_points_add_up(subject, channels):
     near(many[2], np.repeat(once[2], 7, axis=1))
 
 
-# Coordinates that are not finite, or huge.
+# Non-finite or huge coordinates.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", OUTSIDE)
 @pytest.mark.parametrize("axes", ["y", "x", "yx"])
 def test_infinite_and_huge_coordinates_are_outside(subject, dtype, value, axes):
-    """All is zero there, whatever the image holds."""
+    """Everything is zero there, whatever the image contains."""
     for pixel in (1.0, np.nan):
         x = np.full((1, 9, 4, 4), pixel, dtype)
         for part in run(subject, x, point(*(value if axis in axes else 1.5 for axis in "yx"), dtype)):
@@ -155,14 +155,14 @@ def test_a_nan_coordinate_reaches_its_own_point_only(subject, channels, axis, ot
     near(g_points, want[2])
 
 
-# Pixels and gradients that are not finite.
+# Non-finite pixels and gradients.
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("y", [-1.0, -0.5, 0.0, 1.0, 1.5, 2.0, 3.0, 3.5])
 @pytest.mark.parametrize("x", [-1.0, -0.25, 2.0, 3.75])
 def test_only_the_pixels_of_the_cell_count(subject, channels, y, x, poison):
-    """Pixels outside the floor cell may hold anything; a NaN in it counts, also where its weight is zero."""
+    """Pixels outside the floor cell may contain anything; a NaN in it counts, even with weight zero."""
     clean, at = image(channels), point(y, x)
     want = run(subject, clean, at)
     cell = np.zeros((4, 4), bool)
@@ -197,7 +197,7 @@ def test_a_nan_gradient_reaches_its_own_point_only(subject, channels):
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 3), (3, 0, 2), (1, 2, 3), (2, 3, 1, 2)])
 def test_points_of_any_number_of_axes(subject, shape):
-    """The axes of points between the first and the last are those of y after its channels."""
+    """The axes of points between the first and the last become those of y after its channels."""
     x = image(7, batch=2)
     points = np.random.default_rng(0).uniform(-2, 5, (2, *shape, 2))
     grad_y = np.random.default_rng(1).normal(size=(2, 7, *shape))
@@ -219,14 +219,14 @@ def test_an_empty_batch(subject, shape):
     assert (y.shape, g_x.shape, g_points.shape) == ((0, 3, *shape), x.shape, points.shape)
 
 
-# Other samplers in terms of this one.
+# Other samplers expressed through this one.
 
 
 def sample_grid(subject, x, grid, align_corners, grad_y=None):
-    """torch's grid_sample with zeros padding: (y, gradient of x, gradient of grid)
+    """torch's grid_sample with zero padding: (y, gradient of x, gradient of grid)
 
-    grid (N, ..., 2) holds (x, y) in -1..1; with align_corners these are the centres of the outer pixels, otherwise the
-    outer edges of them.
+    grid (N, ..., 2) holds (x, y) in -1..1; with align_corners these are the centres of the outer pixels, otherwise
+    their outer edges.
     """
     size = np.array(x.shape[2:], x.dtype)
     unit = (size - 1) / 2 if align_corners else size / 2  # pixels per unit of grid
@@ -259,13 +259,13 @@ def test_published_numbers_of_onnx_grid_sample(subject, name, dtype):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(5, 9), (2, 3), (1, 6), (1, 1)])
 def test_torch_grid_sample(subject, align_corners, size):
-    """Values and both gradients; at integer coordinates and at -1 too, where torch takes the right slope as well."""
+    """Values and both gradients, also at integer coordinates and at -1, where torch uses the right slope too."""
     torch = pytest.importorskip("torch", reason="a comparison with torch, where it is installed")
     rng = np.random.default_rng(0)
     x, grad_y = rng.normal(size=(2, 3, *size)), rng.normal(size=(2, 3, 8, 9))
     grid = rng.uniform(-1.7, 1.7, size=(2, 8, 9, 2))
     if align_corners and min(size) > 1:
-        # exact, for one less than these sizes is a power of two
+        # exact, because these sizes minus one are powers of two
         places = rng.integers(-2, np.array(size) + 2, size=(2, 8, 4, 2))
         grid[:, :, :4] = (2 * places / (np.array(size) - 1) - 1)[..., ::-1]
     tensors = [torch.tensor(array, requires_grad=True) for array in (x, grid)]
@@ -277,7 +277,7 @@ def test_torch_grid_sample(subject, align_corners, size):
 
 
 def test_scipy_map_coordinates(subject):
-    """order=1, mode="grid-constant" is the same zero extension; its coordinates come with their axis first."""
+    """order=1, mode="grid-constant" is the same zero extension; its coordinates have their axis first."""
     rng = np.random.default_rng(0)
     x, points = rng.normal(size=(1, 1, 6, 7)), rng.uniform(-3, 9, size=(1, 20, 15, 2))
     points[0, ::3] = points[0, ::3].round()
@@ -287,7 +287,7 @@ def test_scipy_map_coordinates(subject):
 
 @pytest.mark.parametrize("channels", [1, 5])
 def test_deformable_convolution_of_one_tap(subject, channels):
-    """A kernel of one tap of weight one, a group for each channel, samples at its pixel plus the offset."""
+    """A one-tap kernel of weight one, with one group per channel, samples at its pixel plus the offset."""
     rng = np.random.default_rng(0)
     x, offsets = rng.normal(size=(2, channels, 6, 7)), rng.normal(size=(2, 2, 6, 7)) * 3
     w, grad_y = np.ones((channels, 1, 1, 1)), rng.normal(size=x.shape)
@@ -300,7 +300,7 @@ def test_deformable_convolution_of_one_tap(subject, channels):
 
 
 def test_affine_images_are_sampled_exactly(subject):
-    """Between the pixels of a plane lies the plane; its slopes are the gradient of the points."""
+    """Between the pixels of a plane the samples are on the plane; its slopes are the gradient of the points."""
     x = (np.add.outer(3.0 * np.arange(9), 5.0 * np.arange(10)) + 2)[None, None]
     points = np.random.default_rng(0).uniform(0, 7.9, size=(1, 4, 5, 2))
     y, _, g_points = run(subject, x, points)
@@ -309,7 +309,7 @@ def test_affine_images_are_sampled_exactly(subject):
 
 
 def test_an_axis_that_float32_cannot_count_is_refused():
-    """Positions above 2**24 are not whole numbers apart in float32. The images are one pixel, shown often."""
+    """Above 2**24, float32 does not represent every integer. The images are a single pixel, repeated."""
     for operator, more in (
         ("bilinear_sample", (np.zeros((1, 1, 2), np.float32),)),
         ("conv", (np.zeros((1, 1, 1, 1), np.float32),)),
@@ -322,8 +322,8 @@ def test_an_axis_that_float32_cannot_count_is_refused():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_constant_is_sampled_to_within_4_eps(backend, dtype, channels):
-    """Each corner goes through 7 roundings of half an eps at most: 1 - f along both axes, their product, the product with
-    the pixel, three sums. So a constant 4 eps below the largest number never overflows."""
+    """Each corner passes through at most 7 roundings of half an eps: 1 - f along both axes, their product, the product
+    with the pixel, three sums. So a constant 4 eps below the largest number never overflows."""
     info = np.finfo(dtype)
     points = np.random.default_rng(0).uniform(0, 19, (1, 20_000, 2)).astype(dtype)
     for constant in (dtype(1), info.max * dtype(1 - 4 * info.eps), -info.max * dtype(1 - 4 * info.eps)):

@@ -1,6 +1,6 @@
 """conv computes what the formula says: against the naive reference, over sizes, geometries and layouts.
 
-What it is in terms of other things, and numbers that are not finite: test_conv_special.
+Expressed through other operations, and with non-finite numbers: test_conv_special.
 """
 
 import math
@@ -41,7 +41,7 @@ OPERATOR = family.Operator(
 
 
 def make(case, dtype=np.float64, seed=None):
-    """Random arrays for a case; what it says of offsets and masks does not count."""
+    """Random arrays for a case, whose offsets and masks are ignored."""
     rng = np.random.default_rng(len(str(case)) if seed is None else seed)
     shapes = {
         "x": (case.batch, case.channels, *case.size),
@@ -64,7 +64,7 @@ CASES = [
     Case(size=(7, 1), kernel=(3, 2), padding=(1, 1), channels=3, c_out=2),
     Case(size=(7, 5), channels=2, c_out=1, batch=3),
     Case(size=(2, 3), kernel=(5, 5), padding=((3, 1), (2, 4)), channels=4, c_out=5),
-    # numbers of channels around the widths of vectors and tiles
+    # numbers of channels around vector and tile widths
     Case(channels=1, c_out=3, size=(7, 5), padding=1),
     Case(channels=3, c_out=7, size=(7, 5), kernel=(3, 2), stride=(2, 1), padding=((2, 0), (0, 3)), bias=True),
     Case(channels=7, c_out=8, size=(6, 6), dilation=(2, 1), padding=(1, 0)),
@@ -100,7 +100,7 @@ CASES = [
     Case(channels=3, c_out=2, size=(2, 2), padding=1, batch=33, bias=True),
     Case(channels=3, c_out=4, size=(7, 5), padding=1, batch=0, bias=True),
     Case(channels=4, c_out=4, size=(7, 5), padding=1, batch=0, groups=4),
-    # strides and dilations larger than the kernel, pixels that no tap sees, taps and outputs in the padding only
+    # strides and dilations larger than the kernel, pixels that no tap sees, taps and outputs only in the padding
     Case(channels=2, c_out=3, size=(13, 11), stride=(5, 4), padding=1, dilation=(3, 2), bias=True),
     Case(channels=2, c_out=2, size=(4, 4), kernel=(2, 2), padding=((9, 9), (0, 7)), stride=3),
     Case(channels=2, c_out=3, size=(2, 2), padding=7, dilation=7, bias=True),
@@ -187,7 +187,7 @@ def test_any_geometry(backend, dtype, case, seed, layouts):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), share=st.sampled_from([0.01, 0.1]), seed=st.integers(0, 2**32 - 1))
 def test_nan_anywhere(backend, dtype, case, share, seed):
-    """NaN in any array reaches exactly the results that the formulas say; padded zeros are multiplied as well."""
+    """NaN in any array affects exactly the results that the formulas say; padded zeros are multiplied as well."""
     rng = np.random.default_rng(seed)
     plain = make(case, dtype, seed)
     for spoilt in ("x", "w", "bias", "grad_y"):
@@ -200,7 +200,7 @@ def test_nan_anywhere(backend, dtype, case, share, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1), exponent=st.integers(-8, 8))
 def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent):
-    """The result is linear in x and w, so powers of two go through without a rounding: nothing is added on the way."""
+    """The result is linear in x and w, so powers of two pass through without rounding: nothing is added on the way."""
     p, factor = make(case._replace(bias=False), dtype, seed), dtype(math.ldexp(1.0, exponent))
     y = p.forward(backend)
     for name in ("x", "w"):

@@ -1,4 +1,4 @@
-"""conv: what it is in terms of other things, and numbers that are not finite, one rule per test.
+"""conv expressed through other operations, and with non-finite numbers, one rule per test.
 
 Tests that take `subject` also run on the naive reference.
 """
@@ -50,7 +50,7 @@ def gradient_of_y(y):
     return np.random.default_rng(9).normal(size=y.shape)
 
 
-# What it is in terms of other things.
+# Expressed through other operations.
 
 
 def test_each_output_is_a_sum_of_correlations(subject):
@@ -62,7 +62,7 @@ def test_each_output_is_a_sum_of_correlations(subject):
 
 
 def test_full_and_same_sizes(subject):
-    """Padding by a kernel less one pixel is scipy's "full", by half a kernel its "same"."""
+    """Padding by one pixel less than the kernel is SciPy's "full", by half a kernel its "same"."""
     x, w, _ = draw(1, 1, 1, (3, 5), batch=1)
     for padding, mode in (((2, 4), "full"), ((1, 2), "same"), (0, "valid")):
         near(subject.forward(x, w, padding=padding)[0, 0], scipy.signal.correlate(x[0, 0], w[0, 0], mode))
@@ -70,7 +70,7 @@ def test_full_and_same_sizes(subject):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_what_torch_computes(subject, arrays, geometry):
-    """Values and all gradients; padding that differs before and after is done by hand, for torch has none."""
+    """Values and all gradients; padding that differs before and after is done by hand, because torch lacks it."""
     torch = pytest.importorskip("torch", reason="a comparison with torch, where it is installed")
     x, w, bias = arrays
     y = subject.forward(x, w, bias, **geometry)
@@ -167,7 +167,7 @@ def test_deformable_convolution_without_offsets(subject, arrays, geometry):
 
 @pytest.mark.parametrize("geometry", [{}, {"stride": 2, "padding": 1}], ids=str)
 def test_the_image_gradient_is_the_transposed_convolution(subject, geometry):
-    """scipy: the full convolution of the output gradient, spread by the stride, with the kernel."""
+    """SciPy: the full convolution of the output gradient, spread by the stride, with the kernel."""
     x, w, bias = draw(2, 3, 1, (3, 2), size=(9, 8), batch=1)
     y = subject.forward(x, w, bias, **geometry)
     grad_y, stride, pad = gradient_of_y(y), geometry.get("stride", 1), geometry.get("padding", 0)
@@ -181,7 +181,7 @@ def test_the_image_gradient_is_the_transposed_convolution(subject, geometry):
         near(g_x[0, c], room[pad : pad + 9, pad : pad + 8])
 
 
-# Numbers that are not finite: ordinary arithmetic.
+# Non-finite numbers: ordinary arithmetic.
 
 
 def seen_by(at, kernel, out, padding=1):
@@ -198,7 +198,7 @@ def seen_by(at, kernel, out, padding=1):
 @pytest.mark.parametrize("weight", [None, 0.0])
 @pytest.mark.parametrize("at", [(0, 0), (4, 5), (8, 7)])
 def test_a_nan_pixel_reaches_exactly_what_sees_it(subject, arrays, at, weight):
-    """Also through weights that are zero."""
+    """Even through zero weights."""
     x, w, bias = arrays
     if weight is not None:
         w[...] = weight
@@ -215,7 +215,8 @@ def test_a_nan_pixel_reaches_exactly_what_sees_it(subject, arrays, at, weight):
 
 
 def test_a_nan_weight_reaches_its_output_channel(subject, arrays):
-    """At every pixel, for the zeros around the image are multiplied too, as deform_conv does with samples outside."""
+    """At every pixel, because the zeros around the image are multiplied too, as deform_conv does with samples
+    outside."""
     x, w, bias = arrays
     w[-1, -1, 0, 0] = np.nan
     y = subject.forward(x, w, bias, padding=1)
@@ -247,7 +248,7 @@ def test_an_infinite_pixel(subject):
     assert np.array_equal(np.isposinf(y[0, 0]), seen_by((4, 4), (3, 3), (9, 8))) and np.isfinite(y[1]).all()
 
 
-# Weights that are prepared.
+# Prepared weights.
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,7 +1,7 @@
 """deform_conv computes what the formulas say: against the naive reference, over sizes, geometries and layouts.
 
-What it is in terms of other things: test_deform_conv_identities. Edges and numbers that are not finite, one by one:
-test_deform_conv_special. What Hypothesis draws: test_deform_conv_properties. Tensor cores: test_deform_conv_tensor.
+Expressed through other operations: test_deform_conv_identities. Edges and non-finite numbers, one by one:
+test_deform_conv_special. With Hypothesis: test_deform_conv_properties. Tensor cores: test_deform_conv_tensor.
 Published numbers: test_deform_conv_vectors.
 """
 
@@ -29,7 +29,7 @@ def terms(problem):
     c_out, per_group, *kernel = problem["w"].shape
     images, channels, *size = problem["x"].shape
     taps, pixels, per_output = math.prod(kernel), math.prod(problem.grad_y.shape[2:]), c_out // (channels // per_group)
-    visits = taps * (1 + pixels / math.prod(size))  # samples that touch one pixel of the image
+    visits = taps * (1 + pixels / math.prod(size))  # samples that touch one pixel
     moved = 4 * per_output * channels // (problem["offsets"].shape[1] // (2 * taps))
     sums = images * pixels
     return {"y": per_group * taps, "x": per_output * visits, "offsets": moved, "mask": moved, "w": sums, "bias": sums}
@@ -71,7 +71,7 @@ CASES = [
     Case(size=(7, 5), channels=2, c_out=1, batch=3),
     Case(size=(7, 5), kernel=(5, 5), padding=2, channels=3, c_out=4, mask=True, bias=True),
     Case(size=(2, 3), kernel=(5, 5), padding=((3, 1), (2, 4)), channels=4, c_out=5),
-    # numbers of channels around the widths of vectors and tiles
+    # numbers of channels around vector and tile widths
     Case(channels=5, c_out=7, size=(7, 5), kernel=(3, 2), stride=(2, 1), padding=((2, 0), (0, 3)), bias=True),
     Case(channels=7, c_out=8, size=(6, 6), dilation=(2, 1), padding=(1, 0), mask=True),
     Case(channels=8, c_out=15, size=(7, 5), padding=1, bias=True),
@@ -110,7 +110,7 @@ CASES = [
     Case(channels=3, c_out=2, size=(2, 2), padding=1, batch=33, bias=True, mask=True),
     Case(channels=3, c_out=4, size=(7, 5), padding=1, batch=0, bias=True, mask=True),
     Case(channels=4, c_out=4, size=(7, 5), padding=1, batch=0, groups=4),
-    # strides and dilations larger than the kernel, images that the taps jump over
+    # strides and dilations larger than the kernel, images that the taps skip over
     Case(channels=2, c_out=3, size=(13, 11), stride=(5, 4), padding=1, dilation=(3, 2), bias=True),
     Case(channels=2, c_out=2, size=(4, 4), kernel=(2, 2), padding=((9, 9), (0, 7)), stride=3, spread=5.0),
     # without offsets all coordinates are integers, many exactly -1; at 30 pixels nearly all samples are outside
@@ -231,7 +231,7 @@ class TestGPU(family_gpu.GPU):
     cases = table(make, TINY) | table(lambda case, dtype: make(case, dtype, offsets=odd_offsets), ODD)
 
 
-# Sizes, layouts and parameters that are this operator's own.
+# Sizes, layouts and parameters specific to this operator.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -251,7 +251,7 @@ def test_any_memory_layout_of_a_depthwise_one(backend, layout):
 
 
 def test_weights_that_are_the_same_for_all_channels(backend):
-    """A stride of zero between them, and between the images of all else."""
+    """A stride of zero between channels, and between the images of all other arrays."""
     case = Case(batch=3, channels=5, c_out=4, size=(7, 6), padding=1, mask=True, bias=True)
 
     def repeat(name, array):
@@ -274,6 +274,6 @@ def test_forms_of_parameters(backend):
 
 
 def test_a_kernel_larger_than_the_image(backend):
-    """No output pixel is left."""
+    """No output pixels remain."""
     with pytest.raises(ValueError, match="output|fit|kernel"):
         backend.forward(zeros(1, 1, 2, 5), zeros(1, 18, 0, 3), zeros(1, 1, 3, 3))

@@ -1,8 +1,8 @@
-"""deform_conv in terms of things that know nothing of its reference: plain convolution, shifted images, SciPy's
+"""deform_conv expressed through independent operations: plain convolution, shifted images, SciPy's
 interpolation, the identities of docs/semantics.md (b.4). All in float64, where agreement is to about 1e-12.
 
-They also run on the naive reference (the `subject` fixture). Euler's identity, the adjoint one and finite differences are
-family.py's.
+They also run on the naive reference (the `subject` fixture). Euler's identity, the adjoint identity and finite
+differences are in family.py.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def test_zero_offsets_give_plain_convolution(subject, case):
 
 
 def test_the_naive_convolution_is_a_correlation():
-    """The plain convolution that the test above relies on, against scipy."""
+    """The plain convolution used by the test above, against SciPy."""
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(1, 3, 6, 7)), rng.normal(size=(2, 3, 3, 2))
     want = [sum(scipy.signal.correlate(x[0, c], w[o, c], "valid") for c in range(3)) for o in range(2)]
@@ -55,7 +55,7 @@ def test_integer_offsets_shift_the_image(subject, shift):
 
 
 def test_one_tap_of_weight_one_is_interpolation(subject):
-    """b.4.3, with scipy's grid-constant mode, which is the same zero extension."""
+    """b.4.3, with SciPy's grid-constant mode, which is the same zero extension."""
     p = make(Case(size=(6, 7), kernel=(1, 1), spread=4.0))
     p["w"][...] = 1
     grid = np.indices((6, 7)) + p["offsets"][0]
@@ -114,7 +114,7 @@ def test_an_axis_of_size_one_drops_out(subject, axis):
 def test_affine_images_are_sampled_exactly(subject):
     """b.4.8: inside the image, interpolation of a plane is the plane; its slopes are the offset gradients."""
     p = make(Case(size=(9, 10)), offsets=lambda rng, shape: rng.uniform(0, 0.9, size=shape))
-    p["offsets"].reshape(3, 3, 2, 7, 8)[2, :, 0] *= -1  # the last row moves up, the last column left: inside
+    p["offsets"].reshape(3, 3, 2, 7, 8)[2, :, 0] *= -1  # the last row moves up, the last column left, to stay inside
     p["offsets"].reshape(3, 3, 2, 7, 8)[:, 2, 1] *= -1
     p["x"][0, 0] = np.add.outer(3 * np.arange(9), 5 * np.arange(10)) + 2.0
     p["w"][...] = 1

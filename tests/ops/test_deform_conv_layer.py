@@ -1,8 +1,8 @@
-"""deform_conv_layer_forward and _backward against the naive reference, each stage with bounds of its own.
+"""deform_conv_layer_forward and _backward against the naive reference, each stage with its own bounds.
 
-Offsets that differ by a rounding may fall on the other side of an integer, where slopes differ by much more. So the
-predicted offsets and the mask are compared with a naive convolution; then y and the gradients with the naive layer
-that is given the very offsets and mask that the library made. What the layer is in terms of its parts, published
+Offsets that differ by a rounding may be on different sides of an integer, where slopes differ by much more. So the
+predicted offsets and the mask are compared with a naive convolution; then y and the gradients with the naive layer,
+given the very offsets and mask that the library computed. The layer expressed through its parts, published
 numbers and new layers: test_deform_conv_layer_special.
 """
 
@@ -30,7 +30,7 @@ LIBRARY = cpu("deform_conv_layer")
 
 
 def of_y(backend):
-    """The backend with a forward that returns y alone, as those of other operators; `expected` checks the rest."""
+    """The backend with a forward that returns only y, like those of other operators; `expected` checks the rest."""
     return backend._replace(forward=lambda *arrays, **more: backend.forward(*arrays, **more).y)
 
 
@@ -50,7 +50,7 @@ def subject(request):
 
 
 def make(case, dtype=np.float64, mask_scale=1, offset_bias=True, seed=0):
-    """Random arrays; offsets of about `case.spread` pixels. `case.mask` tells whether the layer is modulated."""
+    """Random arrays; offsets of about `case.spread` pixels. `case.mask` says whether the layer is modulated."""
     rng = np.random.default_rng(seed)
     taps, per_tap = math.prod(case.kernel), 3 if case.mask else 2
 
@@ -74,7 +74,8 @@ def geometry_of(problem):
 
 
 def check_prediction(problem, result, eps=None):
-    """Offsets and mask are those of a naive convolution, within its bounds: of the arrays' precision, unless `eps` is given."""
+    """Offsets and mask are those of a naive convolution, within its bounds: at the arrays' precision, unless `eps`
+    is given."""
     x, w, bias = (problem[name] for name in ("x", "offset_w", "offset_b"))
     z = conv.forward(x, w, bias, **geometry_of(problem))
     sizes = conv.forward(np.abs(x), np.abs(w), None if bias is None else np.abs(bias), **geometry_of(problem))
@@ -90,7 +91,7 @@ def check_prediction(problem, result, eps=None):
     scale = problem.params["mask_scale"]
     with np.errstate(over="ignore"):
         mask = scale / (1 + np.exp(-z[:, moves:]))
-    # the slope of the sigmoid, for logits that are off by their bound, and the roundings of its own
+    # the slope of the sigmoid, for logits off by their bound, plus its own rounding errors
     spread = 1.5 * mask * (1 - mask / scale) * bound[:, moves:] + (ROUNDINGS + np.abs(z[:, moves:])) * eps * mask
     assert_close(result.mask, mask, spread + tiny, "mask")
 
@@ -108,7 +109,7 @@ def expected(problem, result=None):
     made = {"offsets": result.offsets, "mask": result.mask}
     values = problem.backward(naive, **made)._asdict()
     sizes = problem.map(lambda _, array: np.abs(array)).backward(naive, lower=1.0, **made)._asdict()
-    # roots of the numbers of terms: of a gradient of an offset, of a pixel's, of a sum over pixels and images
+    # square roots of the numbers of terms: in a gradient of an offset, of a pixel, in a sum over pixels and images
     c_out, per_group, *kernel = w.shape
     channels, taps, pixels = x.shape[1], math.prod(kernel), math.prod(problem.grad_y.shape[2:])
     per_output, offset_groups = c_out // (channels // per_group), result.offsets.shape[1] // (2 * taps)
@@ -163,12 +164,12 @@ def usual(dtype):
 
 
 def scaled(mask_scale, dtype=np.float64):
-    """A small layer; a scale of 0 stands for no mask."""
+    """A small layer; a scale of 0 means no mask."""
     return make(GROUPED._replace(mask=mask_scale > 0), dtype, mask_scale=mask_scale)
 
 
 def wild(offset, dtype):
-    """Half of the offsets and logits are `offset` away from those that are predicted."""
+    """Half of the offsets and logits are `offset` away from those predicted."""
     p = make(GROUPED, dtype)
     p["offset_b"][::2] += dtype(offset)
     return p
@@ -180,7 +181,7 @@ class TestFamily(family.Family):
     smooth, wild = table(scaled, (0, 1, 2)), table(wild, (1e3, 1e30, np.inf, np.nan))
 
     def test_finite_differences(self, subject, smooth_case):
-        """y is no polynomial here: steps so small that (nearly surely) no coordinate crosses a pixel."""
+        """y is not a polynomial here: steps so small that (almost surely) no coordinate crosses a pixel."""
         p, rng, step = smooth_case(np.float64), np.random.default_rng(3), 1e-6
         g = p.backward(subject)
         for name in NAMES:
@@ -249,10 +250,10 @@ class TestErrors(family_errors.Errors):
 
 
 class TestGPU(family_gpu.GPU):
-    """The offsets and the mask are those that the GPU makes: they are compared, and y and the gradients are for them."""
+    """Offsets and mask are those the GPU computes: they are compared, and y and the gradients are for them."""
 
     operator, errors = OPERATOR, TestErrors
-    test_numbers_that_are_not_finite = None  # NaN reaches all offsets; deform_conv's and conv's tests are exact on it
+    test_numbers_that_are_not_finite = None  # NaN affects all offsets; the tests of deform_conv and conv are exact
     usual = staticmethod(
         lambda dtype: make(
             Case(2, 4, 2, (3, 4), (2, 2), padding=1, groups=2, offset_groups=2, mask=True, bias=True), dtype
@@ -275,7 +276,7 @@ class TestGPU(family_gpu.GPU):
         return expected(p, result)
 
     def expected_of_narrow(self, gpu, narrow, wide):
-        """Offsets, mask and their gradients are rounded on the way: the bounds are those of the narrow type throughout."""
+        """Offsets, mask and their gradients are rounded on the way: all bounds are those of the narrow type."""
         result = narrow.forward(device.on(gpu.name, "deform_conv_layer"))
         assert result.offsets.dtype == result.mask.dtype == narrow.dtype
         info = family_gpu.ml_dtypes.finfo(narrow.dtype)
@@ -288,7 +289,7 @@ class TestGPU(family_gpu.GPU):
         }
 
     def test_given_offsets_and_mask(self, gpu):
-        """The backward with what the forward returned is the one without; what is not here is refused."""
+        """The backward with what the forward returned equals the one without; arrays in another place are rejected."""
         p, raw = self.usual(np.float32), device.on(gpu.name, "deform_conv_layer")
         result, g = p.forward(raw), p.backward(gpu, deterministic=True)
         assert_same(p.backward(gpu, deterministic=True, offsets=result.offsets, mask=result.mask), g)
@@ -319,12 +320,12 @@ def test_any_sizes(sizes, channels, kernel, geometry, flags, mask_scale, spread,
     check_against_naive(of_y(LIBRARY), make(case, dtype, mask_scale, flags[2], seed))
 
 
-# Offsets and mask: what the forward returns, and what the backward is given.
+# Offsets and mask: returned by the forward, passed to the backward.
 
 
 @pytest.mark.parametrize("mask_scale", [0, 1, 2])
 def test_backward_with_what_the_forward_returned_gives_the_same_bits(mask_scale):
-    """Both, or either of them, in any memory layout; also where only some gradients are asked for."""
+    """Both, or either of them, in any memory layout; also when only some gradients are requested."""
     p = scaled(mask_scale, np.float32)
     g, result = p.backward(LIBRARY), p.forward(LIBRARY)
     made = {name: array for name, array in result._asdict().items() if name != "y" and array is not None}
@@ -339,7 +340,7 @@ def test_backward_with_what_the_forward_returned_gives_the_same_bits(mask_scale)
 
 
 def test_offsets_and_mask_that_are_given_count():
-    """Whatever they are: here ones that the layer would not have made."""
+    """Whatever they are: here ones that the layer would not have predicted."""
     p, other = make(GROUPED), make(GROUPED, seed=1).forward(LIBRARY)
     want = expected(p, other)
     for name, gradient in p.backward(LIBRARY, offsets=other.offsets, mask=other.mask)._asdict().items():

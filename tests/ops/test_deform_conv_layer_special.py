@@ -1,6 +1,6 @@
-"""deform_conv_layer in terms of its parts, mmcv's published numbers, numbers that are not finite, and new layers.
+"""deform_conv_layer expressed through its parts, mmcv's published numbers, non-finite numbers, and new layers.
 
-mmcv's modulated vector has taps exactly on -1, where mmcv's slope is 0 and ours the right one: the gradients of the
+mmcv's modulated vector has taps exactly at -1, where mmcv's slope is 0 and ours the right one: the gradients of the
 offset convolution differ there, and tests say in which elements and by how much. Tests that take `subject` also run on
 the naive reference.
 """
@@ -42,13 +42,13 @@ def load(name):
         return dict(file)
 
 
-# In terms of its parts.
+# Expressed through its parts.
 
 
 @pytest.mark.parametrize("groups, offset_groups", [(1, 1), (2, 3), (6, 2)])
 @pytest.mark.parametrize("modulated, mask_scale, factor", [(False, 1, 1.0), (True, 1, 0.5), (True, 2, 1.0)])
 def test_a_layer_that_predicts_nothing_is_a_convolution(subject, groups, offset_groups, modulated, mask_scale, factor):
-    """Of half the weights where the mask is the sigmoid of 0."""
+    """With half the weights if the mask is the sigmoid of 0."""
     x, w, offset_w, _, bias = draw(6, 12, groups, offset_groups, modulated)
     geometry = {"stride": (1, 2), "padding": ((1, 2), (0, 1)), "dilation": (2, 1)}
     arrays = (x, w, 0 * offset_w, None, bias)
@@ -67,7 +67,7 @@ def test_a_layer_that_predicts_nothing_is_a_convolution(subject, groups, offset_
 
 @pytest.mark.parametrize("mask_scale", [0, 1, 2])
 def test_it_is_a_convolution_and_a_deformable_one(mask_scale):
-    """To the last bit. A scale of 0 stands for no mask."""
+    """Bit for bit. A scale of 0 means no mask."""
     x, w, offset_w, offset_b, bias = draw(modulated=mask_scale > 0)
     options = {"modulated": True, "mask_scale": mask_scale} if mask_scale else {}
     y, offsets, mask = numdcn.deform_conv_layer_forward(x, w, offset_w, offset_b, bias, padding=1, **options)
@@ -79,7 +79,7 @@ def test_it_is_a_convolution_and_a_deformable_one(mask_scale):
 
 
 def test_the_offset_bias_moves_all_pixels(subject):
-    """A whole number of pixels in the bias, and no weights: the convolution of the shifted image."""
+    """An integer number of pixels in the bias, and no weights: the convolution of the shifted image."""
     x, w, offset_w, offset_b, bias = draw(modulated=False, size=(9, 8))
     offset_b[0::2], offset_b[1::2] = 2, -1
     y = subject.forward(x, w, 0 * offset_w, offset_b, bias).y
@@ -91,7 +91,7 @@ def test_the_offset_bias_moves_all_pixels(subject):
 
 
 def run_pack(subject, v, modulated):
-    """Forward and backward of a pack layer; results by the names that the files use."""
+    """Forward and backward of a pack layer; results named as in the files."""
     arrays = [v[name] for name in ("x", "weight", "conv_offset_weight", "conv_offset_bias")]
     options = {k: tuple(v[k].tolist()) for k in ("stride", "padding", "dilation")}
     options["modulated"] = modulated
@@ -130,7 +130,8 @@ def test_mmcv_modulated_pack(subject):
 
 
 def test_the_modulated_difference_is_the_slope_at_minus_one(subject):
-    """What the slopes at exactly -1 put into the gradients of the offset convolution is all that differs from mmcv's."""
+    """The contribution of slopes at exactly -1 to the gradients of the offset convolution is the only difference
+    from mmcv."""
     v = load("mmcv_modulated_deform_conv_pack")
     got = run_pack(subject, v, modulated=True)
     offsets, mask = np.zeros((1, 8, 4, 4)), np.full((1, 4, 4, 4), 0.5)
@@ -147,7 +148,7 @@ def test_the_modulated_difference_is_the_slope_at_minus_one(subject):
     near(got["grad_conv_offset_bias"] - v["grad_conv_offset_bias"], g.bias, 1e-12)
 
 
-# Masks and numbers that are not finite.
+# Masks and non-finite numbers.
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,7 +156,7 @@ def test_the_modulated_difference_is_the_slope_at_minus_one(subject):
 @pytest.mark.parametrize("logit, share", [(0, 0.5), (-1e4, 0), (1e4, 1), (-np.inf, 0), (np.inf, 1), (np.nan, np.nan)])
 @pytest.mark.filterwarnings("error")
 def test_masks_of_any_logit(subject, dtype, mask_scale, logit, share):
-    """From 0 to mask_scale, without a warning; where the sigmoid is flat nothing comes back to its logits."""
+    """From 0 to mask_scale, without a warning; where the sigmoid is flat its logits receive no gradient."""
     x, w, offset_w, offset_b, bias = (array.astype(dtype) for array in draw(3, 4, 1, 1))
     offset_w[...] = 0
     offset_b[:12], offset_b[12:] = 0.3, logit
@@ -180,7 +181,7 @@ def test_a_nan_pixel_spoils_the_outputs_whose_offsets_see_it(subject, modulated)
     assert np.isnan(spoilt.y[1][:, bad]).all()
     near(spoilt.y[0], clean.y[0])
     far = np.ones(bad.shape, bool)
-    far[5:17, 5:17] = False  # more than a few pixels away nothing changes
+    far[5:17, 5:17] = False  # nothing changes more than a few pixels away
     near(spoilt.y[1][:, far], clean.y[1][:, far])
     g = subject.backward(np.ones(clean.y.shape), x, w, offset_w / 9, offset_b / 9, bias, padding=1, modulated=modulated)
     assert np.isnan(g.offset_w).all() and np.isnan(g.offset_b).all() and np.isnan(g.w).any()
@@ -227,7 +228,7 @@ def test_new_layers_have_the_right_shapes_and_reach(sizes, modulated, dtype):
 
 
 def test_new_weights_are_uniform():
-    """Mean, variance and reach of many weights; biases have the bound of the weights."""
+    """Mean, variance and range of many weights; biases have the bound of the weights."""
     p = numdcn.deform_conv_layer_init(64, 400, 3, groups=2, seed=0)
     bound = 1 / np.sqrt(32 * 9)
     for array, slack in ((p.w, 0.01), (p.bias, 0.15)):
@@ -279,11 +280,11 @@ def test_wrong_arguments_of_init(name, value, error, came, wanted):
 
 @pytest.mark.parametrize("modulated, mask_scale", [(False, 1), (True, 1), (True, 2)])
 def test_training_lowers_the_loss(modulated, mask_scale):
-    """Against a layer that looks elsewhere: with all gradients further than with those of w and bias alone."""
+    """Against a layer that looks elsewhere: all gradients together get further than those of w and bias alone."""
     options = {"padding": 1, "modulated": modulated, "mask_scale": mask_scale}
     x = np.random.default_rng(0).normal(size=(4, 2, 12, 12)).astype(np.float32)
     for axis in (2, 3, 2, 3):
-        x = (x + np.roll(x, 1, axis)) / 2  # smooth, so that slopes lead somewhere
+        x = (x + np.roll(x, 1, axis)) / 2  # smooth, so that slopes are informative
     teacher = numdcn.deform_conv_layer_init(2, 3, 3, modulated=modulated, seed=1)
     teacher.offset_b[:18] = np.random.default_rng(2).uniform(-0.8, 0.8, 18)
     target = numdcn.deform_conv_layer_forward(x, *teacher, **options).y

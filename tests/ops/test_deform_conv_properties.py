@@ -1,8 +1,8 @@
 """deform_conv against the naive reference for geometries, layouts and coordinates drawn by Hypothesis.
 
-The coordinates sit where an error would show: exactly on -1, 0, the last pixel and the size of the image, one
+The coordinates are where an error would show: exactly at -1, 0, the last pixel and the size of the image, one
 representable number to either side of those, halves, huge, infinite and NaN. NUMDCN_TEST_EXAMPLES sets the number of
-examples per property; with CI set they are the same at every run.
+examples per property; with CI set they are the same in every run.
 """
 
 import math
@@ -18,8 +18,8 @@ from test_deform_conv import OPERATOR, make  # noqa: F401 - OPERATOR tells the f
 
 
 def offsets_to(values, base):
-    """Offsets for which base + offset is values, in the dtype of values, or for a value beside an integer the nearest
-    number on the same side of it that can be reached."""
+    """Offsets for which base + offset is values, in the dtype of values; next to an integer, the nearest reachable
+    number on the same side of it."""
     dtype = values.dtype.type
     base = np.broadcast_to(base, values.shape).astype(dtype)
     with np.errstate(invalid="ignore"):
@@ -32,7 +32,7 @@ def offsets_to(values, base):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_special_coordinates_are_reached(dtype):
-    """The generator of the tests below does what it says, so that they test what they say."""
+    """The generator of the tests below produces what it claims to, so that they test what they claim to."""
     for size in range(1, 10):
         values = np.concatenate([*special_coordinates(size, dtype), [dtype(np.nan)]])
         for base in range(-9, 30):
@@ -85,7 +85,7 @@ def test_special_coordinates(backend, dtype, case, odd, nan, layouts, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), share=st.sampled_from([0.01, 0.1, 0.5]), seed=st.integers(0, 2**32 - 1))
 def test_nan_pixels(backend, dtype, case, share, seed):
-    """NaN pixels reach exactly the results that the formulas say."""
+    """NaN pixels affect exactly the results that the formulas say."""
     problem = make(case, dtype, seed, draw_offsets(case, dtype, 0.6, 0.0))
     problem["x"][np.random.default_rng(seed).random(problem["x"].shape) < share] = np.nan
     check_against_naive(backend, problem)
@@ -94,7 +94,7 @@ def test_nan_pixels(backend, dtype, case, share, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases(), seed=st.integers(0, 2**32 - 1), exponent=st.integers(-8, 8))
 def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent):
-    """The result is linear in x and w, so powers of two go through without a rounding: nothing is added on the way."""
+    """The result is linear in x and w, so powers of two pass through without rounding: nothing is added on the way."""
     problem = make(case._replace(bias=False), dtype, seed)
     factor = dtype(math.ldexp(1.0, exponent))
     y = problem.forward(backend)

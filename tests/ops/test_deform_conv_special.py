@@ -1,4 +1,4 @@
-"""deform_conv at edges, with numbers that are not finite, and in memory: the rules one by one, each in a test named after it.
+"""deform_conv at edges, with non-finite numbers, and in memory: one rule per test, which is named after it.
 
 Every test runs on paths that a library may treat differently: few and many channels, groups, depthwise. The tests of
 arithmetic also run on the naive reference.
@@ -38,7 +38,7 @@ def one_sample(path, y, x, size=(4, 4), dtype=np.float64, mask=True):
 
 
 def column_gradient(problem):
-    """(channels): the gradient of the one sample of one_sample, in float64."""
+    """(channels): the column gradient of the single sample of one_sample, in float64."""
     c_out, per_group = problem["w"].shape[:2]
     groups = problem["x"].shape[1] // per_group
     w = problem["w"].reshape(groups, c_out // groups, per_group).astype(np.float64)
@@ -143,7 +143,7 @@ def test_a_nan_offset_reaches_exactly_the_right_elements(subject, channels, c_ou
     clean, n, og, k, row, col = make(case), 1, offset_groups - 1, 5, 2, 3
     broken = clean.map(lambda _, array: array.copy())
     broken["offsets"][n, 2 * (9 * og + k) + axis, row, col] = np.nan
-    away = clean.map(lambda _, array: array.copy())  # the same sample moved outside: what remains without it
+    away = clean.map(lambda _, array: array.copy())  # the same sample moved outside: the result without it
     away["offsets"][n, 2 * (9 * og + k) + axis, row, col] = np.inf
 
     moved = np.arange(channels) // (channels // offset_groups) == og  # the channels that the offset group moves
@@ -174,7 +174,7 @@ def test_a_nan_offset_reaches_exactly_the_right_elements(subject, channels, c_ou
 @pytest.mark.parametrize("y", [-1.0, -0.5, 0.0, 1.0, 1.5, 2.0, 3.0, 3.5])
 @pytest.mark.parametrize("x", [-0.25, 2.0, 3.75])
 def test_only_the_pixels_of_the_cell_count(subject, path, y, x, poison):
-    """Pixels outside the floor cell may hold anything; a NaN in it counts, also where its weight is zero."""
+    """Pixels outside the floor cell may contain anything; a NaN in it counts, even with weight zero."""
     clean = one_sample(path, y, x)
     cell = np.zeros((4, 4), bool)
     for row in (int(np.floor(y)), int(np.floor(y)) + 1):
@@ -232,7 +232,7 @@ def test_nan_in_an_image_stays_in_it(subject, path):
 
 
 def test_nan_weight(subject, path):
-    """It reaches its output channel at every pixel, also where the sample is outside (0 * NaN)."""
+    """It affects its output channel at every pixel, even where the sample is outside (0 * NaN)."""
     problem = make(path._replace(size=(6, 6), kernel=(1, 1)))
     problem["offsets"][:, :, 0, 0] = 100
     problem["w"][-1, -1] = np.nan
@@ -259,7 +259,7 @@ def test_nan_output_gradient(subject, path):
 
 @pytest.mark.parametrize("y, x", [(1.0, 2.0), (0.0, 0.0), (1.5, 2.25), (3.0, 3.0), (-0.5, 3.5)])
 def test_infinite_mask_gives_infinity(subject, path, y, x):
-    """mask * sample with a finite sample that is not zero is infinite, not NaN, also where a corner weighs nothing."""
+    """mask * sample with a finite non-zero sample is infinite, not NaN, even if a corner has weight zero."""
     problem = one_sample(path, y, x)
     problem["mask"][...] = np.inf
     problem["w"][...] = 1.5
@@ -276,7 +276,7 @@ def test_mask_times_zero_outside_is_ordinary(subject, path, value):
 
 
 def test_zero_mask_hides_nothing(subject, path):
-    """0 * NaN is NaN: a NaN pixel or coordinate under a zero mask is still seen."""
+    """0 * NaN is NaN: a NaN pixel or coordinate under a zero mask still shows."""
     for problem in (one_sample(path, 1.5, 1.5), one_sample(path, np.nan, 1.5)):
         problem["mask"][...] = 0
         assert np.array_equal(one_sample(path, 1.5, 1.5).forward(subject).shape, problem.grad_y.shape)

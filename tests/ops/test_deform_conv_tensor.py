@@ -1,4 +1,4 @@
-"""deform_conv on tensor cores: several tiles of everything, roundings, NaN. In Numba's simulator, or on a GPU.
+"""deform_conv on tensor cores: several tiles of everything, rounding, NaN. In Numba's simulator, or on a GPU.
 
 The simulator's tiles are 16 x 16 or 32 x 32, 8 or 16 words deep (`warp_tiles`, `weight_warps`, `column_warps`).
 """
@@ -12,7 +12,7 @@ from checks import assert_close
 from conv_cases import Case
 from test_deform_conv import OPERATOR, make  # noqa: F401 - OPERATOR tells the fixtures what `gpu` is
 
-TILES = {  # more than one of everything, in the simulator; taps that three blocks do not share evenly
+TILES = {  # more than one of everything in the simulator; taps that do not divide evenly among three blocks
     "channels and outputs": Case(3, 30, 35, (2, 3), (1, 5), padding=(0, 2), offset_groups=2, mask=True, bias=True),
     "groups": Case(2, 30, 68, (1, 3), (1, 2), padding=(0, 1), groups=2, mask=True, bias=True),
     "few outputs": Case(2, 18, 9, (2, 3), (1, 4), padding=(0, 1), mask=True, bias=True),
@@ -24,7 +24,8 @@ TILES = {  # more than one of everything, in the simulator; taps that three bloc
 @pytest.mark.parametrize("kind", [np.float16, np.float32], ids=["half", "tf32"])
 @pytest.mark.parametrize("case", TILES.values(), ids=TILES)
 def test_many_tiles_of_tensor_cores(gpu, case, kind):
-    """Several chunks of channels, outputs and pixels, several plans, images that end within a chunk, odd numbers of taps."""
+    """Several chunks of channels, outputs and pixels, several plans, images that end within a chunk, odd numbers of
+    taps."""
     narrow, wide = family_gpu.halved(make(case, np.float32), np.dtype(kind), np.dtype(kind))
     want = family_gpu.expected_of_narrow(narrow, wide, True)
     if kind is np.float32:
@@ -36,7 +37,7 @@ def test_many_tiles_of_tensor_cores(gpu, case, kind):
 
 
 def test_tf32_is_rounded_to_nearest(gpu):
-    """Halfway and above goes away from zero, in each operand: sums of few such numbers are exact."""
+    """Halfway and above rounds away from zero, in each operand: sums of few such numbers are exact."""
     low, high = np.float32(1 + 2.0**-10 - 2.0**-20), np.float32(1 + 2.0**-10)
     case = Case(1, 8, 8, (2, 2), (1, 1), mask=True, spread=0.0)
     p = make(case, np.float32).map(lambda name, a: np.full_like(a, 0 if name == "offsets" else 1))
@@ -52,7 +53,7 @@ def test_tf32_is_rounded_to_nearest(gpu):
 @pytest.mark.parametrize("kind", [np.float16, np.float32], ids=["half", "tf32"])
 @pytest.mark.parametrize("name", ["x", "w", "grad_y", "mask"])
 def test_nan_with_tensor_cores(gpu, name, kind):
-    """One NaN reaches what the formulas say and no other tile, group or padding."""
+    """One NaN affects what the formulas say and no other tile, group or padding."""
     p = test_deform_conv.TestGPU.usual(np.float32)
     for at in (p[name][0].size // 2 - 1, p[name][0].size // 2, p[name].size - 1):
         array = p[name].copy()

@@ -1,7 +1,7 @@
 """deform_conv reproduces the numbers that ONNX and mmcv publish, and differs from mmcv exactly where numdcn says so.
 
 mmcv's vectors are whole layers: a plain convolution (naive.conv) predicts the offsets, and for the modulated one the
-logits of the mask. Its modulated case has taps exactly on -1, where mmcv's slope is 0 and ours the right one.
+logits of the mask. Its modulated case has taps exactly at -1, where mmcv's slope is 0 and ours the right one.
 """
 
 import pathlib
@@ -44,7 +44,7 @@ def test_published_numbers_of_onnx(subject, name, dtype):
 
 
 def run_pack(subject, v, modulated):
-    """Forward and backward of a pack layer; gradients by the names that the files use."""
+    """Forward and backward of a pack layer; gradients named as in the files."""
     x, w, w_off, b_off = (v[k] for k in ("x", "weight", "conv_offset_weight", "conv_offset_bias"))
     geometry = {k: tuple(v[k].tolist()) for k in ("stride", "padding", "dilation")}
     z = conv.forward(x, w_off, b_off, **geometry)

@@ -1,4 +1,4 @@
-"""deform_ps_roi_pool computes what docs/semantics.md says (d.2): against the reference, and by rules told one by one."""
+"""deform_ps_roi_pool computes what docs/semantics.md says (d.2): against the reference, and by single rules."""
 
 import functools
 
@@ -57,13 +57,13 @@ def usual(dtype):
 
 
 def between_kinks(case, dtype=np.float64):
-    """Two classes, and trans that leaves every sample of its bins away from whole coordinates and halves."""
+    """Two classes, with trans that keeps every sample of its bins away from integers and halves."""
     p, rng, pooled = make(case, dtype, classes=2, parts=(2, 1)), np.random.default_rng(6), pair(case.output)
     samples, std = case.params["sample_per_part"], case.params.get("trans_std", 0.1)
     p["rois"][:, 1:] = np.floor(p["rois"][:, 1:]) + 0.25
     for (r, channel, i, j), _ in np.ndenumerate(p["trans"]):
         a, part = 1 - channel % 2, (i, j)[1 - channel % 2]
-        low, high = p["rois"][r, 2 - a], p["rois"][r, 4 - a]  # rounded by floor, as both end in a quarter
+        low, high = p["rois"][r, 2 - a], p["rois"][r, 4 - a]  # floor rounds correctly, as both end in a quarter
         start, size = np.floor(low) * case.scale - 0.5, max((np.floor(high) + 1 - np.floor(low)) * case.scale, 0.1)
         bins = [index for index in range(pooled[a]) if index * p["trans"].shape[2 + a] // pooled[a] == part]
         still = start + (np.array(bins)[:, None] + np.arange(samples) / samples) * size / pooled[a]
@@ -93,7 +93,7 @@ CASES = {
 
 
 def special(case, dtype, seed, share, **more):
-    """A share of trans lead to pixels, halves and borders, or are infinite or NaN."""
+    """A share of trans leads to pixels, halves and borders, or is infinite or NaN."""
     p, rng = make(case, dtype, seed, **more), np.random.default_rng(seed)
     values = rng.choice(
         [-4, -2, -1, -0.5, -0.25, -0.0, 0.0, 0.25, 1, 2, 1e30, np.inf, -np.inf, np.nan], p["trans"].shape
@@ -200,7 +200,7 @@ def test_only_the_pixels_of_the_cell_count(subject, y, x):
         near(clean.having(x=spoilt).backward(subject).x, clean.backward(subject).x)
 
 
-FAR_BOXES = {  # (scale, corners): no box is in another place, or of another size, for being far away or hardly scaled
+FAR_BOXES = {  # (scale, corners): far-away or extremely scaled boxes keep their position and size
     "corners far outside once scaled": (2.0**33, [5, 5, 9, 9]),
     "corners near the largest number": (1e-37, [1e38, 2e38, 3e38, 3.3e38]),
 }
@@ -249,7 +249,7 @@ def test_nan_reaches_the_bins_of_its_part_and_class(subject, axis):
     clean = make(case, classes=2, parts=(2, 3))
     broken, away = (clean.having(trans=clean["trans"].copy()) for _ in range(2))
     broken["trans"][1, 2 + axis, 1, 2] = np.nan
-    away["trans"][1, 2 + axis, 1, 2] = np.inf  # what remains without these bins
+    away["trans"][1, 2 + axis, 1, 2] = np.inf  # the result without these bins
     got = {"y": main(broken.forward(subject)), **broken.backward(subject)._asdict()}
     want = {"y": main(away.forward(subject)), **away.backward(subject)._asdict()}
     for name, at in (("y", (1, slice(3, 6), slice(2, 4), 2)), ("trans", (1, slice(2, 4), 1, 2))):
@@ -268,10 +268,10 @@ def still(case, box):
 
 
 def test_samples_sit_on_the_top_left_of_the_sub_bins(subject):
-    """Box (1, 2, 4, 5): rounded corners, the last one included, less half a pixel: 4 pixels from (0.5, 1.5)."""
+    """Box (1, 2, 4, 5): rounded corners, the last one included, minus half a pixel: 4 pixels from (0.5, 1.5)."""
     p = still(Case(size=(9, 8), output=(2, 1), params={"group_size": 1, "sample_per_part": 2}), (1.4, 1.5, 4.4, 5.4))
     p["x"][0, 0] = np.add.outer(3 * np.arange(9), 5 * np.arange(8)) + 2.0
-    rows, cols = np.array([1.5 + 0.5, 3.5 + 0.5]), 0.5 + 1.0  # middles of the two samples of a bin
+    rows, cols = np.array([1.5 + 0.5, 3.5 + 0.5]), 0.5 + 1.0  # centres of the two samples of a bin
     near(main(p.forward(subject)).ravel(), 3 * rows + 5 * cols + 2, 10)
 
 
@@ -283,7 +283,7 @@ def test_rounding_comes_before_scaling(subject):
 
 
 def test_a_box_has_a_tenth_of_a_pixel_at_least(subject):
-    """An inverted box: samples within a tenth of a pixel right and below of its corner."""
+    """An inverted box: samples within a tenth of a pixel to the right of and below its corner."""
     p = still(Case(size=(9, 8), output=1, params={"group_size": 1, "sample_per_part": 4}), (5, 6, 1, 2))
     p["x"][0, 0] = np.add.outer(3 * np.arange(9), 5 * np.arange(8)) + 2.0
     middle = 0.1 * 3 / 8
@@ -301,7 +301,7 @@ def test_samples_outside_are_not_counted(subject):
 
 
 def test_groups_of_bins_have_their_channels(subject):
-    """Channel (c*gs + gy)*gs + gx, with gy = i*gs // P_h: constant planes come out as they are."""
+    """Channel (c*gs + gy)*gs + gx, with gy = i*gs // P_h: constant planes are returned unchanged."""
     p = still(Case(channels=2, size=(9, 8), output=(4, 3), params={"group_size": 2}), (1, 1, 6, 7))
     p["x"][...] = np.arange(8)[:, None, None]
     want = np.arange(8).reshape(2, 2, 2)[:, [0, 0, 1, 1]][:, :, [0, 0, 1]]
@@ -320,7 +320,7 @@ def test_trans_moves_by_parts_of_the_box(subject):
 
 
 def test_parts_are_shared_by_bins(subject):
-    """part = i*parts // P: with as many parts as bins it is the same as one repeated."""
+    """part = i*parts // P: as many parts as bins is the same as one part repeated."""
     case = Case(2, 4, (7, 8), (4, 6), "inside", 3, params={"group_size": 2, "sample_per_part": 2})
     few = make(case, parts=(2, 3))
     many = few.having(trans=few["trans"].repeat(2, axis=2).repeat(2, axis=3))

@@ -1,4 +1,5 @@
-"""deform_roi_pool computes what docs/semantics.md says (d.3): reference, roi_align, mmcv's numbers, and single rules."""
+"""deform_roi_pool computes what docs/semantics.md says (d.3): reference, roi_align, mmcv's numbers, and single
+rules."""
 
 import functools
 import pathlib
@@ -61,7 +62,7 @@ def usual(dtype):
 
 
 def between_kinks(case, dtype=np.float64):
-    """Offsets that leave every sample away from whole coordinates."""
+    """Offsets that keep every sample away from integer coordinates."""
     p, rng = make(case, dtype), np.random.default_rng(6)
     ratio, gamma, pooled = case.params["sampling_ratio"], case.params.get("gamma", 0.1), pair(case.output)
     for (r, channel, i, j), _ in np.ndenumerate(p["offsets"]):
@@ -87,7 +88,7 @@ CASES = {
 
 
 def special(case, dtype, seed, share):
-    """A share of the offsets lead to pixels, halves and borders, or are infinite or NaN."""
+    """A share of the offsets leads to pixels, halves and borders, or is infinite or NaN."""
     p, rng = make(case, dtype, seed), np.random.default_rng(seed)
     values = rng.choice(
         [-4, -2, -1, -0.5, -0.25, -0.0, 0.0, 0.25, 1, 2, 1e30, np.inf, -np.inf, np.nan], p["offsets"].shape
@@ -236,7 +237,7 @@ def test_a_nan_offset_reaches_its_bin_and_no_other(subject, channel):
     at = (1, slice(None), 1, 2)
     broken, away = (clean.having(offsets=clean["offsets"].copy()) for _ in range(2))
     broken["offsets"][1, channel, 1, 2] = np.nan
-    away["offsets"][1, channel, 1, 2] = np.inf  # what remains without the bin
+    away["offsets"][1, channel, 1, 2] = np.inf  # the result without the bin
     got = {"y": main(broken.forward(subject)), **broken.backward(subject)._asdict()}
     want = {"y": main(away.forward(subject)), **away.backward(subject)._asdict()}
     for name in ("y", "offsets", "mask"):
@@ -268,7 +269,7 @@ def test_empty_and_inverted_boxes_are_zero(subject):
 
 @pytest.mark.parametrize("case", range(3))
 def test_published_numbers_of_mmcv(subject, case):
-    """The source's layer begins with offsets of zero."""
+    """The source's layer starts with zero offsets."""
     with np.load(VECTORS / f"mmcv_deform_roi_pool_case{case}.npz", allow_pickle=False) as file:
         v = dict(file)
     output = tuple(v["output_size"].tolist())
@@ -301,7 +302,7 @@ def test_an_offset_of_0_shifts_nothing_however_far_1_would(backend):
 
 @pytest.mark.parametrize("channels", [1, 5, 17])
 def test_the_sums_of_a_whole_image_are_made_row_by_row(backend, channels):
-    """A running sum of float32 that has come to 2**24 gains nothing by 1: only the first row's ones may be lost."""
+    """Once a running float32 sum has reached 2**24, adding 1 changes nothing: only the first row's ones may be lost."""
     side = 300
     x, rois = np.ones((1, channels, side, side), np.float32), np.array([[0, 0, 0, side, side]], np.float32)
     x[:, :, 0, 0] = 2.0**24

@@ -90,7 +90,7 @@ def test_it_is_roi_align_of_the_channel_of_each_bin(subject, ratio):
 
 
 def test_every_bin_has_its_channel(subject):
-    """Channel (c*P_h + i)*P_w + j: constant planes come out as they are."""
+    """Channel (c*P_h + i)*P_w + j: constant planes are returned unchanged."""
     p = make(Case(channels=4, output=(2, 3), count=1)).having(rois=[[0, 1, 1, 5, 6]])
     p["x"][...] = np.arange(24)[:, None, None]
     near(main(p.forward(subject))[0], np.arange(24).reshape(4, 2, 3))
@@ -98,7 +98,7 @@ def test_every_bin_has_its_channel(subject):
 
 
 def test_empty_grids_are_zero(subject):
-    """Boxes without extent, and inverted ones: no samples, and 0, where torchvision gives NaN."""
+    """Boxes without extent and inverted ones: no samples, so 0, where torchvision gives NaN."""
     boxes = [[0, 2.0, 2.0, 2.0, 2.0], [0, 3.0, 1.0, 1.0, 4.0], [0, 4.0, 4.0, 1.0, 1.0]]
     p = make(Case(channels=2, count=3)).having(rois=boxes)
     assert not main(p.forward(subject)).any() and not p.backward(subject).x.any()

@@ -1,4 +1,4 @@
-"""ps_roi_pool computes what docs/semantics.md says (c.3): against the reference, and by rules told one by one."""
+"""ps_roi_pool computes what docs/semantics.md says (c.3): against the reference, and by single rules."""
 
 import family
 import family_errors
@@ -67,8 +67,8 @@ def one_box(box, output=1, channels=2, size=(6, 5), **more):
 @pytest.mark.parametrize(
     "box, rows, cols",
     [
-        ((1, 2, 3, 4), slice(2, 4), slice(1, 3)),  # from the first corner to before the last
-        ((0, 0, 0, 0), slice(0, 1), slice(0, 1)),  # one pixel at least
+        ((1, 2, 3, 4), slice(2, 4), slice(1, 3)),  # from the first corner up to but excluding the last
+        ((0, 0, 0, 0), slice(0, 1), slice(0, 1)),  # at least one pixel
         ((0.5, 1.5, 2.5, 3.49), slice(2, 3), slice(1, 3)),  # halves are rounded away from zero
         ((-0.5, -1.5, 1.5, 0.5), slice(0, 1), slice(0, 2)),  # to -1, -2, 2, 1
         ((-9, -9, 90, 90), slice(0, 6), slice(0, 5)),
@@ -86,7 +86,7 @@ def test_the_pixels_of_a_box(subject, box, rows, cols):
 
 
 def test_the_last_row_and_column_are_pooled(subject):
-    """torchvision 0.29 leaves them out of its forward, not of its backward."""
+    """torchvision 0.29 leaves them out in its forward, but not in its backward."""
     p = one_box((0, 0, 5, 6), output=(2, 5))
     p["x"][...] = 0
     p["x"][..., -1, :] = 1
@@ -98,7 +98,7 @@ def test_the_last_row_and_column_are_pooled(subject):
 
 
 def test_every_bin_has_its_channel(subject):
-    """Channel (c*P_h + i)*P_w + j: constant planes come out as they are."""
+    """Channel (c*P_h + i)*P_w + j: constant planes are returned unchanged."""
     p = one_box((0, 0, 4, 5), output=(2, 3), channels=4)
     p["x"][...] = np.arange(24)[:, None, None]
     near(main(p.forward(subject))[0], np.arange(24).reshape(4, 2, 3))
@@ -128,7 +128,7 @@ def test_the_divisor_is_what_is_inside(subject):
 
 
 def test_the_backward_spreads_evenly(subject):
-    """The sum of the gradient of x over a plane is the output gradient of its bin, wherever that is not empty."""
+    """The sum of the gradient of x over a plane is the output gradient of its bin, if the bin is not empty."""
     p = make(Case(channels=3, size=(7, 8), output=3, count=1, boxes="straddling"))
     filled = main(p.having(x=np.ones(p["x"].shape)).forward(subject))
     near(p.backward(subject).x.sum(axis=(2, 3)).reshape(filled.shape), p.grad_y * filled)

@@ -80,7 +80,7 @@ def test_boxes_of_all_kinds(backend, dtype, case, seed, layouts):
     check_against_naive(backend, laid_out(make(case, dtype, seed), layouts))
 
 
-# One sample at (y, x) of a 4 x 4 image: with aligned=True and one sample in one bin, of a box one pixel large.
+# One sample at (y, x) of a 4 x 4 image: with aligned=True and one sample in one bin, in a box of one pixel.
 
 
 def one_sample(y, x, dtype=np.float64, channels=3):
@@ -107,7 +107,7 @@ def test_just_inside_and_just_outside(subject, dtype, axis):
         for at, inside in ((dtype(edge), True), (np.nextafter(dtype(edge), dtype(beyond)), False)):
             p = one_sample(*((at, 1) if axis == 0 else (1, at)), dtype)
             p["x"][...] = 3
-            low = p["rois"][0, 2 - axis]  # where the sample lies after roundings
+            low = p["rois"][0, 2 - axis]  # where the sample is after rounding
             assert (low - dtype(0.5) + dtype(0.5) == edge) == inside, "the sample is not where this test wants it"
             assert (main(p.forward(subject)) == (3 if inside else 0)).all()
             assert p.backward(subject).x.any() == inside
@@ -116,7 +116,7 @@ def test_just_inside_and_just_outside(subject, dtype, axis):
 @pytest.mark.parametrize("y", [-1.0, -0.5, 0.0, 1.0, 1.5, 3.0, 3.5, 4.0])
 @pytest.mark.parametrize("x", [-0.25, 2.0, 3.75])
 def test_only_the_pixels_of_the_cell_count(subject, y, x):
-    """Pixels outside the cell may hold NaN; a NaN in it counts, also where its weight is zero."""
+    """Pixels outside the cell may be NaN; a NaN in it counts, even with weight zero."""
     clean = one_sample(y, x)
     used = np.zeros((4, 4), bool)
     used[np.ix_(cell(y), cell(x))] = True
@@ -145,7 +145,7 @@ def test_samples_outside_count_in_the_divisor(subject):
 
 
 def test_adaptive_sampling_takes_a_sample_per_pixel(subject):
-    """A box of 6 x 3 pixels in 2 x 3 bins: 3 x 1 samples each; one of 5 x 3 pixels too, at other places."""
+    """A box of 6 x 3 pixels in 2 x 3 bins: 3 x 1 samples each; one of 5 x 3 pixels too, at other positions."""
     for height in (6.0, 5.0):
         box, output = [[0, 1.0, 1.0, 4.0, 1.0 + height]], (2, 3)
         p = make(Case(channels=2, size=(9, 8), output=output, count=1)).having(rois=box)
@@ -161,7 +161,7 @@ def test_adaptive_sampling_takes_a_sample_per_pixel(subject):
 
 
 def test_empty_and_inverted_boxes(subject):
-    """Adaptive and aligned: no samples, 0. Without alignment a box is one pixel large at least."""
+    """Adaptive and aligned: no samples, 0. Without alignment a box is at least one pixel long."""
     boxes = [[0, 2.0, 2.0, 2.0, 2.0], [0, 3.0, 1.0, 1.0, 4.0], [0, 4.0, 4.0, 1.0, 1.0]]
     p = make(Case(channels=2, count=3, params={"aligned": True})).having(rois=boxes)
     assert not main(p.forward(subject)).any() and not p.backward(subject).x.any()
@@ -191,7 +191,7 @@ def test_affine_images_give_their_value_at_the_centre(subject):
 def test_alignment_is_half_a_pixel(subject):
     p = make(Case(channels=2, boxes="inside", params={"sampling_ratio": 2}))
     rois = p["rois"].copy()
-    rois[:, 3:] = rois[:, 1:3] + 2 + rois[:, 3:] / 2  # larger than a pixel, so that the least size does not matter
+    rois[:, 3:] = rois[:, 1:3] + 2 + rois[:, 3:] / 2  # larger than a pixel, so that the minimum size does not matter
     shifted = rois + [0, 0.5, 0.5, 0.5, 0.5]
     aligned = p._replace(params={**p.params, "aligned": True}).having(rois=shifted)
     near(main(aligned.forward(subject)), main(p.having(rois=rois).forward(subject)))
@@ -229,7 +229,7 @@ def test_published_numbers_of_mmcv(subject, case):
 
 @pytest.mark.parametrize("channels", [1, 5, 17, 70])
 def test_the_mean_of_a_whole_image_is_summed_row_by_row(backend, channels):
-    """A running sum of float32 that has come to 2**24 gains nothing by 1: only the first row's ones may be lost."""
+    """Once a running float32 sum has reached 2**24, adding 1 changes nothing: only the first row's ones may be lost."""
     side = 300
     x, rois = np.ones((1, channels, side, side), np.float32), np.array([[0, 0, 0, side, side]], np.float32)
     x[:, :, 0, 0] = 2.0**24

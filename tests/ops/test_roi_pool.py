@@ -50,7 +50,7 @@ def usual(dtype):
 
 
 def spread_out(case, dtype=np.float64):
-    """Pixels that differ by more than the steps of finite differences, so that the maximum stays where it is."""
+    """Pixels that differ by more than the steps of finite differences, so that the maximum stays put."""
     p = make(case, dtype)
     order = np.random.default_rng(5).permutation(p["x"].size)
     return p.having(x=(0.1 * order - 3).reshape(p["x"].shape))
@@ -76,8 +76,8 @@ class TestGPU(family_gpu.RoIs, family_gpu.GPU):
     cases = table(make, TINY)
 
     def test_argmax(self, gpu, dtype):
-        """Few values, many of them equal: zeros of both signs, infinities, NaN. The argmax is the first; -1 where a row is no
-        box. It leads the backward."""
+        """Few values, many of them equal: zeros of both signs, infinities, NaN. The argmax is the first one; -1 for an
+        invalid box. It determines the backward."""
         p = make(Case(batch=2, channels=3, size=(5, 4), output=(2, 2), count=6, boxes="mixed"), dtype)
         p["x"][...] = np.random.default_rng(0).choice([-np.inf, -1, -0.0, 0.0, 1, np.inf, np.nan], p["x"].shape)
         result, want = p.forward(gpu, return_argmax=True), p.forward(naive, return_argmax=True)
@@ -121,7 +121,7 @@ def test_pixels_that_are_not_finite(backend, dtype, case, seed):
 @pytest.mark.parametrize("scale, want", [(1.0, [[14, 16], [26, 28]]), (0.7, [[7, 9], [19, 21]])])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_published_example_of_mxnet(subject, dtype, scale, want):
-    """The docstring of MXNet's ROIPooling."""
+    """From the docstring of MXNet's ROIPooling."""
     x, rois = np.arange(48, dtype=dtype).reshape(1, 1, 8, 6), np.array([[0, 0, 0, 4, 4]], dtype)
     assert np.array_equal(subject.forward(x, rois, (2, 2), scale)[0, 0], want)
 
@@ -134,7 +134,7 @@ def test_example_of_torchvision(subject):
 
 @pytest.mark.parametrize("case", range(3))
 def test_published_numbers_of_mmcv(subject, case):
-    """mmcv does not round the boxes; those of its tests have whole corners."""
+    """mmcv does not round the boxes; those of its tests have integer corners."""
     with np.load(VECTORS / f"mmcv_roi_pool_case{case}.npz", allow_pickle=False) as file:
         v = dict(file)
     assert np.array_equal(v["rois"], np.round(v["rois"]))
@@ -243,7 +243,7 @@ def test_argmax_is_that_of_the_reference(backend, dtype):
 
 
 def test_argmax_is_believed(subject):
-    """The backward takes the places that it is given, and does not look at x."""
+    """The backward uses the positions it is given, and does not look at x."""
     p = make(Case(channels=2, size=(3, 4), output=1, count=1)).having(rois=[[0, 0, 0, 3, 2]])
     g = p.backward(subject, argmax=np.array([7, -1], np.int32).reshape(1, 2, 1, 1))
     want = np.zeros((1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""What may stand for an array or for a number, at the doors of all operators alike."""
+"""What is accepted as an array or a number, for all operators alike."""
 
 import datetime
 import decimal
@@ -18,7 +18,7 @@ rng = np.random.default_rng(0)
 
 
 def random_like(array):
-    """Numbers that are boxes too, where the array holds boxes."""
+    """Random numbers, which are valid boxes if the array holds boxes."""
     return array.copy() if array.shape[-1] == 5 else rng.normal(size=array.shape).astype(array.dtype)
 
 
@@ -39,7 +39,7 @@ def problem(operator, way):
 
 
 class Hostile(np.ndarray):
-    """Refuses whatever a subclass can have a say in."""
+    """Rejects every operation that a subclass can intercept."""
 
     def refuse(self, *_, **__):
         raise AssertionError("an operation of a subclass was used")
@@ -51,7 +51,7 @@ class Hostile(np.ndarray):
 
 
 class Single(np.ndarray):
-    """Of which none can be made from another, such as a view."""
+    """A subclass of which no new instance, such as a view, can be made."""
 
     may_be_made = False
 
@@ -165,7 +165,7 @@ def test_an_argmax_of_a_subclass(kind, tmp_path):
     assert_message(raised, "argmax", "MaskedArray", "int32")
 
 
-# Numbers: all that the doors take, and what is none.
+# Numbers: what the doors accept, and what they reject.
 
 INTS = {
     **dict.fromkeys(("conv", "deform_conv", "deform_conv_layer"), ("stride", "padding", "dilation")),

@@ -1,4 +1,4 @@
-"""Another thread may write to an argument while it is used: what was checked is what is used, and nothing crashes."""
+"""Another thread may write to an argument during a call: what was checked is what is used, and nothing crashes."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_thread_that_scribbles(operator, name):
 
 @pytest.fixture
 def meanwhile(monkeypatch):
-    """Has a function called between the checks of a call's arguments and their use, when room is made for results."""
+    """Calls a function between the checks of a call's arguments and their use, when memory for results is allocated."""
     output_array, happens = results.output_array, []
 
     def hooked(*arguments):
@@ -39,7 +39,7 @@ def meanwhile(monkeypatch):
 
 
 def both_ways(operator, arrays, more):
-    """What forward and backward return, as {name: array}; gradients of what has one."""
+    """The results of forward and backward, as {name: array}; gradients of everything that has one."""
     y = getattr(numdcn, f"{operator}_forward")(*arrays.values(), **more)
     g = getattr(numdcn, f"{operator}_backward")(np.ones_like(y), *arrays.values(), **more)
     return {"y": y, **outputs(g)}
@@ -51,7 +51,7 @@ def test_the_boxes_that_were_checked_are_those_that_are_used(operator, meanwhile
     right, rois = both_ways(operator, arrays, more), arrays["rois"].copy()
 
     def scribble():
-        arrays["rois"][:, 0] = 1 - rois[:, 0]  # boxes of the other image, and elsewhere in it
+        arrays["rois"][:, 0] = 1 - rois[:, 0]  # boxes in the other image, and elsewhere in it
         arrays["rois"][:, 1:] = rois[:, 4:0:-1]
 
     meanwhile.append(scribble)
@@ -67,7 +67,7 @@ def test_the_boxes_that_were_checked_are_those_that_are_used(operator, meanwhile
 
 @pytest.mark.parametrize("operator", [*BOXES, "bilinear_sample", "deform_conv"])
 def test_shapes_that_are_changed_in_place(operator, meanwhile):
-    """The sizes that were measured hold for the memory that is read, whatever becomes of the caller's arrays."""
+    """The sizes that were checked hold for the memory that is read, whatever happens to the caller's arrays."""
     arrays, more = scribbles.arguments(operator)
     right, shapes = both_ways(operator, arrays, more), {name: array.shape for name, array in arrays.items()}
 
@@ -89,7 +89,7 @@ def test_shapes_that_are_changed_in_place(operator, meanwhile):
 
 
 class Clearing:
-    """A number that empties lists when it is looked at."""
+    """A number that empties lists when it is read."""
 
     def __init__(self, number, *lists):
         self.number, self.lists = number, lists
@@ -101,7 +101,7 @@ class Clearing:
 
 
 def test_lists_that_are_changed_in_place():
-    """A list of sizes is read once, whatever becomes of it while its numbers are looked at."""
+    """A list of sizes is read once, whatever happens to it while its numbers are read."""
     x, w = np.ones((1, 1, 5, 5), np.float32), np.ones((1, 1, 1, 1), np.float32)
     stride, before, after = [], [], []
     stride += [Clearing(2, stride), 1]

@@ -1,5 +1,5 @@
-"""Every example runs from the repository root without a display, writes its files where it is told, and ends well; so do
-the lines of Python in README.md."""
+"""Every example runs from the repository root without a display, writes its files where it is told, and succeeds; so
+does the Python code in README.md."""
 
 import re
 
@@ -15,9 +15,9 @@ def test_there_are_examples():
 
 
 def arguments(name, folder):
-    """What an example is told, so that it draws something in a folder."""
+    """Arguments with which an example draws something in a folder."""
     if name == "from_loops_to_simd.py":
-        return "--size", 37, "--picture", folder / "times.png"  # the tiles at the edges are smaller
+        return "--size", 37, "--picture", folder / "times.png"  # not a multiple of the tiles
     return "--out", folder
 
 

@@ -1,4 +1,4 @@
-"""The fuzzer (tests/fuzz) finds faults that are planted, tells their seeds, and finds them again by these."""
+"""The fuzzer (tests/fuzz) finds planted faults, reports their seeds, and finds them again from these."""
 
 import os
 import re
@@ -28,7 +28,7 @@ numdcn.roi_align_forward = wrong
 
 
 def fuzz(folder, fault, *arguments, **environment):
-    """(exit code, what was printed) of the command, with a line more in every roi_align_forward."""
+    """(exit code, output) of the command, with an extra line in every roi_align_forward."""
     (folder / "sitecustomize.py").write_text(WRAPPED.format(fault))
     path = os.pathsep.join(map(str, (folder, ROOT)))
     done = run_python(["-m", "tests.fuzz"], *arguments, check=False, PYTHONPATH=path, **environment)
@@ -36,7 +36,7 @@ def fuzz(folder, fault, *arguments, **environment):
 
 
 def found(printed):
-    """The seeds that were told, of roi_align."""
+    """The reported seeds of roi_align."""
     return [int(seed) for seed in re.findall(r"^--seed (\d+) --only roi_align$", printed, re.MULTILINE)]
 
 
@@ -61,7 +61,7 @@ def test_a_wrong_element_is_found(operator, direction, monkeypatch):
     with pytest.raises(AssertionError, match="expected .* within") as raised:
         for seed in range(20):
             check(operator, seed)
-    assert "grad_y (" in raised.value.__notes__[-1]  # a note tells of the problem
+    assert "grad_y (" in raised.value.__notes__[-1]  # a note describes the problem
 
 
 def test_a_seed_is_told_and_replays(tmp_path):
@@ -82,7 +82,7 @@ def test_a_seed_is_told_and_replays(tmp_path):
 def test_crashes_are_told_with_their_seeds(tmp_path):
     fault = "if x.shape[-1] == 3: os.kill(os.getpid(), signal.SIGSEGV)"
     code, printed = fuzz(tmp_path, fault, "--seconds", 100, "--seed", 5, "--only", "roi_align", "--most", 2)
-    first, second = found(printed)  # it goes on after the first
+    first, second = found(printed)  # it continues after the first
     assert code == 1 and first < second and printed.count(f"the process died with exit code {-signal.SIGSEGV}") == 2
 
 
@@ -99,7 +99,7 @@ def test_every_run_has_another_seed(tmp_path):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_large_problems_are_shared_out(operator, monkeypatch):
-    """Some are given to several threads; else that their number does not matter would show nothing."""
+    """Some run in several threads; otherwise independence of their number would prove nothing."""
     asked = threads_asked_for(monkeypatch)
     before = numdcn.get_num_threads()
     numdcn.set_num_threads(7)

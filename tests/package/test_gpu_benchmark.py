@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu` without a GPU: the tables of its page, the comparison's own judgement, a run in the simulator."""
+"""`python -m benchmarks.gpu` without a GPU: the tables of its page, the comparison's own judgement, a run in the
+simulator."""
 
 import json
 import os
@@ -19,7 +20,7 @@ def benchmark(*arguments, check=True, **environment):
 
 @pytest.mark.parametrize("program", [floors, registers], ids=["floors", "registers"])
 def test_the_page_holds_the_tables(program):
-    """docs/design/gpu.md has, between two lines, what the command that the first of them names prints."""
+    """docs/design/gpu.md contains, between two markers, the output of the command named by the first one."""
     _, held, _ = page.split(page.PAGE.read_text(encoding="utf-8"), program.COMMAND)
     assert held == program.text(), f"{program.COMMAND} --write"
     printed = run_python(program.COMMAND.split()[1:], PYTHONSAFEPATH=None).stdout
@@ -31,7 +32,7 @@ def test_the_floors_are_an_option_too():
 
 
 def test_floors_of_a_row():
-    """S1, batch 16: as counted by hand."""
+    """S1, batch 16: as computed by hand."""
     floor = floors.floor(floors.row("S1", 16), "forward", "float32")
     assert floor.operations == 2 * 16 * 100 * 152 * 128 * 128 * 9
     assert floor.corners == 4 * 4 * 16 * 100 * 152 * 128 * 9
@@ -64,7 +65,7 @@ def test_rounding_to_bfloat16():
 
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float64", "float16", "bfloat16"])
 def test_bounds_tell_a_lost_term_from_rounding(dtype):
-    """A sum of products whose operands are rounded to the type is right; without one of its taps it is wrong."""
+    """A sum of products with operands rounded to the type passes; without one of its taps it fails."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 9 * 32)), rng.normal(size=9 * 32)
     precise = np.float64 if dtype == "float64" else np.float32
@@ -100,7 +101,7 @@ def test_no_speed_of_what_is_wrong(tmp_path):
 
 
 def test_targets_are_judged(tmp_path):
-    """Twice as fast as torchvision in float32, forward: past 1.2; all others were not measured."""
+    """Twice as fast as torchvision in float32, forward: above 1.2; the others were not measured."""
     row = {"batch": 16, "direction": "forward", "kind": "float32", "detail": "", "status": "ok"}
     rows = []
     for name in floors.DENSE:
@@ -113,7 +114,7 @@ def test_targets_are_judged(tmp_path):
 
 @pytest.mark.full
 def test_a_run_in_the_simulator(tmp_path):
-    """One operator is compared, nothing is timed; with all parts it takes minutes."""
+    """One operator is compared, nothing is timed; the full run takes minutes."""
     pytest.importorskip("numba_cuda", reason="needs the cuda extra")
     out = ["--simulator", "--out", tmp_path, "--parts", "compare", "--kinds", "float32"]
     done = benchmark(*out, "--operators", "bilinear_sample,arrays")
@@ -125,7 +126,7 @@ def test_a_run_in_the_simulator(tmp_path):
 
 
 def test_code_that_is_not_there_is_missing(tmp_path):
-    """An operator whose wing lacks its room is told of; the exit code is 1."""
+    """An operator whose wing lacks its room is reported; the exit code is 1."""
     pytest.importorskip("numba_cuda", reason="needs the cuda extra")
     code = (
         "import sys\n"

@@ -51,7 +51,7 @@ def module_of(path):
 
 MODULES = {module_of(path): path for path in ALL}
 
-# Layers from the bottom up: each may import itself and what stands before it, and names where it may not.
+# Layers from the bottom up: each may import itself and those before it, except the pairs in NEVER.
 LAYERS = ("_cache", "_formulas", "_call", "_cpu", "_cuda", "_run", "problem", "door", "top")
 NEVER = {
     ("_call", "_cache"),
@@ -74,7 +74,8 @@ def layer(module):
 
 
 def imported_modules(path):
-    """The modules of this repository that a file imports, anywhere in it, packages that are passed on the way aside."""
+    """The modules of this repository that a file imports, anywhere in it, without the packages passed through on the
+    way."""
     names = {name for name in imports(path) if name in MODULES}
     return {name for name in names if not any(other.startswith(name + ".") for other in names)} - {module_of(path)}
 
@@ -98,7 +99,7 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_the_wings_never_meet(path):
-    """Nor do rooms of one wing: what two of them need stands beside them."""
+    """Nor do rooms of one wing: what two of them need is placed next to them."""
     own = module_of(path).split(".")
     if len(own) < 2 or own[1] not in ("_cpu", "_cuda"):
         return
@@ -125,7 +126,7 @@ def test_the_wings_have_the_same_rooms():
 
 @pytest.mark.parametrize("top", ["numdcn", "benchmarks", "tools"])
 def test_no_import_circle(top):
-    """Wherever an import stands: in a function and under TYPE_CHECKING too. Packages that only pass names on count as these."""
+    """Imports in functions and under TYPE_CHECKING count too, and so do packages that only re-export."""
     graph = {name: imported_modules(path) for name, path in MODULES.items() if name.split(".")[0] == top}
     done, way = set(), []
 
@@ -151,7 +152,7 @@ def test_no_module_is_imported_by_a_string():
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_numba_cuda_is_imported_in_one_place(path):
-    """Where NumPy is made fit for it."""
+    """Where NumPy is patched for it."""
     if name_of(path) != "numdcn/_call/numba_cuda.py":
         assert not [m for m in imports(path) if m.split(".")[0] in ("numba_cuda", "cupy") or m.startswith("numba.cuda")]
 
@@ -164,7 +165,7 @@ def test_no_framework_is_imported(path):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_is_a_door_and_a_problem(operator):
-    """And found from its name everywhere: law, reference, tests, benchmark, example."""
+    """And its name leads to everything else: law, reference, tests, benchmark, example."""
     assert {path.name for path in (PACKAGE / operator).glob("*.py")} == {"__init__.py", "problem.py"}
     for place in (
         f"tests/support/naive/{operator}.py",
@@ -228,7 +229,7 @@ def test_naive_references_never_import_numdcn():
 
 
 def test_the_emulator_stands_on_its_own():
-    """It imports nothing of this repository but itself, and does not name numdcn."""
+    """It imports nothing from this repository but itself, and does not mention numdcn."""
     own = {"numdcn", "benchmarks", "examples", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     files = [path for path in sorted((ROOT / "tools" / "ptx_emulator").rglob("*.*")) if path.suffix != ".pyc"]
     assert {path.suffix for path in files} == {".py", ".cpp", ".h", ".md"}
@@ -293,7 +294,7 @@ def test_time_limits_follow_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("path", [path for path in ALL if "tests" in path.parts], ids=name_of)
 def test_no_time_limit_but_through_limit(path):
-    """A number where something is waited for would be too short on a slow machine."""
+    """A literal timeout would be too short on a slow machine."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             waits = node.func.attr in ("alarm", "get", "join", "result", "wait") and len(node.args) == 1

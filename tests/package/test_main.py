@@ -1,4 +1,4 @@
-"""The package as a guest: `python -m numdcn`, what importing it loads, and its cache of compiled code."""
+"""The package in its environment: `python -m numdcn`, what importing it loads, and its cache of compiled code."""
 
 import os
 import pathlib
@@ -61,7 +61,7 @@ def modules_after(code):
 
 @pytest.mark.parametrize("code", ["import numdcn", SMALL_CALL], ids=["import", "call"])
 def test_nothing_is_loaded_beside_numba_and_numpy(code):
-    """No CUDA, no framework, and SciPy only as far as Numba itself loads it."""
+    """No CUDA, no framework, and only the parts of SciPy that Numba itself loads."""
     loaded = modules_after(code)
     assert "numdcn" in loaded
     for name in ("numba.cuda", "numba_cuda", "torch", "cupy", "jax", "matplotlib"):
@@ -153,7 +153,8 @@ def test_warmup_takes_names_and_dtypes():
 
 @pytest.mark.full
 def test_without_a_writable_cache_folder(tmp_path):
-    """Every place where Numba would put its files is blocked by a plain file; the library then compiles in memory."""
+    """Every location where Numba would put its files is blocked by a plain file; the library then compiles in
+    memory."""
     package = pathlib.Path(numdcn.__file__).parent
     copy = tmp_path / "site" / "numdcn"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))

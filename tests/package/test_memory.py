@@ -1,6 +1,6 @@
 """Memory: scratch does not grow with the image, little is kept between calls, and arrays beyond 2^31 elements work.
 
-Each measurement runs in a fresh process with compiled kernels. Bounds, in bytes beyond inputs and results: one
+Each measurement runs in a new process with compiled kernels. Bounds, in bytes beyond inputs and results: one
 channels-last copy of x (its pixels padded to whole vectors, hence the factor 1.3), the packed weights, 32 MB per
 thread; for the backward also the same copies of the gradient of x and of grad_y, and the partial sums of the offset and
 mask gradients, one per block of channels.
@@ -24,7 +24,7 @@ from numdcn._cpu.points import run as sample
 from numdcn._cpu.roi import run as pool
 
 MB = 2**20
-SLACK = 24 * MB  # what the interpreter, its allocator and the compiled code take meanwhile
+SLACK = 24 * MB  # for the interpreter, its allocator and compiled code
 THREADS = 2
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 
@@ -65,7 +65,8 @@ print(json.dumps({"extra": peak - before - size, "kept": after - before, "thread
 
 
 def measure(direction, case, **environment):
-    """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it with its results deleted."""
+    """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it once its results are
+    deleted."""
     channels, c_out, size, groups, offset_groups, mask = case
     rest = [[3, 3], 1, 1, 1, groups, offset_groups, mask, True]
     cases = [[1, channels, c_out, hw, *rest] for hw in ([6, 7], size)]
@@ -119,7 +120,7 @@ BOXES = {
 
 @pytest.fixture
 def slots(monkeypatch):
-    """The last bytes that each call took as scratch, which are a thread's: the calls have one thread."""
+    """The last size, in bytes, of each call's scratch memory: a thread's workspace, as the calls use one thread."""
     before, taken = numdcn.get_num_threads(), []
 
     class Recorded(Scratch):
@@ -139,8 +140,8 @@ def slots(monkeypatch):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("operator", BOXES)
 def test_scratch_of_a_thread_for_boxes(slots, operator, size, output, dtype):
-    """At most 32 MB, or 80 bytes for each pixel of the longer side of an image: two lists of pixels with a number, a weight
-    and a slope, (8 + 2*8)*2, and the columns of planes, 3*8, make 72."""
+    """At most 32 MB, or 80 bytes for each pixel of the longer side of an image: two lists of pixels with an index, a
+    weight and a slope, (8 + 2*8)*2, and the columns of planes, 3*8, make 72."""
     cells = 14 if operator in ("ps_roi_align", "ps_roi_pool") and output != 1 else 1
     x = np.broadcast_to(dtype(1), (1, cells, *size))
     rois = np.array([[0, 0, 0, size[1], size[0]]], dtype)
@@ -155,7 +156,7 @@ def test_scratch_of_a_thread_for_boxes(slots, operator, size, output, dtype):
 @pytest.mark.parametrize("sizes", [(4, 2**16), (2**16, 4), (3, 5)], ids=str)
 @pytest.mark.parametrize("operator", ["conv", "deform_conv", "bilinear_sample"])
 def test_scratch_of_a_thread_for_all_else(slots, operator, sizes, dtype):
-    """At most 32 MB, up to as many outputs as nobody has."""
+    """At most 32 MB, up to unrealistically many outputs."""
     channels, outputs = sizes
     x = np.broadcast_to(dtype(1), (1, channels, 3, 5))
     w, still = np.ones((outputs, channels, 1, 1), dtype), np.zeros((1, 2, 3, 5), dtype)
@@ -168,7 +169,7 @@ def test_scratch_of_a_thread_for_all_else(slots, operator, sizes, dtype):
 
 @pytest.mark.parametrize("operator", ["roi_align", "deform_roi_pool"])
 def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
-    """The same bits whether the lists of pixels of all columns of bins are kept or not."""
+    """The same bits whether or not the lists of pixels of all columns of bins are kept."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 19, 30, 31)).astype(np.float32)
     rois = np.array([[0, 1, 2, 27, 25], [1, -3, 0, 40, 12], [0, 5, 5, 6, 9]], np.float32)
@@ -184,7 +185,7 @@ def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("limit", [None, 0, 16 * MB])
 def test_little_is_kept_between_calls(direction, limit):
-    """At most the scratch limit, by default 64 MiB, of the hundreds of megabytes that this call works with."""
+    """At most the scratch limit, by default 64 MiB, of the hundreds of megabytes that this call uses."""
     kept = measure(direction, LARGE_IMAGES["plain"], NUMDCN_SCRATCH_LIMIT=limit)["kept"]
     allowed = (64 * MB if limit is None else limit) + SLACK
     assert kept <= allowed, f"{kept / MB:.0f} MB kept, allowed {allowed / MB:.0f} MB"
@@ -215,7 +216,7 @@ def test_buffers_of_many_sizes_are_kept_up_to_the_limit_and_no_further(scratch_l
     limit = 4 * MB
     numdcn.set_scratch_limit(limit)
     most = 0
-    for side in (40, 60, 80, 100, 120, 140):  # each takes less than the limit, all together more, none serves another
+    for side in (40, 60, 80, 100, 120, 140):  # each fits the limit, all together do not, and none can replace another
         x, offsets = np.ones((1, 16, side, side), np.float32), np.zeros((1, 2, side, side), np.float32)
         numdcn.deform_conv_forward(x, offsets, np.ones((1, 16, 1, 1), np.float32))
         assert kept_bytes() <= limit
@@ -252,7 +253,7 @@ def test_results_do_not_depend_on_the_scratch_limit(scratch_limit):
 
 
 # More than 2^31 elements: one array of 8.6 GB each, or its channels-last copy. Pages of a huge input that are never
-# written stay the zero page of the system, at no cost. Peaks measured: the image 8.6 GB (its copy), the output 8.4 GB,
+# written map to the system's zero page at no cost. Measured peaks: the image 8.6 GB (its copy), the output 8.4 GB,
 # the offsets 0.5 GB. The image gradient needs three such arrays, 26 GB.
 
 
@@ -266,7 +267,7 @@ def near(got, want):
 
 @pytest.mark.large
 def test_an_image_beyond_two_to_the_31():
-    """x (1, 64, 5800, 5800), read every 58 pixels; only its last 60 rows hold numbers. 8.6 GB for the copy of x."""
+    """x (1, 64, 5800, 5800), read every 58 pixels; only its last 60 rows are not zero. 8.6 GB for the copy of x."""
     side, step, out = 5800, 58, 100
     x = np.zeros((1, 64, side, side), np.float32)
     assert x.size > 2**31
@@ -311,7 +312,7 @@ def test_an_image_gradient_beyond_two_to_the_31():
 
 @pytest.mark.large
 def test_an_output_beyond_two_to_the_31():
-    """y (1, 64, 5800, 5800) from one channel: 8.6 GB for y; x and offsets are small beside it."""
+    """y (1, 64, 5800, 5800) from one channel: 8.6 GB for y; x and offsets are small in comparison."""
     side = 5800
     rng = np.random.default_rng(0)
     x = np.zeros((1, 1, side, side), np.float32)

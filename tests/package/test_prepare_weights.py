@@ -1,4 +1,4 @@
-"""prepare_weights gives an object that stands for w: the same results, a snapshot, picklable, with clear errors."""
+"""prepare_weights returns an object that can replace w: the same results, a snapshot, picklable, with clear errors."""
 
 import copy
 import pickle
@@ -66,7 +66,7 @@ def test_weights_of_any_layout(case, layout):
 def test_it_pickles_as_the_plain_weights(case, protocol):
     problem = make(case, np.float32)
     prepared = numdcn.prepare_weights(problem["w"], groups=case.groups)
-    problem.forward(BACKEND)  # whatever it has packed meanwhile is not pickled
+    problem.forward(BACKEND)  # what it packs here is not pickled
     problem.holding(w=prepared).backward(BACKEND)
     data = pickle.dumps(prepared, protocol)
     assert len(data) < len(pickle.dumps(problem["w"], protocol)) + 200, "more than the plain weights is pickled"
@@ -135,7 +135,7 @@ def test_what_cannot_be_prepared(w, groups, error, words):
 
 
 def test_prepared_weights_must_fit_the_call():
-    """Prepared weights must fit the call as plain weights must: groups, dtype."""
+    """Prepared weights must match the call as plain weights must: groups, dtype."""
     problem = make(CASES["grouped"], np.float32)
     for groups in (1, 2):
         prepared = numdcn.prepare_weights(problem["w"], groups=groups)

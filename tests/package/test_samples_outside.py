@@ -1,7 +1,8 @@
-"""One rule for all operators: a sample outside is 0, and so are its slopes, whatever x holds; then ordinary arithmetic.
+"""One rule for all operators: a sample outside is 0, and so are its slopes, whatever x contains; then ordinary
+arithmetic.
 
-So a NaN or infinite gradient of y, times that 0, is NaN in the gradients of coordinates and masks; nothing is added to that
-of x. A shift of 0 times infinity is a NaN coordinate.
+So a NaN or infinite gradient of y, times that 0, is NaN in the gradients of coordinates and masks; nothing is added to
+that of x. A shift of 0 times infinity is a NaN coordinate.
 """
 
 from typing import NamedTuple
@@ -28,15 +29,15 @@ def backend_of(request):
 
 
 class Sample(NamedTuple):
-    """An operator called so that y, (1, 3, ...), is one sample of each channel, at the coordinates that are given."""
+    """An operator called so that y, (1, 3, ...), is one sample of each channel, at given coordinates."""
 
     operator: str
     more: tuple  # array arguments, by position: x, "at" for the coordinates, others
     params: dict
-    x_first: bool  # the order of the coordinates
+    x_first: bool  # order of the coordinates
 
     def both(self, backend_of, at, grad=1.0, **params):
-        """(y, {name: gradient}), where the gradient of y is `grad` in one channel and 1 in the others."""
+        """(y, {name: gradient}), for a gradient of y that is `grad` in one channel and 1 in the others."""
         backend, (y, x) = backend_of(self.operator), at
         pair = np.array([x, y] if self.x_first else [y, x]).reshape((1, 2, 1, 1) if len(self.more) != 2 else (1, 1, 2))
         arrays = [pair if array is AT else array for array in self.more]
@@ -49,7 +50,7 @@ class Sample(NamedTuple):
 
 
 AT = object()
-X = np.full((1, 3, 1, 1), np.nan)  # which no sample outside may touch
+X = np.full((1, 3, 1, 1), np.nan)  # no sample outside may touch it
 ONE, PIXEL = np.ones((1, 1, 1, 1)), np.array([[0, 0.5, 0.5, 1.5, 1.5]])
 ROI, PS = {"output_size": 1, "gamma": 1.0}, {"output_size": 1, "group_size": 1, "trans_std": 1.0}
 SAMPLES = {
@@ -79,7 +80,7 @@ def test_a_gradient_that_is_not_finite_times_0_is_nan(backend_of, name, at, grad
     for gradient, array in g.items():
         if gradient != "w":
             assert np.isnan(array).all(), gradient
-        else:  # that of the bad output; the others are 0
+        else:  # that of the affected output; the others are 0
             assert np.isnan(array[1]).all() and not array[::2].any()
 
 
@@ -96,7 +97,7 @@ def test_a_nan_mask_times_0_is_nan(backend_of, name):
 
 @pytest.mark.parametrize("grad", BAD)
 def test_the_mean_of_no_samples_is_0_like_one_outside(backend_of, grad):
-    """An empty box, of which as many samples are taken as it has pixels: 0, also with a NaN offset, which lies nowhere."""
+    """An empty box, sampled once per pixel, so not at all: 0, even with a NaN offset."""
     empty = np.array([[0, 2.0, 2.0, 2.0, 2.0]])
     sample = SAMPLES["deform_roi_pool, adaptive"]._replace(more=(X, empty, AT, ONE))
     for at in ((0.0, 0.0), (np.nan, 1.0)):
@@ -117,7 +118,7 @@ def test_0_times_an_infinite_offset_is_a_nan_coordinate(backend_of, name, factor
 
 
 def test_a_box_of_no_size_times_an_infinite_offset_is_a_nan_coordinate(backend_of):
-    flat = np.array([[0, 0.5, 0.5, 1.5, 0.5]])  # no higher than 0
+    flat = np.array([[0, 0.5, 0.5, 1.5, 0.5]])  # of height 0
     sample = SAMPLES["deform_roi_pool"]._replace(more=(X, flat, AT, ONE))
     y, g = sample.both(backend_of, (np.inf, 0.0))
     assert np.isnan(y).all() and np.isnan(g["offsets"]).all() and np.isnan(g["mask"]).all() and not g["x"].any()
@@ -127,7 +128,7 @@ def test_a_box_of_no_size_times_an_infinite_offset_is_a_nan_coordinate(backend_o
 @pytest.mark.parametrize("factor", [1e308, -1e308])
 def test_an_offset_of_0_shifts_nothing_however_far_1_would(backend_of, name, factor):
     sample = SAMPLES[name]
-    wide = np.array([[0, -20.0, -20.0, 21.0, 21.0]])  # whose size times the factor overflows
+    wide = np.array([[0, -20.0, -20.0, 21.0, 21.0]])  # its size times the factor overflows
     seen = sample._replace(more=(np.ones((1, 3, 1, 1)), wide, *sample.more[2:]))
     want, _ = seen.both(backend_of, (0.0, 0.0))
     y, _ = seen.both(backend_of, (0.0, 0.0), **{MOVED[name]: factor})

@@ -1,4 +1,5 @@
-"""The training example: right gradients, the same bits every time, also after a stop; checkpoints that are never broken."""
+"""The training example: right gradients, the same bits every time, even after a stop; checkpoints that are never
+broken."""
 
 import os
 import re
@@ -27,7 +28,7 @@ FIGURES = ["train_digits_curves.png", "train_digits_points.png"]
 
 @pytest.fixture(autouse=True)
 def _handlers():
-    """The program changes what signals do."""
+    """The program installs signal handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -36,13 +37,13 @@ def _handlers():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """--quick becomes quicker: three steps for each network."""
+    """Makes --quick even quicker: three steps per network."""
     monkeypatch.setattr(train_digits, "QUICK", TINY)
 
 
 @pytest.fixture
 def main(tiny, tmp_path, capsys):
-    """Runs the program; gives its exit code and what it printed."""
+    """Runs the program; returns its exit code and output."""
 
     def run(*given):
         code = train_digits.main(["--quick", "--out", str(tmp_path / "out"), *map(str, given)])
@@ -52,7 +53,7 @@ def main(tiny, tmp_path, capsys):
 
 
 def assert_same_state(a, b, name="state"):
-    """Equal to the last bit, times aside."""
+    """Equal bit for bit, except for times."""
     assert type(a) is type(b), name
     if isinstance(a, dict):
         assert a.keys() == b.keys(), name
@@ -88,7 +89,7 @@ def test_gradients_against_differences(name):
     assert grads.keys() == params.keys()
     for key, grad in grads.items():
         assert grad.shape == params[key].shape and grad.dtype == np.float64
-        # a step so small that no sample crosses a pixel and no ReLU its kink
+        # so small a step that no sample crosses a pixel and no ReLU its kink
         direction, step = rng.normal(size=grad.shape), 1e-7
         ends = [loss_of({**params, key: params[key] + s * direction}, images, labels, layers) for s in (step, -step)]
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(np.vdot(grad, direction), rel=1e-5, abs=1e-8), key
@@ -105,7 +106,7 @@ def test_both_networks_of_a_seed_begin_as_the_same():
 
 
 def test_the_loss_of_large_logits():
-    """Of logits so large that their exponentials are infinite, too; its gradient adds up to nothing."""
+    """Even for logits whose exponentials overflow; its gradient sums to zero."""
     logits = np.array([[0, 0], [1000, -1000], [2, 1]], np.float64)
     loss, grad = net.cross_entropy(logits, np.array([0, 1, 0]))
     assert loss == pytest.approx((np.log(2) + 2000 + np.log1p(np.exp(-1))) / 3)
@@ -128,7 +129,7 @@ def test_train_and_test_digits_are_others():
 
 
 def test_poses_move_images_as_they_say():
-    """A pose of nothing keeps the middle; a quarter turn is one; a shift moves down and to the right."""
+    """A zero pose keeps the middle; a quarter turn is one; a shift moves down and to the right."""
     images = data.load(2, 1)[0].images
     still = data.transform(images, np.array([[0, 1, 0, 0]] * 2, np.float32))
     np.testing.assert_allclose(still[:, :, 4:24, 4:24], images, atol=1e-5)
@@ -163,7 +164,7 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(main, tmp_path):
 
 @pytest.mark.full
 def test_stop_and_resume_give_the_same_bits(main, tmp_path):
-    """Stopped in the middle of an epoch, at the end of one, again and again, and when nothing is left to do."""
+    """Stopped in the middle of an epoch, at the end of one, repeatedly, and when nothing is left to do."""
     assert main("--epochs", 2, "--checkpoint", tmp_path / "whole.npz")[0] == 0
     parts = ("--epochs", 2, "--checkpoint", tmp_path / "parts.npz")
     code, out = main(*parts, "--stop-after", 2)
@@ -219,7 +220,7 @@ def test_an_interrupted_checkpoint_leaves_the_old_one(broken, tmp_path, monkeypa
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_killed_at_any_time_it_goes_on_from_a_whole_checkpoint(tmp_path):
-    """Ctrl-C ends it well; a kill leaves the last checkpoint."""
+    """Ctrl-C ends it cleanly; a kill leaves the last checkpoint."""
     path = tmp_path / "c.npz"
     command = [sys.executable, str(ROOT / "examples" / "train_digits.py"), "--quick", "--epochs", "500"]
     command += ["--checkpoint", str(path), "--out", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""The published numbers that the operators' tests compare with: the files of tests/vectors are those of its README."""
+"""The published numbers used by the operators' tests: the files of tests/vectors are those listed in its README."""
 
 import re
 

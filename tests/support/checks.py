@@ -1,10 +1,10 @@
-"""What all tests share: the implementations, comparing arrays, messages, memory layouts, and running programs.
+"""Shared by all tests: the implementations, comparing arrays, messages, memory layouts, and running programs.
 
 Error bounds. A sum of `length` products in a dtype of precision eps differs from the exact one by about
-eps*sqrt(length)*sum|terms| when roundings are independent, and each term carries a few roundings of its own
+4 eps*sqrt(length)*sum|terms| when roundings are independent, and each term has a few roundings of its own
 (coordinate, two corner weights, mask). So a result may differ from the float64 reference by
 eps * (ROUNDINGS + sqrt(length)) * sum|terms|, with sum|terms| computed element by element from the naive formulas on
-absolute values. Where no term contributes the bound is zero and the result must be exactly zero.
+absolute values. Where no term contributes, the bound is zero and the result must be exactly zero.
 """
 
 import importlib
@@ -22,7 +22,7 @@ import pytest
 
 ROUNDINGS = 6
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FOLDERS = [str(ROOT / "tests" / folder) for folder in ("support", "ops", "cuda", "")]  # whose modules find one another
+FOLDERS = [str(ROOT / "tests" / folder) for folder in ("support", "ops", "cuda", "")]  # whose modules import each other
 
 
 class Backend(NamedTuple):
@@ -31,7 +31,7 @@ class Backend(NamedTuple):
     name: str
     forward: Callable
     backward: Callable
-    gpu: bool = False  # sums by atomics differ from run to run there, in their order
+    gpu: bool = False  # where sums by atomics are added in a different order each run
 
 
 def cpu(operator):
@@ -46,7 +46,7 @@ def reference(operator):
 
 
 def assert_close(got, value, bound, name):
-    """got is value within bound, element by element; NaN and infinities stand in the same places."""
+    """got equals value within bound, element by element, with NaN and infinities in the same places."""
     assert got.shape == value.shape, f"{name}: shape {got.shape}, expected {value.shape}"
     finite = np.isfinite(value)
     for kind in (np.isnan, np.isposinf, np.isneginf):
@@ -62,7 +62,7 @@ def assert_close(got, value, bound, name):
 
 
 def assert_same_bits(a, b, name=""):
-    """Equal to the last bit, NaN and the sign of zero included."""
+    """Equal bit for bit, including NaN and the sign of zero."""
     assert a.shape == b.shape and a.dtype == b.dtype, f"{name}: {a.shape} {a.dtype}, {b.shape} {b.dtype}"
     integer = f"u{a.dtype.itemsize}"
     differ = np.ascontiguousarray(a).view(integer) != np.ascontiguousarray(b).view(integer)
@@ -83,8 +83,8 @@ def special_coordinates(size, dtype):
     return np.concatenate([edges, *beside, halves, inside, huge]), np.array([np.inf, -np.inf], dtype)
 
 
-# Tables of wrong calls: (argument, what it becomes, the exception, what came, what was expected), the last two as
-# regular expressions that its message must hold.
+# Tables of invalid calls: (argument, replacement, exception, what was given, what was expected), the last two as
+# regular expressions that must match in its message.
 
 
 def rows(table):
@@ -92,7 +92,7 @@ def rows(table):
 
 
 def said(*shape):
-    """A shape as messages print it, spaces aside."""
+    """A shape as messages print it, ignoring spaces."""
     return re.escape(", ".join(map(str, shape))).replace(r",\ ", r",\s*")
 
 
@@ -102,7 +102,7 @@ def assert_message(error, name, came, expected):
         assert re.search(pattern, message), f"{what} ({pattern}) is not in: {message}"
 
 
-# Memory layouts: each gives an array equal to its argument.
+# Memory layouts: each returns an array equal to its argument.
 
 
 def strided(array):
@@ -130,7 +130,7 @@ def read_only(array):
 
 
 def shifted(array, nbytes=None):
-    """Contiguous, at an address that is one element (or nbytes) past a multiple of 64."""
+    """Contiguous, at an address one element (or nbytes) past a multiple of 64."""
     nbytes = array.itemsize if nbytes is None else nbytes
     raw = np.zeros(array.nbytes + 128, np.uint8)
     start = -raw.ctypes.data % 64 + nbytes
@@ -156,7 +156,7 @@ LAYOUTS = {
 
 
 def threads_asked_for(monkeypatch):
-    """A list that grows by the number of threads of each kernel that is run from now on."""
+    """A list to which the number of threads of each kernel run from now on is appended."""
     import numdcn._cpu.threads as pool
 
     run, asked = pool.run, []
@@ -165,14 +165,14 @@ def threads_asked_for(monkeypatch):
 
 
 def limit(seconds):
-    """A time limit: these seconds on a usual machine, NUMDCN_TEST_TIME times as many on a slow one, in whole seconds."""
+    """A time limit in whole seconds: `seconds` on a normal machine, NUMDCN_TEST_TIME times as many on a slow one."""
     return math.ceil(seconds * float(os.environ.get("NUMDCN_TEST_TIME", 1)))
 
 
 def run_python(code, *arguments, timeout=180, check=True, **environment):
-    """Runs a program in a fresh interpreter that sees numdcn and the tests; a value of None removes a variable.
+    """Runs a program in a new interpreter that can import numdcn and the tests; a value of None removes a variable.
 
-    `timeout` is that of a usual machine; see `limit`.
+    `timeout` is for a normal machine; see `limit`.
     """
     import numdcn
 

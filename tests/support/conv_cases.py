@@ -1,4 +1,4 @@
-"""Problems for the convolutions: sizes, the tables and the strategies that their tests share."""
+"""Problems for the convolutions: sizes, tables and strategies shared by their tests."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 
 class Case(NamedTuple):
-    """The sizes of a problem, without its numbers. What it says of offsets and masks counts where there are some."""
+    """The sizes of a problem, without its data. Fields about offsets and masks apply only where there are some."""
 
     batch: int = 1
     channels: int = 1
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
     @property
     def geometry(self):
-        """The parameters that every convolution takes."""
+        """The parameters common to all convolutions."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
 
@@ -53,7 +53,7 @@ def output_size(case):
 
 
 def assert_forms_of_parameters(backend, problem):
-    """An int, one for each axis, lists, NumPy's integers: the same result. All of the problem's are 1."""
+    """An int, one per axis, lists, NumPy integers: the same result. All of the problem's are 1."""
     y = problem.forward(backend)
     for name, value in {"stride": np.int64(1), "dilation": [1, 1]}.items():
         again = problem._replace(params={**problem.params, name: value})
@@ -68,7 +68,7 @@ def zeros(*shape):
 
 
 GEOMETRY = ("stride", "padding", "dilation")
-WRONG_GEOMETRY = (  # of every convolution with a kernel of 3x3 and an image of 6x5, padded by 1
+WRONG_GEOMETRY = (  # for every convolution with a 3x3 kernel and a 6x5 image, padded by 1
     *((name, 1.0, TypeError, r"1\.0", "int") for name in GEOMETRY),
     *((name, True, TypeError, "True|bool", "int") for name in GEOMETRY),
     *((name, "1", TypeError, "'1'|str", "int") for name in GEOMETRY),
@@ -86,7 +86,7 @@ WRONG_GEOMETRY = (  # of every convolution with a kernel of 3x3 and an image of 
     ("padding", ((1, 1), (1, True)), TypeError, "True", "int"),
     ("dilation", 9, ValueError, "9", "19|output|fit"),
 )
-WRONG_WEIGHTS = (  # of every convolution from 4 channels to 6 in two groups
+WRONG_WEIGHTS = (  # for every convolution from 4 channels to 6 in two groups
     ("w", zeros(6, 2, 3), ValueError, said(6, 2, 3), r"4|\(C_out"),
     ("w", zeros(6, 3, 3, 3), ValueError, "3", "4"),
     ("w", zeros(5, 2, 3, 3), ValueError, "5", "2"),
@@ -96,7 +96,7 @@ WRONG_WEIGHTS = (  # of every convolution from 4 channels to 6 in two groups
     ("bias", zeros(4), ValueError, r"\(4,?\)", "6"),
     ("bias", zeros(0), ValueError, r"\(0,?\)", "6"),
 )
-WRONG_IMAGES = (  # likewise, of 6x5
+WRONG_IMAGES = (  # likewise, for 6x5 images
     ("x", zeros(2, 0, 6, 5), ValueError, said(2, 0, 6, 5), "1|positive|empty"),
     ("x", zeros(2, 4, 0, 5), ValueError, said(2, 4, 0, 5), "1|positive|empty"),
     ("x", zeros(2, 4, 6, 0), ValueError, said(2, 4, 6, 0), "1|positive|empty"),
@@ -118,7 +118,7 @@ def cases(draw):
     divisors = [d for d in range(1, channels + 1) if channels % d == 0]
     kernel, stride, dilation = pair(1, 4), pair(1, 3), pair(1, 3)
     padding = (pair(0, 3), pair(0, 3))
-    # enough image for at least one output, beyond what the padding gives
+    # an image large enough, with its padding, for at least one output
     least = [max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) for a in (0, 1)]
     size = tuple(least[a] + draw(st.integers(0, 7)) for a in (0, 1))
     return Case(

@@ -1,8 +1,8 @@
-"""numdcn on a GPU, or in Numba's simulator of one, called with NumPy arrays: a server process does it (device_server.py).
+"""numdcn on a GPU, or in Numba's GPU simulator, called with NumPy arrays, through a server process (device_server.py).
 
-What is sent is the memory that arrays lie in, so strides, gaps and overlaps arrive there. After the call, what changed in
-that memory is copied back: `out` is filled, and an input that was written is seen to be written. An array that the call
-returns and that was given to it is the caller's own. Exceptions of the call are raised here.
+What is sent is the memory in which the arrays lie, so strides, gaps and overlaps are preserved. After the call, changes
+to that memory are copied back: `out` is filled, and writes to inputs become visible. An array that the call returns and
+that was passed to it is the caller's own. Exceptions of the call are raised here.
 """
 
 import atexit
@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from checks import FOLDERS, ROOT, Backend, limit
 
-SECONDS = limit(300)  # that a call may take
+SECONDS = limit(300)  # limit for a call
 
 
 class Sent(NamedTuple):
-    """An array in a part of the memory of a call; strides and offset are in bytes."""
+    """An array within a part of a call's memory; strides and offset are in bytes."""
 
     part: int | None
     offset: int
@@ -35,20 +35,20 @@ class Sent(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A part: where it lay, and its bytes."""
+    """A part: its original address, and its bytes."""
 
     address: int
     content: bytes
 
 
 class Returned(NamedTuple):
-    """An array that was given, by its number among them."""
+    """An array that was passed in, by its number."""
 
     number: int
 
 
 class Host(NamedTuple):
-    """A NumPy array that shall stay one."""
+    """A NumPy array that must remain one."""
 
     array: np.ndarray
 
@@ -57,7 +57,8 @@ OWN = (Sent, Returned, Host)
 
 
 def replaced(value, change):
-    """The same tuples, lists and dicts with change(leaf) for all else; the tuples of this file count as leaves."""
+    """The same tuples, lists and dicts with change(leaf) for everything else; the tuples of this file count as
+    leaves."""
     if isinstance(value, dict):
         return {key: replaced(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -69,14 +70,14 @@ def replaced(value, change):
 
 
 def _reach(array):
-    """The addresses of an array's first byte and of the one after its last."""
+    """The addresses of an array's first byte and just past its last."""
     steps = [(size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)]
     first = array.ctypes.data + sum(min(0, step) for step in steps)
     return first, first + sum(map(abs, steps)) + array.itemsize
 
 
 class _Packing:
-    """The arrays of a call: where they lie among the parts of its memory."""
+    """The arrays of a call, and where they lie within the parts of its memory."""
 
     def __init__(self):
         self.arrays = []
@@ -133,7 +134,7 @@ class Server:
             self.process = None
 
     def call(self, module, name, arguments, keywords):
-        """What a function returns, of numdcn or of a test program; its exception is raised."""
+        """The result of a function of numdcn or of a test program; its exception is raised."""
         if self.process is None:
             self.start()
         packing = _Packing()
@@ -179,12 +180,12 @@ def on(kind, operator="deform_conv"):
 
 
 def program(kind, module, name, *arguments):
-    """What a function of a module of the tests returns in the server."""
+    """The result of a function of a test module, run in the server."""
     return SERVERS[kind].call(module, name, arguments, {})
 
 
 def missing(kind):
-    """Why this kind cannot be had here; None if it can."""
+    """Why this kind is not available here; None if it is."""
     for package in ("numba_cuda", "ml_dtypes"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed: pip install -e .[test]"
@@ -204,4 +205,4 @@ def count_gpus():
 KINDS = [
     "simulator",
     *["cuda"] * (count_gpus() > 0),
-]  # cuda is told of as missing by the header of a run, not by a skip
+]  # a missing GPU is reported in the header of the test run, not as a skip

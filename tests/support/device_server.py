@@ -1,8 +1,8 @@
 """Calls numdcn on arrays of a GPU, or of Numba's simulator, for another process: `python -m device_server [seconds]`.
 
-It reads pickled calls from its standard input and writes pickled answers to its standard output (see device.py, the other
-end). With NUMBA_ENABLE_CUDASIM=1 in its environment it is the simulator. It is a process of its own because that variable
-counts for a whole process, and because an error on a GPU can end one.
+It reads pickled calls from standard input and writes pickled answers to standard output (device.py is the other end).
+With NUMBA_ENABLE_CUDASIM=1 in its environment it uses the simulator. It is a separate process because that variable
+affects a whole process, and because a GPU error can kill one.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from device import Host, Returned, Sent, replaced
 
 
 class OnDevice:
-    """An array on a GPU of any strides: all that numdcn is told of it is its `__cuda_array_interface__`."""
+    """An array on a GPU with any strides: numdcn sees only its `__cuda_array_interface__`."""
 
     def __init__(self, buffer, start, sent):
         kind = np.dtype(sent.dtype)
@@ -38,7 +38,7 @@ class OnDevice:
 
 
 class Parts:
-    """The memory of a call: each part a buffer on the device whose address is the caller's, up to multiples of 64."""
+    """The memory of a call: each part is a buffer on the device with the caller's address modulo 64."""
 
     def __init__(self, memory, simulated):
         from numba import cuda
@@ -46,7 +46,7 @@ class Parts:
         self.memory, self.simulated, self.buffers, self.starts = memory, simulated, [], []
         for address, content in memory:
             raw = np.zeros(len(content) + 128, np.uint8)
-            base = raw.ctypes.data if simulated else 0  # GPU memory begins at multiples of 256
+            base = raw.ctypes.data if simulated else 0  # GPU memory starts at multiples of 256
             start = (address - base) % 64
             raw[start : start + len(content)] = np.frombuffer(content, np.uint8)
             self.buffers.append(raw if simulated else cuda.to_device(raw))
@@ -72,7 +72,7 @@ class Parts:
         return cuda.to_device(buffer)
 
     def changed(self):
-        """{number: content} of the parts that do not hold any more what they held."""
+        """{number: content} of the parts whose content has changed."""
         new = {}
         for number, (buffer, start, (_, content)) in enumerate(
             zip(self.buffers, self.starts, self.memory, strict=True)
@@ -85,7 +85,7 @@ class Parts:
 
 
 def on_host(value, kinds):
-    """A NumPy array of what a call returned."""
+    """A NumPy array of a result."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.ndarray) or not isinstance(value, kinds):
@@ -94,7 +94,7 @@ def on_host(value, kinds):
 
 
 def answer(call):
-    """("result", what was returned, changed memory) or ("error", the exception, changed memory, its traceback)."""
+    """("result", result, changed memory) or ("error", exception, changed memory, its traceback)."""
     import numba.cuda
 
     simulated = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
@@ -118,7 +118,7 @@ def answer(call):
     else:
         kinds = numba.cuda.cudadrv.devicearray.DeviceNDArray
     try:
-        if module != "numdcn":  # a program of the tests: arrays stay NumPy's
+        if module != "numdcn":  # a test program: arrays stay NumPy's
             return "result", function(*arguments, **keywords), {}
         result = function(*replaced(arguments, unpacked), **replaced(keywords, unpacked))
         return "result", replaced(result, packed), parts.changed()
@@ -128,9 +128,9 @@ def answer(call):
 
 
 def main():
-    sys.setswitchinterval(1e-4)  # the simulator's threads wait for each other all the time
+    sys.setswitchinterval(1e-4)  # the simulator's threads constantly wait for each other
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed goes elsewhere
+    os.dup2(2, 1)  # anything printed goes to stderr
     while head := source.read(8):
         message = pickle.dumps(answer(pickle.loads(source.read(struct.unpack("<q", head)[0]))))
         target.write(struct.pack("<q", len(message)) + message)

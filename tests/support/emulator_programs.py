@@ -1,4 +1,4 @@
-"""Programs for the emulator of a GPU: `python -m tools.ptx_emulator python tests/support/emulator_programs.py NAME`.
+"""Programs for the GPU emulator: `python -m tools.ptx_emulator python tests/support/emulator_programs.py NAME`.
 
 Compares numdcn with the naive reference, and prints JSON.
 """
@@ -13,7 +13,7 @@ import numpy as np
 class Case(NamedTuple):
     kind: str
     tf32: bool
-    tolerance: float  # in parts of the greatest value
+    tolerance: float  # relative to the largest value
     batch: int
     channels: int
     outputs: int
@@ -22,7 +22,7 @@ class Case(NamedTuple):
     geometry: dict
 
 
-CASES = {  # by kernels: scalar ones, tensor cores
+CASES = {  # by kind of kernel: scalar, tensor cores
     "float32": Case("float32", False, 3e-6, 2, 48, 48, 2, 2, {"padding": 1}),
     "float16": Case("float16", False, 2e-3, 1, 32, 32, 2, 2, {"padding": 2, "dilation": 2}),
     "tf32": Case("float32", True, 2e-3, 1, 24, 72, 1, 3, {"padding": 1, "stride": 2}),
@@ -46,11 +46,11 @@ def problem(case):
 
 
 def comparison(name):
-    """{what was computed: greatest difference from the naive reference in parts of the greatest value}"""
+    """{result: largest difference from the naive reference, relative to the largest value}"""
     from naive import deform_conv as naive
 
     import numdcn
-    from numdcn._call.numba_cuda import cuda  # made fit for NumPy 2.5
+    from numdcn._call.numba_cuda import cuda  # patched for NumPy 2.5
 
     told = {}
 

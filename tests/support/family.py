@@ -1,7 +1,7 @@
 """What every operator must do, whatever it computes: tests written once, over a description of the operator.
 
-How an operator joins. Its reference is naive/<name>.py with `forward` and `backward` (arguments as the public ones;
-`backward` may take `lower`, the sign of a lower tap's slope). Its test file says what it is and derives a class:
+How to add an operator. Its reference is naive/<name>.py with `forward` and `backward` (arguments as in the public ones;
+`backward` may take `lower`, the sign of a lower tap's slope). Its test file describes it and derives a class:
 
     OPERATOR = family.Operator("roi_align", arrays=("x", "rois"), differentiable=("x",), linear=("x",), length=terms)
 
@@ -10,14 +10,14 @@ How an operator joins. Its reference is naive/<name>.py with `forward` and `back
         cases = {"one pixel": make_one_pixel, ...}  # dtype -> Problem; compared with the reference in both dtypes
         usual = staticmethod(make_usual)  # dtype -> Problem: small, every optional array given, all sizes above 1
         smooth = {...}  # dtype -> Problem: every coordinate further than STEP from a kink
-        large = {...}  # dtype -> Problem: enough work for several threads; the reference is not asked
-        wild = {...}  # dtype -> Problem: coordinates of every kind, for a run against guard pages, as are the cases
+        large = {...}  # dtype -> Problem: enough work for several threads; not compared with the reference
+        wild = {...}  # dtype -> Problem: coordinates of every kind, run against guard pages, like the cases
 
-The fixtures `backend` and `subject` of conftest.py follow OPERATOR, so the file's other tests use them too. Tests of
-wrong calls that hold for every operator are in family_errors.py, joined in the same way. Error bounds are those
-that checks.py derives: eps * (ROUNDINGS + sqrt(number of terms)) * sum|terms|. The sum is what the reference gives for
-absolute values of the arrays in which the operator is linear and of grad_y, with lower=+1 (slopes replaced by the sum of
-the magnitudes), unless the operator has `magnitudes` of its own.
+The fixtures `backend` and `subject` of conftest.py use OPERATOR, so the file's other tests can use them too. Tests of
+invalid calls common to all operators are in family_errors.py, added in the same way. Error bounds are those derived in
+checks.py: eps * (ROUNDINGS + sqrt(number of terms)) * sum|terms|. The sum is what the reference gives for absolute
+values of grad_y and of the arrays in which the operator is linear, with lower=+1 (slopes replaced by the sum of the
+magnitudes), unless the operator has `magnitudes` of its own.
 """
 
 import inspect
@@ -31,27 +31,27 @@ import pytest
 from checks import LAYOUTS, ROUNDINGS, assert_close, assert_same_bits, dot, reference, run_python, threads_asked_for
 
 DTYPES = [np.float32, np.float64]
-STEP = 0.02  # of finite differences, in the units of the argument
+STEP = 0.02  # for finite differences, in the units of the argument
 
 
 class Operator(NamedTuple):
     name: str  # numdcn.<name>_forward and _backward, naive.<name>
-    arrays: tuple  # the array arguments in the order of the call, all positional, without grad_y
+    arrays: tuple  # the array arguments in call order, all positional, without grad_y
     differentiable: tuple  # those that have a gradient
-    linear: tuple  # those in which y (without `added`) is linear: identities of Euler and of the adjoint
+    linear: tuple  # those in which y (without `added`) is linear: Euler and adjoint identities
     length: Callable  # Problem -> {name: number of terms in one element of "y" and of each gradient}
-    added: tuple = ()  # those that are only added to y, as a bias
+    added: tuple = ()  # those only added to y, such as a bias
     optional: tuple = ()  # those that may be None
-    any_rank: tuple = ()  # those whose number of axes is free
+    any_rank: tuple = ()  # those with any number of axes
     magnitudes: Callable | None = None  # Problem -> {name: sum|terms|}
-    expected: Callable | None = None  # Problem -> {name: (value, bound)}, where the rules above give no bounds
+    expected: Callable | None = None  # Problem -> {name: (value, bound)}, if the rules above give no bounds
     coordinates: tuple = ()  # those that may be float32 where the others are float16 or bfloat16
-    keywords: tuple = ()  # those that are given by keyword
+    keywords: tuple = ()  # those passed by keyword
 
 
 class Problem(NamedTuple):
     operator: Operator
-    arrays: dict  # by name; optional ones may be missing or None
+    arrays: dict  # by name; optional ones may be absent or None
     grad_y: np.ndarray
     params: dict  # the other arguments, by keyword
 
@@ -75,20 +75,20 @@ class Problem(NamedTuple):
         return backend.backward(self.grad_y, *self.positional(), **self.by_keyword(), **more)
 
     def given(self):
-        """The names of the arrays that are there."""
+        """The names of the arrays that are present."""
         return [name for name in self.operator.arrays if self.arrays.get(name) is not None]
 
     def wanted(self):
-        """The names of the gradients that there are."""
+        """The names of the gradients that exist."""
         return [name for name in self.given() if name in self.operator.differentiable]
 
     def map(self, function):
-        """The same problem with function(name, array) in the place of every array, grad_y included."""
+        """The same problem with every array, grad_y included, replaced by function(name, array)."""
         arrays = {name: function(name, self.arrays[name]) for name in self.given()}
         return self._replace(arrays=arrays, grad_y=function("grad_y", self.grad_y))
 
     def holding(self, **values):
-        """The same problem with anything in the place of arrays."""
+        """The same problem with arrays replaced by arbitrary values."""
         return self._replace(arrays={**self.arrays, **values})
 
     def having(self, **arrays):
@@ -104,7 +104,7 @@ def table(make, cases):
 
 
 def outputs(result):
-    """{name: array} of what a forward returned: "y", or the fields of a tuple that are there."""
+    """{name: array} of a forward's result: "y", or the fields of a tuple that are not None."""
     if isinstance(result, np.ndarray):
         return {"y": result}
     return {name: array for name, array in result._asdict().items() if array is not None}
@@ -115,7 +115,7 @@ def main(result):
 
 
 def blank(result, fill=np.nan, layout=np.ascontiguousarray):
-    """Something shaped like a result, to be given as `out`."""
+    """An object shaped like a result, to be passed as `out`."""
 
     def like(array):
         return None if array is None else layout(np.full_like(array, fill))
@@ -124,7 +124,7 @@ def blank(result, fill=np.nan, layout=np.ascontiguousarray):
 
 
 def expected(problem):
-    """{name: (value, bound)} of every output and every gradient, from the reference; bounds as told above."""
+    """{name: (value, bound)} of every output and every gradient, from the reference; bounds as described above."""
     if problem.operator.expected is not None:
         return problem.operator.expected(problem)
     naive, operator = reference(problem.operator.name), problem.operator
@@ -147,7 +147,7 @@ def magnitudes(problem):
 
 
 def check_against_naive(backend, problem):
-    """Forward and every gradient, into fresh memory and into arrays full of NaN; returns (result, gradients)."""
+    """Forward and every gradient, into new memory and into arrays full of NaN; returns (result, gradients)."""
     want = expected(problem)
     result, g = problem.forward(backend), problem.backward(backend)
     for name, array in {**outputs(result), **outputs(g)}.items():
@@ -167,7 +167,7 @@ def check_against_naive(backend, problem):
 
 
 def assert_same(a, b):
-    """Two results, or two tuples of gradients, hold the same bits."""
+    """Two results, or two tuples of gradients, have the same bits."""
     a, b = outputs(a), outputs(b)
     assert a.keys() == b.keys()
     for name in a:
@@ -175,7 +175,7 @@ def assert_same(a, b):
 
 
 def embedded(array, fill=None):
-    """(a copy of array inside a buffer of 0xA5 bytes, a function that says whether the rest of the buffer is intact)"""
+    """(a copy of array inside a buffer of 0xA5 bytes, a function that tells whether the rest is intact)"""
     raw = np.full(array.nbytes + 8192, 0xA5, np.uint8)
     start = 4096 + -raw.ctypes.data % array.itemsize
     view = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -184,7 +184,7 @@ def embedded(array, fill=None):
 
 
 class Joined:
-    """Parametrises the tests of a class derived from it by the tables of that class."""
+    """Parametrises the tests of a derived class by its tables."""
 
     operator: Operator
     cases: dict = {}  # noqa: RUF012 - tables, never changed
@@ -212,28 +212,28 @@ class Joined:
 
 
 class Family(Joined):
-    """The tests of arithmetic and of memory."""
+    """Tests of arithmetic and of memory."""
 
     def test_against_naive(self, backend, case, dtype):
         check_against_naive(backend, case(dtype))
 
     def test_nan_in_the_output_gradient(self, backend, odd_case, dtype):
-        """Ordinary arithmetic, wherever the samples lie: outside the value and its slopes are 0, and NaN times 0 is NaN."""
+        """Ordinary arithmetic for all samples: outside, the value and its slopes are 0, and NaN times 0 is NaN."""
         p = odd_case(dtype)
         chosen = np.random.default_rng(3).random(p.grad_y.shape) < 0.1
         check_against_naive(backend, p.having(grad_y=np.where(chosen, np.nan, p.grad_y)))
 
-    # Identities, in float64, where agreement is to about 1e-12. They also run on the reference.
+    # Identities in float64, which hold to about 1e-12. They also run on the reference.
 
     def test_euler_identity(self, subject, smooth_case):
-        """y is linear in each of `linear`, so <gradient, array> = <grad_y, y>, bias aside."""
+        """y is linear in each of `linear`, so <gradient, array> = <grad_y, y>, apart from the bias."""
         p = smooth_case(np.float64).having(**dict.fromkeys(self.operator.added))
         g, y = p.backward(subject), main(p.forward(subject))
         for name in set(self.operator.linear) & set(p.given()):
             near(dot(getattr(g, name), p[name]), dot(p.grad_y, y), np.abs(p.grad_y * y).sum())
 
     def test_adjoint_identity(self, subject, smooth_case):
-        """For any u in the place of a linear argument: <grad_y, forward(u)> = <gradient, u>."""
+        """For any u in place of a linear argument: <grad_y, forward(u)> = <gradient, u>."""
         p = smooth_case(np.float64).having(**dict.fromkeys(self.operator.added))
         g, rng = p.backward(subject), np.random.default_rng(1)
         for name in set(self.operator.linear) & set(p.given()):
@@ -257,7 +257,7 @@ class Family(Joined):
     # Memory.
 
     def test_any_memory_layout(self, backend, layout):
-        """The right numbers, and the bits of contiguous arrays."""
+        """The right numbers, with the bits of contiguous arrays."""
         p = self.usual(np.float32)
         laid = p.map(lambda _, array: LAYOUTS[layout](array))
         result, g = check_against_naive(backend, laid)
@@ -265,7 +265,7 @@ class Family(Joined):
         assert_same(g, p.backward(backend))
 
     def test_broadcast_arrays(self, backend):
-        """Zero strides: the first entry of each array shown several times."""
+        """Zero strides: the first entry of each array, repeated."""
         check_against_naive(backend, self.usual(np.float32).map(lambda _, a: np.broadcast_to(a[:1], a.shape)))
 
     def test_inputs_are_not_written(self, backend, layout):
@@ -304,11 +304,11 @@ class Family(Joined):
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protected pages are tested on Linux")
     @pytest.mark.parametrize("end", ["before", "after"])
     def test_no_read_or_write_outside_the_arrays(self, end):
-        """Every array touches a page that may not be accessed; a fault ends the process."""
+        """Every array touches an inaccessible page; a fault kills the process."""
         assert "all cases ran" in run_python(["-m", "guard_pages"], end, self.operator.name).stdout
 
     def test_wrt(self, backend):
-        """What else is asked for changes no bit; what is not asked for is None, in `out` as well."""
+        """Other requested gradients change no bit; those not requested are None, in `out` as well."""
         p = self.usual(np.float32)
         whole = p.backward(backend)
         names = p.wanted()
@@ -323,7 +323,7 @@ class Family(Joined):
             got = p.backward(backend, wrt=[name], out=out)
             assert getattr(got, name) is getattr(out, name)
             assert_same(got, only(whole, [name]))
-            assert_same(p.backward(backend, out=out), whole)  # what is wanted but not in out is allocated
+            assert_same(p.backward(backend, out=out), whole)  # requested gradients not in out are allocated
 
     def test_absent_arrays_have_no_gradient(self, backend):
         p = self.usual(np.float32)
@@ -331,7 +331,7 @@ class Family(Joined):
             check_against_naive(backend, p.having(**{name: None}))
 
     def test_the_large_cases_are_shared_out(self, backend, monkeypatch):
-        """Some forward and some backward are given to several threads; else the next test would show nothing."""
+        """Some forward and some backward runs in several threads; otherwise the next test would prove nothing."""
         import numdcn
 
         asked, before = threads_asked_for(monkeypatch), numdcn.get_num_threads()
@@ -363,7 +363,7 @@ class Family(Joined):
 
 
 def assert_images_are_independent(backend, problem, per_image):
-    """The bits of an image's results depend neither on what the others hold nor on whether there are any.
+    """The bits of an image's results do not depend on the contents or presence of other images.
 
     `per_image` names the arrays, besides x and grad_y, whose first axis is that of the images.
     """

@@ -1,8 +1,9 @@
-"""Wrong calls that are wrong for every operator: each must raise, naming the argument, what came and what was expected.
+"""Calls that are invalid for every operator: each must raise, naming the argument, what was given and what was
+expected.
 
-Joined as family.Family is: a class derived from Errors with `operator` and `usual`. What is particular to an operator
-(its shapes, its parameters) goes into `wrong`, a table of (argument, what it becomes, the exception, what came,
-what was expected); the last two are regular expressions. Its rows go through the forward and the backward.
+Used like family.Family: a class derived from Errors with `operator` and `usual`. What is specific to an operator
+(its shapes, its parameters) goes into `wrong`, a table of (argument, replacement, exception, what was given,
+what was expected); the last two are regular expressions. Its rows are tried on the forward and the backward.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ def swapped(array):
     return array.astype(array.dtype.newbyteorder("S"))
 
 
-WRONG_KINDS = {  # of an array: what it becomes, the exception, what came, what was expected
+WRONG_KINDS = {  # for an array: replacement, exception, what was given, what was expected
     "list": (lambda a: a.tolist(), TypeError, "list", "array"),
     "tuple": (lambda a: (1.0, 2.0), TypeError, "tuple", "array"),
     "number": (lambda a: 3.0, TypeError, "float", "array"),
@@ -31,7 +32,7 @@ WRONG_KINDS = {  # of an array: what it becomes, the exception, what came, what 
 
 
 class Errors(Joined):
-    """The tests of wrong calls."""
+    """Tests of invalid calls."""
 
     wrong = ()
 
@@ -41,7 +42,7 @@ class Errors(Joined):
             metafunc.parametrize("row_name, row_value, error, came, wanted", rows(self.wrong))
 
     def raises(self, problem, backend, error, name, came, wanted, directions=("forward", "backward"), **more):
-        """Both directions raise the right message, and nothing is written before."""
+        """Both directions raise the right message, before anything is written."""
         right = self.usual(np.float32)
         for direction in directions:
             out = blank(getattr(right, direction)(backend), fill=7)
@@ -149,7 +150,7 @@ class Errors(Joined):
         assert (getattr(out, gradient) == 7).all()
 
     def test_forward_out_overlapping_an_input(self, backend, name):
-        """Also where one element is shared; interleaved views of one buffer have no byte in common and are fine."""
+        """Even by a single element; interleaved views of one buffer have no byte in common and are fine."""
         p = self.usual(np.float32)
         right = p.forward(backend)
         for shared in SHARED:
@@ -193,7 +194,7 @@ def empty(g):
 
 
 def wrong_outs(right):
-    """(an array that cannot take the place of `right`, the exception, what came, what was expected)"""
+    """(an array that cannot be used in place of `right`, exception, what was given, what was expected)"""
     shape = right.shape
     for a in range(right.ndim):
         for other in (right.repeat(2, axis=a), right.take(range(shape[a] - 1), axis=a)):
@@ -211,7 +212,7 @@ SHARED = ("first", "last", "all")
 
 
 def overlapping(array, out, shared):
-    """A copy of `array` and room for `out` in one buffer; of the array its first element, its last, or all is shared."""
+    """A copy of `array` and room for `out` in one buffer, which share its first element, its last, or all of it."""
     buffer = np.zeros(array.size + out.size, np.float32)
     start, of_out = {"first": (out.size - 1, 0), "last": (0, array.size - 1), "all": (0, 0)}[shared]
     copy, room = buffer[start:][: array.size].reshape(array.shape), buffer[of_out:][: out.size]

@@ -1,16 +1,17 @@
-"""What every operator must do on a GPU: tests written once, on small problems, for Numba's simulator and for a real GPU.
+"""What every operator must do on a GPU: tests written once, on small problems, for Numba's simulator and for a real
+GPU.
 
-Joined as family.Family is, by a class in the operator's test file:
+Used like family.Family, by a class in the operator's test file:
 
     class TestGPU(family_gpu.GPU):
         operator, usual = OPERATOR, staticmethod(make_tiny)
         cases = {"groups": make_groups, ...}  # few and tiny: a thread of the simulator costs 0.3 ms
         full = TestFamily.cases  # of any size, for a real GPU
-        errors = TestErrors  # the family_errors.Errors whose rows must be refused as on the CPU
+        errors = TestErrors  # the family_errors.Errors whose rows must be rejected as on the CPU
 
-float16 and bfloat16 are compared with the reference for the same numbers in float32: sums are kept in float32 and rounded once,
-so to a bound of float32 comes half a unit of the narrower type, of the result, and of the terms if they are rounded before
-they are multiplied (`rounds_terms`).
+float16 and bfloat16 are compared with the reference for the same numbers in float32: sums are kept in float32 and
+rounded once, so half a unit of the narrower type is added to the float32 bound, for the result, and for the terms if
+they are rounded before they are multiplied (`rounds_terms`).
 """
 
 import functools
@@ -51,7 +52,7 @@ def expected_of_narrow(narrow, wide, rounds_terms):
 
 
 def message(call):
-    """(type, text) of the exception that a call raises."""
+    """(type, text) of the exception raised by a call."""
     with pytest.raises((TypeError, ValueError)) as raised:
         call()
     return raised.type, str(raised.value)
@@ -63,7 +64,7 @@ class GPU(Joined):
     errors = None
     full: dict = {}  # noqa: RUF012 - problems of any size, for a real GPU
     others: dict = {}  # noqa: RUF012 - problems like `usual` that take other ways through the library
-    tf32 = False  # whether products of float32 may be rounded, if that is allowed
+    tf32 = False  # whether float32 products may be rounded, with allow_tf32
     rounds_terms = False  # whether narrow products are rounded before they are multiplied and added
 
     def pytest_generate_tests(self, metafunc):
@@ -82,7 +83,7 @@ class GPU(Joined):
         return narrow + [(kind, np.dtype(np.float32)) for kind in HALVES.values() if self.operator.coordinates]
 
     def expected(self, gpu, p):
-        """{name: (value, bound)}; an operator whose results decide which ones are right asks `gpu` for them."""
+        """{name: (value, bound)}; an operator whose results determine which gradients are right asks `gpu` for them."""
         return expected(p)
 
     def expected_of_narrow(self, gpu, narrow, wide):
@@ -90,7 +91,7 @@ class GPU(Joined):
         return expected_of_narrow(narrow, wide, self.rounds_terms)
 
     def against(self, want, p, result):
-        """What a call returned has the right dtypes and values; `want` is as `expected` returns it."""
+        """A result has the right dtypes and values; `want` is as `expected` returns it."""
         for name, array in outputs(result).items():
             assert array.dtype == (p.dtype if name == "y" else p[name].dtype), name
             assert_close(array.astype(np.float64), *want[name], name)
@@ -133,7 +134,7 @@ class GPU(Joined):
         self.against(want, narrow, narrow.backward(gpu, deterministic=deterministic))
 
     def test_all_sizes_on_a_real_gpu(self, full_case, dtype):
-        """What the CPU is tested with: many blocks, all tiles."""
+        """The CPU's cases: many blocks, all tiles."""
         if full_case is None:
             pytest.skip(device.missing("cuda"))
         p, gpu = full_case(dtype), device.on("cuda", self.operator.name)
@@ -158,7 +159,7 @@ class GPU(Joined):
         assert_same(double.forward(gpu, allow_tf32=True), double.forward(gpu))
 
     def test_deterministic(self, gpu, small, dtype):
-        """The same bits in every run, and the same numbers within the bounds."""
+        """The same bits in every run, and numbers within the bounds."""
         p = small(dtype)
         first = p.backward(gpu, deterministic=True)
         self.against(self.expected(gpu, p), p, first)
@@ -174,7 +175,7 @@ class GPU(Joined):
     @pytest.mark.full
     @pytest.mark.parametrize("kind", ["fortran", "channels_last", "strided", "reversed", "shifted", "read_only"])
     def test_any_memory_layout(self, gpu, kind):
-        """Inputs of any strides, which are not written."""
+        """Inputs with any strides, which are not written to."""
         kept = self.usual(np.float32)
         p = kept.map(lambda _, array: LAYOUTS[kind](array))
         want = self.expected(gpu, p)
@@ -185,7 +186,7 @@ class GPU(Joined):
 
     @pytest.mark.full
     def test_numbers_that_are_not_finite(self, gpu, small, input_name):
-        """One NaN reaches exactly what the formulas say, whatever is computed beside it: of another group, padding."""
+        """One NaN affects exactly what the formulas say, whatever is computed alongside it: another group, padding."""
         p = small(np.float32)
         if input_name in self.operator.coordinates or p[input_name] is None or input_name == "rois":
             return
@@ -241,10 +242,10 @@ class GPU(Joined):
         for name in self.operator.optional:
             self.both(gpu, p.having(**{name: None}))
 
-    # What is refused.
+    # What is rejected.
 
     def test_the_messages_of_the_cpu(self, gpu):
-        """What a row of `errors` makes wrong is refused on a GPU with the words of the CPU."""
+        """What a row of `errors` makes invalid is rejected on a GPU with the same message as on the CPU."""
         if self.errors is None:
             pytest.skip("this operator's wrong calls are not told by rows")
         host, plain = cpu(self.operator.name), self.errors.usual(np.float32)
@@ -266,7 +267,7 @@ class GPU(Joined):
 
     @pytest.mark.full
     def test_mixtures(self, gpu):
-        """Arrays here and there: an error that names one of each, whichever it is."""
+        """Arrays in both places: an error that names one of each, whichever it is."""
         plain = self.usual(np.float32)
         names = plain.given()
         if len(names) > 1:
@@ -290,7 +291,7 @@ class GPU(Joined):
 
     @pytest.mark.full
     def test_out_overlapping_an_input(self, gpu):
-        """Memory is compared on the device as here."""
+        """Overlap is detected on the device as on the host."""
         p = self.usual(np.float32)
         y = main(p.forward(gpu))
         buffer = np.zeros(p["x"].size + y.size - 1, np.float32)
@@ -304,16 +305,17 @@ class GPU(Joined):
 
 
 class RoIs:
-    """For the operators over boxes, beside GPU."""
+    """For the operators over boxes, in addition to GPU."""
 
     def bad_rows(self):
-        """(row, column, value) of boxes that are refused where they are looked at."""
+        """(row, column, value) of boxes that are rejected when checked."""
         batch = len(self.usual(np.float32)["x"])
         yield from ((1, 0, value) for value in (batch, -1, 0.5, np.nan, np.inf, 1e30))
         yield from ((1, column, value) for column in (1, 4) for value in (np.nan, -np.inf))
 
     def test_bad_boxes(self, gpu, dtype):
-        """With check=True the error of the CPU. Without, such a row gives NaN and no gradient; the others are as ever."""
+        """With check=True the error of the CPU. Without it, such a row gives NaN and no gradient; the others are
+        unaffected."""
         host, plain = cpu(self.operator.name), self.usual(dtype)
         want = self.expected(gpu, plain)
         for row, column, value in self.bad_rows():
@@ -344,7 +346,7 @@ class RoIs:
 
     @pytest.mark.parametrize("order", ["contiguous", "fortran", "strided", "reversed"])
     def test_boxes_are_checked_in_any_layout_and_type(self, gpu, order):
-        """The numbers that the host looks at are those of the boxes, also of narrow types."""
+        """The host checks the right numbers, in narrow types too."""
         usual = self.usual(np.float32)
         batch = len(usual["x"])
         for p in (usual, *(halved(usual, dtype, dtype)[0] for dtype in HALVES.values())):

@@ -1,7 +1,7 @@
-"""Runs an operator on arrays that lie against inaccessible pages: `python -m guard_pages before|after OPERATOR`.
+"""Runs an operator on arrays next to inaccessible pages: `python -m guard_pages before|after OPERATOR`.
 
-A program for family.py, run in a process of its own because a stray access kills it. It runs the `cases` and the `wild`
-of the TestFamily of the operator's test file. Linux only.
+A program for family.py, run in a separate process because a stray access kills it. It runs the `cases` and the `wild`
+problems of the TestFamily in the operator's test file. Linux only.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ KEPT = []  # maps must outlive the arrays
 
 
 def guarded(array, end):
-    """A copy of array whose first byte follows, or whose last byte precedes, a page that may not be touched."""
+    """A copy of array whose first byte follows, or whose last byte precedes, an inaccessible page."""
     page = mmap.PAGESIZE
     room = max(1, -(-array.nbytes // page)) * page
     region = mmap.mmap(-1, room + page)
@@ -37,7 +37,7 @@ def main(end, operator):
         for dtype in (np.float32, np.float64):
             plain = case(dtype)
             if not all(plain[array].size for array in ("grad_y", *plain.given())):
-                continue  # there is no map of no byte
+                continue  # a map cannot be empty
             problem = plain.map(lambda _, array: guarded(array, end))
             problem.forward(backend, out=guarded(problem.grad_y, end))
             g = problem.backward(backend)

@@ -1,7 +1,7 @@
-"""Programs for test_interrupts.py: `python -m interrupt_programs NAME`. Each prints "NAME is right" when all went well.
+"""Programs for test_interrupts.py: `python -m interrupt_programs NAME`. Each prints "NAME is right" if all went well.
 
-An interrupt is an exception that a signal handler raises at a moment that nobody chose. Here handlers raise only while a
-frame of numdcn is on the stack, so that it is always a call of the library that is interrupted, never the program itself.
+An interrupt is an exception raised by a signal handler at an arbitrary moment. Here handlers raise only while a frame
+of numdcn is on the stack, so it is always a call of the library that is interrupted, never the program itself.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def _array(*shape):
 
 
 def _calls():
-    """Five operators, forward and backward, each call of some milliseconds at most."""
+    """Five operators, forward and backward, each call taking a few milliseconds at most."""
     x, w, offsets = _array(1, 32, 38, 40), _array(36, 32, 3, 3), _array(1, 18, 38, 40)
     points, rois = _array(1, 9000, 2) * 9 + 12, np.array([[0, 1, 2, 15, 17], [0, 3.5, 0, 22, 12]] * 64, np.float32)
     arguments = {
@@ -63,7 +63,7 @@ class Surprise(Exception):
 
 
 class Alarm:
-    """A timer's handler that does something where the library is at work. `left`: how many times more."""
+    """A timer handler that acts while the library is running; `left` is the number of times remaining."""
 
     def __init__(self, action):
         self.action, self.left, self.came = action, 0, 0
@@ -78,7 +78,7 @@ class Alarm:
             self.action()
 
     def during(self, call, delay, times):
-        """call(), with the action some time after its beginning, and again soon after, `times` in all."""
+        """call(), with the action some time after its start, and again shortly after, `times` in all."""
         self.left, self.pause = times, random.choice((1e-6, 1e-5, 1e-4))
         signal.setitimer(signal.ITIMER_REAL, delay)
         try:
@@ -93,7 +93,7 @@ def _raise():
 
 
 def interrupts(count, threads, seed):
-    """So many interrupts, one or two or three in a row; then all is as it was."""
+    """`count` interrupts, one, two or three in a row; afterwards everything is as before."""
     random.seed(int(seed))
     numdcn.set_num_threads(int(threads))
     calls = [(name, call, call()) for name, call in _calls()]
@@ -121,7 +121,7 @@ def interrupts(count, threads, seed):
 
 
 def _moment(duration):
-    """A random one of a call: near its beginning, where there is most of Python, as often as anywhere."""
+    """A random moment of a call; near its start, where most of the Python is, as often as elsewhere."""
     return random.uniform(1e-6, random.choice((3e-4, 1.1 * duration)))
 
 
@@ -135,20 +135,20 @@ def _duration(call):
 
 
 def _threads():
-    """Threads of this process, as the system counts them, once those that begin or end have done so."""
+    """Threads of this process, as counted by the system, once those that are starting or ending have settled."""
     time.sleep(0.05)
     return len(os.listdir("/proc/self/task"))
 
 
 def _helpers_come(threads):
-    """A kernel in which each thread waits for all others: every helper is alive, and enters a call."""
+    """A kernel in which each thread waits for all others: every helper is alive and enters a call."""
     words = np.zeros(2, np.int64)
     launch(meet, np.float32(1), Meeting(words.ctypes.data, threads), threads)
     assert words.tolist() == [threads, threads], f"of {threads} threads {words[0]} came"
 
 
 def every_instruction(direction):
-    """An exception before each instruction of Python's in a call, whatever file it stands in, one after the other."""
+    """An exception before each Python instruction of a call, in whatever file, one after another."""
     numdcn.set_num_threads(3)
     calls = [call for name, call in _calls() if name == "deform_conv"]
     call = calls[direction == "backward"]
@@ -169,8 +169,8 @@ def every_instruction(direction):
 
 
 def _at_instruction(number, function):
-    """function(), raising just before its instruction `number`; says whether there was one. Of the repetitions of an
-    instruction the first counts."""
+    """function(), raising just before its instruction `number`; returns whether there was one. Only the first execution
+    of a repeated instruction counts."""
     seen = set()
 
     def on_instruction(code, offset):
@@ -186,7 +186,8 @@ def _at_instruction(number, function):
 
 @contextlib.contextmanager
 def _watching(on_instruction):
-    """on_instruction(code, offset) before each instruction. (Traced frames of Python 3.13 do not tell of all of them.)"""
+    """on_instruction(code, offset) before each instruction. (Traced frames of Python 3.13 do not report all of
+    them.)"""
     if hasattr(sys, "monitoring"):
         tool, events = sys.monitoring.DEBUGGER_ID, sys.monitoring.events.INSTRUCTION
         sys.monitoring.use_tool_id(tool, "interrupts")
@@ -214,10 +215,10 @@ def _watching(on_instruction):
 
 
 def waits_for_helpers():
-    """The caller has nothing left to do, a helper has: an exception waits until that one has left."""
+    """The caller has nothing left to do, but a helper does: an exception waits until the helper has left."""
     numdcn.set_num_threads(2)
     words = np.ones(3, np.int64)
-    launch(leave_late, np.float32(1), Meeting(words.ctypes.data, 2), 2)  # compiled, and nobody stays
+    launch(leave_late, np.float32(1), Meeting(words.ctypes.data, 2), 2)  # compiled, and no helper stays
     for kind in (KeyboardInterrupt, TimeoutError):
         words = np.zeros(3, np.int64)
         threading.Timer(0.4, lambda words=words: words.__setitem__(1, 1)).start()
@@ -255,8 +256,8 @@ def handler_calls(seed):
 
 
 def handler_forks(seed):
-    """A handler that forks, at random moments of calls: the child makes a call in the handler, or goes on with the one that
-    was interrupted, then makes another; it ends with exit code 0 in time."""
+    """A handler that forks, at random moments of calls: the child makes a call in the handler, or continues the
+    interrupted one, then makes another; it exits with code 0 in time."""
     random.seed(int(seed))
     numdcn.set_num_threads(3)
     calls = [(call, call(), _duration(call)) for _, call in _calls()]
@@ -270,7 +271,7 @@ def handler_forks(seed):
             return
         in_child = True
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(limit(60))  # a child that hangs dies
+        signal.alarm(limit(60))  # kills a child that hangs
         if random.random() < 0.5:
             _leave(calls)
 
@@ -288,7 +289,7 @@ def handler_forks(seed):
 
 
 def _leave(calls):
-    """End a child, well if calls are right."""
+    """End a child, successfully if its calls are right."""
     signal.setitimer(signal.ITIMER_REAL, limit(60))
     code = 1
     try:
@@ -324,7 +325,7 @@ def first_call(delay):
 
 
 def first_call_forks(delay):
-    """A handler forks while kernels are compiled; parent and child go on with the call."""
+    """A handler forks while kernels are compiled; parent and child continue the call."""
     numdcn.set_num_threads(3)
     x, w = np.ones((1, 40, 30, 30), np.float32), np.ones((40, 40, 1, 1), np.float32)
     children = []
@@ -339,7 +340,7 @@ def first_call_forks(delay):
 
 
 def ends_while_compiling():
-    """Ctrl-C while kernels are compiled, and nothing else: the interpreter ends."""
+    """Ctrl-C while kernels are compiled, and nothing after it: the interpreter exits."""
     alarm = Alarm(_raise)
     try:
         alarm.during(lambda: numdcn.conv_forward(np.ones((1, 1, 9, 9)), np.ones((1, 1, 3, 3))), 0.5, 1)
@@ -349,13 +350,13 @@ def ends_while_compiling():
 
 
 def no_thread():
-    """No thread can be started: calls work, and nothing is left behind by any."""
+    """No thread can be started: calls work, and none leaves anything behind."""
     import resource
 
     numdcn.set_num_threads(3)
     _, call = next(_calls())
-    want = call()  # compiles with the helpers that there are
-    child = os.fork()  # which has none
+    want = call()  # compiles, using the existing helpers
+    child = os.fork()  # the child has none
     if child == 0:
         os.setuid(65534)
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
@@ -368,7 +369,7 @@ def no_thread():
         tracemalloc.start()
         for turn in range(900):
             _same(call(), want)
-            if turn == 600:  # what is remembered of problems, for speed, has come to its bounds
+            if turn == 600:  # caches of problems have reached their limits
                 kept = tracemalloc.get_traced_memory()[0]
         grown = tracemalloc.get_traced_memory()[0] - kept
         print(f"{grown} bytes more after 300 calls, {_threads()} threads", flush=True)

@@ -1,5 +1,5 @@
-"""What test_device_memory.py has the server of the device run: small kernels on the functions of `memory`, the copies and
-layouts of `Workspace`. Arrays come and go as NumPy's."""
+"""Run in the device server by test_device_memory.py: small kernels that use the functions of `memory`, and the copies
+and layouts of `Workspace`. Arrays are passed and returned as NumPy's."""
 
 import ctypes
 from typing import NamedTuple
@@ -19,7 +19,7 @@ KINDS = {"float32": F32, "float64": F64, "float16": F16, "bfloat16": BF16}
 
 
 class There:
-    """A copy of a NumPy array on a GPU, with its strides and of its type, which Numba need not know."""
+    """A copy of a NumPy array on a GPU, with its strides and type, which Numba need not support."""
 
     def __init__(self, array):
         self.array, (self.low, high) = array, np.lib.array_utils.byte_bounds(array)
@@ -38,7 +38,7 @@ class There:
 
 
 def on_device(array):
-    """An array of the server, and what the library sees of it."""
+    """An array of the server, and the library's view of it."""
     if jit.SIMULATED:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
@@ -81,7 +81,7 @@ def array_kind(kind):
 
 
 def on_host(array):
-    """A contiguous array of the library's, of its own type."""
+    """A contiguous array of the library's, in its own type."""
     from numdcn._call.driver import read
 
     host = np.empty(array.shape, array_kind(array.dtype.name))
@@ -90,7 +90,7 @@ def on_host(array):
 
 
 def copied(array, target):
-    """`Workspace.copy` of an array, into one of the strides of `target`."""
+    """`Workspace.copy` of an array, into one with the strides of `target`."""
     _, source = on_device(array)
     made, there = on_device(target)
     Workspace(source).copy(source, there)
@@ -164,7 +164,8 @@ def outside(count, index):
 
 
 def prepared(arrays):
-    """(with plain weights, with prepared ones, once more, how many layouts those kept after each): forward and backward."""
+    """(with plain weights, with prepared ones, once more, how many layouts were kept after each): forward and
+    backward."""
     x, offsets, w, grad_y = (on_device(arrays[name])[0] for name in ("x", "offsets", "w", "grad_y"))
     ready = numdcn.prepare_weights(w, groups=2)
 

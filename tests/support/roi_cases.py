@@ -1,4 +1,4 @@
-"""Problems for the RoI operators: boxes of every kind, sizes, the tables and the strategies that their tests share."""
+"""Problems for the RoI operators: boxes of every kind, sizes, tables and strategies shared by their tests."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ KINDS = ["inside", "straddling", "outside", "degenerate", "inverted", "tiny", "i
 
 
 class Case(NamedTuple):
-    """The sizes of a problem, without its numbers."""
+    """The sizes of a problem, without its data."""
 
     batch: int = 1
     channels: int = 1  # of y
@@ -91,7 +91,7 @@ def table(make, cases, prefix="", **more):
 
 
 def length(samples):
-    """Operator.length: `samples` (problem) is the greatest number of samples in a bin, each of four taps."""
+    """Operator.length: `samples` (problem) is the largest number of samples in a bin, each with four taps."""
 
     def terms(problem):
         bins = math.prod(problem.grad_y.shape[2:])
@@ -113,7 +113,7 @@ def grid_samples(problem):
     return ratio**2 if ratio > 0 else (2 * height + 4) * (2 * width + 4)
 
 
-SIZES = [  # of all operators: one pixel, one row, one column, numbers of channels around the widths of vectors
+SIZES = [  # for all operators: one pixel, one row, one column, numbers of channels around vector widths
     Case(size=(1, 1), output=1, count=12),
     Case(size=(1, 1), output=(2, 5), channels=3, count=6),
     Case(size=(1, 9), output=3, channels=7, batch=2),
@@ -128,7 +128,7 @@ SIZES = [  # of all operators: one pixel, one row, one column, numbers of channe
     Case(size=(9, 11), output=(2, 1), channels=70, scale=1 / 3),
     Case(size=(5, 6), output=1, channels=300, count=4),
     Case(size=(30, 41), output=7, channels=2, count=6, scale=1 / 16),
-    Case(size=(6, 5), output=2, channels=3, boxes="whole", count=20),  # many that overlap
+    Case(size=(6, 5), output=2, channels=3, boxes="whole", count=20),  # many overlapping boxes
     Case(size=(6, 5), output=2, channels=3, batch=2, count=0),
     Case(size=(6, 5), output=(2, 3), channels=3, batch=0, count=0),
     *(Case(size=(7, 6), output=(3, 2), channels=4, boxes=kind, batch=2, count=6) for kind in KINDS[:-1]),
@@ -144,9 +144,9 @@ WILD = [
     for kind in ("mixed", "huge")
 ]
 LARGE = Case(batch=2, channels=64, size=(30, 31), output=7, count=300)
-LARGE_PLANES = LARGE._replace(output=3, count=1500)  # of the position-sensitive ones, with a plane for each bin
+LARGE_PLANES = LARGE._replace(output=3, count=1500)  # for position-sensitive operators, with one plane per bin
 
-TINY = [  # for the simulator of a GPU
+TINY = [  # for the GPU simulator
     Case(size=(1, 1), output=1, count=3),
     Case(size=(5, 4), output=(1, 2), channels=9, batch=2, count=3, scale=0.5),
     Case(size=(4, 6), output=2, channels=1, boxes="half", count=4),
@@ -163,7 +163,7 @@ TINY_ODD = Case(batch=2, channels=2, size=(5, 4), output=2, count=4)
 
 
 def wrong(usual):
-    """Rows for family_errors.Errors.wrong: boxes that are refused, and the parameters that all RoI operators have."""
+    """Rows for family_errors.Errors.wrong: boxes that are rejected, and the parameters common to all RoI operators."""
     rois, batch = usual(np.float32)["rois"], len(usual(np.float32)["x"])
 
     def changed(row, column, value):
@@ -204,7 +204,7 @@ BAD_NUMBERS = [("1", "'1'|str"), (None, "None"), (1j, "1j|complex"), ((1.0, 1.0)
 
 
 def wrong_parameters(ints=(), numbers=(), least=None):
-    """Rows for the parameters of some operators: whole numbers (of at least `least`) and finite numbers."""
+    """Rows for the parameters of some operators: integers (of at least `least`) and finite numbers."""
     rows = [(name, value, TypeError, came, "int") for name in ints for value, came in BAD_INTS]
     if least is not None:
         rows += [(name, least - 1, ValueError, str(least - 1), str(least)) for name in ints]
@@ -213,7 +213,7 @@ def wrong_parameters(ints=(), numbers=(), least=None):
     return rows
 
 
-# For Hypothesis: boxes of all kinds, and those whose samples lie exactly on pixels, halves and borders.
+# For Hypothesis: boxes of all kinds, including those with samples exactly on pixels, halves and borders.
 
 
 @st.composite

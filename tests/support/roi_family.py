@@ -1,6 +1,6 @@
-"""What every RoI operator must do, beside what every operator must (family.py, family_errors.py).
+"""What every RoI operator must do, in addition to what every operator must (family.py, family_errors.py).
 
-The rules align and psroi are told here along one axis of four pixels, for the tests of the operators that sample.
+The rules align and psroi are tabulated here along one axis of four pixels, for the tests of the operators that sample.
 """
 
 import itertools
@@ -39,13 +39,13 @@ PSROI = {
 
 
 def cell(p):
-    """The pixels of four that a sample at p uses, also with weight 0: one list for align and psroi."""
+    """The pixels of four that a sample at p uses, even with weight 0: one list for align and psroi."""
     low = max(int(np.floor(p)), 0)
     return [3] if low >= 3 else [low, low + 1]
 
 
 class RoIFamily:
-    """Joined as family.Family is; `make` is the file's function from a roi_cases.Case to a Problem."""
+    """Used like family.Family; `make` is the file's function from a roi_cases.Case to a Problem."""
 
     make = None
 
@@ -67,7 +67,8 @@ class RoIFamily:
 
     @pytest.mark.parametrize("scale", [1.0, 1 / 16, 1e3, 1e-30, 1e30])
     def test_huge_boxes_against_naive(self, backend, dtype, scale):
-        """Corners of all magnitudes. Positions are rounded as the formulas are written, even where that decides."""
+        """Corners of all magnitudes. Positions are rounded in the order the formulas are written, even where that
+        matters."""
         rng, case = np.random.default_rng(0), Case(batch=2, channels=3, size=(6, 5), output=(2, 3), scale=scale)
         corners = rng.choice([*HUGE, -1e5, -1000, -7, -1, 0.5, 2, 4, 100, 1e4], (30, 4))
         check_against_naive(backend, self.given_rois(np.column_stack([rng.integers(0, 2, 30), corners]), dtype, case))
@@ -89,7 +90,7 @@ class RoIFamily:
         near(twice.backward(subject).x, 2 * p.backward(subject).x)
 
     def test_other_images_do_not_matter(self, subject):
-        """NaN in images that no RoI asks for reaches nothing, and their gradient is 0."""
+        """NaN in images that no RoI uses affects nothing, and their gradient is 0."""
         p = self.make(Case(batch=4, channels=3, size=(7, 6), count=6))
         p["rois"][:, 0] = [0, 2, 2, 0, 2, 0]
         x = p["x"].copy()
@@ -101,7 +102,7 @@ class RoIFamily:
         assert not p.backward(subject).x[[1, 3]].any()
 
     def test_nan_pixels_and_gradients(self, backend, dtype):
-        """They reach exactly the results that the formulas say."""
+        """They affect exactly the results that the formulas say."""
         rng = np.random.default_rng(3)
         p = self.make(Case(batch=2, channels=5, size=(7, 6), output=3, count=12, scale=0.5), dtype)
         x, grad_y = p["x"].copy(), p.grad_y.copy()
@@ -119,7 +120,7 @@ class RoIFamily:
             assert not p.backward(subject).x.any() and p.backward(subject).x.shape == p["x"].shape
 
     def test_forms_of_parameters(self, backend):
-        """An int for both axes, NumPy's numbers, lists: the same result."""
+        """An int for both axes, NumPy numbers, lists: the same result."""
         p = self.make(Case(batch=2, channels=3, output=(2, 2), count=4))
         y = main(p.forward(backend))
         for output, scale in (
@@ -132,7 +133,8 @@ class RoIFamily:
             assert np.array_equal(main(again.forward(backend)), y)
 
     def test_large_problems_are_shared_out(self, backend, large_case, monkeypatch):
-        """They are work for several threads in both directions; otherwise the test of threads would show nothing."""
+        """They are enough work for several threads in both directions; otherwise the test of threads would prove
+        nothing."""
         import numdcn
 
         asked, before = threads_asked_for(monkeypatch), numdcn.get_num_threads()

@@ -1,7 +1,7 @@
-"""Calls whose arguments another thread writes to meanwhile: `python -m scribbles <operator> <array>`.
+"""Calls whose arguments are written to by another thread at the same time: `python -m scribbles <operator> <array>`.
 
-A program for test_changed_meanwhile.py, run in a process of its own because an address made of a number that was not
-checked kills it. What a call returns is of no matter: it must return, or raise a ValueError.
+A program for test_changed_meanwhile.py, run in a separate process because an address computed from an unchecked number
+kills it. The result of a call does not matter: it must return, or raise a ValueError.
 """
 
 import sys
@@ -39,7 +39,7 @@ def arguments(operator):
 
 
 class Scribbler(threading.Thread):
-    """Writes to an array, by turns numbers of all kinds and the right ones, until told to stop."""
+    """Writes to an array, alternating between all kinds of numbers and the right ones, until told to stop."""
 
     def __init__(self, array, wild):
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""Kernels that show what the threads of a call do, for tests of the team."""
+"""Kernels that reveal what the threads of a call do, for tests of the team."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from numdcn._cpu.parameters import unpack
 from numdcn._cpu.team import _add, _exchange, _pause, _read
 from numdcn._formulas.jit import helper
 
-PATIENCE = 2_000_000_000  # looks at a word: minutes
+PATIENCE = 2_000_000_000  # polls of a word: minutes
 
 
 class Meeting(NamedTuple):
@@ -19,7 +19,7 @@ class Meeting(NamedTuple):
 
 @helper
 def _wait_for(word, number):
-    """Whether a word became as large as that, as 1 or 0."""
+    """1 once a word has reached this value, 0 if it does not."""
     looks = 0
     while _read(word) < number and looks < PATIENCE:
         _pause()
@@ -29,7 +29,7 @@ def _wait_for(word, number):
 
 @kernel
 def meet(one, params, counter, slot):
-    """Wait until the expected number of threads has come; word 0 counts them, word 1 those that met all others."""
+    """Wait until the expected number of threads has arrived; word 0 counts them, word 1 those that met all others."""
     a = unpack(params, Meeting)
     _add(a.place, 1)
     _add(a.place + 8, _wait_for(a.place, a.expected))
@@ -37,7 +37,8 @@ def meet(one, params, counter, slot):
 
 @kernel
 def leave_late(one, params, counter, slot):
-    """The caller is done when a helper is in (word 0). The helper stays until word 1 is set; word 2 tells that it left."""
+    """The caller is done once a helper is in (word 0). The helper stays until word 1 is set; word 2 says that it has
+    left."""
     a = unpack(params, Meeting)
     if slot == 0:
         _wait_for(a.place, 1)
@@ -49,7 +50,7 @@ def leave_late(one, params, counter, slot):
 
 @kernel
 def fail(one, params, counter, slot):
-    """A kernel that goes wrong in a helper, or where it is alone."""
+    """A kernel that fails in a helper, or when it runs alone."""
     a = unpack(params, Meeting)
     _add(a.place, 1)
     _wait_for(a.place, a.expected)

@@ -1,6 +1,6 @@
-"""Programs for test_threads.py: `python -m thread_programs NAME`. Each prints "NAME is right" when all went well.
+"""Programs for test_threads.py: `python -m thread_programs NAME`. Each prints "NAME is right" if all went well.
 
-They run in processes of their own because a defect in a fork, a signal handler or an interrupt hangs or kills.
+They run in separate processes because a defect in a fork, a signal handler or an interrupt hangs or kills.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from test_deform_conv import make
 BACKEND = cpu("deform_conv")
 CASE = Case(2, 36, 34, (34, 35), padding=1, groups=2, offset_groups=4, mask=True, bias=True)  # work for three threads
 LONG = Case(2, 64, 64, (96, 97), padding=1, mask=True, bias=True)
-SLOW_TASKS = Case(1, 256, 256, (12, 13), padding=1)  # a helper is often still at its last one when the caller is done
+SLOW_TASKS = Case(1, 256, 256, (12, 13), padding=1)  # a helper is often still busy when the caller is done
 
 
 def both(problem):
@@ -36,12 +36,12 @@ def same(got, want):
 
 
 def in_child(function, seconds=30):
-    """Runs function() in a forked child, which must end with exit code 0 in time."""
+    """Runs function() in a forked child, which must exit with code 0 in time."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            signal.alarm(limit(seconds))  # a child that hangs dies
+            signal.alarm(limit(seconds))  # kills a child that hangs
             code = 0 if function() else 2
         finally:
             os._exit(code)
@@ -70,7 +70,7 @@ def fork_of_a_fork():
 
 
 def fork_while_calls_run():
-    """The fork comes while other threads are inside calls, so that any lock of theirs is held in the child for ever."""
+    """Fork while other threads are inside calls, so that any lock they hold stays locked in the child forever."""
     problem = make(CASE, np.float32)
     want = both(problem)
     done, failures = threading.Event(), []
@@ -117,7 +117,7 @@ def multiprocessing_spawn():
 
 
 def signal_handler():
-    """A timer's handler makes a call while the same thread is inside another one."""
+    """A timer handler makes a call while the same thread is inside another one."""
     outer, inner = make(LONG, np.float32), make(CASE, np.float32)
     want_outer, want_inner = both(outer), both(inner)
     calls = []
@@ -153,7 +153,7 @@ def interrupt(direction):
             signal.setitimer(signal.ITIMER_REAL, duration * (turn % 8 + 0.5) / 8)
             getattr(problem, direction)(BACKEND, out=out)
             inside = False
-            time.sleep(10)  # until the interrupt, which came too late
+            time.sleep(10)  # wait for an interrupt that comes too late
         except KeyboardInterrupt:
             raised += inside
             kept = [array.copy() for array in arrays]
@@ -165,11 +165,11 @@ def interrupt(direction):
 
 
 def _at_line(number, action, function):
-    """Runs function() and, just before line `number` of the lines of numdcn that this thread runs, action().
+    """Runs function(), and action() just before line `number` of the lines of numdcn that this thread executes.
 
-    Says whether there was such a line. A line counts when it is run for the first and for the second time. The lines of
-    `with` do not count: Python reports one also between the end of the block and the exit of its manager, where the
-    interpreter itself never lets a signal in.
+    Returns whether there was such a line. A line counts the first and the second time it runs. `with` lines do not
+    count: Python also reports one between the end of the block and the exit of its manager, where the interpreter
+    itself never delivers a signal.
     """
     count, seen = 0, collections.Counter()
 
@@ -229,7 +229,7 @@ def _nan_like(array):
 
 
 def signal_at_every_line(direction):
-    """A signal before each line of the library, whose handler makes a call: no lock may be in its way."""
+    """A signal before each line of the library, whose handler makes a call: no lock may block it."""
     problem, inner = make(CASE, np.float32), make(CASE, np.float32, 1)
     want, want_inner = both(problem), both(inner)
     calls, number, going = 0, 0, True
@@ -281,7 +281,7 @@ def at_exit(order):
         atexit.register(last_call)
     elif order == "registered_first":
         want = []
-        atexit.register(lambda: last_call(*want))  # runs after the handlers that the first call may register
+        atexit.register(lambda: last_call(*want))  # runs after any handlers registered by the first call
         want.append(both(problem))
     else:
         want = both(problem)

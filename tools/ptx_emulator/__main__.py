@@ -1,4 +1,5 @@
-"""`python -m tools.ptx_emulator COMMAND ...` runs a command with the emulated GPU and ends as it does; see README.md."""
+"""`python -m tools.ptx_emulator COMMAND ...` runs a command with the emulated GPU and returns its exit status; see
+README.md."""
 
 import os
 import subprocess
@@ -20,7 +21,8 @@ def environment(reports):
 
 
 def run(command, environment, reports):
-    """Reports of all processes come out here as they are made, even where pytest captures what its tests print."""
+    """Reports of all processes are printed here as they are made, even where pytest captures the output of its
+    tests."""
     process = subprocess.Popen(command, env=environment)
     ended = False
     while not ended:
@@ -29,7 +31,7 @@ def run(command, environment, reports):
             ended = True
         except subprocess.TimeoutExpired:
             pass
-        except KeyboardInterrupt:  # the command got it too
+        except KeyboardInterrupt:  # the command receives it too
             continue
         sys.stderr.write(reports.read())
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Builds the driver, into a folder of its sources' version."""
+"""Builds the driver, in a folder named after the version of its sources."""
 
 import hashlib
 import importlib.util
@@ -12,12 +12,12 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-GCC = 12  # the least version: _Float16
-NUMBA_CUDA = "numba-cuda[cu13]==0.30.*"  # linker.py replaces a part of it
+GCC = 12  # minimum version, for _Float16
+NUMBA_CUDA = "numba-cuda[cu13]==0.30.*"  # linker.py patches a part of it
 
 
 def missing():
-    """What is not here of what the emulator needs; None if it is all there."""
+    """What the emulator needs but cannot find; None if nothing is missing."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "the emulator is for Linux on x86_64"
     for name in ("gcc", "g++"):
@@ -32,12 +32,12 @@ def missing():
 
 
 def compiler():
-    """Whether the libraries are there by which numba-cuda compiles and links."""
+    """Whether the libraries that numba-cuda needs to compile and link are present."""
     from cuda.pathfinder import load_nvidia_dynamic_lib
 
     try:
         return all(load_nvidia_dynamic_lib(library) for library in ("nvvm", "nvJitLink", "nvrtc"))
-    except Exception:  # one for each way in which a library can be missing
+    except Exception:  # the type depends on how a library is missing
         return False
 
 
@@ -52,7 +52,7 @@ def headers():
 
 
 def version(folder, *more):
-    """A hash of all sources in a folder, but for those of tests."""
+    """A hash of all sources in a folder, except those of tests."""
     told = hashlib.sha256(repr(more).encode())
     for path in sorted(set(folder.rglob("*")) - set((folder / "tests").rglob("*"))):
         if path.suffix in (".py", ".cpp", ".h"):
@@ -61,11 +61,11 @@ def version(folder, *more):
 
 
 def cache():
-    """The folder for all that belongs to this version of the emulator."""
+    """The folder for everything that belongs to this version of the emulator."""
     usual = pathlib.Path(tempfile.gettempdir()) / f"ptx-emulator-{os.getuid()}"
     top = pathlib.Path(os.environ.get("PTX_EMULATOR_CACHE") or usual).absolute()
     top.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if top.stat().st_uid != os.getuid():  # code from there is run
+    if top.stat().st_uid != os.getuid():  # code from there is executed
         raise PermissionError(f"{top} belongs to somebody else")
     folder = top / version(HERE, str(HERE), sys.executable)
     folder.mkdir(exist_ok=True)
@@ -73,12 +73,12 @@ def cache():
 
 
 def kernels(folder):
-    """Numba's cache of kernels: not the usual one, as the code of a GPU is no PTX."""
+    """A separate kernel cache for Numba, because code for a real GPU is not PTX."""
     return folder / "kernels"
 
 
 def driver(folder):
-    """The folder of libcuda.so.1, which is built if it is not there."""
+    """The folder of libcuda.so.1, which is built if it does not exist."""
     target, translations = folder / "driver" / "libcuda.so.1", folder / "translations"
     for needed in (target.parent, translations):
         needed.mkdir(exist_ok=True)
@@ -92,5 +92,5 @@ def driver(folder):
     command += [f'-D{name}="{place}"' for name, place in places.items()]
     command += [*map(str, sorted((HERE / "driver").glob("*.cpp"))), "-o", str(made), "-Wl,-soname,libcuda.so.1"]
     subprocess.run(command, check=True)
-    made.rename(target)  # whole or not at all
+    made.rename(target)  # atomic
     return target.parent

@@ -1,6 +1,6 @@
-"""Numba-cuda links to PTX instead of machine code, which the driver of the emulator loads. The driver runs this file.
+"""Makes numba-cuda link to PTX, which the emulator's driver loads, instead of machine code. The driver runs this file.
 
-The real linker still runs, so that what it would refuse is refused, and the number of registers is known.
+The real linker still runs, so that what it would reject is rejected, and the number of registers is known.
 """
 
 import functools
@@ -8,11 +8,11 @@ import struct
 import sys
 
 REGISTER_COUNT = 0x2F  # attribute of a kernel in .nv.info
-SIZED = 4  # form of attributes with a length and content
+SIZED = 4  # format of attributes with a length and content
 
 
 def registers(cubin):
-    """(kernel, registers of a thread) for the kernels of a cubin, which is an ELF file of 64 bits."""
+    """(kernel, registers per thread) for the kernels of a cubin, a 64-bit ELF file."""
     (at,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
     sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, at + i * size) for i in range(count)]
@@ -36,13 +36,13 @@ def registers(cubin):
 
 
 def patch(driver):
-    """Replace what the linker of numba.cuda.cudadrv.driver returns."""
+    """Replace the output of the linker of numba.cuda.cudadrv.driver."""
     link = driver._Linker.complete
 
     @functools.wraps(link)
     def complete(self):
         codes = self._object_codes
-        if any(code.code_type != "ptx" for code in codes):  # link-time optimisation: what it makes, as PTX
+        if any(code.code_type != "ptx" for code in codes):  # link-time optimisation, with output as PTX
             linker = driver.Linker(*codes, options=self._get_linker_options(ptx=True))
             text = bytes(linker.link("ptx").code).decode()
         else:

@@ -1,1 +1,1 @@
-"""Convolutions, deformable or not. `run` is where a call comes in."""
+"""Convolutions, deformable or not. Calls enter at `run`."""

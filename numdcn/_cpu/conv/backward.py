@@ -1,9 +1,10 @@
 """The backward of convolutions on the CPU, deformable or not.
 
-Given grad_y, zero-padded images and packed weights, it makes the gradients for a block of input channels, tile by tile and tap
-by tap. The gradient of the tap's columns is a product of grad_y and the weights; in one sweep over the pixels it is added to
-the image's gradient, yields the gradients of offsets and mask, and is replaced by the columns themselves, whose product with
-grad_y is the gradient of the weights. `conv.partials` adds up what tasks leave as partial sums.
+Given grad_y, zero-padded images and packed weights, it computes the gradients for a block of input channels, tile by
+tile and tap by tap. The gradient of the tap's columns is a product of grad_y and the weights. One sweep over the pixels
+adds it to the image's gradient, accumulates the gradients of offsets and mask, and replaces it with the columns
+themselves, whose product with grad_y is the gradient of the weights. `conv.partials` adds up partial sums left by
+tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from numdcn._formulas.vectors import fma
 
 
 class BackwardArrays(NamedTuple):
-    """Where everything lies. Gradients that are not wanted lie nowhere, at address 0."""
+    """Places and addresses of all arrays. Gradients that are not requested have address 0."""
 
     grad_y: Place
     offsets: Place
@@ -37,17 +38,17 @@ class BackwardArrays(NamedTuple):
     grad_offsets: Partials
     grad_mask: Partials
     grad_w: Place
-    images: int  # addresses: zero-padded images,
-    grad_images: int  # their gradients,
-    weights: int  # weights packed in blocks; 0: no gradient of columns is wanted,
-    sums: int  # partial sums of their gradient,
-    bounds: int  # first channels of the blocks,
-    block_ranges: int  # the first block and the end of each offset group,
-    workspaces: int  # workspaces of the threads
+    images: int  # addresses of the zero-padded images
+    grad_images: int  # of their gradients
+    weights: int  # of weights packed in blocks; 0: the gradient of the columns is not wanted
+    sums: int  # of the partial sums of the weights' gradient
+    bounds: int  # of the first channel of each block
+    block_ranges: int  # of the first block of each offset group, and the end
+    workspaces: int  # of the threads' workspaces
 
 
 class BackwardCall(NamedTuple):
-    """Parameters of the kernels of a backward."""
+    """Parameters of the backward's kernels."""
 
     p: Convolution
     blocking: BackwardBlocking
@@ -66,7 +67,7 @@ class ChannelBlock(NamedTuple):
 def compute_gradients(one, params, counter, slot, exchange_columns):
     """The gradients, block by block. A task is a set of blocks of channels for a band of images.
 
-    `exchange_columns` turns the gradient of a tap's columns into the columns, adding to the other gradients.
+    `exchange_columns` replaces the gradient of a tap's columns with the columns, adding to the other gradients.
     """
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
@@ -115,7 +116,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
 
 @helper
 def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
-    """columns[p, c] = the gradient of a tap's columns: grad_y, packed, times the weights."""
+    """columns[p, c] = the gradient of a tap's columns: packed grad_y times the weights."""
     if blocking.depthwise:
         for p in range(pixels):
             for c in range(0, count, width(one)):
@@ -130,7 +131,7 @@ def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
 
 @helper
 def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
-    """sums (channels, outputs) += the weights' gradient of a tap: the columns times grad_y, packed."""
+    """sums (channels, outputs) += the gradient of a tap's weights: the columns times packed grad_y."""
     if blocking.depthwise:
         for c in range(0, count, width(one)):
             total = full(one - one)
@@ -145,7 +146,7 @@ def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
 
 @helper
 def _images_of(one, call, n, channels):
-    """The zero-padded image n, and its gradient, of a block of channels."""
+    """Zero-padded image n of a block of channels, and its gradient."""
     p, a = call.p, call.a
     start = n * call.blocking.image_size + channels.first * padded_pixels(p.in_size)
     image = Image(at(pointer(a.images, one), start), channels.count, (p.in_size[1] + 1) * channels.count)
@@ -154,7 +155,8 @@ def _images_of(one, call, n, channels):
 
 @helper
 def sample_block(one, call, n, channels, tap, tile, columns):
-    """Turn the gradient of a tap's columns, for a block of channels, into the columns; add to the other gradients."""
+    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other
+    gradients."""
     p, a = call.p, call.a
     shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
     per_offset_group, first, end = p.in_channels // p.offset_groups, channels.first, channels.first + channels.count
@@ -179,7 +181,8 @@ def sample_block(one, call, n, channels, tap, tile, columns):
 
 @helper
 def copy_block(one, call, n, channels, tap, tile, columns):
-    """Turn the gradient of a tap's columns, for a block of channels, into the columns; add it to the image's."""
+    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add it to the image's
+    gradient."""
     p = call.p
     shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
     plan_tap(tile, shift, p.in_size, channels.count)
@@ -188,19 +191,19 @@ def copy_block(one, call, n, channels, tap, tile, columns):
 
 @kernel
 def backward_sampled(one, params, counter, slot):
-    """The gradients, block of channels by block of channels, where columns are sampled."""
+    """The gradients with sampled columns, one block of channels at a time."""
     compute_gradients(one, params, counter, slot, sample_block)
 
 
 @kernel
 def backward_copied(one, params, counter, slot):
-    """The gradients, block of channels by block of channels, where columns are copied."""
+    """The gradients with copied columns, one block of channels at a time."""
     compute_gradients(one, params, counter, slot, copy_block)
 
 
 @kernel
 def finish_weights(one, params, counter, slot):
-    """grad_w = the sums of the image bands. A task is a block of channels."""
+    """grad_w = the sum over the image bands. A task is a block of channels."""
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
     buffer = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
@@ -225,7 +228,7 @@ def finish_weights(one, params, counter, slot):
                     total = full(one - one)
                     for image_band in range(blocking.image_bands):
                         partial = at(pointer(a.sums, one), (image_band * blocking.blocks + number) * blocking.sums_size)
-                        prefetch(partial, row + step)  # what the next outputs need: too far apart to be foreseen
+                        prefetch(partial, row + step)  # for the next outputs: too far apart to be predicted
                         total = load(partial, row) if image_band == 0 else total + load(partial, row)
                     store(buffer, 0, total)
                     for i in range(min(step, outputs - o)):

@@ -1,11 +1,11 @@
-"""The blocking of convolutions, deformable or not: tasks, tiles and chunks, by shapes alone, never by threads.
+"""Blocking of convolutions, deformable or not: tasks, tiles and chunks. It depends only on shapes, never on threads.
 
-Forward. A task owns a tile of output pixels and a block of convolution groups; where that makes few tasks, tiles get
-smaller, and in the end the outputs of a tile are divided too (each task then samples for itself). The columns of a
-tile, taps * channels of a convolution group, come in chunks that fit the cache beside the weights: several groups, or
-some taps of one group, or some channels of one tap. Offsets are read, and taps planned, anew in each chunk.
+Forward. A task owns a tile of output pixels and a block of convolution groups. If that gives too few tasks, tiles
+become smaller, and finally the outputs of a tile are divided too (each task then samples for itself). The columns of a
+tile, taps * channels of a convolution group, are processed in chunks that fit the cache along with the weights: several
+groups, or some taps of one group, or some channels of one tap. Offsets are read and taps planned anew for each chunk.
 
-Backward. A task owns a block of input channels for a band of images, so nothing is added to by two tasks.
+Backward. A task owns a block of input channels for a band of images, so no two tasks add to the same memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
-WANTED_TASKS = 64  # of a large call
-ENOUGH_TASKS = 54  # of a large call: more are not worth smaller tiles or repeated sampling
-WORTH_DIVIDING = 64 * 2**20  # multiply-adds from which on a call is large
-TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # of a tile, unless tasks would be few or the workspace large
-SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller ones read the weights too often
-WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace for sums, or for grad_y
+WANTED_TASKS = 64  # in a large call
+ENOUGH_TASKS = 54  # in a large call: more are not worth smaller tiles or repeated sampling
+WORTH_DIVIDING = 64 * 2**20  # multiply-adds that make a call large
+TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # per tile, unless there would be few tasks or a large workspace
+SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too often
+WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
@@ -37,37 +37,38 @@ class Chunking(NamedTuple):
     """The columns of a tile, chunk by chunk. In a depthwise convolution all channels count as one group."""
 
     groups: int  # of the convolution
-    channels: int  # of a group
+    channels: int  # per group
     taps: int  # of the kernel
-    groups_per_chunk: int  # at most, as the next two
-    channels_per_chunk: int  # of a group
+    groups_per_chunk: int  # at most, like the next two
+    channels_per_chunk: int  # of each group
     taps_per_chunk: int
-    pitch: int  # elements of a row of columns
+    pitch: int  # elements per row of columns
 
 
 class ForwardBlocking(NamedTuple):
     """The forward's tiles, chunks and workspace.
 
-    The workspace of a thread: the tile's plan; its columns, `rows` rows of `chunks.pitch`; its sums, `rows` rows of `sums_pitch` for
-    each group of a chunk; the buffer of `tile_io.write_tile`. Before the kernel runs, `images` transposes there.
+    A thread's workspace holds the tile's plan; its columns, `rows` rows of `chunks.pitch`; its sums, `rows` rows of
+    `sums_pitch` for each group of a chunk; and the buffer of `tile_io.write_tile`. Before the kernel runs, `images`
+    transposes there.
     """
 
     tiling: Tiling  # of the output image
     chunks: Chunking  # of a tile's columns
-    weights: Packing  # how they are packed
+    weights: Packing  # their packing
     depthwise: int  # 1 or 0
-    rows: int  # of a tile's columns and sums, padding included
-    sums_pitch: int  # elements of a row of sums
-    chunks_per_block: int  # chunks of a block of groups, which is computed by itself
-    slices: int  # tasks of a tile: blocks of groups, or of panels of outputs if there is one group
-    panels_per_task: int  # panels of a task
+    rows: int  # of a tile's columns and sums, including padding
+    sums_pitch: int  # elements per row of sums
+    chunks_per_block: int  # chunks per block of groups, which is computed on its own
+    slices: int  # tasks per tile: blocks of groups, or of panels of outputs if there is only one group
+    panels_per_task: int
     image_size: int  # elements of a zero-padded image
-    workspace_bytes: int  # of a thread
-    tile_bytes: int  # of which for the tile's plan
+    workspace_bytes: int  # per thread
+    tile_bytes: int  # of these, for the tile's plan
 
 
 def _page(nbytes: int) -> int:
-    """Bytes, rounded up to whole pages."""
+    """Bytes rounded up to whole pages."""
     return -(-nbytes // 4096) * 4096
 
 
@@ -75,7 +76,7 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
     groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
-    if channels > most:  # even chunks, of whole cache lines
+    if channels > most:  # even chunks of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
         return Chunking(groups, channels, p.taps, 1, -(-step // line) * line, 1, pitch)
@@ -86,7 +87,7 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
 
 
 def _band(p: Convolution) -> int:
-    """Rows of a tile: four, to read little of x, unless reading offsets and masks costs more than reading x."""
+    """Rows per tile: four, so that little of x is read, unless reading offsets and masks costs more than reading x."""
     return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
 
 
@@ -96,12 +97,12 @@ def image_size(p: Convolution) -> int:
 
 
 def _rows(tiling: Tiling) -> int:
-    """Rows of a tile's columns and sums: whole register tiles, and one more that vectors may run into."""
+    """Rows of a tile's columns and sums: whole register tiles, plus one that vectors may overrun into."""
     return -(-tiling.tile_pixels // ROWS) * ROWS + ROWS
 
 
 def _affordable(pixel_bytes: int) -> int:
-    """Pixels of a tile, fewer than usual where they would need more than `WORKSPACE_BYTES`."""
+    """Pixels per tile, reduced if they would need more than `WORKSPACE_BYTES`."""
     pixels = TILE_PIXELS
     while pixels > ROWS and pixels * pixel_bytes > WORKSPACE_BYTES:
         pixels = _half(pixels, ROWS)
@@ -114,7 +115,7 @@ def _half(pixels: int, least: int) -> int:
 
 
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
-    """Tiles of half as many pixels, and so on down to `least`, until there are enough tasks."""
+    """Halve the pixels per tile, down to `least`, until there are enough tasks."""
     while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
         tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
     return tiling
@@ -128,7 +129,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
     tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
-    group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # of a tile, about
+    group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # per tile, approximately
     chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
     slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
@@ -160,41 +161,41 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
 class BackwardBlocking(NamedTuple):
     """The backward's tiles, blocks of channels, bands of images and workspace.
 
-    The workspace of a thread: the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile as rows, then as panels; the
-    columns. `images` transposes there too, before and after the kernel runs.
+    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile as rows, then
+    as panels; and the columns. `images` transposes there too, before and after the kernel runs.
     """
 
     tiling: Tiling  # of the output image
     depthwise: int  # 1 or 0
-    outputs: int  # of a group, or of a block of a depthwise convolution
-    panel: int  # outputs of a panel of grad_y
-    panels: int  # of grad_y at a tile
-    block: int  # elements of a pixel's row of columns: the most channels of a block
+    outputs: int  # per group, or per block of a depthwise convolution
+    panel: int  # outputs per panel of grad_y
+    panels: int  # of grad_y per tile
+    block: int  # elements per pixel's row of columns: the maximum number of channels in a block
     blocks: int  # of channels
-    together: int  # blocks of a task: grad_y is packed once for them
-    image_bands: int  # each has partial sums of the weights' gradient
-    band_images: int  # at most, in a band
+    together: int  # blocks per task, which share the packed grad_y
+    image_bands: int  # each with its own partial sums of the weights' gradient
+    band_images: int  # images per band, at most
     partials: int  # partial sums of the offsets' and the mask's gradients
-    rows: int  # of a tile's columns, padding included
-    packed_pitch: int  # elements of ROWS pixels of grad_y
-    sums_pitch: int  # elements of a row of the weights' gradient
-    sums_size: int  # elements of a block's weights' gradient
-    weights_size: int  # elements of a block's packed weights
-    image_size: int  # elements of a blocked image, all blocks
-    workspace_bytes: int  # of a thread
-    tile_bytes: int  # of which for the tile's plan
+    rows: int  # of a tile's columns, including padding
+    packed_pitch: int  # elements per ROWS pixels of grad_y
+    sums_pitch: int  # elements per row of the weights' gradient
+    sums_size: int  # elements of the weights' gradient per block
+    weights_size: int  # elements of packed weights per block
+    image_size: int  # elements of a blocked image, all blocks together
+    workspace_bytes: int  # per thread
+    tile_bytes: int  # of these, for the tile's plan
 
 
 def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
-    """First channels of the blocks, and the end. A block lies in one convolution group, and in one offset group or
-    takes whole ones (or what of one lies in its convolution group)."""
+    """First channels of the blocks, then the end. A block lies within one convolution group, and either within one
+    offset group or it covers whole ones (or the part of one that lies in its convolution group)."""
     group = p.in_channels if depthwise else p.in_channels // p.groups
     offset_group = p.in_channels // max(1, p.offset_groups)
     bounds = [0]
     while bounds[-1] < p.in_channels:
         first = bounds[-1]
         group_end = (first // group + 1) * group
-        stretch = min((first // offset_group + 1) * offset_group, group_end) - first  # to the offset group's end
+        stretch = min((first // offset_group + 1) * offset_group, group_end) - first  # to the end of the offset group
         if stretch <= block:
             end = first + stretch
             while end < group_end and min(end + offset_group, group_end) - first <= block:
@@ -207,7 +208,7 @@ def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
 
 
 def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
-    """For each offset group the first block that has channels of it, and the end, one past the last."""
+    """For each offset group, the first block that contains channels of it, and one past the last."""
     size, found = p.in_channels // max(1, p.offset_groups), []
     for g in range(p.offset_groups):
         found.append(bisect.bisect_right(bounds, g * size) - 1)
@@ -220,7 +221,7 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     """The backward's blocking, the bounds of its blocks, and the blocks of each offset group (`block_ranges_of`)."""
     size = dtype.itemsize
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
-    block = block_size(size) * (2 if depthwise else 1)  # without a product to share, wider blocks cost nothing
+    block = block_size(size) * (2 if depthwise else 1)  # without a matrix product, wider blocks cost nothing
     bounds = block_bounds(p, depthwise, block)
     block_ranges = block_ranges_of(p, bounds)
     partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)

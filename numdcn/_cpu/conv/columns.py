@@ -1,8 +1,9 @@
-"""A tile's columns, chunk by chunk, in the forward of convolutions: made from an image, and multiplied by the weights.
+"""A tile's columns in the forward of convolutions, chunk by chunk: made from an image, then multiplied by the weights.
 
-The columns of a pixel are what the taps read of the channels: taps * channels of a convolution group. A chunk has a range of
-groups, of taps and of channels of each group, and lies in a pixel's row of columns as [group][tap][channel]: the order of the rows
-of packed weights (`pack.Packing`), so that of each group the columns and their weights are multiplied as they lie.
+The columns of a pixel are what the taps read from the channels: taps * channels of a convolution group. A chunk covers
+a range of groups, of taps, and of channels of each group, stored in a pixel's row of columns as [group][tap][channel],
+the row order of packed weights (`pack.Packing`), so each group's columns and weights are multiplied without
+rearranging.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from numdcn._formulas.vectors import fma
 
 
 class Chunk(NamedTuple):
-    """Ranges of groups, taps and channels of a group; each ends before its `_end`."""
+    """Ranges of groups, taps and channels of a group; the `_end`s are exclusive."""
 
     group: int
     group_end: int
@@ -33,7 +34,7 @@ class Chunk(NamedTuple):
 
 @helper
 def chunk_at(chunks, number):
-    """The `Chunk` of a tile with a number: channels change first, then taps, then groups."""
+    """The `Chunk` of a tile with this number: channels vary fastest, then taps, then groups."""
     channel_chunks = (chunks.channels + chunks.channels_per_chunk - 1) // chunks.channels_per_chunk
     tap_chunks = (chunks.taps + chunks.taps_per_chunk - 1) // chunks.taps_per_chunk
     channel = number % channel_chunks * chunks.channels_per_chunk
@@ -48,7 +49,7 @@ def chunk_at(chunks, number):
 
 @helper
 def copy_chunk(one, call, n, tile, image, chunk, columns):
-    """Copy one chunk of a tile's columns: taps that stay where they are. The tile's offsets are 0."""
+    """Copy one chunk of a tile's columns, for taps without offsets. The tile's offsets are 0."""
     p, chunks, depth = call.p, call.blocking.chunks, chunk.channel_end - chunk.channel
     for tap in range(chunk.tap, chunk.tap_end):
         shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
@@ -61,7 +62,7 @@ def copy_chunk(one, call, n, tile, image, chunk, columns):
 
 @helper
 def sample_chunk(one, call, n, tile, image, chunk, columns):
-    """Sample one chunk of a tile's columns. Offsets are read, and taps planned, anew in each chunk."""
+    """Sample one chunk of a tile's columns. Offsets are read and taps planned anew for each chunk."""
     p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
     first = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
@@ -72,7 +73,7 @@ def sample_chunk(one, call, n, tile, image, chunk, columns):
             read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile)
             plan_tap(tile, shift, p.in_size, p.in_channels)
             c, c_end = max(first, g * per_offset_group), min(end, (g + 1) * per_offset_group)
-            while c < c_end:  # stretches of one convolution group
+            while c < c_end:  # one convolution group at a time
                 c_group = c // chunks.channels
                 stop = min(c_end, (c_group + 1) * chunks.channels)
                 k = ((c_group - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
@@ -83,7 +84,7 @@ def sample_chunk(one, call, n, tile, image, chunk, columns):
 
 @block
 def read_tap(one, p, offsets, mask, n, channel, tile):
-    """Read the offsets, and the mask if there is one, of a tap of an offset group, for the pixels of a tile."""
+    """Read the offsets of a tap of an offset group, and the mask if there is one, for the pixels of a tile."""
     strides = offsets.strides
     plane = at(pointer(offsets.address, one), n * strides[0] + 2 * channel * strides[1])
     read_plane(plane, strides[2:], 2 * strides[1], tile, at(tile.rows, OFFSET_Y))
@@ -96,7 +97,7 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
 
 @helper
 def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels):
-    """Multiply a chunk of columns by its weights, for `panels` panels of outputs from `first_panel` on."""
+    """Multiply a chunk of columns by its weights, for `panels` panels of outputs starting at `first_panel`."""
     p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
     if blocking.depthwise:
@@ -119,10 +120,11 @@ def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels)
 
 @block
 def multiply_depthwise(columns, pixels, weights, taps, depth, sums, overwrite):
-    """sums[pixel, c] = if `overwrite`, else +=, the sum over the taps of columns[pixel, tap * depth + c] * weights[tap, c].
+    """sums[pixel, c] = (or +=, unless `overwrite`) the sum over taps of columns[pixel, tap * depth + c] * weights[tap,
+    c].
 
-    The last vector of a row may run over `depth`: into the padding behind the last channel, as chunks that do not end there are
-    whole cache lines.
+    The last vector of a row may overrun `depth` only into the padding after the last channel, since chunks that end
+    before it are whole cache lines.
     """
     step = width(load_scalar(sums.pointer, 0))
     for pixel in range(pixels):

@@ -1,7 +1,7 @@
 """The forward of convolutions on the CPU, deformable or not.
 
-Given zero-padded images and packed weights, it makes y tile by tile of output pixels and chunk by chunk of columns: plan
-(cells and weights), sample, or copy where there are no offsets, multiply by the weights; the sums are transposed into y.
+Given zero-padded images and packed weights, it computes y by tiles of output pixels and chunks of columns: plan (cells
+and weights), sample (or copy, without offsets), multiply by the weights; the sums are transposed into y.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from numdcn._formulas.jit import helper
 
 
 class ForwardArrays(NamedTuple):
-    """Where everything lies. What is not there lies nowhere, at address 0."""
+    """Places and addresses of all arrays; absent ones have address 0."""
 
     offsets: Place
     mask: Place
     bias: Place
     y: Place
-    images: int  # addresses: zero-padded images,
-    weights: int  # packed weights,
-    workspaces: int  # workspaces of the threads
+    images: int  # address of the zero-padded images
+    weights: int  # address of the packed weights
+    workspaces: int  # address of the threads' workspaces
 
 
 class ForwardCall(NamedTuple):
-    """Parameters of a forward's kernel."""
+    """Parameters of the forward's kernels."""
 
     p: Convolution
     blocking: ForwardBlocking
@@ -50,8 +50,8 @@ def count_tasks(p, blocking):
 def compute_tiles(one, params, counter, slot, make_columns):
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
 
-    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n: `sample_chunk` or
-    `copy_chunk`, pasted in here like every helper.
+    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n:
+    `sample_chunk` or `copy_chunk`, inlined here like every helper.
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
@@ -75,7 +75,7 @@ def compute_tiles(one, params, counter, slot, make_columns):
         if blocking.chunks.groups == 1:
             first_panel, block_ = slice_ * blocking.panels_per_task, 0
         panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
-        # the chunks of a block of groups have adjacent numbers, as groups change last in `chunk_at`
+        # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
         for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
             chunk = chunk_at(blocking.chunks, number)
             make_columns(one, call, n, tile, image, chunk, columns)
@@ -90,11 +90,11 @@ def compute_tiles(one, params, counter, slot, make_columns):
 
 @kernel
 def forward_sampled(one, params, counter, slot):
-    """y, tile by tile, from columns that are sampled."""
+    """y from sampled columns, tile by tile."""
     compute_tiles(one, params, counter, slot, sample_chunk)
 
 
 @kernel
 def forward_copied(one, params, counter, slot):
-    """y, tile by tile, from columns that are copied."""
+    """y from copied columns, tile by tile."""
     compute_tiles(one, params, counter, slot, copy_chunk)

@@ -1,4 +1,4 @@
-"""Weights in the order in which the matrix products read them: panels for the forward, blocks of channels for the backward."""
+"""Weights in the order the matrix products read them: panels for the forward, blocks of channels for the backward."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from numdcn._cpu.threads import launch, plan_threads
 
 
 class Packing(NamedTuple):
-    """The layout of packed weights: (groups, panels, taps * channels, panel), zero where a panel exceeds the outputs.
+    """The layout of packed weights: (groups, panels, taps * channels, panel), zero where a panel extends past the
+    outputs.
 
-    A depthwise convolution (one channel and one output a group) is (1, 1, taps, channels) instead.
+    For a depthwise convolution (one channel and one output per group) it is (1, 1, taps, channels) instead.
     """
 
     groups: int
-    outputs: int  # of a group
-    channels: int  # of a group
+    outputs: int  # per group
+    channels: int  # per group
     taps: int
-    panel: int  # outputs of a panel
-    panels: int  # of a group
+    panel: int  # outputs per panel
+    panels: int  # per group
 
     @property
     def size(self) -> int:
-        """The number of elements, padding included."""
+        """The number of elements, including padding."""
         return self.groups * self.panels * self.taps * self.channels * self.panel
 
 
@@ -39,8 +40,8 @@ class PackWeights(NamedTuple):
 
     how: Packing
     kernel_width: int
-    w: int  # address of the caller's weights,
-    strides: tuple[int, int, int, int]  # of which elements lie so far apart
+    w: int  # address of the caller's weights
+    strides: tuple[int, int, int, int]  # of the caller's weights, in elements
     packed: int  # address of the packed weights
 
 
@@ -49,22 +50,22 @@ class PackBlocks(NamedTuple):
 
     how: Packing
     kernel_width: int
-    w: int  # address of the caller's weights,
-    strides: tuple[int, int, int, int]  # of which elements lie so far apart
-    packed: int  # addresses: the packed weights,
-    bounds: int  # the first channel of each block, and the end, as int64
+    w: int  # address of the caller's weights
+    strides: tuple[int, int, int, int]  # of the caller's weights, in elements
+    packed: int  # address of the packed weights
+    bounds: int  # address of the first channel of each block, then the end, int64
     blocks: int
-    block: int  # elements of a row: the most channels of a block
+    block: int  # elements per row: the maximum number of channels in a block
     depthwise: int  # 1 or 0
 
 
 def is_depthwise(groups: int, shape: tuple[int, ...]) -> bool:
-    """Whether each channel makes one output by itself."""
+    """Whether each channel produces one output by itself."""
     return shape[1] == 1 and shape[0] == groups and groups > 1
 
 
 def packing(shape: tuple[int, ...], groups: int, dtype: np.dtype) -> Packing:
-    """How weights of a shape (C_out, C/groups, kh, kw) are packed."""
+    """How weights of shape (C_out, C/groups, kh, kw) are packed."""
     outputs, channels, taps = shape[0] // groups, shape[1], shape[2] * shape[3]
     if is_depthwise(groups, shape):
         return Packing(1, groups, 1, taps, groups, 1)
@@ -96,9 +97,9 @@ def pack_weights(one, params, counter, slot):
 
 @kernel
 def pack_blocks(one, params, counter, slot):
-    """packed[b, tap, output, channel of block b] from w, with rows of `block`, zero past the block. A task is a block.
+    """packed[b, tap, output, channel of block b] from w, in rows of `block`, zero past the block. A task is a block.
 
-    A depthwise w makes packed[b, tap, channel].
+    A depthwise w gives packed[b, tap, channel].
     """
     a = unpack(params, PackBlocks)
     how, strides = a.how, a.strides
@@ -127,12 +128,12 @@ def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
 
 
 def packed_panels(w: PreparedWeights) -> int:
-    """The address of prepared weights, packed when first wanted."""
+    """The address of prepared weights, packed when first needed."""
     if "panels" not in w.layouts:
         how = packing(w.shape, w.groups, w.dtype)
         storage = np.empty((how.size + OVERRUN) * w.dtype.itemsize + 64, np.uint8)
         address = -(-storage.ctypes.data // 64) * 64
         pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
-        w.layouts.setdefault("panels", (address, storage))  # another thread may have been faster
+        w.layouts.setdefault("panels", (address, storage))  # another thread may have been first
     address, _ = w.layouts["panels"]
     return int(address)

@@ -1,4 +1,4 @@
-"""Gradients of offsets and masks where several blocks of channels have a share in them: partial sums, and their sum."""
+"""Gradients of offsets and masks to which several blocks of channels contribute: partial sums, and their sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numdcn._formulas.jit import helper
 
 
 class Partials(NamedTuple):
-    """Where the partial sums of a gradient lie, one for each block of an offset group."""
+    """Where the partial sums of a gradient are, one for each block of an offset group."""
 
     address: int
     strides: tuple[int, int, int, int, int]  # elements between partial sums, images, channels, rows, columns
@@ -23,7 +23,7 @@ class Partials(NamedTuple):
 
 @helper
 def write_partial(one, partials, number, n, channel, tile, source):
-    """Write a tile's numbers to a channel of image n of partial sum `number`."""
+    """Write a tile's data to a channel of image n of partial sum `number`."""
     strides = partials.strides
     plane = at(pointer(partials.address, one), number * strides[0] + n * strides[1] + channel * strides[2])
     write_plane(plane, strides[3:], tile, source)
@@ -33,8 +33,8 @@ class SumCall(NamedTuple):
     """Parameters of `sum_partials`."""
 
     p: Convolution
-    block_ranges: int  # address of the first block and the end of each offset group
-    channels: int  # of an offset group
+    block_ranges: int  # address of the first block of each offset group, and the end
+    channels: int  # per offset group
     partials: Partials
     target: Place
 

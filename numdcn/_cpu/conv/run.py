@@ -1,5 +1,5 @@
-"""Convolutions on NumPy arrays, deformable or not: copies, packing, scratch memory and threads around the kernels. Options choose
-nothing here."""
+"""Convolutions of NumPy arrays, deformable or not: copies, packing, scratch memory and threads around the kernels.
+Options have no effect here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
 from numdcn._cpu.threads import launch, plan_threads
 
-SAMPLING = 16  # multiply-adds of the product that making, or writing, one element takes as long as
+SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
 def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
@@ -36,12 +36,12 @@ def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options)
 
 
 def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
-    """Fill y; kernels can address all arrays."""
+    """Fill y; all arrays are addressable."""
     x, w = arrays.x, arrays.w
     dtype = x.dtype
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
     tasks = count_tasks.py_func(p, blocking)
-    # work: for each pixel its product, and as multiply-adds of a product: making its columns, writing its outputs
+    # work per pixel, in multiply-adds: its product, and the cost of making its columns and writing its outputs
     made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
     prepared = isinstance(w, PreparedWeights)
@@ -70,23 +70,23 @@ def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Conv
 
 
 def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays) -> None:
-    """Fill the gradients; kernels can address all arrays."""
+    """Fill the gradients; all arrays are addressable."""
     if grads.bias is not None:
         sum_pixels(grad_y, grads.bias)
-    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # their gradient
+    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # the gradient of the columns
     if not columns_wanted and grads.w is None:
         return
     x, w = arrays.x, arrays.w
     dtype = x.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     size = dtype.itemsize
-    # Each block of channels has sums of its own in each band of images. Where `together` is 2, a task of the kernel takes two blocks.
+    # Each block of channels has its own sums in each band of images. If `together` is 2, a task takes two blocks.
     block_bands = blocking.blocks * blocking.image_bands
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
-    threads = plan_threads(max(block_bands, 2), work)  # one task or not, the copies of images can be shared
+    threads = plan_threads(max(block_bands, 2), work)  # even with one task, threads can share the copies of images
     images_size = p.batch * blocking.image_size
-    # elements of one partial sum of the mask's gradient, half of those of the offsets'; 0 where each has one
+    # elements of a partial sum of the mask's gradient, half as many as for the offsets; 0 if there is only one each
     partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
     sizes = (
         images_size,
@@ -134,7 +134,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
 
 
 def _partials(grad: np.ndarray | None, address: int, partial_size: int) -> Partials:
-    """Where the partial sums of a gradient of offsets or mask lie: in the gradient itself, if there is but one."""
+    """Where the partial sums of a gradient of offsets or mask are: in the gradient itself, if there is only one."""
     if grad is None:
         return Partials(0, (0, 0, 0, 0, 0))
     if not partial_size:

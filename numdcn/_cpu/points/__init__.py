@@ -1,1 +1,1 @@
-"""Samples at points. `run` is where a call comes in."""
+"""Sampling at points. Calls enter at `run`."""

@@ -1,8 +1,8 @@
-"""The kernels of samples at points on the CPU.
+"""CPU kernels for sampling at points.
 
-Given zero-padded images, the forward makes y tile by tile of points: plan (cells and weights), sample along the channels,
-transpose the samples into y. The backward does so for a block of channels, which a task owns: the gradient of the samples is
-added to the image's gradient and yields a partial sum of that of the points.
+Given zero-padded images, the forward computes y by tiles of points: plan (cells and weights), sample along the
+channels, transpose the samples into y. The backward does the same for a block of channels, owned by a task: it adds the
+gradient of the samples to the image's gradient and produces a partial sum of that of the points.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class PointsCall(NamedTuple):
     batch: int
     channels: int
     size: tuple[int, int]  # of an image
-    points_size: tuple[int, int]  # as an image of one row
+    points_size: tuple[int, int]  # the points as an image of one row
     blocking: PointsBlocking
     points: Place  # (N, points, 2)
     y: Place  # (N, C, 1, points); in the backward: its gradient
-    grad_points: Place  # (blocks, N, points, 2): partial sums; nowhere: not wanted
-    images: int  # addresses: zero-padded images,
-    grad_images: int  # their gradients; 0: not wanted,
-    workspaces: int  # workspaces of the threads
+    grad_points: Place  # (blocks, N, points, 2): partial sums; `NOWHERE`: not wanted
+    images: int  # address of the zero-padded images
+    grad_images: int  # address of their gradients; 0: not wanted
+    workspaces: int  # address of the threads' workspaces
 
 
 @helper
 def _place_points(one, a, n, number, unplaced):
-    """Tile `number` of the points of image n: offsets from base positions that are 0."""
+    """Tile `number` of the points of image n, as offsets from base positions of 0."""
     tile = place_tile(unplaced, a.blocking.tiling, number, a.points_size, (0, 0), (0, 0))
     strides = a.points.strides
     points = at(pointer(a.points.address, one), n * strides[0])
@@ -67,7 +67,7 @@ def forward_tiles(one, params, counter, slot):
         image = Image(start, a.channels, (a.size[1] + 1) * a.channels)
         for c in range(0, a.channels, blocking.panel):
             count = min(blocking.panel, a.channels - c)
-            whole = (count + 3) // 4 * 4 if count > 1 else 1  # faster, and what runs over is never read
+            whole = (count + 3) // 4 * 4 if count > 1 else 1  # faster, and the overrun is never read
             sample_tap(image_from(image, c), tile, whole, samples)
             write_tile(one, a.y, NOWHERE, n, c, count, tile, samples, buffer)
 

@@ -1,4 +1,5 @@
-"""Samples at points of NumPy arrays: copies, scratch memory and threads around the kernels. Options choose nothing here."""
+"""Sampling NumPy arrays at points: copies, scratch memory and threads around the kernels. Options have no effect
+here."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ def forward(p: Sampling, arrays: PointArrays, y: np.ndarray, options: Options) -
 
 
 def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
-    """Fill y; kernels can address all arrays."""
+    """Fill y; all arrays are addressable."""
     x, dtype = arrays.x, y.dtype
     points = arrays.points.reshape(p.batch, p.points, 2)
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
     threads = plan_threads(p.batch * blocking.tiling.tiles, 8.0 * y.size)
     bounds = np.array((0, p.channels), np.int64)
-    images_bytes = p.batch * blocking.image_size * dtype.itemsize + 64  # vectors may run over
+    images_bytes = p.batch * blocking.image_size * dtype.itemsize + 64  # vectors may overrun
     shape = (p.batch, p.channels, 1, p.points)
     with (
         output_as(y, *shape) as flat,
@@ -49,7 +50,7 @@ def backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointA
 
 
 def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointArrays) -> None:
-    """Fill the gradients; kernels can address all arrays."""
+    """Fill the gradients; all arrays are addressable."""
     x, dtype = arrays.x, grad_y.dtype
     panel = backward_panel(p.channels, dtype)
     blocking = points_blocking(p.points, p.channels, p.size, panel, dtype.itemsize, 0)

@@ -1,1 +1,1 @@
-"""Pooling over boxes. `run` is where a call comes in."""
+"""Pooling over boxes. Calls enter at `run`."""

@@ -1,8 +1,8 @@
-"""The bins of RoI operators: which pixels a bin reads, with which weights.
+"""The bins of RoI operators: which pixels a bin reads, and with which weights.
 
-Every sampling grid here is a product: rows times columns. So a bin is two lists, one an axis, of pixels with the sums of
-the weights, and of the slopes, of all samples that touch them; the bin is the sum over both lists of weight * weight *
-pixel. The operators differ in where the samples lie, in the border mode, and in the channels that a bin reads.
+Every sampling grid here is a product of rows and columns. So a bin is described by two lists, one per axis, of pixels
+with the summed weights and the summed slopes of all samples that touch them; the bin is the sum over both lists of
+weight * weight * pixel. The operators differ in the sample positions, the border rule, and the channels a bin reads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI, taps_align, taps_psroi
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import like
 
-WHOLE_PIXELS = 2  # in the place of a border mode
+WHOLE_PIXELS = 2  # in place of a border rule
 START, BIN, STEP, SAMPLES, REACH = range(5)  # of an axis of a box, see `Grid`
 AXIS = 5
 
@@ -26,32 +26,32 @@ AXIS = 5
 class Grid(NamedTuple):
     """The bins of all boxes.
 
-    The geometry of a box is, for y and then for x: where the first bin starts, a bin's size, the distance and the number of its
-    samples, and how far an offset of 1 shifts it; in the dtype of the arrays. For whole pixels it is instead the first
-    pixel and the end of each bin, for y and then for x, as int64.
+    The geometry of a box, for y and then for x, is the start of its first bin, the size of a bin, the spacing and
+    number of its samples, and the shift caused by an offset of 1, in the dtype of the arrays. For whole pixels it is
+    instead the first pixel and the end of each bin, for y and then for x, as int64.
     """
 
     rois: int
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
-    rule: int  # a border mode, `ALIGN` or `PSROI`, or `WHOLE_PIXELS`
-    columns: int  # lists along x that are kept at a time: those of all columns, or one; along y it is one
+    rule: int  # a border rule, `ALIGN` or `PSROI`, or `WHOLE_PIXELS`
+    columns: int  # lists along x kept at a time: those of all columns, or one; along y it is always one
     pitch: int  # elements from one list to the next
-    image_index: int  # addresses: the image of each box, as int64,
-    geometry: int  # see above
-    shifts: Place  # offsets: strides of boxes, axes (x, then y), parts along y and x; nowhere: none
-    parts: tuple[int, int]  # of the shifts, along y and x
+    image_index: int  # address of the image of each box, int64
+    geometry: int  # address, see above
+    shifts: Place  # offsets: strides of boxes, axes (x, then y), parts along y and x; `NOWHERE`: none
+    parts: tuple[int, int]  # parts of the shifts along y and x
     class_stride: int  # elements from the shifts of one class to those of the next
 
 
 class Lists(NamedTuple):
-    """Lists of pixels along an axis, as pointers. List i begins at element i * pitch of the first three."""
+    """Lists of pixels along an axis, as pointers. List i starts at element i * pitch of the first three."""
 
     index: Any  # of each pixel, int64
     weight: Any  # sum of the weights of the samples that touch it
     slope: Any  # sum of their slopes
     length: Any  # of each list, int64
-    active: Any  # samples of each list that are in reach of the image, int64
+    active: Any  # active samples of each list, int64
 
 
 class Bin(NamedTuple):
@@ -65,13 +65,13 @@ class Bin(NamedTuple):
 
 
 def lists_bytes(columns: int, pitch: int, itemsize: int) -> int:
-    """Bytes of one list along y and some along x in a workspace: whole cache lines."""
+    """Bytes of one list along y and `columns` along x in a workspace, in whole cache lines."""
     return -(-(1 + columns) * (pitch * (8 + 2 * itemsize) + 16) // 64) * 64 + 64
 
 
 @helper
 def lists_at(address, grid, one):
-    """The `Lists` of y, and those of x, whose buffers begin at `address`."""
+    """The `Lists` of y and of x whose buffers start at `address`."""
     count, pitch = 1 + grid.columns, grid.pitch
     length = pointer(address, np.int64(0))
     index = at(length, 2 * count)
@@ -92,7 +92,7 @@ def bin_of(lists, number, pitch):
 
 @helper
 def _add(index, weights, slopes, length, pixel, weight, slope):
-    """Add to the entry of a pixel, one of the last two or a new one; returns the new length."""
+    """Add to the entry of a pixel, which is one of the last two or new; returns the new length."""
     spot = length
     if length > 0 and load_scalar(index, length - 1) == pixel:
         spot = length - 1
@@ -110,24 +110,24 @@ def _add(index, weights, slopes, length, pixel, weight, slope):
 
 @helper
 def _visits(base, step, samples, size):
-    """The first of `samples` samples that can be in reach of an image, and the end, generously."""
+    """A generous range of the `samples` samples that can reach an image: the first, and the end."""
     base, step, count = float(base), float(step), float(samples)
-    if not abs(base) < 2.0**33:  # boxes are clipped to 2**30: no bin is as long
+    if not abs(base) < 2.0**33:  # boxes are clipped to 2**30: no bin from farther out reaches the image
         return 0, 0
-    far = 2.0 + 1e-6 * (abs(base) + size) / abs(step)  # rounding may move a sample by so many
+    far = 2.0 + 1e-6 * (abs(base) + size) / abs(step)  # rounding may move a sample by this much
     a, b = (-1.0 - base) / step, (size - base) / step
     first = (a if a < b else b) - far
     end = (b if a < b else a) + far + 1.0
-    first = first if first > 0.0 else 0.0  # also where a step of 0 makes it NaN
+    first = first if first > 0.0 else 0.0  # also if a step of 0 makes it NaN
     end = end if end < count else count
     return int(first if first < count else count), int(end if end > 0.0 else 0.0)
 
 
 @block
 def list_samples(rule, base, bin_, step, samples, size, lists, number, pitch):
-    """Fill in list `number`: the pixels that the samples of a bin touch, in rising order.
+    """Fill in list `number`: the pixels touched by the samples of a bin, in ascending order.
 
-    Sample u lies at base + (u + 0.5) * bin_ / samples in the border mode `align`, at base + u * step in `psroi`.
+    Sample u is at base + (u + 0.5) * bin_ / samples under the border rule `align`, at base + u * step under `psroi`.
     """
     start, length, active = number * pitch, 0, 0
     index, weights, slopes = at(lists.index, start), at(lists.weight, start), at(lists.slope, start)
@@ -151,7 +151,7 @@ def list_samples(rule, base, bin_, step, samples, size, lists, number, pitch):
 
 @helper
 def _list_pixels(first, end, lists, number, pitch, one):
-    """Fill in list `number`: pixels first to end, each once."""
+    """Fill in list `number` with pixels first to end, once each."""
     start = number * pitch
     for i in range(end - first):
         store(lists.index, start + i, first + i)
@@ -163,7 +163,7 @@ def _list_pixels(first, end, lists, number, pitch, one):
 
 @block
 def list_axis(one, grid, r, axis, bin_, shift, lists, number):
-    """Fill in list `number` with bin `bin_` of box r along an axis (0: y). Returns whether its samples lie anywhere: not NaN."""
+    """Fill in list `number` with bin `bin_` of box r along an axis (0: y). Returns whether its position is not NaN."""
     if grid.rule == WHOLE_PIXELS:
         both = grid.bins[0] + grid.bins[1]
         ends = at(pointer(grid.geometry, np.int64(0)), 2 * (r * both + axis * grid.bins[0] + bin_))
@@ -181,7 +181,7 @@ def list_axis(one, grid, r, axis, bin_, shift, lists, number):
 
 @helper
 def shift_of(one, grid, r, axis, class_, i, j):
-    """By how much bin (i, j) of box r is shifted along an axis (0: y)."""
+    """The shift of bin (i, j) of box r along an axis (0: y)."""
     if grid.shifts.address == 0:
         return one - one
     strides = grid.shifts.strides
@@ -193,7 +193,7 @@ def shift_of(one, grid, r, axis, class_, i, j):
 
 @helper
 def samples_of(one, grid, r, y, x):
-    """The number that a bin's sum is divided by, at least 1, and whether the bin has samples at all."""
+    """The divisor of a bin's sum, at least 1, and whether the bin has samples at all."""
     samples = like(y.active, one) * like(x.active, one)
     has_samples = True
     if grid.rule != WHOLE_PIXELS:
@@ -206,7 +206,7 @@ def samples_of(one, grid, r, y, x):
 
 @helper
 def plan_bin(one, grid, r, i, j, class_, ys, xs):
-    """The lists of bin (i, j) of box r along both axes, its divisor, and whether its samples lie nowhere: at NaN."""
+    """The lists of bin (i, j) of box r along both axes, its divisor, and whether its samples are at NaN."""
     known_y = list_axis(one, grid, r, 0, i, shift_of(one, grid, r, 0, class_, i, j), ys, 0)
     known_x = list_axis(one, grid, r, 1, j, shift_of(one, grid, r, 1, class_, i, j), xs, 0)
     return _bin_planned(one, grid, r, known_y and known_x, ys, xs, 0)
@@ -214,8 +214,8 @@ def plan_bin(one, grid, r, i, j, class_, ys, xs):
 
 @helper
 def plan_next_bin(one, grid, r, b, first, ys, xs):
-    """What `plan_bin` returns, for bin number b where bins come in rising order from `first` on: where nothing shifts them, rows
-    share lists, and columns do if those of all are kept."""
+    """The result of `plan_bin` for bin number b, with bins visited in ascending order from `first`: without shifts,
+    bins in a row share the list along y, and those in a column the list along x if all are kept."""
     i, j = b // grid.bins[1], b % grid.bins[1]
     shifted = grid.shifts.address != 0
     kept = not shifted and grid.columns == grid.bins[1]
@@ -230,7 +230,7 @@ def plan_next_bin(one, grid, r, b, first, ys, xs):
 
 @helper
 def _bin_planned(one, grid, r, known, ys, xs, number):
-    """What `plan_bin` returns, once the lists are made."""
+    """The result of `plan_bin`, once the lists are filled."""
     y, x = bin_of(ys, 0, grid.pitch), bin_of(xs, number, grid.pitch)
     divisor, has_samples = samples_of(one, grid, r, y, x)
     return y, x, divisor, has_samples and not known

@@ -1,4 +1,4 @@
-"""Boxes on the CPU: where the bins of each lie, as the kernels take them."""
+"""Boxes on the CPU: the positions of their bins, in the form the kernels take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 
 
 class Boxes(NamedTuple):
-    """Boxes as the kernels take them; see `bins.Grid`."""
+    """Boxes in the form the kernels take; see `bins.Grid`."""
 
     rule: int
     image_index: np.ndarray  # (R,) int64
@@ -20,12 +20,12 @@ class Boxes(NamedTuple):
 
 
 def _corners(p: RoIs) -> np.ndarray:
-    """Scaled corners (R, 2, 2): first and second, y and x, no farther than `FAR`."""
+    """Scaled corners (R, 2, 2): first and second, y and x, clipped to `FAR`."""
     return np.clip(p.boxes[:, 1:] * p.boxes.dtype.type(p.scale), -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
 
 
 def _round(values: np.ndarray) -> np.ndarray:
-    """To the nearest integer, halves away from zero."""
+    """Round to the nearest integer, halves away from zero."""
     whole = np.trunc(values)
     return whole + np.copysign(np.abs(values - whole) >= 0.5, values).astype(values.dtype)
 
@@ -36,18 +36,18 @@ def image_indices(p: RoIs) -> np.ndarray:
 
 
 def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray, reach: float) -> np.ndarray:
-    """`Grid.geometry` of boxes that begin at `start` (R, 2) and are `size` long, with `samples` a bin."""
+    """`Grid.geometry` of boxes that start at `start` (R, 2) with size `size` and `samples` per bin."""
     dtype = start.dtype
     bins = size / np.array(p.bins, dtype)
     step = bins / np.maximum(samples, 1)
-    most = np.finfo(dtype).max  # so that an offset of 0 shifts nothing
+    most = np.finfo(dtype).max  # keeps it finite, so that an offset of 0 shifts nothing
     far = np.clip(dtype.type(reach) * size, -most, most)
     columns = (start, bins, step, np.broadcast_to(samples, size.shape), far)
     return np.ascontiguousarray(np.stack(columns, axis=-1), dtype)
 
 
 def boxes_of(p: Pooling) -> Boxes:
-    """The boxes of a pooling, by its rule."""
+    """The boxes of a pooling, according to its rule."""
     if isinstance(p.rule, WholePixels):
         return _whole_boxes(p.rois, p.rule.last_counts)
     return _align_boxes(p.rois, p.rule) if p.rule.border == ALIGN else _psroi_boxes(p.rois, p.rule)
@@ -67,7 +67,7 @@ def _align_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
 
 
 def _psroi_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
-    """Boxes of deformable position-sensitive pooling: whole pixels of the boxes' own coordinates, both ends counted."""
+    """Boxes of deformable position-sensitive pooling: whole pixels in the boxes' own coordinates, both ends counted."""
     dtype = p.boxes.dtype
     first, last = _round(p.boxes[:, 1:]).reshape(-1, 2, 2).swapaxes(0, 1)[:, :, ::-1]
     scale, half = dtype.type(p.scale), dtype.type(rule.half)
@@ -77,8 +77,8 @@ def _psroi_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
 
 
 def _whole_boxes(p: RoIs, last_counts: bool) -> Boxes:
-    """Boxes of whole pixels: corners rounded to whole pixels, of which the second counts if `last_counts`; bins of whole
-    pixels, which may overlap, clipped to the image."""
+    """Boxes of whole pixels: rounded corners, the second included if `last_counts`; bins of whole pixels, which may
+    overlap, clipped to the image."""
     corners = _round(_corners(p)).astype(np.int64)
     start, size = corners[:, 0], np.maximum(corners[:, 1] - corners[:, 0] + last_counts, 1)
     ranges = []

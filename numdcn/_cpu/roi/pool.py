@@ -1,7 +1,7 @@
-"""The kernels of RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients.
+"""Kernels of RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients.
 
-A forward makes y tile by tile of the bins of a box: plan each bin, add up its pixels along the channels, transpose the tile into
-y. A backward does so for a block of channels of an image, which a task owns, with all boxes on it.
+A forward computes y by tiles of the bins of a box: plan each bin, add up its pixels along the channels, transpose the
+tile into y. A backward does the same for a block of channels of an image, owned by a task, with all its boxes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, 
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
 
-SUMMED = 256  # pixels that are added one by one
+SUMMED = 256  # pixels added in a single chain
 
 
 class PoolCall(NamedTuple):
@@ -32,17 +32,17 @@ class PoolCall(NamedTuple):
     channels: int
     grid: Grid
     blocking: PointsBlocking
-    mask: Place  # (R, 1, Ph, Pw); nowhere: none
+    mask: Place  # (R, 1, Ph, Pw); `NOWHERE`: none
     y: Place  # (R, C, 1, Ph*Pw); in the backward: its gradient
-    images: int  # addresses: zero-padded images,
-    grad_images: int  # their gradients; 0: not wanted,
-    sums: int  # in the backward: (blocks, R, Ph*Pw, 3): of grad_y times sample, slope along y, along x; 0: not wanted,
-    workspaces: int  # workspaces of the threads
+    images: int  # address of the zero-padded images
+    grad_images: int  # address of their gradients; 0: not wanted
+    sums: int  # address of (blocks, R, Ph*Pw, 3): grad_y times sample, slope along y, along x; 0: not wanted
+    workspaces: int  # address of the threads' workspaces
 
 
 @helper
 def _end_of_rows(first, y, x):
-    """Where the block of rows ends that begins at `first`: after about SUMMED pixels, where there are more."""
+    """The end of the block of rows that starts at `first`: after about SUMMED pixels, if there are more."""
     if y.length * x.length <= SUMMED:
         return y.length
     return min(first + SUMMED // x.length + 1, y.length)
@@ -50,7 +50,8 @@ def _end_of_rows(first, y, x):
 
 @helper
 def _pool_four(vector, lanes, image, y, x, scale, target):
-    """target = scale * the bin, for four vectors of channels: the sum of blocks of rows, as a bin may be a whole image."""
+    """target = scale * the bin, for four vectors of channels: summed in blocks of rows, as a bin may be a whole
+    image."""
     zero, first = vector - vector, 0
     total_a, total_b, total_c, total_d = zero, zero, zero, zero
     while first < y.length:
@@ -93,7 +94,7 @@ def _pool_one(vector, image, y, x, scale, target):
 def pool_bin(image, y, x, count, scale, target):
     """target[c] = scale * sum over rows and columns of weight * weight * image[c], for c < count.
 
-    The image begins at its pixel (0, 0).
+    The image starts at its pixel (0, 0).
     """
     one, c = like(1.0, scale), 0
     step = width(one)
@@ -158,8 +159,8 @@ def pool_forward(one, params, counter, slot):
 
 @helper
 def _pool_vector_backward(vector, sink, y, x, gradient, scale, with_sums):
-    """Add scale * gradient to the image's gradient in the weights of a bin, if wanted; returns the sums over the bin's pixels of
-    gradient times the pixel in the weights of the value, of the slope along y, and along x, if wanted."""
+    """Add scale * gradient, times the weights of a bin, to the image's gradient, if wanted. Returns the sums over the
+    bin's pixels of gradient * pixel, weighted as in the value, the slope along y, and the slope along x, if wanted."""
     image, zero = sink.image, like(0.0, gradient)
     by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, vector)
     for i in range(y.length):
@@ -185,7 +186,7 @@ def _pool_vector_backward(vector, sink, y, x, gradient, scale, with_sums):
 
 @block
 def pool_bin_backward(sink, y, x, count, gradient, scale, sums, with_sums):
-    """The backward of `pool_bin`: adds to the image's gradient, and to `sums` (three numbers), each if wanted."""
+    """The backward of `pool_bin`: adds to the image's gradient and to `sums` (three numbers), each if wanted."""
     one, c = like(1.0, scale), 0
     step = width(one)
     if y.length == 0 or x.length == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
@@ -216,7 +217,7 @@ def pool_bin_backward(sink, y, x, count, gradient, scale, sums, with_sums):
 
 @kernel
 def pool_backward(one, params, counter, slot):
-    """The gradients. A task is a block of channels of an image, with all boxes on it."""
+    """The gradients. A task is a block of channels of an image, with all its boxes."""
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
     base = a.workspaces + slot * blocking.workspace_bytes

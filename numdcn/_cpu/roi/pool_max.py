@@ -1,7 +1,7 @@
-"""The kernels of RoI operators whose bins are maxima.
+"""Kernels of RoI operators whose bins are maxima.
 
-The forward compares pixels along the channels of a channels-last copy; the backward adds to the planes of a block of
-channels, which a task owns, where the maxima were.
+The forward compares pixels along the channels of a channels-last copy; the backward adds at the positions of the maxima
+to the planes of a block of channels, owned by a task.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import select
 
-MAX_BLOCK = 16  # channels that a task of the backward owns
+MAX_BLOCK = 16  # channels owned by a task of the backward
 
 
 class MaxCall(NamedTuple):
@@ -43,18 +43,18 @@ class MaxCall(NamedTuple):
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
     blocking: PointsBlocking
-    image_index: int  # addresses: the image of each box, as int64,
-    ranges: int  # first pixel and end of the bins of each box, along y and then along x, as int64
+    image_index: int  # address of the image of each box, int64
+    ranges: int  # address of the first pixel and end of the bins of each box, along y and then along x, int64
     values: Place  # (R, C, 1, Ph*Pw)
-    positions: Place  # likewise, int32; nowhere: not wanted
-    images: int  # addresses: zero-padded images,
-    workspaces: int  # workspaces of the threads
+    positions: Place  # likewise, int32; `NOWHERE`: not wanted
+    images: int  # address of the zero-padded images
+    workspaces: int  # address of the threads' workspaces
     itemsize: int
 
 
 @helper
 def _max_vector(vector, image, rows, columns, width_, values, positions):
-    """The largest pixels of rows times columns, for one vector of channels, and their positions; NaN is the largest."""
+    """The maximum over rows and columns, for one vector of channels, and its position; NaN counts as largest."""
     best = load_like(image.pointer, rows[0] * image.row_stride + columns[0] * image.pixel_stride, vector)
     where = as_int32(rows[0] * width_ + columns[0], vector)
     for y in range(rows[0], rows[1]):
@@ -69,9 +69,9 @@ def _max_vector(vector, image, rows, columns, width_, values, positions):
 
 @block
 def max_bin(one, image, rows, columns, width_, count, values, positions):
-    """The largest pixel of a bin, and its position, for `count` channels; 0 and -1 for an empty bin.
+    """The maximum of a bin, and its position, for `count` channels; 0 and -1 for an empty bin.
 
-    The image begins at its pixel (0, 0), and has `width_` pixels in a row.
+    The image starts at its pixel (0, 0), and has `width_` pixels per row.
     """
     if rows[0] >= rows[1] or columns[0] >= columns[1]:
         fill(values, 0, count, one - one)
@@ -99,7 +99,7 @@ def max_bins(one, params, counter, slot):
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced, maxima = new_tile(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
     buffer = at(maxima.pointer, blocking.rows * maxima.pitch)
-    address = base + blocking.tile_bytes + blocking.samples_bytes  # int32, which move as float32
+    address = base + blocking.tile_bytes + blocking.samples_bytes  # int32, moved as float32
     positions, moved = pointer(address, np.int32(0)), Matrix(pointer(address, np.float32(0)), blocking.pitch)
     row, bins = (a.size[1] + 1) * a.channels, a.bins[0] * a.bins[1]
     while True:
@@ -136,11 +136,11 @@ class MaxBackwardCall(NamedTuple):
     rois: int
     pixels: int  # of an image
     bins: int  # of a box
-    image_index: int  # addresses: the image of each box, as int64,
-    argmax: int  # (R, C, Ph, Pw) int32,
-    grad_y: int  # (R, C, Ph, Pw),
-    grad_x: int  # (N, C, H, W),
-    stray: int  # where to write a position that is in no image, as int64
+    image_index: int  # address of the image of each box, int64
+    argmax: int  # address of (R, C, Ph, Pw) int32
+    grad_y: int  # address of (R, C, Ph, Pw)
+    grad_x: int  # address of (N, C, H, W)
+    stray: int  # address for a position outside the image, int64
 
 
 @kernel

@@ -1,7 +1,7 @@
-"""The kernels of position-sensitive RoI operators: each bin reads channels of its own, so planes are read where they lie.
+"""Kernels of position-sensitive RoI operators: each bin reads channels of its own, so planes are read in place.
 
-A bin's columns become vectors of weights, with zeros, and lanes that are off, at pixels between them that no sample
-touches. Planes have rows of adjacent pixels; masked loads touch no other memory.
+A bin's columns become vectors of weights; pixels between them that no sample touches have weight zero and their lanes
+off. Planes have rows of adjacent pixels; masked loads touch no other memory.
 """
 
 from __future__ import annotations
@@ -39,48 +39,48 @@ class PlanesCall(NamedTuple):
     channels: int  # of y
     group_size: tuple[int, int]  # cells of a box, each with channels of its own, along y and x
     classes: int
-    blocks: int  # of the channels of a class: a task of the backward owns one, for one cell of the groups
-    block: int  # channels in a block
+    blocks: int  # per class: a task of the backward owns one, for one cell of the groups
+    block: int  # channels per block
     grid: Grid
     x: Place  # (N, channels * group_size**2, H, W), adjacent pixels
     y: Place  # (R, channels, Ph, Pw); in the backward: its gradient
-    grad_x: Place  # as x; nowhere: not wanted
+    grad_x: Place  # as x; `NOWHERE`: not wanted
     sums: int  # address of (classes, blocks, R, Ph, Pw, 2): gradients of a bin's shifts, x first; 0: not wanted
-    workspaces: int  # address of the workspaces of the threads
-    workspace_bytes: int  # of one,
-    lists_bytes: int  # of which for lists
+    workspaces: int  # address of the threads' workspaces
+    workspace_bytes: int  # per thread
+    lists_bytes: int  # of these, for lists
     itemsize: int
 
 
 class BinColumns(NamedTuple):
-    """The columns of a bin as vectors. The first three fields are pointers to a number for each column."""
+    """The columns of a bin as vectors. The first three fields are pointers to one number per column."""
 
     weight: Any
     slope: Any
-    used: Any  # 1 where a sample touches the column, else 0
+    used: Any  # 1 if a sample touches the column, else 0
     first: int  # column
     vectors: int
 
 
 class Share(NamedTuple):
-    """What a task owns: a cell of the groups, and a block of channels of a class."""
+    """The share of a task: a cell of the groups, and a block of channels of a class."""
 
     cell: int
-    rows: tuple[int, int]  # the bins that read the cell, along y,
-    columns: tuple[int, int]  # and along x
+    rows: tuple[int, int]  # bins that read the cell, along y
+    columns: tuple[int, int]  # along x
     class_: int
     channels: tuple[int, int]  # of y
-    block: int  # number of the block, of all classes
+    block: int  # index of the block, over all classes
 
 
 def columns_bytes(width_: int, itemsize: int) -> int:
-    """Bytes of the `BinColumns` of an image so wide, in a workspace."""
+    """Bytes of the `BinColumns` for an image of this width, in a workspace."""
     return 3 * (width_ * itemsize + 128)
 
 
 @helper
 def columns_of(one, x, pitch, buffer):
-    """The `BinColumns` of a bin's list along x. `buffer` has room for three times `pitch` elements."""
+    """The `BinColumns` for a bin's list along x. `buffer` has room for three times `pitch` elements."""
     weight, slope, used = buffer, at(buffer, pitch), at(buffer, 2 * pitch)
     zero, step = one - one, width(one)
     first, extent = 0, 0
@@ -122,7 +122,7 @@ def plane_bin(one, plane, pitch, y, columns):
 
 @block
 def add_to_plane(plane, pitch, y, columns, gradient):
-    """Add the gradient to a plane in the weights of a bin."""
+    """Add the gradient, times the weights of a bin, to a plane."""
     one = like(1.0, gradient)
     step = width(one)
     for v in range(columns.vectors):
@@ -159,7 +159,7 @@ def plane_at(place, n, channel, group_size, cell, one):
 
 @helper
 def share_of(a, task):
-    """What a task owns."""
+    """The share of a task."""
     cells = a.group_size[0] * a.group_size[1]
     cell, block_, per_class = task % cells, task // cells, a.channels // a.classes
     y, x = cell // a.group_size[1], cell % a.group_size[1]
@@ -172,13 +172,13 @@ def share_of(a, task):
 
 @helper
 def _first(cell, bins, cells):
-    """The first bin that reads a cell: the least i with i * cells // bins >= cell."""
+    """The first bin that reads a cell: the smallest i with i * cells // bins >= cell."""
     return (cell * bins + cells - 1) // cells
 
 
 @helper
 def _fetch_planes(one, a, share):
-    """Prefetch a task's planes in their order, where the boxes will read most of them out of order."""
+    """Prefetch a task's planes in order, if the boxes will read most of them out of order."""
     step, height, width_ = 64 // a.itemsize, a.grid.size[0], a.grid.size[1]
     if a.grid.rois * 64 < a.batch * height * width_:
         return
@@ -192,7 +192,7 @@ def _fetch_planes(one, a, share):
 
 @kernel
 def planes_forward(one, params, counter, slot):
-    """y. A task is a cell of the groups and a block of channels of a class: its planes stay in the cache."""
+    """y. A task is a cell of the groups and a block of channels of a class, so that its planes stay in the cache."""
     a = unpack(params, PlanesCall)
     grid, strides = a.grid, a.y.strides
     ys, xs = lists_at(a.workspaces + slot * a.workspace_bytes, grid, one)
@@ -220,7 +220,7 @@ def planes_forward(one, params, counter, slot):
 
 @helper
 def _bin_backward(one, a, share, n, grad_y, y, columns, scale, sums):
-    """The gradients of a bin of a box on image n, for a task's channels; `grad_y`: pointer to that of the bin in channel 0."""
+    """The gradients of a bin of a box on image n, for a task's channels; `grad_y` points to the bin's in channel 0."""
     by_x, by_y = one - one, one - one
     for c in range(share.channels[0], share.channels[1]):
         gradient = load_scalar(grad_y, c * a.y.strides[1]) * scale
@@ -238,7 +238,7 @@ def _bin_backward(one, a, share, n, grad_y, y, columns, scale, sums):
 
 @kernel
 def planes_backward(one, params, counter, slot):
-    """The gradients. A task is a cell of the groups and a block of channels of a class, of all images."""
+    """The gradients. A task is a cell of the groups and a block of channels of a class, over all images."""
     a = unpack(params, PlanesCall)
     grid = a.grid
     ys, xs = lists_at(a.workspaces + slot * a.workspace_bytes, grid, one)

@@ -1,4 +1,5 @@
-"""Pooling over boxes of NumPy arrays: copies, scratch memory and threads around the kernels of the three kinds of bins."""
+"""Pooling over boxes of NumPy arrays: copies, scratch memory and threads around the kernels for the three kinds of
+bins."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backwa
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._cpu.tile import MOST_PIXELS
 
-READS = 32.0  # operations that a bin takes for each channel, about,
-COMPARISONS = 16.0  # and where it is a maximum
-CHANNEL_BLOCK = 16  # of a position-sensitive backward's task
-SHARED_BYTES = 8 * 2**20  # of lists that bins share; to make longer ones again is little beside reading the pixels
+READS = 32.0  # approximate operations of a bin per channel,
+COMPARISONS = 16.0  # or if it is a maximum
+CHANNEL_BLOCK = 16  # channels per task of a position-sensitive backward
+SHARED_BYTES = 8 * 2**20  # of lists that bins share; remaking longer ones is cheap next to reading their pixels
 
 
 def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> None:
@@ -61,7 +62,7 @@ def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays
 
 
 def _bins_gradients(boxes: Boxes, sums: np.ndarray, mask: np.ndarray | None, grads: RoIArrays) -> None:
-    """Fill the gradients of the bins' mask and shifts, from what `pool_gradients` returned."""
+    """Fill the gradients of the bins' mask and shifts, from the result of `pool_gradients`."""
     samples = np.maximum(boxes.geometry[:, :, SAMPLES].prod(axis=1), 1)
     by_value, by_y, by_x = np.moveaxis(sums / samples[:, None, None, None], -1, 0)
     if grads.mask is not None:
@@ -73,19 +74,19 @@ def _bins_gradients(boxes: Boxes, sums: np.ndarray, mask: np.ndarray | None, gra
 
 
 def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray) -> None:
-    """Fill the gradient of shifts that bins may share, from what `pool_planes_gradients` returned."""
+    """Fill the gradient of shifts that bins may share, from the result of `pool_planes_gradients`."""
     bins_y, bins_x = p.bins
     grad[...] = 0
     reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
     moved = slopes * reach  # (classes, R, Ph, Pw, 2)
     for i in range(bins_y):
-        for j in range(bins_x):  # to (R, 2*classes)
+        for j in range(bins_x):  # into (R, 2*classes)
             bin_ = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
             grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += bin_
 
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
-    """The boxes and their offsets (R, 2 * classes, parts along y, along x) for the kernels."""
+    """The boxes and their offsets (R, 2 * classes, part_h, part_w) in the form the kernels take."""
     shifts_place = place(shifts)
     parts = shifts.shape[2:] if shifts is not None else (1, 1)
     return Grid(
@@ -100,7 +101,7 @@ def _pitch(p: RoIs) -> int:
 
 
 def _shared(p: RoIs, shifts: np.ndarray | None, dtype: np.dtype) -> int:
-    """The columns of bins that rows of bins share: all or, where an offset moves each bin or the lists are long, none."""
+    """Columns whose lists are kept for all rows of bins: all, or one if offsets move each bin or the lists are long."""
     short = lists_bytes(p.bins[1], _pitch(p), dtype.itemsize) <= SHARED_BYTES
     return p.bins[1] if shifts is None and short else 1
 
@@ -142,8 +143,8 @@ def pool_gradients(
     mask: np.ndarray | None = None,
     with_sums: bool = False,
 ) -> np.ndarray | None:
-    """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y times the pixel in the weights of
-    the samples, of their slopes along y, and along x: None unless `with_sums`."""
+    """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y * pixel with the weights of the
+    samples, of their slopes along y, and along x; None unless `with_sums`."""
     dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
     flat, grid = grad_y.reshape(p.box_count, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
     panel = backward_panel(p.channels, dtype)
@@ -200,7 +201,7 @@ def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.nda
 def pool_max_gradient(
     p: Pooling, x: np.ndarray, grad_y: np.ndarray, grad_x: np.ndarray, argmax: np.ndarray | None
 ) -> None:
-    """Fill grad_x; `argmax` is the forward's, found again if not given."""
+    """Fill grad_x; `argmax` is the forward's, recomputed if not given."""
     rois = p.rois
     if argmax is None:
         argmax = np.empty(rois.out_shape, np.int32)
@@ -226,14 +227,14 @@ def _is_adjacent(x: np.ndarray) -> bool:
 
 
 def _adjacent(x: np.ndarray) -> np.ndarray:
-    """x, or a copy, with adjacent pixels."""
+    """x, or a copy with adjacent pixels."""
     return x if _is_adjacent(x) else np.ascontiguousarray(x)
 
 
 def _planes_call(
     p: RoIs, boxes: Boxes, group_size: tuple[int, int], shifts: np.ndarray | None, dtype: np.dtype
 ) -> PlanesCall:
-    """The call but for the arrays and the scratch memory."""
+    """The call, except for the arrays and the scratch memory."""
     grid = _grid(p, boxes, shifts, 1)
     classes = 1 if shifts is None else shifts.shape[1] // 2
     per_class, lists = p.channels // classes, _lists(grid, dtype)
@@ -269,7 +270,7 @@ def pool_planes_gradients(
     shifts: np.ndarray | None = None,
     with_sums: bool = False,
 ) -> np.ndarray | None:
-    """Fill grad_x; return (classes, R, Ph, Pw, 2), the gradients of the bins' shifts along x and y: None unless
+    """Fill grad_x; return (classes, R, Ph, Pw, 2), the gradients of the bins' shifts along x and y; None unless
     `with_sums`."""
     dtype, source = grad_y.dtype, _adjacent(x) if with_sums else x
     call = _planes_call(p, boxes, group_size, shifts, dtype)

@@ -1,10 +1,10 @@
-"""Convolutions, deformable or not. `run` is where a call comes in.
+"""Convolutions, deformable or not. Calls enter at `run`.
 
 call                     the parameters of all kernels
 columns, columns_mma     what taps read: planned, sampled, stored in shared memory
-products                 products of tiles by threads; those by tensor cores are in `_cuda.mma`
+products                 tile products by threads; those on tensor cores are in `_cuda.mma`
 forward, forward_mma     y
-backward, backward_mma   the gradients of columns, and with them those of x, offsets and mask; with mma also that of w
-weights                  the gradients of w and of the bias
-pack                     weights as the kernels want them
+backward, backward_mma   gradients of columns, and from them those of x, offsets and mask; with mma also that of w
+weights                  gradients of w and of the bias
+pack                     weights in the layouts of the kernels
 """

@@ -1,7 +1,8 @@
-"""The gradients of columns on the GPU, and what follows from them: the gradients of images, offsets and masks.
+"""Gradients of columns on the GPU, and from them the gradients of images, offsets and masks.
 
-The gradient of a column is a product of grad_y and the weights. A block makes those of a tile of pixels, for one tap and the
-channels of an offset group, chunk by chunk; each is added to the image's gradient and, times values and slopes, summed up.
+The gradient of a column is a product of grad_y and the weights. A block computes those of a tile of pixels, for one tap
+and the channels of an offset group, chunk by chunk; each is added to the image's gradient and, multiplied by values and
+slopes, summed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _variants() -> list[tuple[object, ...]]:
 
 
 class Reading(NamedTuple):
-    """What a block has at hand: one tap of the pixels from `first` on, and an offset group."""
+    """The work at hand of a block: one tap of the pixels starting at `first`, and an offset group."""
 
     first: Any
     tap: Any
@@ -48,9 +49,9 @@ class Reading(NamedTuple):
 
 
 class GradRoom(NamedTuple):
-    """A thread's own memory for U channels."""
+    """A thread's local memory for U channels."""
 
-    corners: Any  # (4*U,): what the four corners of a cell hold
+    corners: Any  # (4*U,): values of the four corners of a cell
     values: Any  # (U,): gradients of the columns, times the mask
     products: Any  # (U,): these, times the weight of a corner
     three: Any  # (3,): see `add_slopes`
@@ -58,7 +59,8 @@ class GradRoom(NamedTuple):
 
 @device
 def add_slopes(read, y, x, grad, sums, S, SAMPLED):
-    """Add to sums what a column's gradient, whose corners are `read`, brings: times the value, and the slopes along y and x."""
+    """Add the contributions of a column's gradient to sums: times the value, and times the slopes along y and x, of the
+    sample with corners `read`."""
     if SAMPLED:
         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
         along_y, along_x = bilinear.slopes((y, x, S(1) - y, S(1) - x), read)
@@ -83,10 +85,10 @@ def put_sums(c, a, q, tap, og, scale, sums, C, T):
 
 
 def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS):
-    """Make what a block does with the gradients of the columns of ROWS pixels, COLUMNS channels at a time, U of these by a thread:
-    `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, reading, rank)`,
-    `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and
-    `end_columns(c, a, stage, sums, reading, rank, room)`."""
+    """Make the functions with which a block uses the gradients of the columns of ROWS pixels, COLUMNS channels at a
+    time, U of these per thread: `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, reading,
+    rank)`, `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and `end_columns(c, a, stage,
+    sums, reading, rank, room)`."""
     S, V, SLOTS, CORNERS, STAGED = scalar_type(T), vector_length(T), COLUMNS // U, 4 * U, COLUMNS + 4
     new_stage, plan_tile = tile_planner(T, SAMPLED, ROWS, THREADS)
     add_corners = corner_adder(T, U, VECTORS, SAMPLED)
@@ -111,8 +113,8 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS
 
     @device
     def use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room):
-        """Use the gradients of a tile's columns, which are in `buffer` pixel by pixel: U channels of a pixel at a time, each by
-        the same thread in every chunk."""
+        """Use the gradients of a tile's columns, stored in `buffer` pixel by pixel: U channels of a pixel at a time,
+        always by the same thread in every chunk."""
         p, low, high = c.p, segment.low, segment.high
         corners, values, three = room.corners, room.values, room.three
         total, nowhere = p.batch * p.out_size[0] * p.out_size[1], outside(p.in_size[0], p.in_size[1])
@@ -162,7 +164,7 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS
 
 @kernels(Call, lambda: [(*v, *backward_tile(v[0])) for v in _variants()], lambda *constants: (THREADS, 1))
 def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS):
-    """The gradients of images (OWNED: those of the columns, for `scatter`), offsets and mask."""
+    """Gradients of images (OWNED: those of the columns, for `scatter`), offsets and mask."""
     S, U, tile = scalar_type(T), max(4, vector_length(T)), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     MINE_R, MINE_C, PITCH, RIGHT, STAGED = ROWS // DOWN, COLUMNS // ACROSS, tile.pitch, tile.right, COLUMNS + 4
     BUFFER = max(tile.room, ROWS * STAGED)
@@ -229,7 +231,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
 
 @kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
 def gradients_each(T, C, SAMPLED, OWNED):
-    """The same where a group has few channels: a thread for each tap and offset group of a pixel, channel after channel."""
+    """The same for groups with few channels: one thread per tap and offset group of a pixel, looping over channels."""
     S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, SAMPLED)
     add_corners = corner_adder(T, 1, False, SAMPLED)
 
@@ -268,7 +270,7 @@ def gradients_each(T, C, SAMPLED, OWNED):
 
 @kernels(Call, variants)
 def plan_tap(T, C, SAMPLED):
-    """For `scatter`: where tap `first_tap` of each pixel reads (offset groups, N, pixels), and the weights of the corners."""
+    """For `scatter`: where tap `first_tap` of each pixel reads (offset groups, N, pixels), and the corner weights."""
     S, A, arrays_of, plan = scalar_type(T), compute_type(T), viewer(T, C), planner(T, SAMPLED)
 
     def run(c):

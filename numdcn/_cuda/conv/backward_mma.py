@@ -1,7 +1,9 @@
-"""The backward of convolutions on tensor cores: the gradients of columns and what follows from them, and the gradient of weights.
+"""The backward of convolutions on tensor cores: gradients of columns and what follows from them, and gradients of
+weights.
 
-grad_y comes packed along the outputs of each group, (N, groups, pixels, depth), with zeros behind the outputs, so that both products
-read it 16 bytes at a time: the first with the outputs as its depth, the second as its rows, with the pixels as its depth.
+grad_y is packed along the outputs of each group, (N, groups, pixels, depth), with zeros after the outputs, so that both
+products read it 16 bytes at a time: the first with the outputs as its depth, the second with the outputs as its rows
+and the pixels as its depth.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def column_warps() -> WarpTile:
 
 
 def weight_warps() -> tuple[WarpTile, ...]:
-    """The tiles of outputs and channels, those for few outputs first; `words` of pixels at a time."""
+    """The tiles of outputs and channels, smallest first; `words` of pixels at a time."""
     if SIMULATED:
         return WarpTile(16, 16, 1, 1, 8), WarpTile(32, 32, 1, 2, 16)
     return WarpTile(64, 64, 4, 2, 16), WarpTile(128, 64, 4, 2, 16), WarpTile(256, 64, 4, 2, 16)
@@ -45,8 +47,8 @@ def operand_copier(T: Any, tile: WarpTile) -> Any:
 
     @device
     def copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, rank):
-        """Begin to copy what a chunk of outputs, from `out` on, brings to the gradients of columns: grad_y of the tile's pixels,
-        and the weights of the channels of a chunk, those of a segment."""
+        """Start copying the operands of a chunk of outputs, from `out` on, for the gradients of columns: grad_y of the
+        tile's pixels, and the weights of a chunk of channels, those of a segment."""
         p, first, group = c.p, reading.first, segment.group
         count, ins = p.out_size[0] * p.out_size[1], p.in_channels // p.groups
         total = p.batch * count
@@ -71,7 +73,7 @@ def operand_copier(T: Any, tile: WarpTile) -> Any:
 
 @kernels(Call, _column_variants, lambda *constants: (32 * constants[7] * constants[8], 1))
 def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
-    """As `gradients_of_columns`. The weights are (groups, taps, channels, depth) here."""
+    """Like `gradients_of_columns`. The weights are (groups, taps, channels, depth) here."""
     U, CHUNK, tile = vector_length(T), WORDS * per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
     MINE_R, MINE_C, RIGHT, STAGED = tile.sixteens, tile.eights, 2 * ROWS * WORDS, COLUMNS + 4
     BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, ROWS * STAGED)
@@ -134,8 +136,8 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
 
     @device
     def copy_pixels(c, a, stage, buffer, start, first, span, group, first_out, rank):
-        """Begin to copy grad_y of the outputs of a tile to word `start`, for the pixels of a span, whose plans begin with pixel
-        `first`, and zeros for the rest of CHUNK."""
+        """Start copying grad_y of a tile's outputs to word `start`, for the pixels of a span, whose plans start at
+        pixel `first`, followed by zeros up to CHUNK."""
         p = c.p
         pixels = p.out_size[0] * p.out_size[1]
         for k in range(CHUNK * VECTORS // THREADS):
@@ -146,7 +148,7 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
                 line = (
                     (stage.image_index[span.base + spot] * (p.groups - 1) + group) * pixels + first + span.base + spot
                 )
-            if out < c.depth:  # rows behind the last output are not used
+            if out < c.depth:  # rows past the last output are not used
                 copy_vector(a.y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, spot < span.size)
 
     return copy_pixels
@@ -158,10 +160,10 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
     lambda *constants: (32 * constants[5] * constants[6], 1),
 )
 def gradients_of_weights_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
-    """As `gradients_of_weights`. Columns are rounded to T."""
+    """Like `gradients_of_weights`. Columns are rounded to T."""
     V, EACH, tile = vector_length(T), per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
     CHUNK, MINE_R, MINE_C = WORDS * EACH, tile.sixteens, tile.eights
-    LEFT_PITCH, RIGHT_PITCH = ROWS // EACH + 8 // EACH, COLUMNS // EACH + 8 // EACH  # no two lanes at a bank
+    LEFT_PITCH, RIGHT_PITCH = ROWS // EACH + 8 // EACH, COLUMNS // EACH + 8 // EACH  # no two lanes in the same bank
     PLANNED, RIGHT = 4 * CHUNK, 2 * CHUNK * LEFT_PITCH
     BUFFER = RIGHT + 2 * CHUNK * RIGHT_PITCH
     new_stage, plan_tile = tile_planner(T, SAMPLED, PLANNED, tile.threads)

@@ -1,4 +1,4 @@
-"""The parameters of the kernels of convolutions, and the arrays that these see."""
+"""The parameters of the convolution kernels, and the arrays they see."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numdcn._cuda.memory import view
 
 
 class Call(NamedTuple):
-    """Parameters of the kernels. Fields without a default are addresses and sizes of every call; an address of 0: not there."""
+    """Parameters of the kernels. Fields without a default are needed in every call; an address of 0 means absent."""
 
     p: Convolution
     images: int  # (N, pixels, pitch), see `layout`
-    pitch: int  # channels of the images, padded
-    pixels: int  # of an image, with its padding
+    pitch: int  # channels of the images, including padding
+    pixels: int  # per image, including padding
     offsets: int  # (N, 2*offset_groups*taps, Ho, Wo)
     mask: int  # (N, offset_groups*taps, Ho, Wo)
     bias: int  # (C_out,)
-    y: int  # (N, C_out, Ho, Wo); in the backward its gradient, packed or channels-last where a kernel says so
-    taps: int  # how many, from `first_tap` on
+    y: int  # (N, C_out, Ho, Wo); in the backward its gradient, packed or channels-last if a kernel says so
+    taps: int  # number of taps, starting at `first_tap`
     first_tap: int = 0
-    weights: int = 0  # as `pack.by_channel` lays them out; for the gradients of columns `by_output`; of mma: `in_segments`, `by_depth`
+    weights: int = 0  # by `pack.by_channel`, for gradients of columns `by_output`; for mma `in_segments`, `by_depth`
     grad_images: int = 0  # (N, pixels, grad_pitch)
     grad_pitch: int = 0
     grad_offsets: int = 0  # as offsets
@@ -30,14 +30,14 @@ class Call(NamedTuple):
     values: int = 0  # (offset groups, N, Ho*Wo, C/offset groups): gradients of the columns of one tap, for `scatter`
     places: int = 0  # the plans of `scatter`
     corners: int = 0
-    partials: int = 0  # (split_k, the shape of what is summed up: y or the gradient of w); not used where split_k is 1
-    split_k: int = 1  # into how many splits the depth of a product is dealt
-    depth: int = 0  # of mma: elements of a row of packed weights (see `pack`) and of the packed gradient of y
-    segment: int = 0  # of mma: channels of a segment of a group, which share their offsets
+    partials: int = 0  # (split_k, shape of the sum: y or the gradient of w); unused if split_k is 1
+    split_k: int = 1  # number of splits of a product's depth
+    depth: int = 0  # for mma: elements per row of packed weights (see `pack`) and of the packed gradient of y
+    segment: int = 0  # for mma: channels per segment of a group, which share their offsets
 
 
 class Arrays(NamedTuple):
-    """The arrays of a `Call`, as `view` gives them. None may be used whose address is 0."""
+    """The arrays of a `Call`, as `view` gives them. One whose address is 0 must not be used."""
 
     images: Any
     offsets: Any
@@ -53,7 +53,7 @@ class Arrays(NamedTuple):
 
 
 def viewer(T: Any, C: Any) -> Any:
-    """Make `arrays_of(c)`: the arrays of a call; T: stored type, C: type of the offsets."""
+    """Make `arrays_of(c)`, the arrays of a call; T: stored type, C: type of the offsets."""
     A = compute_type(T)
 
     @device
@@ -82,6 +82,6 @@ def offset_groups_of(p):
 
 
 def variants() -> list[tuple[Any, ...]]:
-    """(stored, coordinates, sampled): what all kernels of convolutions are made for."""
+    """(stored, coordinates, sampled): the variants of all convolution kernels."""
     plain = [(dtype, dtype, False) for dtype, other in type_pairs() if dtype == other]
     return [(*pair, True) for pair in type_pairs()] + plain

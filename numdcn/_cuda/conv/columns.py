@@ -1,8 +1,8 @@
 """Columns on the GPU: where the taps of output pixels read, and what they read.
 
-Output pixels are counted through all images of the batch. A column is what one tap reads from one channel. Channels are dealt to
-groups and to offset groups: a segment is what one of each have in common. Columns are made in chunks that begin at a multiple of
-16 bytes, with zeros where they are outside the segment.
+Output pixels are numbered across all images of the batch. A column is what one tap reads from one channel. Channels are
+divided into groups and into offset groups; a segment is the intersection of one of each. Columns are made in chunks
+that start at a multiple of 16 bytes, with zeros outside the segment.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ I32 = np.int32
 
 
 class Stage(NamedTuple):
-    """Where one tap of the output pixels of a tile reads, in shared memory."""
+    """Where one tap of a tile's output pixels reads, in shared memory."""
 
-    places: Any  # (pixels of the tile,) int32: the pixel of the zero-padded image at which the cell begins
+    places: Any  # (pixels of the tile,) int32: the pixel of the zero-padded image where the cell starts
     image_index: Any  # (pixels of the tile,) int32
-    fractions: Any  # (3, pixels of the tile): of the sample along y and x, and the mask
+    fractions: Any  # (3, pixels of the tile): fractions along y and x, and the mask
 
 
 class Segment(NamedTuple):
-    """The channels low <= channel < high, which a group and an offset group have in common."""
+    """The channels low <= channel < high shared by a group and an offset group."""
 
-    group: Any  # read by the backward on tensor cores alone
+    group: Any  # read only by the backward on tensor cores
     low: Any
     high: Any
 
 
 class Room(NamedTuple):
-    """A thread's own memory for a vector of V channels."""
+    """A thread's local memory for a vector of V channels."""
 
-    corners: Any  # (4*V,): what the four corners of a cell hold
+    corners: Any  # (4*V,): values of the four corners of a cell
     values: Any  # (V,)
 
 
@@ -75,11 +75,11 @@ def planner(T: Any, SAMPLED: bool) -> Any:
 
 
 def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> tuple[Any, Any]:
-    """Make `new_stage()`, room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
+    """Make `new_stage()`, with room for SPOTS pixels, and `plan_tile(c, a, stage, first, end, tap, og, thread)`."""
     S, plan = scalar_type(T), planner(T, SAMPLED)
 
     @device
-    def new_stage():  # the simulator tells shared arrays apart by their lines
+    def new_stage():  # the simulator identifies shared arrays by source line
         places = cuda.shared.array(SPOTS, I32)
         image_index = cuda.shared.array(SPOTS, I32)
         fractions = cuda.shared.array((3, SPOTS), S)
@@ -87,7 +87,7 @@ def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, THREADS: int = THREADS) -> t
 
     @device
     def plan_tile(c, a, stage, first, end, tap, og, thread):
-        """Plan SPOTS output pixels from `first` on, those before `end`."""
+        """Plan up to SPOTS output pixels from `first` on, ending before `end`."""
         for spot in range(thread, I32(min(SPOTS, end - first)), I32(THREADS)):
             place, fraction_y, fraction_x, scale, n = plan(c, a, first + spot, tap, og)
             stage.places[spot], stage.image_index[spot] = place, n
@@ -121,7 +121,8 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
 
     @device
     def sample_spot(c, a, stage, spot, live, channel, segment, room):
-        """room.values = the columns of V channels of a planned pixel; 0 outside the segment, and all if not `live`."""
+        """room.values = the columns of V channels of a planned pixel; 0 outside the segment, and all 0 unless
+        `live`."""
         values, fractions = room.values, stage.fractions
         for i in range(V):
             values[i] = S(0)
@@ -137,7 +138,7 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
 
 @device
 def corners_at(images, start, pitch, row_step):
-    """What the four corners of a cell hold in one channel."""
+    """The values of the four corners of a cell in one channel."""
     return (
         widen(at(images, start)),
         widen(at(images, start + pitch)),

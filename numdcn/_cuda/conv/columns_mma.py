@@ -1,4 +1,5 @@
-"""Columns for tensor cores: read while the last ones are multiplied, then weighed, rounded and stored in shared memory."""
+"""Columns for tensor cores: read while the previous ones are multiplied, then weighted, rounded and stored in shared
+memory."""
 
 from __future__ import annotations
 
@@ -16,30 +17,30 @@ I32 = np.int32
 
 
 def warp_tiles() -> tuple[WarpTile, ...]:
-    """The tiles of pixels and outputs, those for few outputs first."""
+    """The tiles of pixels and outputs, fewest outputs first."""
     if SIMULATED:
         return WarpTile(16, 16, 1, 1, 8), WarpTile(32, 32, 1, 2, 16)
     return WarpTile(128, 64, 4, 2, 16), WarpTile(128, 128, 4, 2, 8), WarpTile(64, 256, 2, 4, 16)
 
 
 def mma_variants() -> list[tuple[object, ...]]:
-    """(stored, coordinates, sampled): what tensor cores compute."""
+    """(stored, coordinates, sampled): the variants computed on tensor cores."""
     pairs = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]
     return [(*pair, True) for pair in pairs] + [(dtype, dtype, False) for dtype in (F32, F16, BF16)]
 
 
 class Span(NamedTuple):
-    """Pixels of a tile: `size` of them, whose plans begin at `base`; the rest of the spots are zeros."""
+    """`size` pixels of a tile, whose plans start at `base`; the remaining spots are zeros."""
 
     base: Any
     size: Any
 
 
 class WordRoom(NamedTuple):
-    """A thread's own memory for the vectors of channels that it has of a chunk."""
+    """A thread's local memory for its vectors of channels of a chunk."""
 
-    raw: Any  # (16*UNITS,) uint32: what the four corners hold, as it is
-    corners: Any  # (4*EACH,): the numbers of a word of each corner
+    raw: Any  # (16*UNITS,) uint32: values of the four corners, unconverted
+    corners: Any  # (4*EACH,): the numbers in one word of each corner
     values: Any  # (EACH,)
     packed: Any  # (4,) uint32: columns
 
@@ -48,7 +49,7 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
     """Make, for chunks of SPOTS pixels times SLOTS vectors of channels, `new_room()`,
     `gather_columns(c, a, stage, span, chunk, segment, rank, room)` and
     `store_columns(stage, span, chunk, segment, rank, room, buffer, start)`.
-    PITCH: words from pixel to pixel in shared memory; 0: as `load_matrices` wants rows."""
+    PITCH: words from pixel to pixel in shared memory; 0: rows as `load_matrices` expects them."""
     S, V, EACH = scalar_type(T), vector_length(T), per_word(T)
     UNITS = SPOTS * SLOTS // THREADS
     RAW, CORNERS = 16 * UNITS, 4 * EACH
@@ -60,7 +61,7 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
 
     @device
     def gather_columns(c, a, stage, span, chunk, segment, rank, room):
-        """Read what a chunk of columns is made of: 16 words for each of the UNITS vectors of a thread."""
+        """Read the inputs of a chunk of columns: 16 words for each of a thread's UNITS vectors."""
         row_step = c.pitch * (c.p.in_size[1] + 1)
         for k in range(UNITS):
             unit = rank + I32(k * THREADS)
@@ -71,8 +72,8 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
 
     @device
     def store_columns(stage, span, chunk, segment, rank, room, buffer, start):
-        """Make the columns of what was read, and store them, rounded, from word `start` on. They are 0 for pixels behind the span
-        and channels outside the segment."""
+        """Compute the columns from what was read, and store them, rounded, from word `start` on; zeros for pixels past
+        the span and for channels outside the segment."""
         values, packed, low, high = room.values, room.packed, segment.low, segment.high
         for k in range(UNITS):
             unit = rank + I32(k * THREADS)

@@ -21,8 +21,8 @@ def row_writer(T: Any, tile: Tile) -> Any:
 
     @device
     def write_rows(c, a, buffer, sums, i, thread, task):
-        """Write four rows of each thread's sums, from the i-th on, by way of shared memory: pixels follow one another there.
-        (Constant positions in `sums` keep it in registers.)"""
+        """Write four rows of each thread's sums, starting at row i, through shared memory, where pixels are contiguous.
+        (Constant indices into `sums` keep it in registers.)"""
         for r in range(4):
             for j in range(MINE_C):
                 column = j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
@@ -45,7 +45,7 @@ def row_writer(T: Any, tile: Tile) -> Any:
     lambda *constants: (THREADS, 1),
 )
 def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
-    """y: a block has a tile of pixels and outputs of a group, and a split of the taps."""
+    """y: a block takes a tile of pixels and outputs of a group, and a split of the taps."""
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     SLOTS, PITCH, RIGHT, BUFFER, MINE_R = CHUNK // V, tile.pitch, tile.right, tile.room, ROWS // DOWN
     arrays_of, write_rows = viewer(T, C), row_writer(T, tile)
@@ -106,7 +106,7 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
 
 @kernels(Call, variants)
 def forward_each(T, C, SAMPLED):
-    """y where a group has few channels, as in depthwise convolutions: a thread for each output, the channels fastest."""
+    """y for groups with few channels, as in depthwise convolutions: one thread per output, channels varying fastest."""
     S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
 
     def run(c):

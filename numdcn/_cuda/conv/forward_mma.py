@@ -23,8 +23,8 @@ def mma_writer(T: Any, tile: WarpTile) -> Any:
 
     @device
     def write_mma(c, a, buffer, sums, i, thread, task):
-        """Write the i-th 16 rows of each warp, by way of shared memory: pixels follow one another there. (Constant positions in
-        `sums` keep it in registers.)"""
+        """Write the i-th 16 rows of each warp through shared memory, where pixels are contiguous. (Constant indices
+        into `sums` keep it in registers.)"""
         for j in range(MINE_C):
             for k in range(4):
                 pixel = thread.warp // I32(ACROSS) * 16 + thread.lane // 4 + k // 2 * 8
@@ -49,7 +49,7 @@ def weight_copier(T: Any, tile: WarpTile) -> Any:
 
     @device
     def copy_weights(c, a, buffer, first, start, rank):
-        """Begin to copy a chunk of the packed weights of ROWS outputs, from element `first` on, to word `start`."""
+        """Start copying a chunk of the packed weights of ROWS outputs, from element `first` on, to word `start`."""
         for k in range(ROWS * PIECES // THREADS):
             unit = rank + I32(k * THREADS)
             row, piece = unit // I32(PIECES), unit % I32(PIECES)
@@ -65,8 +65,9 @@ def weight_copier(T: Any, tile: WarpTile) -> Any:
     lambda *constants: (32 * constants[5] * constants[6], 1),
 )
 def forward_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
-    """y, as `forward_tiles`. The weights are packed in segments of groups, whose channels share their offsets; the last rows are
-    followed by COLUMNS more, which are read. What the next chunk needs is on its way while one is multiplied."""
+    """y, as in `forward_tiles`. The weights are packed in segments of groups, whose channels share their offsets;
+    COLUMNS more rows follow the last, because they are read. The inputs of the next chunk are loaded while one is
+    multiplied."""
     V, CHUNK, tile = vector_length(T), WORDS * per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
     MINE_R, RIGHT = tile.sixteens, 2 * ROWS * WORDS
     BUFFER = max(RIGHT + 2 * COLUMNS * WORDS, 16 * DOWN * COLUMNS)

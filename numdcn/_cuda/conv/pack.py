@@ -1,8 +1,8 @@
-"""Weights in the layouts that the kernels want: transposed, or packed for tensor cores.
+"""Weights in the layouts of the kernels: transposed, or packed for tensor cores.
 
-Packed weights are rows of channels (`in_segments`) or outputs (`by_depth`), padded with zeros, that are copied to shared memory
-16 bytes at a time. A row of channels begins where its first channel stands in a vector of 16 bytes of the images: a few zeros
-come first where that is in the middle of one.
+Packed weights are rows of channels (`in_segments`) or outputs (`by_depth`), padded with zeros, that are copied to
+shared memory 16 bytes at a time. A row of channels starts at its first channel's position within a 16-byte vector of
+the images: a few zeros come first if that is in the middle of a vector.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numdcn._cuda.memory import at, put, vector_length, view
 from numdcn._cuda.mma import from_bits, per_word, word
 from numdcn._cuda.workspace import Workspace, stored
 
-DEPTH = 16  # words of which rows have a multiple
+DEPTH = 16  # rows have a multiple of this many words
 
 
 class Pack(NamedTuple):
-    """Parameters of `pack_weights`. Segments are numbered through all groups."""
+    """Parameters of `pack_weights`. Segments are numbered across all groups."""
 
     source: int  # w, (C_out, C/groups, taps)
     target: int  # (segments, taps, rows, depth)
@@ -35,17 +35,17 @@ class Pack(NamedTuple):
     taps: int
     rows: int
     depth: int
-    width: int  # channels of a row
+    width: int  # channels per row
     group_step: int  # from group to group in w
-    segment_step: int  # from segment to segment of a group
+    segment_step: int  # from segment to segment within a group
     row_step: int
     step: int  # from channel to channel
-    first: int  # where the channels of a segment stand in the images, per segment before it: 0, or the width
+    first: int  # position of a segment's channels in the images, per preceding segment: 0, or the width
 
 
 @kernels(Pack, lambda: [(dtype,) for dtype in (F32, F16, BF16)])
 def pack_weights(T):
-    """Pack weights; float32 are rounded to tf32."""
+    """Pack weights; float32 is rounded to tf32."""
     V, EACH = vector_length(T), per_word(T)
 
     def run(c):
@@ -81,8 +81,8 @@ def _packed(
     shape: tuple[int, ...],
     fill: Callable[[DeviceArray, DeviceArray], Any],
 ) -> int:
-    """The address of memory of a shape that fill(weights, memory) filled: now, or, of prepared weights, once on a stream.
-    `layout`: what tells it from other layouts."""
+    """The address of memory of this shape, filled by fill(weights, memory): anew, or for prepared weights once per
+    stream. `layout` distinguishes it from other layouts."""
     if not isinstance(w, PreparedWeights):
         made = work.empty(shape, w.dtype)
         fill(w, made)
@@ -96,7 +96,7 @@ def _packed(
 
 
 def _sizes(p: Convolution) -> tuple[int, int]:
-    """Outputs and channels of a group."""
+    """Outputs and channels per group."""
     return p.out_channels // p.groups, p.in_channels // p.groups
 
 
@@ -121,8 +121,8 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
 
 
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
-    """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps, outputs,
-    depth), `more` rows behind the last. The address, the depth, and the channels of a segment."""
+    """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps,
+    outputs, depth), with `more` rows after the last. Returns the address, the depth, and the channels per segment."""
     (outs, ins), dtype = _sizes(p), stored(w.dtype)
     width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
     depth, segments = depth_of(width, dtype, width % vector_length(dtype) == 0), p.in_channels // width

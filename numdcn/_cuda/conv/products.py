@@ -1,8 +1,8 @@
-"""Products of tiles on the GPU, without tensor cores, and what becomes of a product that is y.
+"""Tile products on the GPU without tensor cores, and writing a product that is y.
 
-Both operands stand in a block's shared memory, CHUNK rows of each at a time, in two halves: while slower threads still multiply
-what is in one, the others fill the other. First both halves of the left one, whose rows begin `pitch` numbers apart, then both of
-the right one, from `right` on, whose rows have `columns` numbers.
+Both operands are in a block's shared memory, CHUNK rows of each at a time, in two halves: while slower threads are
+still multiplying one half, the others fill the other. First come both halves of the left operand, with rows `pitch`
+numbers apart, then, from `right` on, both of the right one, with rows of `columns` numbers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numdcn._cuda.jit import F64, SIMULATED, THREADS, cuda, device, scalar_type
 from numdcn._cuda.memory import at, load_four, narrow, put, vector_length, widen
 
 I32 = np.int32
-CHUNK = 8 if SIMULATED else 16  # columns, or pixels, that are multiplied at a time
+CHUNK = 8 if SIMULATED else 16  # columns or pixels multiplied at a time
 
 
 class Tile(NamedTuple):
-    """What a block makes of a product: rows x columns, by `down` x `across` threads, each with some fours of both: rows and
-    columns are multiples of 4*down and 4*across. The forward wants more of a tile, see `_checked`."""
+    """A block's part of a product: rows x columns, by `down` x `across` threads, each with some groups of four of both,
+    so rows and columns are multiples of 4*down and 4*across. The forward has further requirements, see `_checked`."""
 
     rows: int
     columns: int
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 
     @property
     def right(self) -> int:
-        """Where the right operand begins in shared memory."""
+        """Where the right operand starts in shared memory."""
         return 2 * CHUNK * self.pitch
 
     @property
@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 
 @functools.cache
 def tiles(dtype: object) -> tuple[Tile, ...]:
-    """The tiles of pixels and outputs, those for few outputs first."""
+    """The tiles of pixels and outputs, fewest outputs first."""
     if SIMULATED:
         return _checked(dtype, Tile(8, 8, 2, 2))
     if dtype == F64:
@@ -55,7 +55,7 @@ def tiles(dtype: object) -> tuple[Tile, ...]:
 
 
 def _checked(dtype: Any, *choices: Tile) -> tuple[Tile, ...]:
-    """The tiles, if the forward can use them: what it takes for granted is said here."""
+    """The tiles, after asserting what the forward assumes of them."""
     itemsize = np.dtype(scalar_type(dtype)).itemsize
     for tile in choices:
         assert tile.down * tile.across == THREADS, "all threads of a block multiply"
@@ -73,7 +73,8 @@ def _checked(dtype: Any, *choices: Tile) -> tuple[Tile, ...]:
 
 
 class Thread(NamedTuple):
-    """A thread of a block. Its rows of the product are the fours that begin at 4*row, 4*row + 4*down, ...; so are its columns."""
+    """A thread of a block. Its rows of the product are the groups of four at 4*row, 4*row + 4*down, ...; likewise
+    its columns."""
 
     rank: Any  # in the block
     row: Any
@@ -81,25 +82,25 @@ class Thread(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What a thread has of a product."""
+    """A thread's part of a product."""
 
     sums: Any  # (its rows, its columns)
-    left: Any  # (its rows,): of one step
-    right: Any  # (its columns,)
+    left: Any  # (its rows,), of one step
+    right: Any  # (its columns,), of one step
 
 
 class Task(NamedTuple):
-    """What a block makes of y: a tile, or a split of one."""
+    """A block's part of y: a tile, or a split of one."""
 
     split: Any  # of the depth of the product
     group: Any
     first: Any  # pixel
-    first_out: Any  # output of the group
+    first_out: Any  # output within the group
 
 
 def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
-    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`. A thread has MINE_R rows and
-    MINE_C columns of the tile."""
+    """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`. A thread has
+    MINE_R rows and MINE_C columns of the tile."""
     S, MINE_R, MINE_C = scalar_type(T), tile.rows // tile.down, tile.columns // tile.across
     DOWN, ACROSS, PITCH, RIGHT, RIGHT_PITCH = tile.down, tile.across, tile.pitch, tile.right, tile.columns
 
@@ -137,7 +138,7 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
 
 @device
 def put_result(c, a, split, q, out, result, T):
-    """Write the result of output channel `out` of pixel q, or a split of it; the bias is in the first."""
+    """Write the result of output channel `out` of pixel q, or a split of it; the bias is added to the first split."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
     n = q // count

@@ -1,7 +1,7 @@
 """Convolutions on the GPU, deformable or not: copies, packing and launches around their kernels.
 
-A product is made in one of three ways: on tensor cores (mma), by tiles of threads, or, where a group has few channels, one result
-a thread.
+A product is computed in one of three ways: on tensor cores (mma), by tiles of threads, or, for groups with few
+channels, one result per thread.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
-LEAST = 2 if SIMULATED else 64  # pixels of a split of the weights' gradient
-FEW = 8  # channels of a group, below which results are computed one by one
+LEAST = 2 if SIMULATED else 64  # minimum number of pixels per split of the weights' gradient
+FEW = 8  # with fewer channels per group, results are computed one by one
 
 
 class Job(NamedTuple):
-    """One call: where it runs, its sizes, and which kernels it takes."""
+    """One call: where it runs, its sizes, and which kernels it uses."""
 
     work: Workspace
     p: Convolution
     types: tuple[
         Any, Any, bool
-    ]  # the first constants of every kernel: stored type, type of the offsets, whether there are any
-    few: bool  # channels in a group
+    ]  # the first constants of every kernel: stored type, type of the offsets, whether there are offsets
+    few: bool  # few channels per group
     mma: bool  # products on tensor cores
 
     @property
     def outs(self) -> int:
-        """Output channels of a group."""
+        """Output channels per group."""
         return self.p.out_channels // self.p.groups
 
     @property
     def ins(self) -> int:
-        """Input channels of a group."""
+        """Input channels per group."""
         return self.p.in_channels // self.p.groups
 
     @property
@@ -60,7 +60,7 @@ class Job(NamedTuple):
 
     @property
     def out_pixels(self) -> int:
-        """Of an image."""
+        """Output pixels per image."""
         return self.p.out_size[0] * self.p.out_size[1]
 
     @property
@@ -86,7 +86,7 @@ def _call(job: Job, images: Images, arrays: ConvArrays, y: DeviceArray) -> Call:
 
 
 def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
-    """The first tile that holds so many outputs along its rows or columns, or the widest."""
+    """The first tile with at least `outs` rows or columns, or the largest."""
     return next((tile for tile in tiles if outs <= getattr(tile, side)), tiles[-1])
 
 
@@ -103,7 +103,7 @@ def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options
 
 
 def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> None:
-    """Tiles of y. Where these are too few to fill the device, the taps of a tile are split among blocks."""
+    """Tiles of y. If there are too few to fill the device, the taps of a tile are split among blocks."""
     work, p = job.work, job.p
     if job.mma:
         tile: Any = _narrowest(warp_tiles(), job.outs, "columns")
@@ -125,7 +125,7 @@ def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> Non
 
 
 def _sum_partials(job: Job, partials: DeviceArray, result: DeviceArray) -> None:
-    """Fill the result with the sums of its splits."""
+    """Fill the result with the sum of its splits."""
     sums = Sums(partials.address, result.address, result.size, len(partials), 0)
     job.work.spread(sum_partials(job.types[0]), sums, result.size)
 
@@ -173,7 +173,7 @@ def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, option
 
 
 def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
-    """The gradients of columns, of the taps of a call, and what follows from them. `vectors`: add 16 bytes to memory at once;
+    """The gradients of columns, for the taps of a call, and what follows from them. `vectors`: use 16-byte atomic adds;
     `owned`: keep them instead of adding them to images."""
     work, taps = job.work, call.taps * job.offset_groups
     if job.few:
@@ -189,7 +189,7 @@ def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
 
 
 def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) -> None:
-    """The same, tap by tap: the gradients of the columns are kept and then added to the images in a fixed order."""
+    """The same, tap by tap: the gradients of the columns are kept, then added to the images in a fixed order."""
     work, p, ogs = job.work, job.p, job.offset_groups
     channels = p.in_channels // ogs
     plans = work.plans(ogs * p.batch, job.out_pixels, x.dtype)
@@ -206,7 +206,7 @@ def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) ->
 
 
 def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> None:
-    """The gradient of w: splits of it, then their sums."""
+    """The gradient of w: its splits, then their sum."""
     work, p, size = job.work, job.p, grad_w.size
     tile: Any = _narrowest(weight_warps() if job.mma else weights_tiles(job.types[0]), job.outs, "rows")
     tasks = p.taps * p.groups * -(-job.outs // tile.rows) * -(-job.ins // tile.columns)

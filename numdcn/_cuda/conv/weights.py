@@ -1,4 +1,4 @@
-"""The gradients of weights and biases on the GPU: sums over all pixels, in splits whose order is fixed."""
+"""Gradients of weights and biases on the GPU: sums over all pixels, in splits added in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, THREADS, compute_ty
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 
 I32 = np.int32
-LINE = 2 if SIMULATED else 256  # numbers of a bias's gradient that a thread adds one by one
+LINE = 2 if SIMULATED else 256  # numbers of a bias's gradient that a thread adds in one run
 
 
 def weights_tiles(dtype: object) -> tuple[Tile, ...]:
-    """The tiles of outputs and channels, those for few outputs first."""
+    """The tiles of outputs and channels, fewest outputs first."""
     if SIMULATED:
         return (Tile(8, 8, 2, 2),)
     narrow_one = Tile(64, 64, 16, 16)
@@ -30,8 +30,8 @@ def weights_tiles(dtype: object) -> tuple[Tile, ...]:
     lambda *constants: (THREADS, 1),
 )
 def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
-    """Splits of the weights' gradient: a block has one tap, a tile of the outputs of a group, every `lanes`-th tile of its
-    channels, and a split of the pixels."""
+    """Splits of the weights' gradient: a block takes one tap, a tile of the outputs of a group, every `lanes`-th tile
+    of its channels, and a split of the pixels."""
     S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     MINE_R, MINE_C, SLOTS = ROWS // DOWN, COLUMNS // ACROSS, COLUMNS // V
     PITCH, RIGHT, BUFFER = tile.pitch, tile.right, tile.room
@@ -93,8 +93,8 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
 
 @kernels(Call, variants)
 def weights_each(T, C, SAMPLED):
-    """The same where a group has few channels: a thread for each weight and split of the pixels, the outputs fastest. y is
-    (N, pixels, channels) here."""
+    """The same for groups with few channels: one thread per weight and split of the pixels, outputs varying fastest. y
+    is (N, pixels, channels) here."""
     S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
 
     def run(c):
@@ -118,14 +118,14 @@ class Sums(NamedTuple):
 
     source: int
     target: int
-    count: int  # of results
-    split_k: int  # of each; for the bias: images
-    pixels: int  # of an image
+    count: int  # number of results
+    split_k: int  # splits of each; for the bias: images
+    pixels: int  # per image
 
 
 @kernels(Sums, lambda: [(dtype,) for dtype in (F32, F64, F16, BF16)])
 def sum_partials(T):
-    """target[i] = sum over s of source[s, i], s rising."""
+    """target[i] = sum over s of source[s, i], in ascending order of s."""
     S, A = scalar_type(T), compute_type(T)
 
     def run(c):
@@ -141,8 +141,8 @@ def sum_partials(T):
 
 @kernels(Sums, lambda: [(dtype,) for dtype in (F32, F64, F16, BF16)])
 def sum_bias(T):
-    """target[o] = sum of source[n, o, q] over images and pixels: a block for each. Each thread has sums of LINE numbers, and of
-    these; those of the threads are added pair by pair."""
+    """target[o] = sum of source[n, o, q] over images and pixels, one block each. Each thread sums in runs of LINE
+    numbers, and then the runs; the threads' sums are added pairwise."""
     S = scalar_type(T)
 
     def run(c):

@@ -1,8 +1,8 @@
-"""The kernels of samples at points on a GPU.
+"""GPU kernels for sampling at points.
 
-x is copied to channels-last with a border of zeros. A block of threads takes a tile of points: plan (cells and weights), sample
-along the channels, turn the tile into y. The backward reads the tile of grad_y, adds it to the image's gradient and sums it
-times the slopes over the channels, in a fixed order.
+x is copied to channels-last with a border of zeros. A block of threads takes a tile of points: plan (cells and
+weights), sample along the channels, transpose the tile into y. The backward reads the tile of grad_y, adds it to the
+image's gradient and sums it times the slopes over the channels, in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numdcn._cuda.scatter import PLACE
 from numdcn._formulas import bilinear
 
 I32 = np.int32
-POINTS = 4 if SIMULATED else 32  # of a tile
-CHANNELS = 8 if SIMULATED else 32  # of a tile
+POINTS = 4 if SIMULATED else 32  # per tile
+CHANNELS = 8 if SIMULATED else 32  # per tile
 PITCH = POINTS + 1
 
 
@@ -35,7 +35,7 @@ class Call(NamedTuple):
     channels: int
     count: int  # of points
     size: tuple[int, int]
-    pitch: int  # channels of the images, padded
+    pitch: int  # channels of the images, including padding
     pixels: int
     grad_pitch: int
 
@@ -47,7 +47,7 @@ def forward_tiles(T, C):
     CORNERS = 4 * V
 
     def run(c):
-        places = cuda.shared.array(POINTS, I32)  # the simulator tells shared arrays apart by their lines
+        places = cuda.shared.array(POINTS, I32)  # the simulator identifies shared arrays by source line
         weights = cuda.shared.array((4, POINTS), S)
         tile = cuda.shared.array((CHANNELS, PITCH), S)
         corners = cuda.local.array(CORNERS, S)
@@ -88,7 +88,7 @@ def forward_tiles(T, C):
 
 @kernels(Call, lambda: [(*pair, v) for pair in type_pairs() for v in (False, True) if not (v and pair[0] == F64)])
 def backward_tiles(T, C, VECTORS):
-    """The gradients, added to images and summed over the channels for points. VECTORS: add 16 bytes to memory at once."""
+    """The gradients, added to images and summed over the channels for points. VECTORS: use 16-byte atomic adds."""
     S, A, V = scalar_type(T), compute_type(T), vector_length(T)
     SLOTS, CORNERS, add_corners = CHANNELS // V, 4 * V, corner_adder(T, V, VECTORS, True)
 

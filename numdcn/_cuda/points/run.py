@@ -1,4 +1,4 @@
-"""Samples at points of GPU arrays: copies and launches around the kernels."""
+"""Sampling GPU arrays at points: copies and launches around the kernels."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def backward(p: Sampling, grad_y: DeviceArray, arrays: PointArrays, grads: Point
 def _backward(
     work: Workspace, p: Sampling, grad_y: DeviceArray, arrays: PointArrays, grads: PointArrays, options: Options
 ) -> None:
-    """The same, where gradients are contiguous."""
+    """The same, for contiguous gradients."""
     x = arrays.x
     points, grad_y = work.contiguous(arrays.points), work.contiguous(grad_y)
     types = stored(x.dtype), stored(points.dtype)
     grad_images = work.zero_images(x.shape, x.dtype) if grads.x is not None else None
     scattered = grad_images is not None and options.deterministic
     if grads.points is not None or not scattered:
-        # where no gradient of the points is wanted, the images are not read: any of the right size will do
+        # without a gradient of the points the images are not read, only their sizes
         images = work.pack_images(x) if grads.points is not None else work.image_sizes(x)
         call = _call(p, images, points, grad_y)._replace(
             grad_points=grads.points.address if grads.points is not None else 0

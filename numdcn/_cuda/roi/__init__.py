@@ -1,4 +1,4 @@
-"""Pooling over boxes. `run` is where a call comes in.
+"""Pooling over boxes. Calls enter at `run`.
 
 bins         boxes, bins and where their samples lie
 pool         kernels of operators that sample

@@ -1,7 +1,7 @@
-"""The bins of RoI operators on the GPU: boxes as the rows of `rois` tell them, and where the samples of a bin lie.
+"""The bins of RoI operators on the GPU: boxes read from the rows of `rois`, and where the samples of a bin lie.
 
-The formulas are those of the CPU's `boxes` and `bins`, rounding by rounding, as they decide which pixels a bin reads: a product
-whose sum is rounded again is `product`, which the compiler does not fuse with the sum.
+The formulas match the CPU's `boxes` and `bins` rounding by rounding, as they determine which pixels a bin reads: a
+product that is rounded before it is added is `product`, which the compiler does not fuse with the addition.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ I64 = np.int64
 
 
 class Boxes(NamedTuple):
-    """The boxes of a call and how bins are made of them; tuples have an entry for each axis, y first."""
+    """The boxes of a call and how bins are made of them. Tuples have one entry per axis, y first."""
 
     rois: int  # address of (R, 5), contiguous
-    shifts: int  # address of offsets (R, 2 * classes, parts), of each class x, then y, contiguous; 0: none
+    shifts: int  # address of offsets (R, 2 * classes, parts), for each class x, then y, contiguous; 0: none
     rows: int  # R
     batch: int
     size: tuple[int, int]  # of an image
     bins: tuple[int, int]  # of a box
     parts: tuple[int, int]  # of the shifts
     classes: int
-    samples: int  # of a bin along an axis; not above 0: about one a pixel
+    samples: int  # of a bin along an axis; 0 or less: about one per pixel
     scale: Scalar
     limit: Scalar  # scaled corners are clipped to -limit .. limit
     half: Scalar  # subtracted from scaled corners
-    least: Scalar  # size of a box; -inf: any
-    reach: Scalar  # of a box's size, what an offset of 1 shifts a bin by
-    largest: Scalar  # finite number of the scalar's type: shifts of a bin by an offset of 1 are clipped to it
+    least: Scalar  # minimum size of a box; -inf: any
+    reach: Scalar  # shift of a bin by an offset of 1, as a fraction of the box's size
+    largest: Scalar  # largest finite number of the type, to which the shift by an offset of 1 is clipped
 
 
 @intrinsic
@@ -69,7 +69,7 @@ def rounded(value, S):
 
 @device
 def image_of(rois, r, batch, S):
-    """The image of box r; -1 for a row that is no box."""
+    """The image of box r; -1 for an invalid row."""
     number, n = widen(at(rois, 5 * r)), I64(-1)
     if number >= S(0) and number < S(2.0**31):
         n = I64(number)
@@ -86,8 +86,8 @@ def image_of(rois, r, batch, S):
 
 @device
 def pixels_of(near, far, bins, index, size, last_counts, g, S):
-    """The first pixel and the end of bin `index` along an axis, where a box has corners `near` and `far`.
-    `last_counts`: 1 if the pixel of the corner `far` belongs to the box, else 0."""
+    """The first pixel and the end of bin `index` along an axis, for a box with corners `near` and `far`.
+    `last_counts`: 1 if the pixel of corner `far` is part of the box, else 0."""
     start = I64(rounded(min(max(near * g.scale, -g.limit), g.limit), S))
     stop = I64(rounded(min(max(far * g.scale, -g.limit), g.limit), S))
     length = max(stop - start + last_counts, 1)
@@ -98,7 +98,7 @@ def pixels_of(near, far, bins, index, size, last_counts, g, S):
 
 @device
 def ranges_of(rois, r, i, j, last_counts, g, S):
-    """First row, end of the rows, first column and end of the columns of bin (i, j) of box r."""
+    """First row, end of rows, first column and end of columns of bin (i, j) of box r."""
     x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
     top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], last_counts, g, S)
     left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], last_counts, g, S)
@@ -123,8 +123,8 @@ class Line(NamedTuple):
     start: Any
     size: Any
     step: Any  # from sample to sample
-    samples: Any  # their number, as a scalar
-    reach: Any  # how far an offset of 1 shifts the bin
+    samples: Any  # number of samples, as a scalar
+    reach: Any  # shift of the bin by an offset of 1
 
 
 class Lines(NamedTuple):
@@ -136,7 +136,7 @@ class Lines(NamedTuple):
 
 @device
 def line_of(near, far, bins, index, shift, g, PSROI, S):
-    """The line of bin `index` along an axis, where a box has corners `near` and `far`."""
+    """The line of bin `index` along an axis, for a box with corners `near` and `far`."""
     if PSROI:
         first, end = product(rounded(near, S), g.scale), product(rounded(far, S) + S(1), g.scale)
     else:
@@ -155,7 +155,7 @@ def line_of(near, far, bins, index, shift, g, PSROI, S):
 
 @device
 def lines_of(rois, shifts, bin_, class_, g, PSROI, S):
-    """The lines of a bin, which the shifts of a class move."""
+    """The lines of a bin, moved by the shifts of a class."""
     r, i, j = bin_.box, bin_.i, bin_.j
     shift_y, shift_x = S(0), S(0)
     if g.shifts:
@@ -171,23 +171,23 @@ def lines_of(rois, shifts, bin_, class_, g, PSROI, S):
 
 @device
 def at_nan(lines, S):
-    """Whether the samples of a bin lie at NaN."""
+    """Whether the samples of a bin are at NaN."""
     y, x = lines.y, lines.x
     return y.samples * x.samples > S(0) and not (y.start == y.start and x.start == x.start)
 
 
 @device
 def visits(line, low, high, S):
-    """The first and the end of the samples of a line that can lie in low <= p <= high: a range that may be too wide, but
-    never too narrow."""
+    """The range (first, end) of a line's samples that can lie in low <= p <= high; it may be too wide, but never too
+    narrow."""
     base, step, count = line.start, line.step, line.samples
     first, end = S(0), S(0)
-    if abs(base) < S(2.0**33):  # boxes are clipped to 2**30: no bin is as long
-        far = S(2) + S(2e-6) * (abs(base) + S(high) + S(1)) / abs(step)  # rounding may move a sample by so many
+    if abs(base) < S(2.0**33):  # boxes are clipped to 2**30: no bin from farther out reaches the image
+        far = S(2) + S(2e-6) * (abs(base) + S(high) + S(1)) / abs(step)  # rounding may move a sample by this much
         a, b = (S(low) - base) / step, (S(high) - base) / step
         first = (a if a < b else b) - far
         end = (b if a < b else a) + far + S(1)
-        first = first if first > S(0) else S(0)  # also where a step of 0 makes it NaN
+        first = first if first > S(0) else S(0)  # also if a step of 0 makes it NaN
         end = end if end < count else count
         first, end = first if first < count else count, end if end > S(0) else S(0)
     return I64(first), I64(end)
@@ -195,13 +195,13 @@ def visits(line, low, high, S):
 
 @device
 def run_of(u, end, line, size, PSROI, S):
-    """The run of samples from u on that lie between the same two pixels. Returns where the next run begins; the lower and the
-    upper pixel (equal if there is only one); the sums of the weights of each; the number of samples that have a slope; and
-    the number of samples: 0 if sample u is not active."""
+    """The run of samples from u on that lie between the same two pixels. Returns where the next run starts; the lower
+    and the upper pixel (equal if there is only one); the sum of the weights of each; the number of samples with a
+    slope; and the number of samples, 0 if sample u is not active."""
     low, high, many, weight_low, weight_high, slope = I64(0), I64(0), I64(0), S(0), S(0), S(0)
     more = True
     while more:
-        # Each position in the order of operations of its reference. `visits` allows for the half step and the rounding.
+        # Each position in its reference's order of operations. `visits` allows for the half step and rounding.
         if PSROI:
             taps = bilinear.taps_psroi(S(line.start + product(S(u), line.step)), size)
         else:
@@ -222,8 +222,8 @@ def run_of(u, end, line, size, PSROI, S):
 
 @device
 def counted(line, size, PSROI, S):
-    """The samples of a line by which the bin's sum is divided: all in border mode `align`, the
-    active ones in `psroi`."""
+    """The number of a line's samples that count in the bin's divisor: all under the border rule `align`, the active
+    ones under `psroi`."""
     count = line.samples
     if PSROI:
         u, end = visits(line, -1, size, S)
@@ -237,5 +237,5 @@ def counted(line, size, PSROI, S):
 
 @device
 def first_of(cell, bins, cells):
-    """The first of `bins` bins that belongs to a cell: the least i with i * cells // bins >= cell."""
+    """The first of `bins` bins that belongs to a cell: the smallest i with i * cells // bins >= cell."""
     return (cell * bins + cells - 1) // cells

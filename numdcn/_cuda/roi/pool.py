@@ -1,8 +1,8 @@
 """RoI operators that sample, on the GPU: bins as means over samples of planes, and their gradients.
 
-A thread owns a bin of a channel. It goes through the rows of samples and through the columns, run by run of those that lie
-between the same pixels. The backward adds atomically; deterministically, a thread owns some rows of a plane instead, and goes
-through all bins that touch them. Gradients of shifts and masks are sums over channels, block by block and then of the blocks.
+A thread owns a bin of a channel. It loops over the rows and the columns of samples, in runs that lie between the same
+pixels. The backward adds atomically; if deterministic, a thread owns some rows of a plane instead and loops over all
+bins that touch them. Gradients of shifts and masks are sums over channels, first within blocks and then over blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.roi.bins import Bin, Boxes, at_nan, counted, first_of, image_of, lines_of, run_of, visits
 
 I64 = np.int64
-BLOCK = 2 if SIMULATED else 16  # channels of a partial sum
+BLOCK = 2 if SIMULATED else 16  # channels per partial sum
 
 
 class Pool(NamedTuple):
@@ -26,18 +26,18 @@ class Pool(NamedTuple):
     x: int  # (N, channels * cells[0] * cells[1], H, W)
     mask: int  # (R, 1, Ph, Pw)
     y: int  # (R, channels, Ph, Pw); in the backward: its gradient
-    grad_x: int  # as x, of the type that is computed in
-    sums: int  # (R, classes, channel_blocks, Ph, Pw, 3), of that type: see `sum_bins`
+    grad_x: int  # as x, of the compute type
+    sums: int  # (R, classes, channel_blocks, Ph, Pw, 3), of the compute type; see `sum_bins`
     grad_shifts: int
     grad_mask: int
     channels: int
-    cells: tuple[int, int]  # of a box along y and x, each with channels of its own
-    channel_blocks: int  # of a class: each has up to BLOCK channels
+    cells: tuple[int, int]  # per box along y and x, each with channels of its own
+    channel_blocks: int  # per class, each of up to BLOCK channels
     bands: int  # of the rows of a plane
 
 
 def variants() -> list[tuple[object, object, bool]]:
-    """All types in both border modes."""
+    """All types under both border rules."""
     return [(*pair, psroi) for pair in type_pairs() for psroi in (False, True)]
 
 
@@ -51,7 +51,7 @@ def bin_of(task, channels, bins):
 
 @device
 def plane_of(n, channel, i, j, c):
-    """Where the plane begins that bin (i, j) of a channel reads in image n."""
+    """Where the plane starts that bin (i, j) of a channel reads in image n."""
     cell = i * c.cells[0] // c.boxes.bins[0] * c.cells[1] + j * c.cells[1] // c.boxes.bins[1]
     number = (n * c.channels + channel) * c.cells[0] * c.cells[1] + cell
     return number * c.boxes.size[0] * c.boxes.size[1]
@@ -59,7 +59,7 @@ def plane_of(n, channel, i, j, c):
 
 @device
 def corners_of(x, top, bottom, left, right, S):
-    """The pixels at two rows (places where they begin) and two columns; 0 where both are the same, at the second."""
+    """The pixels at two rows (given by where they start) and two columns; the second is 0 if both are the same."""
     x00, x01, x10, x11 = widen(at(x, top + left)), S(0), S(0), S(0)
     if right > left:
         x01 = widen(at(x, top + right))
@@ -115,7 +115,8 @@ def pool_bins(T, C, PSROI):
 
 @device
 def least_of(first):
-    """The least position of samples that touch rows from `first` on. Those before row 0 touch row 1 too, with weight 0."""
+    """The least position of samples that touch rows from `first` on. Samples before row 0 touch row 1 too, with
+    weight 0."""
     return first - 1 if first > 1 else -1
 
 
@@ -124,7 +125,7 @@ def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
 
     @device
     def add_bin(grad_x, plane, lines, gradient, size, first, end):
-        """Add a gradient to rows `first` to `end` of a plane, in the weights of the samples of a bin."""
+        """Add a gradient to rows `first` to `end` of a plane, with the weights of the samples of a bin."""
         height, width = size
         u, end_u = visits(lines.y, least_of(first), end, S)
         begin, end_v = visits(lines.x, -1, width, S)
@@ -156,7 +157,7 @@ def bin_adder(S: Any, PSROI: bool, ATOMIC: bool) -> Any:
 
 @device
 def scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S):
-    """The gradient of each sample of a bin: that of the bin, times its mask, over the number of samples that count."""
+    """The gradient of each sample of a bin: the bin's, times its mask, divided by the number of samples that count."""
     g = c.boxes
     divisor = counted(lines.y, g.size[0], PSROI, S) * counted(lines.x, g.size[1], PSROI, S)
     spot = ((bin_.box * c.channels + bin_.channel) * g.bins[0] + bin_.i) * g.bins[1] + bin_.j
@@ -225,7 +226,7 @@ def add_bins_in_order(T, C, PSROI):
 
 @kernels(Pool, variants)
 def sum_bins(T, C, PSROI):
-    """Gradients of each bin's mask and of its shifts along x and y, of a block of the channels of a class."""
+    """Gradients of each bin's mask and of its shifts along x and y, for a block of the channels of a class."""
     S, A = scalar_type(T), compute_type(T)
 
     def run(c):
@@ -235,7 +236,7 @@ def sum_bins(T, C, PSROI):
         sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
         height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.cells[0] * c.cells[1]
         for task in range(cuda.grid(1), g.rows * g.classes * c.channel_blocks * many_bins, cuda.gridsize(1)):
-            bin_ = bin_of(task, g.classes * c.channel_blocks, g.bins)  # of a block instead of a channel
+            bin_ = bin_of(task, g.classes * c.channel_blocks, g.bins)  # a block's instead of a channel's
             r, block, i, j = bin_.box, bin_.channel, bin_.i, bin_.j
             class_ = block // c.channel_blocks
             first = class_ * per_class + block % c.channel_blocks * BLOCK
@@ -292,7 +293,8 @@ def sum_bins(T, C, PSROI):
 
 @kernels(Pool, type_pairs)
 def sum_blocks(T, C):
-    """The gradients of mask (of T) and shifts (of C): `sums` over the blocks of channels, and over the bins of a part."""
+    """The gradients of mask (of T) and shifts (of C): `sums` added over the blocks of channels and the bins of a
+    part."""
     S, A = scalar_type(T), compute_type(T)
 
     def run(c):

@@ -1,6 +1,6 @@
-"""RoI operators over whole pixels, on the GPU: the largest pixels of bins or their means, and the gradients.
+"""RoI operators over whole pixels, on the GPU: maxima or means of bins, and their gradients.
 
-A thread owns a bin of a channel. The backward adds atomically; deterministically, a thread owns some rows of a plane instead.
+A thread owns a bin of a channel. The backward adds atomically; if deterministic, a thread owns some rows of a plane.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Whole(NamedTuple):
     x: int  # (N, C, H, W)
     y: int  # (R, channels, Ph, Pw); in the backward: its gradient
     argmax: int  # as y, int32
-    grad_x: int  # as x, of the type that is computed in
+    grad_x: int  # as x, of the compute type
     channels: int
     bands: int  # of the rows of a plane
-    last_counts: int  # 1 if the second corner of a box belongs to it, else 0
+    last_counts: int  # 1 if the second corner of a box is part of it, else 0
 
 
 @kernels(Whole, type_pairs)
 def max_bins(T, C):
-    """y and argmax: the first of the largest pixels of bins; NaN is the largest."""
+    """y and argmax: the first of the largest pixels of each bin; NaN counts as largest."""
     S = scalar_type(T)
 
     def run(c):
@@ -64,7 +64,7 @@ def max_bins(T, C):
 
 @kernels(Whole, type_pairs)
 def add_at_maxima(T, C):
-    """The gradient of x from argmax, in any order. A position that is in no image adds nothing."""
+    """The gradient of x from argmax, in any order. A position outside the image adds nothing."""
     S, A = scalar_type(T), compute_type(T)
 
     def run(c):
@@ -108,7 +108,7 @@ def add_at_maxima_in_order(T, C):
 
 @kernels(Whole, type_pairs)
 def mean_bins(T, C):
-    """y: means of bins, each of channels of its own."""
+    """y: means of bins, each from channels of its own."""
     S = scalar_type(T)
 
     def run(c):

@@ -19,7 +19,7 @@ from numdcn._cuda.roi.pool_whole import Whole
 from numdcn._cuda.workspace import Workspace, scalar, stored, summed
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
-NO_SAMPLING = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # of boxes of whole pixels, which have no samples
+NO_SAMPLING = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # for boxes of whole pixels
 
 
 def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> None:
@@ -36,7 +36,7 @@ def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> 
 
 
 def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
-    """Fill the gradients in `grads`. A position in `arrays.argmax` that is in no image adds nothing."""
+    """Fill the gradients in `grads`. A position in `arrays.argmax` outside the image adds nothing."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
         if isinstance(p.rule, SamplingRule):
             _backward_samples(work, p, grad_y, arrays, targets, options)
@@ -56,19 +56,19 @@ def _boxes(sizes: RoIs, rule: SamplingRule, rois: DeviceArray, shifts: DeviceArr
 
 
 def _address(work: Workspace, array: DeviceArray | None) -> int:
-    """The address of the array or of a contiguous copy; 0 for none or an empty one."""
+    """The address of the array or of a contiguous copy; 0 if absent or empty."""
     return 0 if array is None or not array.size else work.contiguous(array).address
 
 
 def _coordinates(work: Workspace, *arrays: DeviceArray | None) -> tuple[DeviceArray | None, ...]:
-    """Contiguous arrays of one type: float32 if they have several."""
+    """Contiguous arrays of one type: float32 if they differ."""
     dtypes = {array.dtype for array in arrays if array is not None}
     dtype = DTYPES["float32"] if len(dtypes) > 1 else None
     return tuple(None if array is None else work.contiguous(array, dtype) for array in arrays)
 
 
 def _summed(work: Workspace, grad_x: DeviceArray) -> Output[DeviceArray]:
-    """Zeros to which a gradient is added up: itself, where it has the type in which sums are kept."""
+    """Zeros in which a gradient is accumulated: the array itself if it has the type of sums."""
     if grad_x.dtype != summed(grad_x.dtype):
         return Output(grad_x, work.zeros(grad_x.shape, summed(grad_x.dtype)), work.copy)
     work.clear(grad_x)
@@ -76,7 +76,7 @@ def _summed(work: Workspace, grad_x: DeviceArray) -> Output[DeviceArray]:
 
 
 def _bands(work: Workspace, sizes: RoIs) -> int:
-    """Bands of rows, so that planes times bands are enough tasks for the device."""
+    """The number of bands of rows, chosen so that planes times bands are enough tasks for the device."""
     enough = 8 * work.multiprocessors * jit.THREADS
     return max(1, min(sizes.size[0], enough // max(sizes.batch * sizes.in_channels, 1)))
 
@@ -87,7 +87,7 @@ def _bands(work: Workspace, sizes: RoIs) -> int:
 def _parameters(
     work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray, with_x: bool
 ) -> tuple[Pool, tuple[Any, Any, bool]]:
-    """The parameters, but for gradients, and the variant of the kernels."""
+    """The parameters, except for gradients, and the variant of the kernels."""
     assert isinstance(p.rule, SamplingRule)
     sizes = p.rois
     rois, shifts = _coordinates(work, arrays.rois, arrays.shifts)
@@ -103,7 +103,7 @@ def _parameters(
 def _backward_samples(
     work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options
 ) -> None:
-    """Fill the gradients of x, of mask and of the shifts, which are contiguous."""
+    """Fill the gradients of x, of mask and of the shifts; all are contiguous."""
     sizes, with_sums = p.rois, grads.shifts is not None or grads.mask is not None
     call, types = _parameters(work, p, arrays, grad_y, with_x=with_sums)
     if grads.x is not None:
@@ -132,7 +132,7 @@ def _backward_samples(
 def _whole_parameters(
     work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None, with_x: bool
 ) -> tuple[Whole, tuple[Any, Any]]:
-    """The parameters, but for the gradient of x, and the variant of the kernels."""
+    """The parameters, except for the gradient of x, and the variant of the kernels."""
     assert isinstance(p.rule, WholePixels)
     sizes, x, rois = p.rois, arrays.x, work.contiguous(arrays.rois)
     boxes = _boxes(sizes, NO_SAMPLING, rois, None, x.dtype)
@@ -146,7 +146,7 @@ def _whole_parameters(
 def _pool_max(
     work: Workspace, p: Pooling, arrays: RoIArrays, y: DeviceArray | None, argmax: DeviceArray | None
 ) -> None:
-    """Fill y with the largest pixel of each bin, and argmax with its position; None: not wanted."""
+    """Fill y with the maximum of each bin, and argmax with its position; None: not wanted."""
     call, types = _whole_parameters(work, p, arrays, y, argmax, with_x=True)
     work.spread(pool_whole.max_bins(*types), call, math.prod(p.out_shape))
 

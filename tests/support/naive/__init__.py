@@ -1,1 +1,1 @@
-"""Reference implementations that tests compare with: NumPy loops from the formulas, never importing numdcn."""
+"""Reference implementations for the tests: NumPy loops written from the formulas, never importing numdcn."""

@@ -44,20 +44,20 @@ def backward(grad_y, x, points, *, lower=-1.0):
             for c, plane in enumerate(g_x[n]):
                 np.add.at(plane, (rows, cols), grad_y[n, c, at] * weight)
         outside = ~_active(flat, x.shape[2:])
-        g_points[n, outside] = (0 * grad_y[n][:, outside]).sum(axis=0)[:, None]  # 0, but for a NaN or an infinity
+        g_points[n, outside] = (0 * grad_y[n][:, outside]).sum(axis=0)[:, None]  # 0, unless NaN or infinite
         g_points[n, np.isnan(flat).any(axis=1)] = np.nan
     return Gradients(g_x, g_points.reshape(points.shape))
 
 
 def _active(points, size):
-    """Where -1 <= p < N on both axes: false for NaN."""
+    """Where -1 <= p < N on both axes; false for NaN."""
     return ((points >= -1) & (points < np.asarray(size, points.dtype))).all(axis=1)
 
 
 def _taps(points, size, lower=-1.0):
-    """The four taps: (rows, columns, numbers of the points that have this tap, weights, their derivatives).
+    """The four taps: (rows, columns, indices of the points that have this tap, weights, their derivatives).
 
-    An active point has those taps that are pixels.
+    Only taps that are pixels are included.
     """
     active = _active(points, size)
     numbers = np.flatnonzero(active)

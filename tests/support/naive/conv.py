@@ -28,7 +28,7 @@ def forward(x, w, bias=None, *, stride=1, padding=0, dilation=1):
 
 @np.errstate(invalid="ignore", over="ignore")
 def backward(grad_y, x, w, bias=None, *, stride=1, padding=0, dilation=1):
-    """Gradients of sum(grad_y * forward(...)); on absolute values they are the sums of the magnitudes of all terms."""
+    """Gradients of sum(grad_y * forward(...)); for absolute values they are the sums of the magnitudes of all terms."""
     g = _Geometry(x, w, stride, padding, dilation)
     grad_y, w, padded = np.asarray(grad_y, np.float64), np.asarray(w, np.float64), g.pad(x)
     g_padded, g_w = np.zeros(padded.shape), np.zeros(w.shape)
@@ -40,7 +40,7 @@ def backward(grad_y, x, w, bias=None, *, stride=1, padding=0, dilation=1):
 
 
 class _Geometry:
-    """Sizes read off the arrays, and the loop that both directions share."""
+    """Sizes read off the arrays, and the loop shared by both directions."""
 
     def __init__(self, x, w, stride, padding, dilation):
         self.size, self.kernel = x.shape[2:], w.shape[2:]

@@ -1,7 +1,7 @@
 """Deformable convolution written from its formulas: plain NumPy, slow, and independent of numdcn.
 
 The formulas are those of docs/semantics.md, sections a.1 (interpolation), 0.1 (edges, NaN) and b (convolution).
-Coordinates are formed in the dtype of the offsets, so that the cell is the one the library must choose; everything
+Coordinates are computed in the dtype of the offsets, so that the cell is the one the library must choose; everything
 after that is float64. Shapes: x (n, c, h, w), offsets (n, offset_groups*taps*2, out_h, out_w) interleaved (y, x),
 w (c_out, c/groups, kh, kw), bias (c_out), mask (n, offset_groups*taps, out_h, out_w). Output pixels are one
 flat axis l.
@@ -23,9 +23,9 @@ class Gradients(NamedTuple):
 class Corner(NamedTuple):
     """One corner of the cells of one tap; every field has one entry per output pixel."""
 
-    rows: np.ndarray  # inside the image, also where the corner is not
+    rows: np.ndarray  # clipped to the image if the corner is outside
     cols: np.ndarray
-    inside: np.ndarray  # the sample is active and the corner is a pixel of the image
+    inside: np.ndarray  # the sample is active and the corner is a pixel
     weight: np.ndarray
     slope_y: np.ndarray  # derivative of weight
     slope_x: np.ndarray
@@ -125,7 +125,7 @@ def _scatter(planes, values, corners):
 
 
 class _Geometry:
-    """Sizes read off the arrays, and the loops that both directions share."""
+    """Sizes read off the arrays, and the loops shared by both directions."""
 
     def __init__(self, x, offsets, w, stride, padding, dilation):
         self.batch, self.channels, *self.size = x.shape

@@ -1,8 +1,8 @@
 """A deformable convolution that predicts its own offsets, written from docs/semantics.md, section b.6.
 
-A plain convolution of x gives z; its first channels are the offsets, and the logits of the mask follow if modulated.
+A plain convolution of x gives z; its first channels are the offsets, followed by the logits of the mask if modulated.
 Shapes: x (n, c, h, w), w (c_out, c/groups, kh, kw), offset_w (offset_groups*(2 or 3)*kh*kw, c, kh, kw), offset_b
-(its first axis). Offsets and mask may be given instead: what one step made is then what the next step sees.
+(its first axis). Offsets and mask may be given, so that a step uses what an earlier one computed.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 
 trans (R, 2*classes, part_h, part_w): channels 2*k and 2*k+1 move the bins of class k along x and y, in units of
 trans_std times the box. The classes split the output channels into consecutive blocks. Channel (c*gs + gy)*gs + gx of x
-serves channel c of y in group (gy, gx). Samples sit on the top left of the sub-bins; those outside are not counted.
+serves channel c of y in group (gy, gx). Samples are at the top left of the sub-bins; those outside do not count.
 """
 
 from typing import NamedTuple
@@ -58,7 +58,7 @@ def backward(
     spatial_scale=1.0,
     lower=-1.0,
 ):
-    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.rule_r."""
+    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.align."""
     pooled = _roi.pair(output_size)
     maps = x.astype(np.float64).reshape(len(x), x.shape[1] // group_size**2, group_size, group_size, *x.shape[2:])
     g_maps = np.zeros(maps.shape)
@@ -67,7 +67,7 @@ def backward(
     for b in _bins(maps, rois, trans, pooled, sample_per_part, trans_std, spatial_scale, lower):
         if b.nan:
             g_trans[b.part] = np.nan
-        else:  # without samples all sums are 0; times a NaN that is NaN
+        else:  # without samples all sums are 0, which times NaN is NaN
             delta = grad_y[b.y].astype(np.float64) / max(b.count, 1)
             _roi.scatter(g_maps[b.x], delta, b.rows, b.cols)
             along_x = (delta * _roi.total(maps[b.x], b.rows, b.cols, "weight", "slope")).sum()

@@ -53,7 +53,7 @@ def backward(
     gamma=0.1,
     lower=-1.0,
 ):
-    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.rule_r."""
+    """Gradients of sum(grad_y * forward(...)); `lower` as in roi.align."""
     pooled = _roi.pair(output_size)
     g_x = np.zeros(x.shape)
     g_offsets, g_mask = np.zeros((len(rois), 2, *pooled)), np.zeros((len(rois), 1, *pooled))
@@ -88,7 +88,7 @@ def _bins(x, rois, offsets, pooled, scale, ratio, gamma, lower=-1.0):
                 if offsets is not None:
                     first = first + _roi.reach(box.dtype.type(gamma), length[a]) * offsets[r, 1 - a, i, j]
                 nan |= bool(np.isnan(first))
-                settled = start[a] if np.isnan(first) else first  # a NaN has no positions, but a number of samples
+                settled = start[a] if np.isnan(first) else first  # NaN has no positions, but still a number of samples
                 positions, count = _roi.align_positions(settled, length[a], pooled[a], index, ratio, size)
                 taps.append(_roi.align(positions, size, lower))
                 counts.append(count)

@@ -1,7 +1,7 @@
 """Position-sensitive RoI average pooling, from docs/semantics.md, section c.3: plain NumPy, slow, independent.
 
-Channel (c*P_h + i)*P_w + j of x serves bin (i, j) of channel c of y. Sizes of bins are computed with whole numbers.
-Bins are clipped to the whole image, also at its last row and column, where torchvision's forward is not.
+Channel (c*P_h + i)*P_w + j of x serves bin (i, j) of channel c of y. Bin sizes are computed in integers.
+Bins are clipped to the whole image, including its last row and column, unlike in torchvision's forward.
 """
 
 from typing import NamedTuple

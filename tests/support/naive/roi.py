@@ -1,9 +1,10 @@
-"""What the naive RoI operators share: boxes, sampling positions, and the rules align and psroi along one axis.
+"""Shared by the naive RoI operators: boxes, sampling positions, and the rules align and psroi along one axis.
 
 The formulas are those of docs/semantics.md, sections 0.1 (edges, NaN), a.2 (rules), c and d (boxes). Everything that
-decides which pixels are touched (corners, sizes, positions) is computed in the dtype of the boxes, in the order in which
-the formulas are written, so that it is what the library must choose; weights and sums are float64. A rule is applied
-to each axis by itself: a sample is active if it is on both, and its weights are products of one factor per axis.
+decides which pixels are touched (corners, sizes, positions) is computed in the dtype of the boxes, in the order in
+which the formulas are written, so that it is what the library must choose; weights and sums are float64. A rule is
+applied to each axis separately: a sample is active if it is on both, and its weights are products of one factor per
+axis.
 """
 
 import bisect
@@ -20,7 +21,7 @@ class Tap(NamedTuple):
 
     at: np.ndarray
     weight: np.ndarray
-    slope: np.ndarray  # derivative of weight by the position
+    slope: np.ndarray  # derivative of weight with respect to the position
 
 
 def pair(value):
@@ -32,7 +33,7 @@ def clipped(corner):
 
 
 def reach(gamma, length):
-    """How far an offset of 1 shifts a bin: a finite number, so that an offset of 0 shifts nothing."""
+    """The shift by an offset of 1: finite, so that an offset of 0 shifts nothing."""
     most = np.finfo(gamma.dtype).max
     return np.clip(gamma * length, -most, most)
 
@@ -52,10 +53,10 @@ def align_box(roi, scale, aligned):
 
 
 def align_positions(start, length, bins, index, ratio, size):
-    """(positions of the samples of bin `index` that can be inside an image of `size` pixels, number of all samples).
+    """(positions of the samples of bin `index` that can be inside an image of `size` pixels, total number of samples).
 
-    With ratio <= 0 the number follows from the box and may be billions; positions grow with the sample's index then,
-    so that the ones inside are found by bisection.
+    With ratio <= 0 the number follows from the box and may be billions; then positions increase with the sample's
+    index, so the ones inside are found by bisection.
     """
     T = type(start)
     step = length / T(bins)
@@ -84,7 +85,7 @@ def align(p, size, lower=-1.0):
 
 
 def psroi(p, size, lower=-1.0):
-    """As rule_r, for rule psroi with the right derivative at integers."""
+    """Like `align`, for rule psroi with the right derivative at integers."""
     p = p[(p >= -0.5) & (p <= p.dtype.type(size) - p.dtype.type(0.5))]
     inside = np.clip(p, 0, size - 1)
     low = np.floor(inside).astype(np.int64)
@@ -96,7 +97,7 @@ def psroi(p, size, lower=-1.0):
 def total(planes, rows, cols, row_factor="weight", col_factor="weight"):
     """(channels): for each of `planes` the sum over all samples of factors times pixels.
 
-    Contiguous numbers are summed in pairs, so that thousands of equal ones do not add up their roundings.
+    Contiguous numbers are summed pairwise, so that thousands of equal ones do not accumulate rounding errors.
     """
     result = np.zeros(len(planes))
     for row in rows:

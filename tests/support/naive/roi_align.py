@@ -30,7 +30,7 @@ def backward(grad_y, x, rois, output_size, spatial_scale=1.0, sampling_ratio=-1,
 
 
 def _bins(x, rois, pooled, scale, ratio, aligned):
-    """For every bin: RoI, i, j, image, taps of the active samples of each axis, divisor."""
+    """For every bin: RoI, i, j, image, taps of the active samples along each axis, divisor."""
     for r, box in enumerate(rois):
         n, start, length = _roi.align_box(box, scale, aligned)
         if not aligned:

@@ -1,6 +1,6 @@
 """RoI max pooling, written from docs/semantics.md, section c.1: plain NumPy, slow, and independent of numdcn.
 
-Sizes of bins are computed with whole numbers. NaN is the maximum, and the first NaN in row-major order is its place.
+Bin sizes are computed in integers. NaN is the maximum, at the position of the first NaN in row-major order.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-// The blocks of a kernel run one after another. Threads of a block are fibers, which run until they wait for one another.
+// The blocks of a kernel run one after another. The threads of a block are fibers, which run until they wait for each other.
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,7 +15,7 @@ struct Fiber {
   void *stack_pointer;
   State state;
   int line;                // where it waits
-  u32 barrier, count;      // at a barrier: its number, and how many threads it is for (0: all)
+  u32 barrier, count;      // at a barrier: its number, and how many threads it expects (0: all)
   u32 mask;                // of a collective
   bool aligned;            // all lanes must take part
   Collective collective;   // null at a barrier of the warp
@@ -89,7 +89,7 @@ static void collective(Thread *, int line, u32 mask, int aligned, Collective wha
 
 static void warp_barrier(Thread *t, int line, u32 mask) { collective(t, line, mask, false, nullptr, nullptr, nullptr); }
 
-// The lanes that wait with lane `own` of a warp, if all that its mask names are there or have exited; else 0.
+// The lanes that wait with lane `own` of a warp, if all those in its mask have arrived or exited; else 0.
 static u32 gathered(const Fiber *warp, u32 lanes, u32 own) {
   u32 mask = 0;
   for (u32 k = 0; k < lanes; k++) {
@@ -101,7 +101,7 @@ static u32 gathered(const Fiber *warp, u32 lanes, u32 own) {
   return mask;
 }
 
-// Does what lanes of a warp wait for together. Returns whether some go on.
+// Performs what lanes of a warp wait for together. Returns whether any continue.
 static bool serve_warp(Fiber *warp, u32 lanes) {
   bool any = false;
   for (u32 own = 0; own < lanes; own++) {
@@ -125,7 +125,7 @@ static bool serve_warp(Fiber *warp, u32 lanes) {
   return any;
 }
 
-// bar.sync is .aligned: the lanes of a warp shall be at the same one.
+// bar.sync is .aligned: the lanes of a warp must be at the same one.
 static void check_lines(const std::vector<u32> &waiting) {
   for (u32 i : waiting) {
     if (i % 32 == 0 || fibers[i - 1].state != AT_BARRIER || fibers[i - 1].line == fibers[i].line) continue;
@@ -135,7 +135,7 @@ static void check_lines(const std::vector<u32> &waiting) {
   }
 }
 
-// Lets threads go on from barriers that all have reached. Returns whether some do.
+// Releases threads from barriers that all have reached. Returns whether any continue.
 static bool serve_barriers(u32 threads) {
   std::map<u32, std::vector<u32>> waiting;
   u32 live = 0;
@@ -156,7 +156,7 @@ static bool serve_barriers(u32 threads) {
 }
 
 static void tell_stuck(u32 threads) {
-  std::map<std::pair<State, int>, std::pair<u32, u32>> places;  // how many threads, and the first
+  std::map<std::pair<State, int>, std::pair<u32, u32>> places;  // number of threads, and the first one
   for (u32 i = 0; i < threads; i++) {
     auto &[count, first] = places[{fibers[i].state, fibers[i].state == EXITED ? 0 : fibers[i].line}];
     if (!count++) first = i;

@@ -16,8 +16,8 @@ CUcontext current_context() { return stack.empty() ? nullptr : stack.back(); }
 u32 current_device() { return current_context() ? current_context()->device : 0; }
 int device_count() { return std::clamp<long>(option("DEVICES", 1), 1, MOST_DEVICES); }
 
-// Python's numba-cuda shall link to PTX. It is told so here, whatever way the process was started, as everything that launches
-// takes a context first; it must not hold the lock, as another thread may hold Python's and come here.
+// Makes Python's numba-cuda link to PTX. It is done here, however the process was started, since everything that launches
+// takes a context first. It must not hold the lock, because another thread may hold Python's and come here.
 static void patch_python() {
   auto ensure = (int (*)())dlsym(RTLD_DEFAULT, "PyGILState_Ensure");
   auto let_go = (void (*)(int))dlsym(RTLD_DEFAULT, "PyGILState_Release");
@@ -44,7 +44,7 @@ ANSWER(cuDeviceTotalMem_v2, (size_t *n, CUdevice), *n = MEMORY)
 ANSWER(cuDeviceGetPCIBusId, (char *p, int n, CUdevice d), snprintf(p, n, "0000:%02x:00.0", d))
 ANSWER(cuDeviceCanAccessPeer, (int *v, CUdevice, CUdevice), *v = 0)
 
-// What an H100 says, but for what options tell.
+// As an H100 reports, except for what options override.
 API cuDeviceGetAttribute(int *v, CUdevice_attribute which, CUdevice) {
   static const std::map<int, int> values{
       {CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK, 1024},
@@ -130,7 +130,7 @@ API cuGetProcAddress_v2(const char *name, void **f, int version, cuuint64_t, CUd
     dladdr((void *)&cuInit, &info);
     return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
   }();
-  static const std::string first_versions[] = {"cuCtxGetDevice", "cuCtxSynchronize"};  // theirs have other arguments
+  static const std::string first_versions[] = {"cuCtxGetDevice", "cuCtxSynchronize"};  // with different arguments
   bool first = std::count(std::begin(first_versions), std::end(first_versions), name);
   first |= !strcmp(name, "cuStreamGetCtx") && version < 12050;
   *f = first ? nullptr : dlsym(self, (std::string(name) + "_v2").c_str());

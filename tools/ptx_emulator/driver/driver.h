@@ -1,4 +1,4 @@
-// What the files of the driver share. The driver's functions, API(..), do what CUDA's documentation says of them.
+// Shared by the files of the driver. The driver's functions, API(..), do what CUDA's documentation says.
 #pragma once
 #include <cuda.h>
 #include <deque>
@@ -16,7 +16,7 @@
     __VA_ARGS__; \
     return CUDA_SUCCESS; \
   }
-// At the beginning of functions: one thread at a time; a context must be current; an error of a kernel is told once, by the
+// At the start of functions: one thread at a time; a context must be current; a kernel's error is reported once, by the
 // next call.
 #define LOCK std::lock_guard<std::recursive_mutex> guard(the_lock)
 #define NEEDS_CONTEXT \
@@ -39,19 +39,19 @@ extern Runtime runtime;
 long option(const char *name, long otherwise);  // $PTX_EMULATOR_name
 const char *text_option(const char *name);      // "" if it is not set
 void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
-void stop(CUresult error);  // the kernel that runs
+void stop(CUresult error);  // the running kernel
 CUresult take_error();
-std::string source_line(int line);  // of the kernel that runs
-std::string place(int line);        // and where that is
+std::string source_line(int line);  // of the running kernel
+std::string place(int line);        // and its location
 void fault(Thread *t, int line, const char *kind, u64 address, u32 size);
 
 // memory.cpp
-const u64 MEMORY = 8ull << 30;  // bytes of a device
+const u64 MEMORY = 8ull << 30;  // bytes per device
 void reserve_memory();
 CUresult allocate(u64 *address, u64 size);
-Allocation *owner(u64 address);                 // the living allocation there, or null
+Allocation *owner(u64 address);                 // the live allocation there, or null
 std::string nearest_allocation(u64 address);    // in words
-std::vector<u32> hide_others(u32 device);       // memory of other devices, until it is shown again
+std::vector<u32> hide_others(u32 device);       // memory of other devices, until shown again
 void show(const std::vector<u32> &allocations);
 
 // contexts.cpp
@@ -63,7 +63,7 @@ int device_count();
 
 // streams.cpp
 bool is_stream(CUstream stream);
-int device_of(CUstream stream);  // -1: of any
+int device_of(CUstream stream);  // -1: any
 void submit(CUstream stream, std::function<void()> work);
 void wait(CUstream stream);
 void wait_for_all();
@@ -79,7 +79,7 @@ struct CUkern_st {
 };
 struct CUlib_st {
   const ModuleInfo *module;
-  std::string source;  // the file of PTX
+  std::string source;  // the PTX file
   std::map<std::string, CUkern_st *> kernels;
   std::vector<u8> variables;  // see Runtime
   std::map<std::string, std::pair<u64, u64>> globals;  // address, size

@@ -1,11 +1,11 @@
-// Launches: what is checked of them, and their way into a stream.
+// Launches: their checks, and how they enter a stream.
 #include <array>
 #include <memory>
 
 #include "driver.h"
 
 using Three = std::array<u32, 3>;
-static const u32 REGISTERS = 65536;  // of a multiprocessor
+static const u32 REGISTERS = 65536;  // per multiprocessor
 
 static CUresult check(const CUkern_st *k, const Three &grid, const Three &block, u32 dynamic_shared, bool extra, CUstream stream) {
   u64 threads = (u64)block[0] * block[1] * block[2];
@@ -44,7 +44,7 @@ static CUresult launch(CUkern_st *k, Three grid, Three block, u32 dynamic_shared
   k->launches++;
   if (nothing) return CUDA_SUCCESS;
   if (!runtime.barrier) start_blocks();
-  auto values = std::make_shared<std::vector<std::vector<u8>>>();  // the caller may change its own after the call
+  auto values = std::make_shared<std::vector<std::vector<u8>>>();  // a copy, as the caller may change its own after the call
   for (u32 i = 0; i < k->info->parameters; i++)
     values->emplace_back((u8 *)parameters[i], (u8 *)parameters[i] + k->info->sizes[i]);
   submit(stream, [=, device = current_device()] {

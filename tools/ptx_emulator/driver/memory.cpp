@@ -1,5 +1,5 @@
-// Memory of the device: a reserved range of addresses. Gaps lie between allocations, no address is used twice, and new memory is
-// full of NaN.
+// Device memory: a reserved range of addresses. There are gaps between allocations, no address is used twice, and new memory
+// is full of NaN.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,7 +166,7 @@ API cuPointerGetAttributes(unsigned n, CUpointer_attribute *which, void **data, 
   return CUDA_SUCCESS;
 }
 
-// Copies. `to_device` and `from_device` tell which of the addresses are the device's.
+// Copies. `to_device` and `from_device` say which of the addresses are on the device.
 static CUresult copy(u64 to, u64 from, u64 n, bool to_device, bool from_device, CUstream s) {
   LOCK;
   NEEDS_CONTEXT;
@@ -178,7 +178,7 @@ static CUresult copy(u64 to, u64 from, u64 n, bool to_device, bool from_device, 
   }
   if (to_device && from_device) {
     submit(s, [=] { memmove((void *)to, (void *)from, n); });
-  } else if (to_device) {  // the host's memory is read at once, as CUDA does where it is not pinned
+  } else if (to_device) {  // host memory is read at once, as CUDA does if it is not pinned
     auto data = std::make_shared<std::vector<u8>>((u8 *)from, (u8 *)from + n);
     submit(s, [=] { memcpy((void *)to, data->data(), n); });
   } else {

@@ -1,4 +1,4 @@
-// Modules and kernels: PTX is translated to C, compiled and loaded. Translations are kept in files named by a hash of the PTX.
+// Modules and kernels: PTX is translated to C, compiled and loaded. Translations are stored in files named by a hash of the PTX.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 
 #include "driver.h"
 
-static const u32 MOST_SHARED = 48 << 10;  // bytes of a block
+static const u32 MOST_SHARED = 48 << 10;  // bytes per block
 static std::vector<CUkern_st *> all_kernels;
 
 static u64 hash(const char *data, size_t size) {  // FNV-1a
@@ -18,7 +18,7 @@ static u64 hash(const char *data, size_t size) {  // FNV-1a
   return h;
 }
 
-// Leaves base.ptx (reports tell lines of it), base.c and base.so.
+// Leaves base.ptx (reports refer to its lines), base.c and base.so.
 static bool translate(const char *image, size_t size, const std::string &base) {
   std::string temporary = base + "." + std::to_string(getpid()), source = base + ".ptx";
   FILE *file = fopen(temporary.c_str(), "wb");
@@ -44,7 +44,7 @@ static void mark_shared(CUlib_st *library) {
   }
 }
 
-static u32 shared_bytes(const CUlib_st *library) {  // as a GPU has them, without the emulator's gaps
+static u32 shared_bytes(const CUlib_st *library) {  // as on a GPU, without the emulator's gaps
   u32 total = 0;
   for (const SharedInfo *array = library->module->shared; array->size; array++) total += array->size;
   return total;

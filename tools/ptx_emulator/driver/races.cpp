@@ -1,6 +1,6 @@
-// Races: two threads touch the same memory, one of them writes, and nothing orders them. In shared memory a barrier of the block
-// orders threads, and one of the warp its lanes. In global memory only a barrier orders threads of a block, and nothing two
-// blocks of a launch.
+// Races: two threads access the same memory, one of them writes, and nothing orders them. In shared memory a block barrier
+// orders threads, and a warp barrier its lanes. In global memory only a barrier orders the threads of a block, and nothing
+// orders two blocks of a launch.
 #include <string.h>
 
 #include <unordered_map>
@@ -14,10 +14,10 @@ struct Touch {
   Access access;
 };
 struct Cell {
-  Touch write, read, other_read;  // the latest; `other_read` is by another thread than `read`
+  Touch write, read, other_read;  // the latest; `other_read` is by a different thread than `read`
 };
-static std::vector<Cell> shared_cells;                 // by bytes
-static std::unordered_map<u64, Cell> global_cells;     // by two bytes
+static std::vector<Cell> shared_cells;                 // per byte
+static std::unordered_map<u64, Cell> global_cells;     // per two bytes
 static u64 launch = 0;
 
 static void tell(Thread *t, const char *space, const char *kind, const Touch &other, u64 where, int line) {

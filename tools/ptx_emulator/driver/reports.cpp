@@ -69,7 +69,7 @@ void fault(Thread *t, int line, const char *kind, u64 address, u32 size) {
   stop(strstr(kind, "misaligned") ? CUDA_ERROR_MISALIGNED_ADDRESS
        : !strcmp(kind, "trap")    ? CUDA_ERROR_LAUNCH_FAILED
                                   : CUDA_ERROR_ILLEGAL_ADDRESS);
-  yield();  // for ever
+  yield();  // forever
   abort();
 }
 

@@ -1,6 +1,6 @@
 // Streams and events. Work is done at once, in the calling thread; with PTX_EMULATOR_LAZY=1 as late as CUDA allows: when
-// someone waits for it, or when the rules of the legacy default stream put it before other work (it waits for streams that are
-// not non-blocking, and they for it).
+// someone waits for it, or when the rules of the legacy default stream order it before other work (that stream waits for all
+// streams except non-blocking ones, and they wait for it).
 #include <time.h>
 
 #include <algorithm>
@@ -73,7 +73,7 @@ API cuStreamCreateWithPriority(CUstream *s, unsigned flags, int priority) {
   return CUDA_SUCCESS;
 }
 API cuStreamCreate(CUstream *s, unsigned flags) { return cuStreamCreateWithPriority(s, flags, 0); }
-API cuStreamDestroy_v2(CUstream s) {  // its memory stays, to tell later uses
+API cuStreamDestroy_v2(CUstream s) {  // its memory stays, to detect later uses
   LOCK;
   NEEDS_STREAM(s);
   wait(s);
@@ -95,7 +95,7 @@ ANSWER(cuStreamAddCallback, (CUstream s, CUstreamCallback f, void *data, unsigne
 ANSWER(cuLaunchHostFunc, (CUstream s, CUhostFn f, void *data), wait(s); f(data))
 
 ANSWER(cuEventCreate, (CUevent *e, unsigned), NEEDS_CONTEXT; *e = new CUevent_st{0, false, nullptr})
-ANSWER(cuEventDestroy_v2, (CUevent))  // its memory stays, as work that is still to be done may name it
+ANSWER(cuEventDestroy_v2, (CUevent))  // its memory stays, as pending work may refer to it
 API cuEventRecord(CUevent e, CUstream s) {
   NEEDS_STREAM(s);
   e->stream = s, e->recorded = true;

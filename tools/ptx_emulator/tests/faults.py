@@ -1,6 +1,7 @@
-"""Kernels with a fault each, and a few without: `python -m tools.ptx_emulator python -m tools.ptx_emulator.tests.faults`.
+"""Kernels with one fault each, and a few without: `python -m tools.ptx_emulator python -m
+tools.ptx_emulator.tests.faults`.
 
-Prints JSON: of each kernel what was raised or returned, and what the emulator reported.
+Prints JSON: for each kernel what was raised or returned, and what the emulator reported.
 """
 
 import json
@@ -15,7 +16,7 @@ from numba import cuda  # noqa: E402
 from numba.cuda import cgutils, types  # noqa: E402
 from numba.cuda.extending import intrinsic  # noqa: E402
 
-FAULTS = {}  # name: a function that launches a kernel and returns what shall be told
+FAULTS = {}  # name: a function that launches a kernel and returns what to print
 
 
 def fault(function):
@@ -24,7 +25,7 @@ def fault(function):
 
 
 def inline(result, text, constraints, *kinds):
-    """A device function that is PTX: of `kinds` of arguments, with a result ("void", "u32" or "f32")."""
+    """A device function made of PTX, with arguments of `kinds` and a result ("void", "u32" or "f32")."""
     numba = {"u32": types.uint32, "u64": types.uint64, "f32": types.float32, "void": types.void}
     llvm = {"u32": ir.IntType(32), "u64": ir.IntType(64), "f32": ir.FloatType(), "void": ir.VoidType()}
 
@@ -36,14 +37,14 @@ def inline(result, text, constraints, *kinds):
     def typed(context, *arguments):
         return numba[result](*(numba[kind] for kind in kinds)), generate
 
-    names = ", ".join(f"a{i}" for i in range(len(kinds)))  # Numba wants to see as many names as there are arguments
+    names = ", ".join(f"a{i}" for i in range(len(kinds)))  # Numba requires as many names as there are arguments
     space = {"typed": typed}
     exec(f"def named(context{', ' * bool(names)}{names}):\n    return typed(context, {names})", space)
     return intrinsic(space["named"])
 
 
 def addresses():
-    """Two device functions: the address in shared memory of an array, and the address of an item of an array."""
+    """Two device functions: the shared-memory address of an array, and the address of an item of an array."""
 
     def pointer(context, builder, signature, arguments):
         return cgutils.create_struct_proxy(signature.args[0])(context, builder, value=arguments[0]).data
@@ -195,7 +196,7 @@ def copy_that_is_not_waited_for():
 
 @fault
 def additions_of_four():
-    """None: the numbers are right."""
+    """No fault: the numbers are right."""
     add = inline("void", "red.global.add.v4.f32 [$0], {$1, $1, $1, $1};", "l,f,~{memory}", "u64", "f32")
     _, address = addresses()
 
@@ -210,7 +211,7 @@ def additions_of_four():
 
 @fault
 def shuffles():
-    """None: the numbers are right."""
+    """No fault: the numbers are right."""
 
     @cuda.jit
     def kernel(a):
@@ -228,7 +229,7 @@ def shuffles():
 
 @fault
 def matrices():
-    """None: cp.async, ldmatrix and mma give the product of a and b."""
+    """No fault: cp.async, ldmatrix and mma give the product of a and b."""
 
     def part(name, count, i):
         q = ", ".join(f"q{k}" for k in range(count))

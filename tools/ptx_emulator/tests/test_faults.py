@@ -1,6 +1,6 @@
-"""The emulator finds faults that were planted, computes what a GPU does, and runs commands.
+"""The emulator finds planted faults, computes what a GPU does, and runs commands.
 
-The kernels of faults.py run in a process of their own. They need GCC, numba-cuda and its compiler.
+The kernels of faults.py run in a separate process. They need GCC, numba-cuda and its compiler.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import pytest
 
 from .. import build
 
-# What is told of each kernel of faults.FAULTS
+# What is printed for each kernel of faults.FAULTS
 EXPECTED = {
     "out_of_bounds": ("CUDA_ERROR_ILLEGAL_ADDRESS", "access outside of an allocation", "offset 256"),
     "out_of_a_shared_array": ("CUDA_ERROR_ILLEGAL_ADDRESS", "access outside of a shared array", "st.shared"),
@@ -33,7 +33,7 @@ SILENT = ("copy_that_is_not_waited_for", "additions_of_four", "shuffles", "matri
 
 
 def real_gpus():
-    """How many GPUs the driver of this machine sees."""
+    """How many GPUs this machine's driver sees."""
     try:
         driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
         return 0 if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) else count.value
@@ -42,7 +42,7 @@ def real_gpus():
 
 
 def emulated(*words, **options):
-    """A process that has run `python -m tools.ptx_emulator` with these words."""
+    """A finished process of `python -m tools.ptx_emulator` with these words."""
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     env.update({f"PTX_EMULATOR_{key}": value for key, value in options.items()})
     command = [sys.executable, "-m", "tools.ptx_emulator", *words]

@@ -1,5 +1,5 @@
-"""PTX, the assembler of NVIDIA's GPUs, to C.
+"""Translates PTX, the assembly language of NVIDIA's GPUs, to C.
 
-Each kernel becomes a C function that is one thread; registers are its local variables. What touches memory or other threads
-calls the functions of kernel/*.h with the line of the PTX, for reports.
+Each kernel becomes a C function that represents one thread; registers are its local variables. Anything that touches
+memory or other threads calls the functions of kernel/*.h with the PTX line, for reports.
 """

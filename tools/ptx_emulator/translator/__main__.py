@@ -9,7 +9,7 @@ from .module import Module
 from .syntax import Unsupported
 
 HEADERS = pathlib.Path(__file__).resolve().parents[1] / "kernel"
-# GCC keeps its hands off what PTX defines and C does not: sums and products apart, wrap-around, memory of any type
+# GCC must respect what PTX defines but C does not: unfused products and sums, wrap-around, memory of any type
 FLAGS = ["-O1", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv", "-w", "-shared", "-fPIC"]
 
 
@@ -23,7 +23,7 @@ def main():
     path.write_text(made)
     subprocess.run(["gcc", *FLAGS, f"-I{HEADERS}", str(path), "-o", str(temporary), "-lm"], check=True)
     path.rename(target.with_suffix(".c"))
-    temporary.rename(target)  # whole or not at all, as other processes may look for it
+    temporary.rename(target)  # atomic, as other processes may be looking for it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons and what chooses between values."""
+"""Arithmetic, comparisons and selection."""
 
 import re
 
@@ -25,7 +25,7 @@ def is_narrow(name):
 
 
 class Arithmetic(Operands):
-    """Each op_NAME(words, args, line) returns a statement of C; words are what stands behind the name, at dots."""
+    """Each op_NAME(words, args, line) returns a C statement; words are the dot-separated parts after the name."""
 
     def plain(self, words, args, form):
         """args[0] = form(the others), all of the instruction's type."""
@@ -33,7 +33,7 @@ class Arithmetic(Operands):
         return self.write(args[0], form(*(self.read(a, *kind) for a in args[1:])), kind)
 
     def narrow(self, words, args, form):
-        """form in float32, rounded once more: right for + - and *, as float32 has more than twice the bits."""
+        """form in float32, rounded once more: correct for +, - and *, as float32 has more than twice the bits."""
         up, down = ("float_bf16", "bf16_float") if words[-1].startswith("bf") else ("float_f16", "f16_float")
         if not words[-1].endswith("x2"):
             made = form(*(f"{up}({self.read(a, 'u', 16)})" for a in args[1:]))
@@ -48,7 +48,7 @@ class Arithmetic(Operands):
         if is_narrow(words[-1]):
             return self.narrow(words, args, form)
         letter, bits = kind_of(words[-1])
-        if letter != "f":  # unsigned, as signed overflow wraps around all the same
+        if letter != "f":  # unsigned, as signed overflow wraps around just the same
             return self.plain([f"u{bits}"], args, lambda *values: f"(u{bits})({form(*values)})")
         if "rz" in words or "rp" in words or ("rm" in words and bits != 32):
             raise Unsupported("rounding")
@@ -77,7 +77,7 @@ class Arithmetic(Operands):
             whole = "__int128" if letter == "s" else "unsigned __int128"
             a, b = (f"({whole}){self.read(x, *kind)}" for x in args[1:])
             return self.write(args[0], f"({c_type(kind)})(({a} * {b}) >> {bits})", kind)
-        if bits == 16:  # C would multiply as int, whose overflow is undefined
+        if bits == 16:  # C would multiply as int, with undefined overflow
             return self.plain(["u16"], args, lambda a, b: f"(u16)((u32){a} * (u32){b})")
         return self.arithmetic(words, args, lambda a, b: f"{a} * {b}")
 
@@ -97,7 +97,7 @@ class Arithmetic(Operands):
         return self.arithmetic(words, args, lambda a, b, c: f"{a} * {b} + {c}")
 
     def op_fma(self, words, args, line):
-        if is_narrow(words[-1]):  # the sum is rounded to float32 before it is rounded again, which rarely matters
+        if is_narrow(words[-1]):  # the sum is rounded to float32 first, then again, which rarely matters
             return self.narrow(words, args, lambda a, b, c: f"(f32)((f64){a} * {b} + {c})")
         name = "fmaf" if words[-1] == "f32" and "rm" not in words else "fma"
         return self.arithmetic(words, args, lambda a, b, c: f"__builtin_{name}({a}, {b}, {c})")
@@ -135,7 +135,8 @@ class Arithmetic(Operands):
         return self.plain(words, args, lambda a: f"{a} < 0 ? (s{bits})(0 - (u{bits}){a}) : {a}")
 
     def function(self, words, args, form):
-        """A function of one float; `{f}` is the letter of C's functions for float32. They are exacter than a GPU's."""
+        """A function of one float; `{f}` is the suffix of C's float32 functions. They are more accurate than a
+        GPU's."""
         if {"rz", "rm", "rp"} & {*words}:
             raise Unsupported("rounding")
         tail = "f" if kind_of(words[-1])[1] == 32 else ""

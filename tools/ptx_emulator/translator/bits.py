@@ -7,7 +7,7 @@ ROUNDINGS = ("rni", "rzi", "rmi", "rpi")  # to integers
 
 
 class Bits(Operands):
-    """See Arithmetic for what an op_NAME is."""
+    """op_NAME as in Arithmetic."""
 
     def logic(self, words, args, form):
         kind = kind_of(words[-1])
@@ -113,7 +113,7 @@ class Bits(Operands):
         rounding = next((w for w in words if w in ROUNDINGS), None)
         if target in ("f16", "bf16"):
             value = f"(f32)round_{rounding}({value})" if rounding else value
-            wide = target == "f16" and kind != ("f", 32)  # not by way of float32, which would round twice
+            wide = target == "f16" and kind != ("f", 32)  # not via float32, which would round twice
             return self.write(args[0], f"{'f16_double' if wide else f'{target}_float'}({value})", ("u", 16))
         return self._converted_number(words, args[0], value, kind, kind_of(target), rounding)
 
@@ -121,7 +121,7 @@ class Bits(Operands):
         """Between integers, float32 and float64."""
         if "sat" in words and (kind[0] != "f" or result[0] != "f"):
             raise Unsupported("sat")
-        if kind[0] == "f" and result[0] != "f":  # from float64 to 32 bits NaN is another number
+        if kind[0] == "f" and result[0] != "f":  # NaN becomes a different integer from float64 to 32 bits
             head = "double" if kind[1] == 64 and result[1] == 32 else "float"
             return self.write(to, f"{c_type(result)}_{head}(round_{rounding}({value}))", result)
         if kind[0] == "f" and rounding:

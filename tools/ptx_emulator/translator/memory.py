@@ -12,10 +12,10 @@ ATOMICS = {
 
 
 class Memory(Operands):
-    """See Arithmetic for what an op_NAME is."""
+    """op_NAME as in Arithmetic."""
 
     def place(self, words, operand, size, line, access):
-        """A pointer to what an operand's address means, after checks."""
+        """A pointer to what an operand's address refers to, after checks."""
         spaces = [SPACES[w.split("::")[0]] for w in words if w.split("::")[0] in SPACES]
         function = spaces[0] if spaces else "generic"
         name, address = self.address(operand)
@@ -32,7 +32,7 @@ class Memory(Operands):
     def op_ld(self, words, args, line):
         kind, many = kind_of(words[-1]), self.width(words)
         place = self.place(words, args[1], kind[1] // 8 * many, line, "READ")
-        loads = " ".join(f"{c_type(kind)} v{i} = from[{i}];" for i in range(many))  # an address may be overwritten
+        loads = " ".join(f"{c_type(kind)} v{i} = from[{i}];" for i in range(many))  # a load may overwrite the address
         stores = " ".join(self.write(to, f"v{i}", kind) for i, to in enumerate(vector(args[0])))
         return f"{{ {c_type(kind)} *from = (void *){place}; {loads} {stores} }}"
 
@@ -84,7 +84,7 @@ class Memory(Operands):
         return f"copy_async(t, {line}, {to}, {source}, {size}, {amount});"
 
     def op_nothing(self, words, args, line):
-        """Memory is coherent here, and caches and time do not exist."""
+        """Memory is coherent here; caches and time do not exist."""
         return ";"
 
     op_prefetch = op_prefetchu = op_membar = op_fence = op_nanosleep = op_nothing

@@ -1,4 +1,4 @@
-"""A file of PTX: its kernels and variables, and the C of it all."""
+"""A PTX file: its kernels and variables, and its translation to C."""
 
 import re
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from .operands import Operands
 from .syntax import Unsupported, c_name, kind_of, split, statements, without_comments
 from .together import Together
 
-GAP = 64  # bytes between shared arrays, that nothing may touch
+GAP = 64  # bytes between shared arrays, not to be touched
 LOCAL = 64 << 10  # bytes: half of a thread's stack, see STACK in driver/blocks.cpp
 VARIABLE = re.compile(r"\.([busf]\d+|bf16)\s+([\w$%]+)\s*((?:\[\d*\])*)\s*")
 
@@ -30,7 +30,7 @@ class Global(NamedTuple):
 
 
 class Kernel(Arithmetic, Bits, Memory, Together, Operands):
-    """An `.entry`; `code` gets a line of C for each of its statements."""
+    """An `.entry`; `code` receives a line of C for each of its statements."""
 
     def __init__(self, module, head):
         match = re.search(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*)$", head)
@@ -48,7 +48,7 @@ class Kernel(Arithmetic, Bits, Memory, Together, Operands):
         return match[2], kind_of(match[1])[1] // 8 * int(match[3] or 1)
 
     def take(self, text, line):
-        """A statement, label or bracket. Returns whether the kernel goes on."""
+        """A statement, label or bracket. Returns whether the kernel continues."""
         if text in ("{", "}"):
             self.depth += 1 if text == "{" else -1
             self.code.append("{" if text == "{" else "; }")
@@ -79,7 +79,7 @@ class Kernel(Arithmetic, Bits, Memory, Together, Operands):
             raise Unsupported(f"unknown instruction {name}")
         try:
             made = translate(words, split(operands), line)
-        except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:  # operands of another form
+        except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:  # unexpected operands
             raise Unsupported(f"unknown form of {name}: {type(error).__name__} {error}") from error
         return f"{guard}{{ {made} }}" if guard else made
 
@@ -94,11 +94,11 @@ class Kernel(Arithmetic, Bits, Memory, Together, Operands):
 
 
 class Module:
-    """Read at once; `c()` is the whole C file."""
+    """Parsed on construction; `c()` is the whole C file."""
 
     def __init__(self, text):
         self.shared, self.globals, self.kernels, self.shared_size = {}, {}, [], 0
-        told = re.finditer(r"^// emulator: (\S+) registers (\d+)", text, re.MULTILINE)  # by linker.py
+        told = re.finditer(r"^// emulator: (\S+) registers (\d+)", text, re.MULTILINE)  # written by linker.py
         self.registers = {match[1]: int(match[2]) for match in told}
         kernel = None
         for part, line in statements(without_comments(text)):
@@ -142,7 +142,7 @@ class Module:
             self.globals[match[2]] = Global(total, content.ljust(total, b"\0"))
 
     def _shared_place(self, size, align):
-        """Behind the arrays before, and no more aligned than was asked for."""
+        """After the preceding arrays, and no better aligned than requested."""
         place = -(-(self.shared_size + (GAP if self.shared else 0)) // align) * align
         while align < 16 and place % (2 * align) == 0:
             place += align

@@ -1,4 +1,4 @@
-"""Operands: registers, numbers and addresses of PTX as expressions of C."""
+"""Operands: registers, numbers and addresses of PTX as C expressions."""
 
 import re
 
@@ -22,7 +22,7 @@ SPECIAL = {
 
 
 class Operands:
-    """What instructions need of the kernel that they stand in. Registers are (name in C, kind), found by scopes."""
+    """What instructions need from their kernel. Registers are (name in C, kind), looked up by scope."""
 
     def __init__(self, module, parameters):
         self.module, self.parameters = module, parameters
@@ -30,7 +30,7 @@ class Operands:
         self.used, self.ranges, self.locals = set(), [], set()
 
     def declare(self, text):
-        """`.reg`: of a range like %r<100>, C gets those that are used, which is known at the end (see declarations)."""
+        """`.reg`: for a range like %r<100>, C declares only the registers used, known at the end (see declarations)."""
         kind, names = text.split(None, 1)
         kind = kind_of(kind.lstrip("."))
         for name in split(names):
@@ -41,7 +41,7 @@ class Operands:
             self.code.append("")
 
     def declarations(self):
-        """Fill in the declarations of registers."""
+        """Fill in the register declarations."""
         for at, kind, names in self.ranges:
             used = [f"{c_name(name)} = 0" for name in names if name in self.used]
             self.code[at] = f"{c_type(kind)} {', '.join(used)};" if used else ""

@@ -1,8 +1,8 @@
-"""The text of PTX: its statements, types and operands."""
+"""PTX syntax: statements, types and operands."""
 
 import re
 
-LINE_DIRECTIVES = re.compile(r"\s*\.(version|target|address_size|file|loc)\b")  # they end with the line, not with `;`
+LINE_DIRECTIVES = re.compile(r"\s*\.(version|target|address_size|file|loc)\b")  # end with the line, not with `;`
 HEAD = re.compile(r"\.(visible|entry|func|weak|extern)\b[^=]*")
 
 
@@ -11,7 +11,7 @@ class Unsupported(Exception):
 
 
 def kind_of(name):
-    """A type of PTX as (letter, bits): narrow floats and pairs of them are bits, as they have no counterpart in C."""
+    """A PTX type as (letter, bits): narrow floats and pairs of them are bits, as C has no equivalent."""
     if name == "pred":
         return "p", 1
     special = {"bf16": ("b", 16), "f16x2": ("b", 32), "bf16x2": ("b", 32), "tf32": ("b", 32)}
@@ -35,7 +35,7 @@ def c_name(name):
 
 
 def split(text):
-    """The parts between commas that stand outside of brackets."""
+    """The parts between commas that are outside brackets."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "{[(") - (c in "}])")
@@ -47,12 +47,12 @@ def split(text):
 
 
 def vector(operand):
-    """The registers in `{..}`, or the one."""
+    """The registers in `{..}`, or the single one."""
     return split(operand[1:-1]) if operand.startswith("{") else [operand]
 
 
 def without_comments(text):
-    """The same lines."""
+    """The same lines, without comments."""
     text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
     return re.sub(r"//[^\n]*", "", text)
 

@@ -1,4 +1,4 @@
-"""What threads do together: barriers, votes, shuffles and products of matrices; and where a thread goes on."""
+"""What threads do together: barriers, votes, shuffles and matrix products; and branches."""
 
 import re
 
@@ -6,13 +6,13 @@ from .operands import Operands
 from .syntax import Unsupported, c_name, split
 
 ALL = "~0u"  # lanes
-# (shape, type of A and B): words of B that a lane has; of A it has twice as many
+# (shape, type of A and B): words of B per lane; there are twice as many of A
 PRODUCTS = {("m16n8k16", "f16"): 2, ("m16n8k16", "bf16"): 2, ("m16n8k8", "tf32"): 2, ("m16n8k8", "f16"): 1,
             ("m16n8k8", "bf16"): 1, ("m16n8k4", "tf32"): 1}  # fmt: skip
 
 
 class Together(Operands):
-    """See Arithmetic for what an op_NAME is."""
+    """op_NAME as in Arithmetic."""
 
     def op_bar(self, words, args, line):
         if "warp" in words:
