@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.cases import layers
 from benchmarks.cases.interface import Operator, Target, generator, normal, relative_error
 from benchmarks.rivals.contender import Call, NumdcnOperator
-from benchmarks.rivals.frameworks import Torchvision
+from benchmarks.rivals.frameworks import Torchvision, check_columns
 from benchmarks.rivals.layer import Case, Inputs
 
 LARGEST = 11  # of the predicting weights, in their unit
@@ -53,6 +53,7 @@ class TorchLayer(Torchvision):
     """torch's conv2d and torchvision's deform_conv2d, as torchvision's users write the layer, without autograd around them."""
 
     def load(self, case: Case, w: Weights) -> None:
+        check_columns(case)
         self.case = case
         self.tensors = [self.torch.from_numpy(a) for a in w]
         self.plain_geometry = [[case.stride] * 2, [case.padding] * 2, [case.dilation] * 2]
