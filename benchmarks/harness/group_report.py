@@ -262,8 +262,8 @@ def write(results: dict[str, Any], folder: Path, stem: str, group: str | None = 
     group = group or next(name for name, operators in GROUPS.items() if next(iter(results)) in operators)
     drawn = chart(reports, folder / f"{stem}.png")
     path = folder / f"{stem}.md"
-    whole = not stem.endswith(PART)
-    path.write_text(markdown(reports, group, f"{stem}.png" if drawn else None, whole), encoding="utf-8")
+    text = markdown(reports, group, f"{stem}.png" if drawn else None, not stem.endswith(PART))
+    path.write_text(text, encoding="utf-8")
     if stem.endswith(f"-{group}"):
         machine = stem.removesuffix(f"-{group}")
         found = [read(folder / f"{machine}-{name}.json") for name in GROUPS]
