@@ -17,7 +17,7 @@ if str(ROOT) not in sys.path:  # as a script, only this folder is on the path
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases.operators import GROUPS, OPERATORS, operator  # noqa: E402
-from benchmarks.harness import group_report, machine, report  # noqa: E402
+from benchmarks.harness import group_report, machine, report, terminal  # noqa: E402
 from benchmarks.harness.measure import Plan, measure  # noqa: E402
 
 DIRECTIONS = ("forward", "backward")
@@ -62,29 +62,40 @@ def chosen_operators(parser: argparse.ArgumentParser, words: list[str]) -> list[
     return [name for name in OPERATORS if name in chosen]
 
 
+def chosen_names(parser: argparse.ArgumentParser, text: str, known: list[str], what: str) -> list[str]:
+    """The names in a list with commas, in the order of those that are known."""
+    chosen = [name for name in text.split(",") if name]
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        parser.error(f"{what}: {', '.join(unknown) or 'none given'}; known are {', '.join(known)}")
+    return [name for name in known if name in chosen]
+
+
+def thread_counts(parser: argparse.ArgumentParser, text: str) -> list[int]:
+    """The numbers of threads in a list with commas; of the default those for which there are CPUs."""
+    cpus = len(machine.available_cpus())
+    try:
+        threads = {cpus if word == "all" else int(word) for word in text.split(",")}
+    except ValueError:
+        parser.error(f"--threads: {text!r}; expected numbers or all")
+    if text == parser.get_default("threads"):
+        threads = {count for count in threads if count <= cpus}
+    if min(threads) < 1 or max(threads) > cpus:
+        parser.error(f"--threads: {text!r}; expected 1 to {cpus}, the CPUs that this process may use")
+    return sorted(threads)
+
+
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Plan]]:
     """The command line, checked: a plan for each operator."""
 
     def names(text: str, known: list[str], what: str) -> list[str]:
-        chosen = [name for name in text.split(",") if name]
-        unknown = [name for name in chosen if name not in known]
-        if unknown or not chosen:
-            parser.error(f"{what}: {', '.join(unknown) or 'none given'}; known are {', '.join(known)}")
-        return [name for name in known if name in chosen]
+        return chosen_names(parser, text, known, what)
 
-    cpus = len(machine.available_cpus())
     parser = arguments_parser()
     args = parser.parse_args(arguments)
     if args.torchvision_python:
         os.environ[TORCHVISION] = args.torchvision_python
-    try:
-        threads = {cpus if word == "all" else int(word) for word in args.threads.split(",")}
-    except ValueError:
-        parser.error(f"--threads: {args.threads!r}; expected numbers or all")
-    if args.threads == parser.get_default("threads"):
-        threads = {count for count in threads if count <= cpus}
-    if min(threads) < 1 or max(threads) > cpus:
-        parser.error(f"--threads: {args.threads!r}; expected 1 to {cpus}, the CPUs that this process may use")
+    threads = thread_counts(parser, args.threads)
     if args.rounds is not None and args.rounds < 1:
         parser.error(f"--rounds: {args.rounds}; expected 1 or more")
     words = args.operators or (["all"] if args.list else ["deform_conv"])
@@ -99,7 +110,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Plan]]:
             [case for case in one.cases if case in cases],
             [name for name in one.contender_names() if name in contenders],
             names(args.direction, list(DIRECTIONS), "--direction"),
-            sorted(threads),
+            threads,
             names(args.parts, list(PARTS), "--parts"),
             args.rounds or (2 if args.quick else 5),
             *((0.1, 3, 10) if args.quick else (0.3, 5, 50)),
@@ -135,10 +146,10 @@ def save(plan: Plan, results: dict[str, Any], folder: Path, partial: dict[str, d
     stem, whole = machine.slug(results["machine"]["cpu"]), is_whole(plan)
     group = next((name for name, operators in GROUPS.items() if plan.operator in operators), None)
     if group is None:
-        return report.write(results, folder, stem + ("" if whole else "-part"))
+        return report.write(results, folder, stem + ("" if whole else report.PART))
     kept = group_report.read(folder / f"{stem}-{group}.json") if whole else partial.setdefault(group, {})
     kept[plan.operator] = results
-    return group_report.write(kept, folder, f"{stem}-{group}" + ("" if whole else "-part"), group)
+    return group_report.write(kept, folder, f"{stem}-{group}" + ("" if whole else report.PART), group)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,16 +158,21 @@ def main(arguments: list[str] | None = None) -> int:
         print_list(plans)
         return 0
     if args.report:
-        results = json.loads(args.report.read_text(encoding="utf-8"))
-        if "plan" in results:
-            report.write(results, args.report.parent, args.report.stem)
-        else:
-            group_report.write(results, args.report.parent, args.report.stem)
+        found = json.loads(args.report.read_text(encoding="utf-8"))
+        write = report.write if "plan" in found else group_report.write
+        for results in [found] if "plan" in found else found.values():
+            print(terminal.text(results))
+        print(f"Report: {write(found, args.report.parent, args.report.stem)}")
         return 0
+    paths: list[Path] = []
     partial: dict[str, dict[str, Any]] = {}
     for plan in plans:
         print(plan.operator, file=sys.stderr)
-        print(save(plan, measure(plan), args.out, partial))
+        results = measure(plan)
+        paths.append(save(plan, results, args.out, partial))
+        print(terminal.text(results), flush=True)
+    for path in dict.fromkeys(paths):
+        print(f"Report: {path}")
     return 0
 
 

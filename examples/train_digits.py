@@ -9,7 +9,10 @@ the number of threads.
 
 With --checkpoint, the complete training state is written there after every epoch and on Ctrl-C; --resume continues from
 it and ends with the same bits. Prints a table and draws two figures, train_digits_curves.png and
-train_digits_points.png. --quick: a few digits and epochs, to see that it works; its accuracies mean nothing.
+train_digits_points.png.
+
+--quick is a smoke test: a few digits and epochs, to see that it works. Its accuracies mean nothing, and it writes
+nothing to docs; figures only to the folder given by --out.
 """
 
 from __future__ import annotations
@@ -244,8 +247,12 @@ def arguments(given: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument(
         "--seeds", type=int, help=f"how many times each network is trained (default: {Settings().seeds})"
     )
-    parser.add_argument("--out", type=Path, default=DOCS, help="folder for the two figures (default: docs)")
-    parser.add_argument("--quick", action="store_true", help="a few digits and epochs, one seed: seconds, not minutes")
+    parser.add_argument("--out", type=Path, help="folder for the two figures (default: docs; with --quick: no figures)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smoke test: a few digits and epochs, one seed, seconds; its accuracies mean nothing; writes nothing to docs",
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="an .npz file to write after every epoch")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     parser.add_argument(
@@ -259,6 +266,9 @@ def arguments(given: list[str] | None) -> tuple[argparse.Namespace, Settings]:
     for name in ("epochs", "seeds", "stop_after"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+    if args.quick and args.out and args.out.resolve().is_relative_to(DOCS.resolve()):
+        parser.error("--quick is a smoke test: its figures do not belong in docs")
+    args.out = args.out or (None if args.quick else DOCS)
     asked = {name: getattr(args, name) for name in ("epochs", "seeds") if getattr(args, name)}
     return args, (QUICK if args.quick else Settings())._replace(**asked)
 
@@ -282,16 +292,19 @@ def main(given: list[str] | None = None) -> int:
         f"of {settings.train} digits; test: {settings.test} others, poses per digit: {settings.copies}",
         flush=True,
     )
+    if args.quick:
+        print("--quick is a smoke test: its accuracies mean nothing", flush=True)
     try:
         done = train_all(state, settings, args.checkpoint, stop)
     except Stopped:
         print(f"stopped; --resume continues from {args.checkpoint}")
         return 130
     print("\n" + table(done, settings) + "\n")
-    args.out.mkdir(parents=True, exist_ok=True)
-    figures.curves(done, args.out / "train_digits_curves.png")
-    trained = next(d["params"] for d in done if d["name"] == "deformable")
-    figures.points(trained, args.out / "train_digits_points.png")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        figures.curves(done, args.out / "train_digits_curves.png")
+        trained = next(d["params"] for d in done if d["name"] == "deformable")
+        figures.points(trained, args.out / "train_digits_points.png")
     print(f"{time.perf_counter() - start:.0f} s in total")
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.cases import layers
 from benchmarks.cases.interface import Operator, Target, generator, normal, relative_error
 from benchmarks.rivals.contender import Call, NumdcnOperator
-from benchmarks.rivals.frameworks import Torchvision
+from benchmarks.rivals.frameworks import Torchvision, check_columns
 from benchmarks.rivals.layer import Case, Inputs
 
 LARGEST = 11  # largest predicting weight, in their unit
@@ -55,6 +55,7 @@ class TorchLayer(Torchvision):
     autograd."""
 
     def load(self, case: Case, w: Weights) -> None:
+        check_columns(case)
         self.case = case
         self.tensors = [self.torch.from_numpy(a) for a in w]
         self.plain_geometry = [[case.stride] * 2, [case.padding] * 2, [case.dilation] * 2]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.cases.interface import Operator, Target
 from benchmarks.cases.operators import GROUPS, operator
-from benchmarks.harness.report import Report, json_lines, number, table
+from benchmarks.harness.report import PART, Report, json_lines, number, table
 from benchmarks.harness.targets import ratio
 
 OWN = "numdcn"  # the contender being judged
@@ -34,17 +34,13 @@ class OperatorReport(Report):
         self.operator: Operator = operator(results["plan"]["operator"])
         super().__init__(results, self.operator.contender_names())
 
-    def fastest(self, case: str, direction: str, threads: int, names: list[str]) -> tuple[str, float] | None:
-        found = [(t, name) for name in names if (t := self.times.get(case, direction, threads, name)) is not None]
-        return (min(found)[1], min(found)[0]) if found else None
-
     def row(self, case: str, direction: str, against: str = "fastest") -> Row:
         """numdcn against the fastest rival, else the floor, or against one contender."""
         names = self.operator.rivals() if against == "fastest" else [against]
         floors = [name for name in self.names if self.operator.contender(name).plain]
         row = Row(case, direction, {}, {}, not names)
         for threads in self.plan["threads"]:
-            other = self.fastest(case, direction, threads, names or floors)
+            other = self.times.fastest(case, direction, threads, names or floors)
             value = ratio(other[1] if other else None, self.times.get(case, direction, threads, OWN))
             if value and other:
                 row.ratios[threads], row.rivals[threads] = value, other[0]
@@ -111,7 +107,8 @@ class OperatorReport(Report):
     def section(self) -> list[str]:
         """Everything about the operator, one level below its title."""
         name, about = self.operator.name, self.results["machine"]
-        made = f"Measured on {about['date']}, load average before: {about['load average before']}."
+        made = f"Measured on {about['date']}, load average before: {about['load average before']}"
+        made += f", minutes taken: {about['minutes taken']}." if "minutes taken" in about else "."
         lines = [f"## {name}", "", f"Inputs: {self.operator.inputs_text}. {made}", "", *self.times_rows()]
         lines += [*self.notes(), *self.memory(), *self.start()]
         return lines[:2] + [
@@ -129,7 +126,16 @@ def versions(reports: list[OperatorReport]) -> str:
     return "; ".join(found.values())
 
 
-def markdown(reports: list[OperatorReport], group: str, picture: str | None) -> str:
+def targets(reports: list[OperatorReport]) -> list[str]:
+    """The table of what is wanted, for the operators measured with the same numbers of threads as the last."""
+    threads = reports[-1].plan["threads"]
+    head = ["operator", "case", "direction", *(f"{t}T" for t in threads), "wanted", "verdict"]
+    rows = [row for report in reports if report.plan["threads"] == threads for row in report.judged()]
+    lines = ["## Targets", "", "Their time over numdcn's, more is better, unless the other way is wanted.", ""]
+    return lines + table(head, rows, left=3)
+
+
+def markdown(reports: list[OperatorReport], group: str, picture: str | None, whole: bool = True) -> str:
     """The whole report."""
     last, names = reports[-1], [report.operator.name for report in reports]
     lines = [
@@ -138,7 +144,7 @@ def markdown(reports: list[OperatorReport], group: str, picture: str | None) -> 
         f"Made by `python benchmarks/run.py --operators {group}`; float32.",
         "",
     ]
-    skipped = ("load average before", "date")
+    skipped = ("load average before", "date", "minutes taken")
     lines += [f"- {key}: {value}" for key, value in last.results["machine"].items() if value and key not in skipped]
     plan = last.plan
     turns = f"{plan['rounds']} rounds of {plan['fewest']} to {plan['most']} runs or {plan['seconds']} s"
@@ -147,10 +153,7 @@ def markdown(reports: list[OperatorReport], group: str, picture: str | None) -> 
     checked = "every result is checked against a float64 reference, and against the others', before it is timed"
     lines += [f"- {checked}", ""]
     lines += [f"![how many times as fast as the fastest other]({picture})", ""] if picture else []
-    head = ["operator", "case", "direction", *(f"{t}T" for t in plan["threads"]), "wanted", "verdict"]
-    rows = [row for report in reports if report.plan["threads"] == plan["threads"] for row in report.judged()]
-    lines += ["## Targets", "", "Their time over numdcn's, more is better, unless the other way is wanted.", ""]
-    lines += table(head, rows, left=3)
+    lines += targets(reports) if whole else []
     for report in reports:
         lines += report.section()
     return "\n".join(lines).rstrip() + "\n"
@@ -259,7 +262,8 @@ def write(results: dict[str, Any], folder: Path, stem: str, group: str | None = 
     group = group or next(name for name, operators in GROUPS.items() if next(iter(results)) in operators)
     drawn = chart(reports, folder / f"{stem}.png")
     path = folder / f"{stem}.md"
-    path.write_text(markdown(reports, group, f"{stem}.png" if drawn else None), encoding="utf-8")
+    text = markdown(reports, group, f"{stem}.png" if drawn else None, not stem.endswith(PART))
+    path.write_text(text, encoding="utf-8")
     if stem.endswith(f"-{group}"):
         machine = stem.removesuffix(f"-{group}")
         found = [read(folder / f"{machine}-{name}.json") for name in GROUPS]

@@ -13,6 +13,7 @@ from benchmarks.harness.targets import MB, Times, geometric_mean, judge_all, rat
 from benchmarks.rivals.engines import ENGINES
 
 CONTENDERS = OPERATOR.contender_names()
+PART = "-part"  # ends the name of a report that is incomplete or made of short runs; nothing is judged there
 BASE = {"forward": "numdcn-prepared", "backward": "numdcn"}  # reference of ratios
 WORDS = {"unsupported": "-", "failed": "failed", "wrong": "wrong"}
 COLOURS = ("#1b6ca8", "#7fb2d9", "#c9def0", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#b08968", "#888888")
@@ -95,23 +96,25 @@ class Report:
         """Medians and quartiles in ms, ratios, and the geometric mean of each contender's ratio."""
         columns, base = self.columns(direction, threads), BASE[direction]
         head = ["case", "layer", *columns]
-        engines = direction == "forward" and any(name in columns for name in ENGINES)
-        head += ["fastest engine / " + base] * engines + [f"{base} / {FLOOR}"]
+        kind, rivals = ("engine", list(ENGINES)) if direction == "forward" else ("rival", OPERATOR.rivals())
+        led = any(name in columns for name in rivals)
+        head += [f"fastest {kind} / {base}"] * led + [f"{base} / {FLOOR}"]
         ratios: dict[str, list[float]] = {name: [] for name in columns}
         rows = []
         for case, layer in self.cases.items():
             own = self.times.get(case, direction, threads, base)
             row = [case, layer, *(self.cell((case, direction, threads, name)) for name in columns)]
-            lead, engine = self.times.lead(case, threads), self.times.engine(case, threads)
+            best = self.times.fastest(case, direction, threads, rivals)
+            lead = ratio(best[1] if best else None, own)
             floor = ratio(own, self.times.get(case, direction, threads, FLOOR))
-            row += [f"{number(lead)} ({engine[0]})" if lead and engine else ""] * engines
+            row += [f"{number(lead)} ({best[0]})" if lead and best else ""] * led
             row += [number(floor) if floor else ""]
             rows.append(row)
             for name in columns:
                 other = ratio(self.times.get(case, direction, threads, name), own)
                 ratios[name] += [other] if other else []
         means = [f"{number(geometric_mean(r))} over {len(r)}" if r else "" for r in ratios.values()]
-        rows.append([f"time / {base}", "geometric mean", *means, *[""] * (1 + engines)])
+        rows.append([f"time / {base}", "geometric mean", *means, *[""] * (1 + led)])
         title = f"## {direction.capitalize()}, {threads} thread{'s' * (threads > 1)}: ms, median (quartiles)"
         return [title, "", *table(head, rows)]
 
@@ -185,7 +188,7 @@ class Report:
             lines += [f"`import numdcn` and with it NumPy, in a fresh process: {start['import_seconds']:.2f} s.", ""]
         return lines + table(head, rows)
 
-    def markdown(self, picture: str | None) -> str:
+    def markdown(self, picture: str | None, whole: bool = True) -> str:
         lines = [
             "# Deformable convolution on a CPU",
             "",
@@ -193,7 +196,7 @@ class Report:
         ]
         lines += ["", *self.machine()]
         lines += [f"![times relative to numdcn]({picture})", ""] if picture else []
-        lines += self.targets()
+        lines += self.targets() if whole else []
         for direction in self.plan["directions"]:
             for threads in self.plan["threads"]:
                 if self.columns(direction, threads):
@@ -269,5 +272,5 @@ def write(results: dict[str, Any], folder: Path, stem: str) -> Path:
     report = Report(results)
     drawn = report.chart(folder / f"{stem}.png")
     path = folder / f"{stem}.md"
-    path.write_text(report.markdown(f"{stem}.png" if drawn else None), encoding="utf-8")
+    path.write_text(report.markdown(f"{stem}.png" if drawn else None, not stem.endswith(PART)), encoding="utf-8")
     return path

@@ -70,14 +70,14 @@ class Times:
     def get(self, case: str, direction: str, threads: int, contender: str) -> float | None:
         return self.medians.get((case, direction, threads, contender))
 
-    def engine(self, case: str, threads: int) -> tuple[str, float] | None:
-        """The fastest inference engine of a row."""
-        found = [(t, name) for name in ENGINES if (t := self.get(case, "forward", threads, name)) is not None]
+    def fastest(self, case: str, direction: str, threads: int, names: Iterable[str]) -> tuple[str, float] | None:
+        """The fastest of these contenders, and its time."""
+        found = [(t, name) for name in names if (t := self.get(case, direction, threads, name)) is not None]
         return (min(found)[1], min(found)[0]) if found else None
 
     def lead(self, case: str, threads: int) -> float | None:
-        """How many times as fast as the fastest engine."""
-        best = self.engine(case, threads)
+        """How many times faster than the fastest inference engine."""
+        best = self.fastest(case, "forward", threads, ENGINES)
         return ratio(best[1] if best else None, self.get(case, "forward", threads, "numdcn-prepared"))
 
     def over(self, direction: str, threads: int, name: str, under: str, cases: Iterable[str]) -> Values:

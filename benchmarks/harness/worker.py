@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import queue
@@ -29,7 +30,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 PASSIVE = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}  # relative to the root mean square of the result
 SET_BYTES = 256 << 20  # two sets of inputs alternate if both fit
-SLOW = 6.0  # seconds after which a turn ends, complete or not
+SLOW = 3.0  # seconds after which a turn ends, complete or not; a run of half of that needs no warm-up
+CHECKOUT = "NUMDCN_CHECKOUT"  # environment variable: a folder whose numdcn is measured instead; see compare.py
 FINGERPRINT = 64  # numbers used to compare whole results
 
 
@@ -121,7 +123,8 @@ class Served:
         self.weights: Any = None
 
     def hello(self) -> dict[str, Any]:
-        return {"version": self.contender_class.version(), "import_seconds": self.import_seconds}
+        file = getattr(sys.modules.get(self.contender_class.module), "__file__", None)
+        return {"version": self.contender_class.version(), "import_seconds": self.import_seconds, "file": file}
 
     def load(self, case: str) -> dict[str, Any]:
         """Creates the layer; answers what is not supported."""
@@ -165,28 +168,27 @@ class Served:
         return self.contender.forward if direction == "forward" else self.contender.backward
 
     def time(self, direction: str, seed: int, seconds: float, fewest: int, most: int) -> dict[str, Any]:
-        """Times of runs in seconds: at least `fewest` and `seconds` in all, at most `most`; inputs rotate."""
+        """Times of runs in seconds: at least `fewest` and `seconds` in all, at most `most`; inputs rotate.
+
+        A turn ends once its runs have taken SLOW seconds, and a first warm-up run of half of that counts as one of them.
+        """
         first = self.inputs(seed, direction)
         sets = [first] if first.nbytes > SET_BYTES else [first, self.inputs(seed + 1, direction)]
         given = [self.contender.convert(inputs) for inputs in sets]
         call, clock = self.call(direction), time.perf_counter
         gc.collect()
         gc.disable()
-        start, runs = clock(), 0
-        while runs < len(given) or clock() - start < min(0.05, seconds):  # warm-up, discarded
+        start, runs, spent = clock(), 0, 0.0
+        while (runs < len(given) or spent < min(0.05, seconds)) and spent < SLOW / 4:  # warm-up
             call(given[runs % len(given)])
-            runs += 1
-            if clock() - start > SLOW / 4:
-                break
-        times: list[float] = []
-        while len(times) < most and (len(times) < fewest or sum(times) < seconds):
+            runs, spent = runs + 1, clock() - start
+        times = [spent] if runs == 1 and spent > SLOW / 2 else []
+        while len(times) < most and sum(times) < SLOW and (len(times) < fewest or sum(times) < seconds):
             arguments = given[len(times) % len(given)]
             start = clock()
             result = call(arguments)
             times.append(clock() - start)
             del result
-            if sum(times) > SLOW:
-                break
         gc.enable()
         return {"times": [float(f"{t:.4g}") for t in times]}
 
@@ -269,6 +271,10 @@ def serve(operator_name: str, name: str, threads: int, spin: bool) -> None:
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, available_cpus()[-threads:])
+    if checkout := os.environ.get(CHECKOUT):
+        sys.path.insert(0, checkout)
+        importlib.import_module("numdcn")
+        sys.path.remove(checkout)  # the benchmarks are those of this folder
     served = Served(operator_name, name, threads, spin)
     for line in sys.stdin:
         request = json.loads(line)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rivals.contender import Contender
-from benchmarks.rivals.layer import Inputs
+from benchmarks.rivals.contender import Contender, Unsupported
+from benchmarks.rivals.layer import Case, Inputs
+
+COLUMNS_LIMIT = 16e9  # bytes
 
 
 def present(inputs: Inputs, convert: Callable[[np.ndarray], Any]) -> Any:
@@ -91,6 +93,15 @@ class Torch(Contender):
         return {name: a.numpy() for name, a in grads.items()}
 
 
+def check_columns(case: Case) -> None:
+    """Unsupported if what torchvision keeps in memory at a time, the columns of up to 32 images, is too large."""
+    images = next(n for n in range(min(32, case.n), 0, -1) if case.n % n == 0)
+    height, width = case.out_size
+    size = 4 * case.c * case.taps * images * height * width
+    if size > COLUMNS_LIMIT:
+        raise Unsupported(f"its column buffer of {size / 1e9:.1f} GB is larger than {COLUMNS_LIMIT / 1e9:.0f} GB")
+
+
 class Torchvision(Torch):
     """torchvision's operators, called without autograd."""
 
@@ -106,6 +117,7 @@ class Torchvision(Torch):
         self.ops = self.torch.ops.torchvision
 
     def load(self, case: Any, w: Any) -> None:
+        check_columns(case)
         self.w = self.torch.from_numpy(w)
         self.bias = self.torch.zeros(case.c_out)
         geometry = [size for size in (case.stride, case.padding, case.dilation) for _ in range(2)]

@@ -147,6 +147,20 @@ def test_quick_run_ends_well(tiny, tmp_path, capsys):
         assert re.search(rf"^\| {name} \| \d+ \| [\d.]+ \| [\d.]+ %", out, re.M), name
 
 
+def test_quick_says_that_it_is_a_smoke_test_and_leaves_docs_alone(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_digits, "DOCS", tmp_path / "docs")
+    assert train_digits.main(["--quick"]) == 0
+    assert "smoke test" in capsys.readouterr().out
+    assert not (tmp_path / "docs").exists()
+    with pytest.raises(SystemExit):
+        train_digits.main(["--quick", "--out", str(tmp_path / "docs" / "pictures")])
+    assert "smoke test" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_digits.main(["--help"])
+    assert "smoke test" in capsys.readouterr().out
+    assert train_digits.arguments([])[0].out == tmp_path / "docs"
+
+
 @pytest.mark.full
 def test_two_runs_and_any_number_of_threads_give_the_same_bits(main, tmp_path):
     threads = numdcn.get_num_threads()
