@@ -3,6 +3,7 @@
 torch and CuPy are stood in for by modules of this file; where numdcn would start a kernel these tests stop.
 """
 
+import re
 import types
 from collections import namedtuple
 
@@ -17,6 +18,7 @@ from numdcn._call.arguments import Argument, check_place, receive
 from numdcn._call.arrays import check_array, check_out, received
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
+from numdcn._call.install import install
 from numdcn._call.results import output_array
 
 
@@ -235,7 +237,7 @@ def test_empty_results_need_no_gpu(torch):
 
 def test_without_numba_cuda(torch, monkeypatch):
     monkeypatch.setattr(frameworks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
+    with pytest.raises(ImportError, match=re.escape(install("cuda"))):
         frameworks.numba_cuda.__wrapped__()  # not what an earlier call found
 
 
@@ -255,7 +257,7 @@ try:
 except ImportError as error:
     print("told:", error)
 """
-    assert "pip install numdcn[cuda]" in run_python(code).stdout.split("told:")[1]
+    assert install("cuda") in run_python(code).stdout.split("told:")[1]
 
 
 def test_importing_numdcn_loads_nothing_of_cuda():
