@@ -22,7 +22,7 @@ def lint(session):
 @nox.session
 def types(session):
     """Mypy."""
-    session.install("-e", ".[dev]")
+    session.install("-e", ".[demo,dev]")
     session.run("mypy")
 
 
@@ -66,6 +66,8 @@ def dist(session):
     """The wheel and the sdist, built, checked, and the wheel tried away from the sources."""
     session.install("build", "twine")
     folder = Path(session.create_tmp())
+    for old in folder.glob("numdcn-*"):
+        old.unlink()
     session.run("python", "-m", "build", "--outdir", str(folder), ".")
     session.run("twine", "check", "--strict", *map(str, folder.glob("numdcn-*")))
     session.install(*map(str, folder.glob("*.whl")))
