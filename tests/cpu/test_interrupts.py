@@ -12,23 +12,25 @@ import pytest
 from checks import run_python
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-counts_threads = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 COUNT = int(os.environ.get("NUMDCN_TEST_INTERRUPTS", 1500))
 
 
+COUNT_THREADS = ("interrupts", "every_instruction", "no_thread")
+
+
 def run_program(name, *arguments, **environment):
+    if name in COUNT_THREADS and not os.path.isdir("/proc/self/task"):
+        pytest.skip("threads are counted in /proc")
     done = run_python(["-m", "interrupt_programs"], name, *arguments, timeout=180 + COUNT / 20, **environment)
     assert f"{name} is right" in done.stdout, done.stdout + done.stderr
     print(done.stdout)
 
 
-@counts_threads
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_interrupts_at_random_moments(threads):
     run_program("interrupts", COUNT, threads, random.randrange(10**6))
 
 
-@counts_threads
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_interrupt_at_every_instruction(direction):
     run_program("every_instruction", direction)
@@ -62,7 +64,6 @@ def test_an_interrupt_while_kernels_are_compiled_and_then_the_end(tmp_path):
     run_program("ends_while_compiling", NUMBA_CACHE_DIR=tmp_path)
 
 
-@counts_threads
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user with a limit")
 def test_no_thread_can_be_started():
     run_program("no_thread")

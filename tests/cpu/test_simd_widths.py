@@ -38,8 +38,9 @@ def test_core_tests_on_a_narrower_machine(bits, cache):
     if own < bits:
         pytest.skip(f"this machine has {own} bits, the test needs {bits}")
     assert width(**environment) == bits
-    files = (ROOT / "tests" / "ops").glob("test_*.py")
-    every = sorted(f"tests/ops/{path.name}" for path in files if "Family" in path.read_text(encoding="utf-8"))
+    every = sorted(
+        f"tests/ops/{path.name}" for path in (ROOT / "tests" / "ops").glob("test_*.py") if "Family" in path.read_text()
+    )
     for tests in (
         ["tests/ops/test_deform_conv.py", "tests/ops/test_deform_conv_special.py", "-k", "cpu"],
         [*every, "-k", "cpu and against_naive"],
