@@ -14,6 +14,7 @@ import numpy as np
 
 import numdcn
 from numdcn._call import scratch
+from numdcn._call.install import install
 from numdcn._cpu import gemm, jit, threads
 from numdcn._formulas.jit import has_fma, simd_bytes, target
 
@@ -28,7 +29,7 @@ def gpu() -> str:
     try:
         package = f"numba-cuda {importlib.metadata.version('numba-cuda')}"
     except importlib.metadata.PackageNotFoundError:
-        package = 'numba-cuda not installed (pip install "numdcn[cuda]")'
+        package = f"numba-cuda not installed ({install('cuda')})"
     return f"{seen_gpus()}; {package}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.gpu.problems import to_bfloat16
 from benchmarks.harness.machine import version
+from numdcn._call.install import install
 
 NUMPY = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
 
@@ -52,7 +53,7 @@ class Device:
 
     def __init__(self, simulated: bool) -> None:
         if importlib.util.find_spec("numba_cuda") is None:
-            raise NoGPU('numba-cuda is not installed: pip install "numdcn[cuda]"')
+            raise NoGPU(f"numba-cuda is not installed: {install('cuda')}")
         from numba import cuda
 
         self.cuda, self.simulated = cuda, simulated

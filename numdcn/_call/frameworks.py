@@ -18,6 +18,7 @@ import numpy as np
 
 from numdcn._call import device_scratch
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, Framework, c_strides, name_of
+from numdcn._call.install import install
 
 
 class Torch(Framework):
@@ -140,7 +141,7 @@ def require_cuda() -> None:
 def numba_cuda() -> Any:
     """The module `numba.cuda` of the package numba-cuda, which the extra installs."""
     if importlib.util.find_spec("numba_cuda") is None:
-        raise ImportError("arrays on a GPU need the extra `cuda`: pip install numdcn[cuda]")
+        raise ImportError(f"arrays on a GPU need the extra `cuda`: {install('cuda')}")
     from numdcn._call.numba_cuda import cuda
 
     return cuda

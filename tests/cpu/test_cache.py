@@ -23,14 +23,12 @@ from numdcn._cpu import images, jit
 
 PACKAGE = pathlib.Path(numdcn.__file__).parent
 SAMPLE = """
-import numpy as np
-import numdcn
+import numpy as np, numdcn
 x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
 print("y", numdcn.bilinear_sample_forward(x, np.array([[[0.25, 0.5]]], np.float32)).item())
 """
 CLEAR = """
-import numpy as np
-from numdcn._cpu.threads import launch
+import numpy as np; from numdcn._cpu.threads import launch
 from numdcn._cpu.images import ClearCall, clear
 def zeroed(dtype):
     a = np.ones(7, dtype)

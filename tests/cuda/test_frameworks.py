@@ -4,6 +4,7 @@ rejected.
 torch and CuPy are replaced by stand-in modules in this file; the tests stop where numdcn would launch a kernel.
 """
 
+import re
 import types
 from collections import namedtuple
 
@@ -18,6 +19,7 @@ from numdcn._call.arguments import Argument, check_place, receive
 from numdcn._call.arrays import check_array, check_out, received
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed, strides_of
 from numdcn._call.frameworks import Cupy, Numba, Torch, framework_of
+from numdcn._call.install import install
 from numdcn._call.results import output_array
 
 
@@ -236,7 +238,7 @@ def test_empty_results_need_no_gpu(torch):
 
 def test_without_numba_cuda(torch, monkeypatch):
     monkeypatch.setattr(frameworks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install numdcn\[cuda\]"):
+    with pytest.raises(ImportError, match=re.escape(install("cuda"))):
         frameworks.numba_cuda.__wrapped__()  # not the cached result
 
 
@@ -256,7 +258,7 @@ try:
 except ImportError as error:
     print("told:", error)
 """
-    assert "pip install numdcn[cuda]" in run_python(code).stdout.split("told:")[1]
+    assert install("cuda") in run_python(code).stdout.split("told:")[1]
 
 
 def test_importing_numdcn_loads_nothing_of_cuda():
