@@ -23,7 +23,7 @@ ITEM = re.compile(r" {4}(\w[\w, ]*): (.*)")
 def on_config(config: Any) -> Any:
     """Below "Speed", every page of results."""
     speed = next(section["Speed"] for section in config.nav if "Speed" in section)
-    speed += [{path.stem: f"results/{path.name}"} for path in sorted(RESULTS.glob("*.md"))]
+    speed += [{path.stem: f"results/{path.name}"} for path in sorted(RESULTS.glob("*.md"), key=lambda path: path.stem)]
     return config
 
 
@@ -56,6 +56,11 @@ class Docstrings(griffe.Extension):
         """Of a function, a class, a module or an attribute."""
         if obj.docstring:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_class_members(self, *, cls: Any, **_: Any) -> None:
+        """Named tuples list their fields."""
+        if cls.docstring and any("NamedTuple" in str(base) for base in cls.bases):
+            cls.docstring.value += "\n\nFields: " + ", ".join(f"`{name}`" for name in cls.members) + "."
 
 
 def as_markdown(docstring: str) -> str:
