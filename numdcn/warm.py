@@ -9,6 +9,7 @@ import numpy as np
 
 from numdcn._call.arrays import check_dtype
 from numdcn._call.checks import describe, flag
+from numdcn._call.door import door
 from numdcn.bilinear_sample import bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import conv_backward, conv_forward
 from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
@@ -56,23 +57,37 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
     }
 
 
+@door
 def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iterable[str] = "deform_conv") -> None:
     """Compile (or load from the cache) everything that a first call would, so that later calls are at full speed.
 
     dtype: float32 or float64, as anything that `numpy.dtype` takes. backward: also what the backward needs. operators:
-    a name or names, such as "conv" or ("roi_align", "deform_conv_layer").
+    a name or names, such as "conv" or ("roi_align", "deform_conv_layer"), or "all".
+
+    A first call that has to compile for longer than a second says so on stderr, through the logger "numdcn", unless the environment
+    variable NUMDCN_QUIET is 1.
 
     Raises `TypeError` for another dtype or what is no bool or name, `ValueError` for a name that is no operator's.
     """
     calls = _small_calls(check_dtype("dtype", dtype))
-    backward, known = flag("backward", backward), ", ".join(calls)
-    if not isinstance(operators, Iterable):
-        raise TypeError(f"`operators` is {describe(operators)}, expected a name or names among {known}")
-    for name in (operators,) if isinstance(operators, str) else operators:
-        if not isinstance(name, str) or name not in calls:
-            raise ValueError(f"`operators` holds {describe(name)}, expected names among {known}")
+    backward = flag("backward", backward)
+    for name in _names(operators):
         arguments, keywords = calls[name]
         run_forward, run_backward = OPERATORS[name]
         result = run_forward(*arguments, **keywords)
         if backward:
             run_backward(getattr(result, "y", result), *arguments, **keywords)
+
+
+def _names(operators: Any) -> list[str]:
+    """The names of operators that an argument stands for."""
+    known = f'expected "all", or one or more of {", ".join(OPERATORS)}'
+    if isinstance(operators, str):
+        operators = OPERATORS if operators == "all" else (operators,)
+    if not isinstance(operators, Iterable) or not getattr(operators, "ndim", 1):
+        raise TypeError(f"`operators` is {describe(operators)}, {known}")
+    names = list(operators)
+    for name in names:
+        if not isinstance(name, str) or name not in OPERATORS:
+            raise ValueError(f"`operators` holds {describe(name)}, {known}")
+    return names

@@ -14,7 +14,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from numdcn import _cache
-from numdcn._formulas.jit import OPTIONS, simd_bytes, target
+from numdcn._formulas.jit import OPTIONS, require_compiler, simd_bytes, target
 
 STORE = _cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
 _INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # Python does not call it
@@ -31,6 +31,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     The arguments of a kernel: `one`, 1 in the type of the elements; `params`, the address of its parameters (`unpack`);
     `counter`, the address of the number of the next task (`next_task`); `slot`, the number of the thread in the call.
     """
+    require_compiler()
     return _cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
 
 

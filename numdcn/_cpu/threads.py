@@ -18,6 +18,7 @@ import numpy as np
 from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 
+from numdcn._call import notice
 from numdcn._call.checks import integer
 from numdcn._cpu import team
 from numdcn._cpu.parameters import parameters
@@ -136,13 +137,16 @@ def _load(kernel: Any, dtype: type) -> tuple[int, int, Any]:
             result = kernel.overloads[signature]
             return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
 
-    _codes[kernel, dtype] = found = _undisturbed(compiled)
+    def waiting(seconds: float) -> None:
+        notice.waited(notice.public_caller(), seconds, "CPU", kernel._cache)
+
+    _codes[kernel, dtype] = found = _undisturbed(compiled, waiting)
     return found
 
 
-def _undisturbed(action: Callable[[], Result]) -> Result:
+def _undisturbed(action: Callable[[], Result], waiting: Callable[[float], None]) -> Result:
     """What `action` returns, run in a thread of its own, where no signal handler can break it off half done. An exception from
-    a handler ends the wait here, while the action goes on."""
+    a handler ends the wait here, while the action goes on. `waiting` is told of every tenth of a second."""
     results: list[Result] = []
     errors: list[BaseException] = []
     process, done = os.getpid(), _thread.allocate_lock()
@@ -163,6 +167,7 @@ def _undisturbed(action: Callable[[], Result]) -> Result:
     while not done.acquire(timeout=0.1):
         if os.getpid() != process:  # a handler forked: this is the child, where that thread is not
             return action()
+        waiting(0.1)
     if errors:
         raise errors[0]
     return results[0]
