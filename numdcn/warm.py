@@ -84,7 +84,7 @@ def _names(operators: Any) -> list[str]:
     known = f'expected "all", or one or more of {", ".join(OPERATORS)}'
     if isinstance(operators, str):
         operators = OPERATORS if operators == "all" else (operators,)
-    if not isinstance(operators, Iterable) or not getattr(operators, "ndim", 1):
+    if not isinstance(operators, Iterable) or getattr(operators, "ndim", None) == 0:
         raise TypeError(f"`operators` is {describe(operators)}, {known}")
     names = list(operators)
     for name in names:

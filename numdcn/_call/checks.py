@@ -115,7 +115,7 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
         return frozenset(present)
     if isinstance(wrt, str):
         names: tuple[Any, ...] = (wrt,)
-    elif isinstance(wrt, Iterable) and getattr(wrt, "ndim", 1):  # an array of no axes has none to go through
+    elif isinstance(wrt, Iterable) and getattr(wrt, "ndim", None) != 0:  # an array without axes cannot be iterated over
         names = tuple(wrt)
     else:
         raise TypeError(f"`wrt` is {describe(wrt)}, expected None, or one or more of the names {', '.join(known)}")

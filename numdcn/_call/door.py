@@ -46,7 +46,7 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[s
     if len(args) <= len(places):
         return ""
     known = dict(zip(places, args))
-    arrays = [known.get(key) for key in ("x", "offsets", "w", "bias")]
+    arrays = [known.get(key) for key in ("x", "offsets", "w", "bias")]  # of a deformable convolution, or None
     return (
         f"{name} takes {len(places)} arguments by position ({', '.join(places)}), {len(args)} came; expected by keyword: "
         f"{', '.join(key for key in parameters if key not in places)}{hints.order(*arrays)}"
@@ -87,8 +87,8 @@ def _meant(given: str, names: tuple[str, ...]) -> str:
         return ": batches of any size fit; leave it out"
     if given in ("output_height", "output_width") and "output_size" in names:
         return ", expected `output_size=(height, width)`"
-    for name, others in ELSEWHERE.items():
-        if name in names and given in others:
+    for name, elsewhere in ELSEWHERE.items():
+        if name in names and given in elsewhere:
             return f", expected `{name}`"
     near = difflib.get_close_matches(given.lower(), names, 1)
     return f", expected `{near[0]}`" if near else f", expected names among {', '.join(names)}"

@@ -56,7 +56,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     """The shape of an array, or of what a list of lists would be as one, going by the first of each."""
     if isinstance(value, (list, tuple)):
         return (len(value), *(_shape(value[0]) if value else ()))
-    return tuple(getattr(value, "shape", ()))
+    shape = getattr(value, "shape", ())
+    return tuple(shape) if isinstance(shape, (list, tuple)) else ()
 
 
 def _with_index(boxes: str, on_torch: bool) -> str:
@@ -128,7 +129,8 @@ def other_padding(value: Any) -> str:
 
 def numbers(name: str, value: Any) -> str:
     """How an array of ints becomes a list of them."""
-    return f"; use {name}.tolist()" if isinstance(value, np.ndarray) and value.ndim else ""
+    fits = isinstance(value, np.ndarray) and value.shape in ((2,), (2, 2)[: 2 if name == "padding" else 1])
+    return f"; use {name}.tolist()" if fits else ""
 
 
 def fitting_padding(p: Any, array: Any, channels: int) -> str:
@@ -171,11 +173,12 @@ def order(x: Any, offsets: Any, w: Any, bias: Any) -> str:
 
 def _fit(x: Any, offsets: Any, w: Any) -> bool:
     """Whether these can be the arrays of one deformable convolution, heights and widths aside."""
-    if any(len(getattr(array, "shape", ())) != 4 for array in (x, offsets, w)):
+    shapes = _shape(x), _shape(offsets), _shape(w)
+    if any(len(shape) != 4 for shape in shapes):
         return False
-    (n, c), (c_out, per_group, *kernel) = x.shape[:2], w.shape
+    (n, c, *_), (images, moved, *_), (c_out, per_group, *kernel) = shapes
     pairs = 2 * kernel[0] * kernel[1]
-    if 0 in (c, c_out, per_group, pairs) or c % per_group or c_out % (c // per_group) or offsets.shape[0] != n:
+    if 0 in (c, c_out, per_group, pairs) or c % per_group or c_out % (c // per_group) or images != n:
         return False
-    groups, rest = divmod(offsets.shape[1], pairs)
+    groups, rest = divmod(moved, pairs)
     return groups > 0 and not rest and not c % groups

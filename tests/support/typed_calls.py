@@ -65,8 +65,8 @@ def no_arrays(x: Floats, w: Floats, rois: Floats) -> None:
     numdcn.conv_forward("x", w)  # type: ignore[type-var]
     numdcn.conv_forward([[1.0]], [[1.0]])  # type: ignore[type-var]
     numdcn.conv_forward(None, w)  # type: ignore[type-var]
-    numdcn.conv_forward(x, 1.0)  # type: ignore[type-var]
-    numdcn.conv_forward(x, w, out=[])  # type: ignore[type-var]
+    numdcn.conv_forward(x, 1.0)  # type: ignore[arg-type]
+    numdcn.conv_forward(x, w, out=[])  # type: ignore[arg-type]
     numdcn.deform_conv_forward(x, "offsets", w)  # type: ignore[arg-type]
     numdcn.roi_align_forward(x, [rois], 7)  # type: ignore[arg-type]
     numdcn.roi_align_forward(x, None, 7)  # type: ignore[arg-type]
@@ -74,16 +74,12 @@ def no_arrays(x: Floats, w: Floats, rois: Floats) -> None:
     numdcn.conv_forward(numdcn.prepare_weights(w), w)  # type: ignore[type-var]
 
 
-def arrays_of_two_kinds(x: Floats, w: Tensor) -> None:
-    numdcn.conv_forward(x, w)  # type: ignore[type-var]
-
-
 def names_that_are_none(x: Floats, w: Floats, rois: Floats) -> None:
     numdcn.conv_backward(x, x, w, wrt="weight")  # type: ignore[arg-type]
     numdcn.conv_backward(x, x, w, wrt=("x", "mask"))  # type: ignore[arg-type]
     numdcn.roi_align_backward(x, x, rois, 7, wrt="rois")  # type: ignore[arg-type]
     numdcn.conv_forward(x, w, groups=2)  # type: ignore[call-arg]
-    numdcn.deform_conv_forward(x, x, w, None, 1)  # type: ignore[misc]
+    numdcn.deform_conv_forward(x, x, w, None, w)  # type: ignore[call-arg]
 
 
 def modules(x: Floats, w: Floats) -> None:
