@@ -131,7 +131,7 @@ class Store:
             if hashlib.sha256(content).digest() == digest:
                 self._mark(folder)
                 return content
-            _warn(f"{path} is damaged; its kernel is compiled anew")
+            _warn(f"{path} is damaged; its kernel is compiled again")
         return None
 
     def write(self, name: str, content: bytes) -> None:
@@ -147,8 +147,8 @@ class Store:
                 trouble = trouble or error
         if trouble is not None:
             _warn(
-                f"a compiled kernel could not be kept on disk ({trouble}), so every process compiles it anew; make room, or set "
-                "the environment variable NUMBA_CACHE_DIR to a folder that can be written"
+                f"a compiled kernel could not be kept on disk ({trouble}), so every process compiles it again; make room, or set "
+                "the environment variable NUMBA_CACHE_DIR to a writable folder"
             )
 
     def remove(self, prefix: str) -> None:
@@ -223,6 +223,7 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
         unpack: Callable[[Any, bytes], Any],
     ) -> None:
         self._store, self._pack, self._unpack, self._enabled = store, pack, unpack, True
+        self.missed = False  # whether what was asked for last was not kept, so that it is compiled
         self._options = dispatcher.targetoptions
         self._function = _named(dispatcher.py_func)
         self._prefix = self._function.partition("(")[0].partition(".")[2].replace("<locals>.", "")
@@ -242,15 +243,18 @@ class KernelCache(caching._Cache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The result compiled for a signature; None if it was not kept."""
-        if not self._enabled:
-            return None
+        found = self._load(sig, target_context) if self._enabled else None
+        self.missed = found is None
+        return found
+
+    def _load(self, sig: Any, target_context: Any) -> Any:
         content = self._store.read(self._name(sig, target_context.codegen()))
         if content is None:
             return None
         try:
             return self._unpack(target_context, content)
         except Exception as error:  # whatever another program may have written there
-            _warn(f"a compiled kernel cannot be loaded ({type(error).__name__}: {error}) and is compiled anew")
+            _warn(f"a compiled kernel cannot be loaded ({type(error).__name__}: {error}) and is compiled again")
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

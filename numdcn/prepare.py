@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from numdcn._call.arrays import check_array, received
+from numdcn._call.arrays import AnyArray, check_array, received
 from numdcn._call.checks import integer
+from numdcn._call.door import door
 from numdcn._call.prepared import PreparedWeights
 from numdcn._run import on_gpu
 
 
-def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
+@door
+def prepare_weights(w: AnyArray, *, groups: int = 1) -> PreparedWeights:
     """Pack weights once, for repeated calls with them.
 
     `deform_conv`, `conv` and `deform_conv_layer` accept the result as `w`, forward and backward. It is a snapshot:
@@ -29,19 +29,21 @@ def prepare_weights(w: Any, *, groups: int = 1) -> PreparedWeights:
         TypeError: w is not an array or has an unsupported dtype, or groups is not an integer.
         ValueError: w is not 4-dimensional or has an empty axis, or C_out is not a multiple of groups.
     """
-    w = received(w, "w")
-    check_array("w", w, 4, "(C_out, C/groups, kh, kw)")
+    seen = received(w, "w")
+    check_array("w", seen, 4, "(C_out, C/groups, kh, kw)")
     groups = integer("groups", groups, 1)
-    if min(w.shape) < 1:
-        raise ValueError(f"`w` has shape {w.shape}, expected no empty axis")
-    if w.shape[0] % groups:
-        raise ValueError(f"`w` has shape {w.shape}: C_out = {w.shape[0]}, expected a multiple of groups = {groups}")
-    if on_gpu(w):
+    if min(seen.shape) < 1:
+        raise ValueError(f"`w` has shape {seen.shape}, expected no empty axis")
+    if seen.shape[0] % groups:
+        raise ValueError(
+            f"`w` has shape {seen.shape}: C_out = {seen.shape[0]}, expected a multiple of groups = {groups}"
+        )
+    if on_gpu(seen):
         from numdcn._cuda.workspace import copied
 
-        return PreparedWeights(copied(w), groups)
+        return PreparedWeights(copied(seen), groups)
     from numdcn._cpu.conv.pack import packed_panels
 
-    prepared = PreparedWeights(np.array(w, order="C"), groups)
+    prepared = PreparedWeights(np.array(seen, order="C"), groups)
     packed_panels(prepared)
     return prepared

@@ -9,6 +9,7 @@ import numpy as np
 
 from numdcn._call.arrays import check_dtype
 from numdcn._call.checks import describe, flag
+from numdcn._call.door import door
 from numdcn.bilinear_sample import bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import conv_backward, conv_forward
 from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
@@ -56,27 +57,41 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
     }
 
 
+@door
 def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iterable[str] = "deform_conv") -> None:
     """Compile (or load from the cache) everything that a first call would, so that later calls run at full speed.
+
+    A first call that has to compile for longer than a second says so on stderr, through the logger "numdcn", unless the
+    environment variable NUMDCN_QUIET is 1.
 
     Args:
         dtype: float32 or float64, as anything `numpy.dtype` accepts.
         backward: whether to compile the backward too.
-        operators: name or names of operators, such as "conv" or ("roi_align", "deform_conv_layer").
+        operators: name or names of operators, such as "conv" or ("roi_align", "deform_conv_layer"), or "all".
 
     Raises:
         TypeError: another dtype, `backward` is not a bool, or `operators` is not a name or names.
         ValueError: an unknown operator.
     """
     calls = _small_calls(check_dtype("dtype", dtype))
-    backward, known = flag("backward", backward), ", ".join(calls)
-    if not isinstance(operators, Iterable):
-        raise TypeError(f"`operators` is {describe(operators)}, expected a name or names among {known}")
-    for name in (operators,) if isinstance(operators, str) else operators:
-        if not isinstance(name, str) or name not in calls:
-            raise ValueError(f"`operators` holds {describe(name)}, expected names among {known}")
+    backward = flag("backward", backward)
+    for name in _names(operators):
         arguments, keywords = calls[name]
         run_forward, run_backward = OPERATORS[name]
         result = run_forward(*arguments, **keywords)
         if backward:
             run_backward(getattr(result, "y", result), *arguments, **keywords)
+
+
+def _names(operators: Any) -> list[str]:
+    """The names of operators that an argument stands for."""
+    known = f'expected "all", or one or more of {", ".join(OPERATORS)}'
+    if isinstance(operators, str):
+        operators = OPERATORS if operators == "all" else (operators,)
+    if not isinstance(operators, Iterable) or getattr(operators, "ndim", None) == 0:
+        raise TypeError(f"`operators` is {describe(operators)}, {known}")
+    names = list(operators)
+    for name in names:
+        if not isinstance(name, str) or name not in OPERATORS:
+            raise ValueError(f"`operators` holds {describe(name)}, {known}")
+    return names

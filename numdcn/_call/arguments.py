@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from numdcn._call import hints
 from numdcn._call.arrays import check_array, received
 from numdcn._call.checks import describe
 from numdcn._call.device_array import DeviceArray
@@ -77,16 +78,19 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
     here, there = device_array_of(value), device_array_of(other)
     if value is None or (here is None and there is None):
         return
+    place = "expected all arrays in one place"
     if here is None and there is not None:
         if isinstance(value, (np.ndarray, PreparedWeights)):
+            hint = hints.to_gpu(name, value, there.framework)
             raise ValueError(
-                f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; expected one place for all"
+                f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; {place}{hint}"
             )
         return  # not an array: `check_array` raises
     if there is None:
-        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; expected one place for all")
+        hint = hints.to_memory(name, value, here.framework)  # type: ignore[union-attr]
+        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is a NumPy array; {place}{hint}")
     if (here.device, here.framework) != (there.device, there.framework):  # type: ignore[union-attr]
-        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is {_where(there)}; expected one place for all")
+        raise ValueError(f"`{name}` is {_where(here)}, but `{first}` is {_where(there)}; {place}")
 
 
 def _where(array: Any) -> str:
@@ -109,9 +113,11 @@ def check_arguments(table: Table, arrays: Any, weights: tuple[str, ...] = ()) ->
     first, dtype = given[0][0].name, given[0][1].dtype
     for argument, value in given:
         if value.dtype != dtype and not (argument.coordinates and _narrow(dtype) and value.dtype == np.float32):
+            finer = argument.coordinates and _narrow(dtype)
             raise TypeError(
-                f"`{argument.name}` has dtype {value.dtype} but `{first}` has {dtype}; expected one dtype for all"
-                + ", or float32" * (argument.coordinates and _narrow(dtype))
+                f"`{argument.name}` has dtype {value.dtype} but `{first}` has {dtype}; expected one dtype for all arrays"
+                + ", or float32 here" * finer
+                + hints.cast(argument.name, value, np.float32 if finer else dtype)
             )
 
 
@@ -127,7 +133,10 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
     if device_array_of(grad_y) is not None:
         join(grad_y, x)
     if grad_y.dtype != x.dtype:
-        raise TypeError(f"`grad_y` has dtype {grad_y.dtype} but `x` has {x.dtype}; expected one dtype for all")
+        raise TypeError(
+            f"`grad_y` has dtype {grad_y.dtype} but `x` has {x.dtype}; expected one dtype for all arrays"
+            + hints.cast("grad_y", grad_y, x.dtype)
+        )
     if grad_y.shape != shape:
         raise ValueError(f"`grad_y` has shape {grad_y.shape}, expected {shape} = {axes}")
     return grad_y

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from numdcn._call import hints
 from numdcn._call.checks import describe
 from numdcn._call.device_array import BFLOAT16, DeviceArray
 from numdcn._call.frameworks import framework_of
 
-Array = TypeVar("Array")  # NumPy's or a GPU framework's: one kind for all arrays and results of a call
+
+class AnyArray(Protocol):
+    """An array: NumPy's, or one on a GPU."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def ndim(self) -> int: ...
+
+
+Array = TypeVar("Array", bound=AnyArray)  # one kind for all arrays and results of a call
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 
@@ -32,6 +45,10 @@ def received(value: Any, name: str = "") -> Any:
         return value
     try:
         return framework.seen(value)
+    except (AttributeError, KeyError) as error:  # of what only looks like one
+        raise TypeError(
+            f"`{name}` is {describe(value)}, expected an array whose array interface is complete"
+        ) from error
     except (TypeError, ValueError) as error:
         if not name:
             raise
@@ -47,7 +64,7 @@ def check_dtype(name: str, value: Any) -> np.dtype:
     """`value` as a dtype, if it is float32 or float64."""
     try:
         kind = np.dtype(value)
-    except (TypeError, ValueError):
+    except Exception:  # of several kinds, for a text or a dict
         kind = None
     if kind is None or kind not in FLOATS:
         raise TypeError(f"`{name}` is {describe(value)}, expected float32 or float64")
@@ -59,18 +76,24 @@ def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
     given."""
     if isinstance(value, DeviceArray):
         if value.dtype not in GPU_FLOATS:
-            raise TypeError(f"`{name}` has dtype {value.dtype}, expected float16, bfloat16, float32 or float64")
+            wanted = "float16, bfloat16, float32 or float64"
+            raise TypeError(f"`{name}` has dtype {value.dtype}, expected {wanted}{hints.cast(name, value, FLOATS[0])}")
     elif not isinstance(value, np.ndarray) or is_masked(value):
-        raise TypeError(f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}")
-    elif value.dtype not in FLOATS:
-        hint = ""
-        if value.dtype.newbyteorder("=") in FLOATS:
-            hint = " in the machine's byte order"
         raise TypeError(
-            f"`{name}` has dtype {value.dtype.str if hint else value.dtype}, expected float32 or float64{hint}"
+            f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}"
+            + hints.to_array(name, value)
+        )
+    elif value.dtype not in FLOATS:
+        native = value.dtype.newbyteorder("=")
+        came, wanted = (value.dtype.str, " in native byte order") if native in FLOATS else (value.dtype, "")
+        usual = native if native in FLOATS else FLOATS[0]
+        raise TypeError(
+            f"`{name}` has dtype {came}, expected float32 or float64{wanted}{hints.cast(name, value, usual)}"
         )
     if ndim is not None and value.ndim != ndim:
-        raise ValueError(f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}")
+        raise ValueError(
+            f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}{hints.axes(name, value, ndim, layout)}"
+        )
 
 
 def _overlaps_itself(array: np.ndarray) -> bool:
@@ -107,11 +130,11 @@ def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: d
     if out.shape != shape:
         raise ValueError(f"`{name}` has shape {out.shape}, expected {shape}")
     if not (out.writable if isinstance(out, DeviceArray) else out.flags.writeable):
-        raise ValueError(f"`{name}` is read-only, expected an array that can be written to")
+        raise ValueError(f"`{name}` is read-only, expected a writable array")
     if _overlaps_itself(out.ghost if isinstance(out, DeviceArray) else out):
         raise ValueError(
-            f"`{name}` has elements that share memory (strides {out.strides}), expected one place for each"
+            f"`{name}` has elements that share memory (strides {out.strides}), expected a place of its own for each"
         )
     for other, array in inputs.items():
         if _overlap(out, array):
-            raise ValueError(f"`{name}` overlaps `{other}` in memory, expected an array of its own")
+            raise ValueError(f"`{name}` overlaps `{other}` in memory, expected memory of its own")

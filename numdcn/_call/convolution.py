@@ -74,10 +74,10 @@ def _groups(x: Any, w: Any) -> int:
             raise ValueError(f"`{name}` has {axis} = 0 (x {x.shape}, w {w.shape}), expected at least 1")
     for name, array in (("x", x), ("w", w)):
         if min(array.shape[2:]) < 1:
-            raise ValueError(f"`{name}` has shape {array.shape}, expected no empty axis but the batch")
+            raise ValueError(f"`{name}` has shape {array.shape}, expected no empty axis except the batch")
     if channels % per_group:
         raise ValueError(
-            f"`w` has shape {w.shape}: its second axis, C/groups = {per_group}, expected to divide C = {channels} of `x`"
+            f"`w` has shape {w.shape}: its second axis is C/groups = {per_group}, expected a divisor of C = {channels} of `x`"
         )
     groups = channels // per_group
     if w.shape[0] % groups:
@@ -102,8 +102,8 @@ def _out_size(
         check_countable("x", padded, dtype)
         if padded < reach:
             raise ValueError(
-                f"`padding` of ({before[i]}, {after[i]}) makes `x` {padded} long along {axis}, expected at least {reach}, "
-                f"the reach of `w` (kernel size {kernel[i]}, dilation {dilation[i]})"
+                f"with `padding` of ({before[i]}, {after[i]}) `x` is {padded} pixels long along {axis}, expected at least {reach}, "
+                f"which `w` spans (kernel size {kernel[i]}, dilation {dilation[i]})"
             )
         out.append((padded - reach) // stride[i] + 1)
     return out[0], out[1]

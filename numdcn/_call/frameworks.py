@@ -201,7 +201,7 @@ def _named(typestr: str) -> Any:
     """The dtype of an array interface; None if it gives only a size."""
     dtype = np.dtype(typestr)
     if dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"an array on a GPU has dtype {dtype.str}, expected the machine's byte order")
+        raise TypeError(f"an array on a GPU has dtype {dtype.str}, expected native byte order")
     return None if dtype.kind == "V" else _dtype(dtype.name)
 
 
@@ -287,10 +287,9 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _on_gpu_by_dlpack(value: Any) -> bool:
-    device = getattr(value, "__dlpack_device__", None)
-    if device is None or isinstance(value, np.ndarray):
+    if not hasattr(type(value), "__dlpack_device__") or isinstance(value, np.ndarray):
         return False
-    return int(device()[0]) in (2, 13)  # CUDA, CUDA managed
+    return int(value.__dlpack_device__()[0]) in (2, 13)  # CUDA, CUDA managed
 
 
 def _from_dlpack(value: Any, framework: Framework) -> DeviceArray:

@@ -46,7 +46,7 @@ class PreparedWeights:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self._array, DeviceArray):
-            raise TypeError("weights that were prepared on a GPU cannot be pickled; expected plain arrays")
+            raise TypeError("weights prepared on a GPU cannot be pickled; pickle the array that they were made of")
         return PreparedWeights, (self._array, self._groups)
 
     def __repr__(self) -> str:

@@ -62,7 +62,7 @@ def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs
                 return like.framework.empty(shape, dtype, like.device, like.stream)
             return np.empty(shape, dtype)
         except ValueError as error:
-            raise ValueError(f"`{name}` would have shape {shape}, expected an array that can exist: {error}") from None
+            raise ValueError(f"`{name}` would have shape {shape}, expected one that NumPy can make: {error}") from None
     out = received(out, name)
     if like is not None or device_array_of(out) is not None:
         first = next(n for n, a in inputs.items() if a is not None)
@@ -95,7 +95,7 @@ def wanted_gradients(
                 inputs[f"out.{name}"] = grads[name]
         elif target is not None:
             raise ValueError(
-                f"`out.{name}` is {describe(target)}, expected None: the gradient of {name} is not asked for"
+                f"`out.{name}` is {describe(target)}, expected None: `wrt` does not ask for the gradient of {name}"
             )
     return grads
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._call import hints
 from numdcn._call.arguments import Argument, Table, check_arguments
 from numdcn._call.checks import check_countable, flag, integer, number, per_axis
 from numdcn._call.frameworks import host_copy
@@ -105,10 +106,12 @@ def check_rois(
     check_arguments(table, arrays)
     x, rois = arrays.x, arrays.rois
     if min(x.shape[1:]) < 1:
-        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis except the batch")
     check_countable("x", max(x.shape[2:]), x.dtype)
     if rois.shape[1] != 5:
-        raise ValueError(f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2")
+        raise ValueError(
+            f"`rois` has shape {rois.shape}, expected (R, 5): batch index, x1, y1, x2, y2{hints.batch_index(rois)}"
+        )
     bins = per_axis("output_size", output_size, 1)
     scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
     boxes = np.array(rois, order="C") if isinstance(rois, np.ndarray) else None
@@ -120,7 +123,7 @@ def check_rois(
         if channels % cells:
             raise ValueError(
                 f"`x` has C = {channels} (shape {x.shape}), expected a multiple of {cells} = "
-                f"{group_size[0]}*{group_size[1]}: channels of its own for each cell of the boxes"
+                f"{group_size[0]}*{group_size[1]}, as each cell of a box reads channels of its own"
             )
         channels //= cells
     return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale, boxes)

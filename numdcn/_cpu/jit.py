@@ -14,7 +14,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from numdcn import _cache
-from numdcn._formulas.jit import OPTIONS, simd_bytes, target
+from numdcn._formulas.jit import OPTIONS, require_compiler, simd_bytes, target
 
 STORE = _cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
 _INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # not called from Python
@@ -32,6 +32,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     Arguments of a kernel: `one`, a 1 of the element type; `params`, the address of its parameters (`unpack`);
     `counter`, the address of the next task's number (`next_task`); `slot`, the number of the thread within the call.
     """
+    require_compiler()
     return _cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numba.core import types
 from numba.core.compiler_lock import global_compiler_lock
 
+from numdcn._call import notice
 from numdcn._call.checks import integer
 from numdcn._cpu import team
 from numdcn._cpu.parameters import parameters
@@ -144,13 +145,17 @@ def _load(kernel: Any, dtype: type) -> tuple[int, int, Any]:
             result = kernel.overloads[signature]
             return result.library.get_pointer_to_function(result.fndesc.llvm_func_name), wide, result
 
-    _codes[kernel, dtype] = found = _undisturbed(compiled)
+    def waiting(seconds: float) -> None:
+        notice.waited(notice.public_caller(), seconds, "CPU", kernel._cache)
+
+    _codes[kernel, dtype] = found = _undisturbed(compiled, waiting)
     return found
 
 
-def _undisturbed(action: Callable[[], Result]) -> Result:
+def _undisturbed(action: Callable[[], Result], waiting: Callable[[float], None]) -> Result:
     """The result of `action`, run in a thread of its own so that no signal handler can interrupt it halfway. An
-    exception from a handler ends the wait here while the action continues."""
+    exception from a handler ends the wait here while the action continues. `waiting(0.1)` is called every tenth of a
+    second."""
     results: list[Result] = []
     errors: list[BaseException] = []
     process, done = os.getpid(), _thread.allocate_lock()
@@ -171,6 +176,7 @@ def _undisturbed(action: Callable[[], Result]) -> Result:
     while not done.acquire(timeout=0.1):
         if os.getpid() != process:  # a handler forked: this is the child, which does not have that thread
             return action()
+        waiting(0.1)
     if errors:
         raise errors[0]
     return results[0]

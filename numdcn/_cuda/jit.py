@@ -37,6 +37,7 @@ from numdcn import _cache
 from numdcn._call import numba_cuda
 from numdcn._call.numba_cuda import SIMULATED, cuda, types
 from numdcn._cuda import launch
+from numdcn._formulas.jit import require_compiler
 
 STORE = _cache.Store("cuda", numba.__version__, llvmlite.__version__, np.__version__, numba_cuda.VERSION)
 THREADS = 4 if SIMULATED else 256  # per block, unless a kernel asks for another number
@@ -114,6 +115,7 @@ def kernels(
 def _jit(function: Callable[..., Any], options: dict[str, Any]) -> Any:
     if SIMULATED:
         return cuda.jit(function)
+    require_compiler()
     return _cache.attach(STORE, cuda.jit(**options)(function), _pack, _unpack)
 
 

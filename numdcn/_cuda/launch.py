@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from numdcn._call import notice
 from numdcn._call.driver import check, on_device
 from numdcn._call.numba_cuda import SIMULATED, types
 
@@ -94,7 +95,7 @@ class Kernel:
 
     def _load(self, device: int) -> Any:
         """The kernel on a device: compiled, or read from the disk cache (`_cache`)."""
-        with self._lock:
+        with self._lock, notice.waiting("GPU", getattr(self.dispatcher, "_cache", None)):
             try:
                 compiled = self.dispatcher.compile(self._signature)
                 handle = self._handles[device] = compiled._codelibrary.get_cufunc().handle

@@ -15,6 +15,15 @@ import numba
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "no_cfunc_wrapper": True}
 
 
+def require_compiler() -> None:
+    """Raise if Numba was told not to compile."""
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError(
+            "NUMBA_DISABLE_JIT is set, but numdcn's kernels need Numba's compiler; expected it unset, or 0, when Python starts "
+            "(in a shell: unset NUMBA_DISABLE_JIT)"
+        )
+
+
 def helper(function: Callable[..., Any]) -> Any:
     """A function inlined into its callers before types are known (so it accepts any): a formula, or part of a
     kernel."""

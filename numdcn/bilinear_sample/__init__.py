@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from numdcn._call.arguments import check_grad_y, receive
 from numdcn._call.arrays import Array
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.points import PointArrays
 from numdcn._run import run_backward, run_forward, samplings
 from numdcn.bilinear_sample.problem import ARGUMENTS, problem
 
+operator_module(__name__)
+Name = Literal["x", "points"]  # what `wrt` may name
 
+
+@door
 def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None) -> Array:
     """Sample images at arbitrary points by bilinear interpolation, with zeros outside::
 
@@ -51,12 +56,13 @@ class BilinearSampleGradients(NamedTuple, Generic[Array]):
     points: Array | None = None
 
 
+@door
 def bilinear_sample_backward(
     grad_y: Array,
     x: Array,
     points: Array,
     *,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     out: BilinearSampleGradients[Array] | None = None,
 ) -> BilinearSampleGradients[Array]:

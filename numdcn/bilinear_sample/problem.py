@@ -25,7 +25,7 @@ def problem(arrays: PointArrays) -> Sampling:
             f"`points` has shape {points.shape}, expected ({x.shape[0]}, ..., 2): as many images as `x` with shape {x.shape}"
         )
     if min(x.shape[1:]) < 1:
-        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis but the batch")
+        raise ValueError(f"`x` has shape {x.shape}, expected no empty axis except the batch")
     check_countable("x", max(x.shape[2:]), x.dtype)
     between = points.shape[1:-1]
     batch, channels, *size = x.shape

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from numdcn._call.arguments import check_grad_y, receive
 from numdcn._call.arrays import Array
 from numdcn._call.checks import IntPerAxis, Padding
 from numdcn._call.convolution import ConvArrays
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._run import convolutions, run_backward, run_forward
 from numdcn.conv.problem import ARGUMENTS, problem
 
+operator_module(__name__)
+Name = Literal["x", "w", "bias"]  # what `wrt` may name
 
+
+@door
 def conv_forward(
     x: Array,
     w: Array | PreparedWeights,
@@ -69,6 +74,7 @@ class ConvGradients(NamedTuple, Generic[Array]):
     bias: Array | None = None
 
 
+@door
 def conv_backward(
     grad_y: Array,
     x: Array,
@@ -78,7 +84,7 @@ def conv_backward(
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
     out: ConvGradients[Array] | None = None,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from numdcn._call.arguments import check_grad_y, receive
-from numdcn._call.arrays import Array
+from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis, Padding
 from numdcn._call.convolution import ConvArrays
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._run import convolutions, run_backward, run_forward
 from numdcn.deform_conv.problem import ARGUMENTS, problem
 
+operator_module(__name__)
+Name = Literal["x", "offsets", "w", "bias", "mask"]  # what `wrt` may name
 
+
+@door
 def deform_conv_forward(
     x: Array,
-    offsets: Array,
+    offsets: AnyArray,
     w: Array | PreparedWeights,
     bias: Array | None = None,
     *,
@@ -83,10 +88,11 @@ class DeformConvGradients(NamedTuple, Generic[Array]):
     mask: Array | None = None
 
 
+@door
 def deform_conv_backward(
     grad_y: Array,
     x: Array,
-    offsets: Array,
+    offsets: AnyArray,
     w: Array | PreparedWeights,
     bias: Array | None = None,
     *,
@@ -94,7 +100,7 @@ def deform_conv_backward(
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
     out: DeformConvGradients[Array] | None = None,

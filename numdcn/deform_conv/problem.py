@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from numdcn._call import hints
 from numdcn._call.arguments import Argument, check_arguments, check_shapes
 from numdcn._call.convolution import ConvArrays, Convolution, convolution
 
@@ -22,16 +23,28 @@ ARGUMENTS = (
 def problem(arrays: ConvArrays, stride: Any, padding: Any, dilation: Any) -> Convolution:
     """Read off and check all sizes."""
     check_arguments(ARGUMENTS, arrays, weights=("w",))
-    made = convolution(arrays, stride, padding, dilation)
-    made = made._replace(offset_groups=_offset_groups(arrays.x, arrays.offsets, made.taps))
-    channels = made.offset_groups * made.taps
-    expected = {
-        "offsets": (made.batch, 2 * channels, *made.out_size),
-        "bias": (made.out_channels,),
-        "mask": (made.batch, channels, *made.out_size),
-    }
-    check_shapes(ARGUMENTS, arrays, expected, made.describe_shapes)
+    made = None
+    try:
+        made = convolution(arrays, stride, padding, dilation)
+        made = made._replace(offset_groups=_offset_groups(arrays.x, arrays.offsets, made.taps))
+        channels = made.offset_groups * made.taps
+        expected = {
+            "offsets": (made.batch, 2 * channels, *made.out_size),
+            "bias": (made.out_channels,),
+            "mask": (made.batch, channels, *made.out_size),
+        }
+        check_shapes(ARGUMENTS, arrays, expected, made.describe_shapes)
+    except ValueError as error:
+        raise ValueError(f"{error}{_way_out(arrays, made)}") from None
     return made
+
+
+def _way_out(arrays: ConvArrays, made: Convolution | None) -> str:
+    """What would fit, as far as the convolution was measured."""
+    order = hints.order(arrays.x, arrays.offsets, arrays.w, arrays.bias)
+    if order or made is None:
+        return order
+    return hints.fitting_padding(made, arrays.offsets, 2 * made.offset_groups * made.taps)
 
 
 def _offset_groups(x: Any, offsets: Any, taps: int) -> int:
@@ -46,6 +59,6 @@ def _offset_groups(x: Any, offsets: Any, taps: int) -> int:
     if x.shape[1] % offset_groups:
         raise ValueError(
             f"`offsets` has {channels} channels, so offset_groups = {channels}/{2 * taps} = {offset_groups}, "
-            f"expected to divide C = {x.shape[1]} of `x`"
+            f"expected a divisor of C = {x.shape[1]} of `x`"
         )
     return offset_groups

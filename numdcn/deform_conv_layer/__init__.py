@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple
 
 import numpy as np
 
 from numdcn._call.arguments import check_grad_y, named, receive
-from numdcn._call.arrays import Array, check_dtype, received
-from numdcn._call.checks import IntPerAxis, Padding, flag, integer, per_axis
+from numdcn._call.arrays import AnyArray, Array, check_dtype, received
+from numdcn._call.checks import IntPerAxis, Padding, describe, flag, integer, per_axis, whole
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.results import given_back, gradients_back, new_like, output_array, wanted_gradients
@@ -17,6 +18,9 @@ from numdcn._run import clear, modulation
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
 from numdcn.deform_conv_layer.problem import ARGUMENTS, RESULTS, LayerArrays, Problem, problem
+
+operator_module(__name__)
+Name = Literal["x", "w", "offset_w", "offset_b", "bias"]  # what `wrt` may name
 
 
 class DeformConvLayerResult(NamedTuple, Generic[Array]):
@@ -27,6 +31,7 @@ class DeformConvLayerResult(NamedTuple, Generic[Array]):
     mask: Array | None  # None unless modulated
 
 
+@door
 def deform_conv_layer_forward(
     x: Array,
     w: Array | PreparedWeights,
@@ -96,6 +101,7 @@ class DeformConvLayerGradients(NamedTuple, Generic[Array]):
     bias: Array | None = None
 
 
+@door
 def deform_conv_layer_backward(
     grad_y: Array,
     x: Array,
@@ -104,14 +110,14 @@ def deform_conv_layer_backward(
     offset_b: Array | None,
     bias: Array | None = None,
     *,
-    offsets: Array | None = None,
+    offsets: AnyArray | None = None,
     mask: Array | None = None,
     modulated: bool = False,
     mask_scale: int = 1,
     stride: IntPerAxis = 1,
     padding: Padding = 0,
     dilation: IntPerAxis = 1,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     allow_tf32: bool = False,
     out: DeformConvLayerGradients[Array] | None = None,
@@ -170,7 +176,7 @@ def deform_conv_layer_backward(
         given = new_like((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays.x.dtype, arrays.x)
         given_mask = None
         clear(given)
-    inner: list[str] = [name for name in ("x", "w", "bias") if name in grads]
+    inner: list[Any] = [name for name in ("x", "w", "bias") if name in grads]
     predicted: list[str] = [name for name in ("x", "offset_w", "offset_b") if name in grads]
     inner += [*["offsets"] * bool(predicted), *["mask"] * bool(predicted and p.modulated)]
     room_for = DeformConvGradients(x=grads.get("x"), w=grads.get("w"), bias=grads.get("bias"))
@@ -195,7 +201,7 @@ def _through_prediction(
     grad_z: Any = received(g.offsets)
     if p.modulated:
         grad_z = modulation(grad_z).join_gradients(grad_z, received(g.mask), mask, p.mask_scale)
-    inner = {"x": "x", "offset_w": "w", "offset_b": "bias"}
+    inner: dict[str, Any] = {"x": "x", "offset_w": "w", "offset_b": "bias"}
     room_for = ConvGradients(w=grads.get("offset_w"), bias=grads.get("offset_b"))
     wanted = [inner[name] for name in names]
     more = conv_backward(grad_z, arrays.x, arrays.offset_w, arrays.offset_b, wrt=wanted, out=room_for, **calls)
@@ -212,6 +218,7 @@ class DeformConvLayerParameters(NamedTuple):
     bias: np.ndarray | None
 
 
+@door
 def deform_conv_layer_init(
     in_channels: int,
     out_channels: int,
@@ -260,6 +267,8 @@ def deform_conv_layer_init(
         if size % divisor:
             raise ValueError(f"`{name}` is {size}, expected a multiple of {divisor_name} = {divisor}")
     if seed is not None and not isinstance(seed, np.random.Generator):
+        if whole(seed) is None:
+            raise TypeError(f"`seed` is {describe(seed)}, expected an int of at least 0, a NumPy Generator or None")
         seed = integer("seed", seed, 0, 2**128)
     kind, rng = check_dtype("dtype", dtype), np.random.default_rng(seed)
     bound = (c // groups * kernel[0] * kernel[1]) ** -0.5

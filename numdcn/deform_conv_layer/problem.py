@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._call import hints
 from numdcn._call.arguments import Argument, check_arguments, check_shapes
 from numdcn._call.checks import describe, flag, is_real
 from numdcn._call.convolution import ConvArrays, convolution
@@ -61,15 +62,18 @@ def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, p
     predicted = (3 if modulated else 2) * made.taps
     channels = offset_w.shape[0]
     if channels < 1 or channels % predicted:
+        other = (2 if modulated else 3) * made.taps
         raise ValueError(
             f"`offset_w` has {channels} outputs (shape {offset_w.shape}), expected a multiple of "
             f"{3 if modulated else 2}*kh*kw = {predicted}, with modulated={modulated}"
+            + f"; modulated={not modulated} would fit"
+            * (channels > 0 and channels % other == 0)
         )
     offset_groups = channels // predicted
     if made.in_channels % offset_groups:
         raise ValueError(
             f"`offset_w` has {channels} outputs, so offset_groups = {channels}/{predicted} = {offset_groups}, "
-            f"expected to divide C = {made.in_channels} of `x`"
+            f"expected a divisor of C = {made.in_channels} of `x`"
         )
     if getattr(offset_w, "groups", 1) != 1:
         raise ValueError(f"`offset_w` was prepared for groups={offset_w.groups}, expected groups=1")
@@ -81,7 +85,11 @@ def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, p
         "offsets": (made.batch, moved, *made.out_size),
         "mask": (made.batch, moved // 2, *made.out_size),
     }
-    check_shapes(table, arrays, expected, lambda: made._replace(offset_groups=offset_groups).describe_shapes())
+    made = made._replace(offset_groups=offset_groups)
+    try:
+        check_shapes(table, arrays, expected, made.describe_shapes)
+    except ValueError as error:
+        raise ValueError(f"{error}{hints.fitting_padding(made, arrays.offsets, moved)}") from None
     if arrays.mask is not None and not modulated:
         raise ValueError("`mask` was given with modulated=False, expected None")
     return Problem(made.out_shape, moved, modulated, int(mask_scale))

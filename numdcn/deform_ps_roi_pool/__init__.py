@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from numdcn._call.arguments import check_grad_y, receive
-from numdcn._call.arrays import Array
+from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.roi import RoIArrays
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.deform_ps_roi_pool.problem import ARGUMENTS, problem
 
+operator_module(__name__)
+Name = Literal["x", "trans"]  # what `wrt` may name
 
+
+@door
 def deform_ps_roi_pool_forward(
     x: Array,
-    rois: Array,
-    trans: Array | None = None,
+    rois: AnyArray,
+    trans: AnyArray | None = None,
     *,
     output_size: IntPerAxis,
     group_size: int,
@@ -81,18 +86,19 @@ class DeformPSRoIPoolGradients(NamedTuple, Generic[Array]):
     trans: Array | None = None
 
 
+@door
 def deform_ps_roi_pool_backward(
     grad_y: Array,
     x: Array,
-    rois: Array,
-    trans: Array | None = None,
+    rois: AnyArray,
+    trans: AnyArray | None = None,
     *,
     output_size: IntPerAxis,
     group_size: int,
     sample_per_part: int = 4,
     trans_std: float = 0.1,
     spatial_scale: float = 1.0,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     check: bool = False,
     out: DeformPSRoIPoolGradients[Array] | None = None,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Generic, NamedTuple
+from typing import Generic, Literal, NamedTuple
 
 from numdcn._call.arguments import check_grad_y, receive
-from numdcn._call.arrays import Array
+from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.roi import RoIArrays
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.roi_align.problem import ARGUMENTS, problem
 
+operator_module(__name__)
+Name = Literal["x"]  # what `wrt` may name
 
+
+@door
 def roi_align_forward(
     x: Array,
-    rois: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
@@ -71,16 +76,17 @@ class RoIAlignGradients(NamedTuple, Generic[Array]):
     x: Array | None = None
 
 
+@door
 def roi_align_backward(
     grad_y: Array,
     x: Array,
-    rois: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
-    wrt: str | Iterable[str] | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     check: bool = False,
     out: RoIAlignGradients[Array] | None = None,

@@ -8,13 +8,17 @@ from typing import Generic, Literal, NamedTuple, overload
 import numpy as np
 
 from numdcn._call.arguments import check_grad_y, receive
-from numdcn._call.arrays import Array
+from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis, flag
+from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.results import given_back, new_like
 from numdcn._call.roi import RoIArrays
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.roi_pool.problem import ARGMAX, ARGUMENTS, check_argmax, problem
+
+operator_module(__name__)
+Name = Literal["x"]  # what `wrt` may name
 
 
 class RoIPoolResult(NamedTuple, Generic[Array]):
@@ -27,7 +31,7 @@ class RoIPoolResult(NamedTuple, Generic[Array]):
 @overload
 def roi_pool_forward(
     x: Array,
-    rois: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
@@ -38,7 +42,7 @@ def roi_pool_forward(
 @overload
 def roi_pool_forward(
     x: Array,
-    rois: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
@@ -46,9 +50,21 @@ def roi_pool_forward(
     check: bool = False,
     out: Array | None = None,
 ) -> RoIPoolResult[Array]: ...
+@overload
 def roi_pool_forward(
     x: Array,
-    rois: Array,
+    rois: AnyArray,
+    output_size: IntPerAxis,
+    spatial_scale: float = 1.0,
+    *,
+    return_argmax: bool,
+    check: bool = False,
+    out: Array | None = None,
+) -> Array | RoIPoolResult[Array]: ...
+@door
+def roi_pool_forward(
+    x: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
@@ -102,15 +118,16 @@ class RoIPoolGradients(NamedTuple, Generic[Array]):
     x: Array | None = None
 
 
+@door
 def roi_pool_backward(
     grad_y: Array,
     x: Array,
-    rois: Array,
+    rois: AnyArray,
     output_size: IntPerAxis,
     spatial_scale: float = 1.0,
     *,
-    argmax: Array | None = None,
-    wrt: str | Iterable[str] | None = None,
+    argmax: AnyArray | None = None,
+    wrt: Name | Iterable[Name] | None = None,
     deterministic: bool = False,
     check: bool = False,
     out: RoIPoolGradients[Array] | None = None,

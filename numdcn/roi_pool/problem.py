@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._call import hints
 from numdcn._call.arguments import Argument, check_place
 from numdcn._call.arrays import is_masked, received
 from numdcn._call.checks import describe
@@ -21,7 +22,7 @@ def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any)
     """The `Pooling` described by the arguments; raises if one is invalid."""
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     if rois.size[0] * rois.size[1] >= 2**31:
-        raise ValueError(f"`x` has shape {arrays.x.shape}, expected less than 2**31 pixels: argmax is int32")
+        raise ValueError(f"`x` has shape {arrays.x.shape}, expected fewer than 2**31 pixels, as argmax is int32")
     return Pooling(rois, WholePixels(last_counts=True))
 
 
@@ -30,12 +31,15 @@ def check_argmax(argmax: Any, p: Pooling, x: Any) -> Any:
     are used. Returns it as `receive` does."""
     argmax = received(argmax, "argmax")
     if not isinstance(argmax, (np.ndarray, DeviceArray)) or is_masked(argmax):
-        raise TypeError(f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32")
+        raise TypeError(
+            f"`argmax` is {describe(argmax)}, expected an array of shape {p.out_shape} and dtype int32"
+            + hints.to_array("argmax", argmax, "int32")
+        )
     check_place("argmax", argmax, "x", x)
     if isinstance(argmax, DeviceArray):
         join(argmax, x)
     if argmax.dtype != np.int32:
-        raise TypeError(f"`argmax` has dtype {argmax.dtype}, expected int32")
+        raise TypeError(f"`argmax` has dtype {argmax.dtype}, expected int32{hints.cast('argmax', argmax, np.int32)}")
     if argmax.shape != p.out_shape:
         raise ValueError(f"`argmax` has shape {argmax.shape}, expected {p.out_shape} = (R, C, Ph, Pw)")
     return argmax

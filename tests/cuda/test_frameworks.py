@@ -203,15 +203,16 @@ def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
     for points, told in ((other, "torch on GPU 1"), (array, "cupy on GPU 0"), (Interface(), "numba on GPU 0")):
         with pytest.raises(
             ValueError,
-            match=f"`points` is an array of {told}, but `x` is an array of torch on GPU 0; expected one place",
+            match=f"`points` is an array of {told}, but `x` is an array of torch on GPU 0; expected all arrays in one place",
         ):
             numdcn.bilinear_sample_forward(tensor, points)
     for x, points, wrong in ((tensor, np.zeros((1, 5, 2)), "points"), (np.zeros((1, 2, 3, 4)), array, "x")):
         with pytest.raises(
-            ValueError, match=f"`{wrong}` is ndarray of shape .* in memory, but .* on GPU 0; expected one place"
+            ValueError,
+            match=f"`{wrong}` is an ndarray of shape .* in memory, but .* on GPU 0; expected all arrays in one place",
         ):
             numdcn.bilinear_sample_forward(x, points)
-    with pytest.raises(TypeError, match="`points` is NoneType None"):
+    with pytest.raises(TypeError, match="`points` is None, expected"):
         numdcn.bilinear_sample_forward(tensor, None)
     seen = receive_all(x=tensor, bias=None)
     assert seen["bias"] is None and seen["x"].owner is tensor
@@ -221,13 +222,49 @@ def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
 def test_errors_come_before_any_kernel(torch):
     x = Tensor((1, 2, 3, 4), "float16")
     with pytest.raises(
-        TypeError, match="`points` has dtype float64 but `x` has float16; expected one dtype for all, or float32"
+        TypeError,
+        match="`points` has dtype float64 but `x` has float16; expected one dtype for all arrays, or float32 here",
     ):
         numdcn.bilinear_sample_forward(x, Tensor((1, 5, 2), "float64"))
     with pytest.raises(TypeError, match="`x` has dtype int64, expected float16, bfloat16, float32 or float64"):
         numdcn.bilinear_sample_forward(Tensor((1, 2, 3, 4), "int64"), Tensor((1, 5, 2), "int64"))
     with pytest.raises(ValueError, match=r"`points` has shape \(2, 5, 2\)"):
         numdcn.bilinear_sample_forward(x, Tensor((2, 5, 2), "float32"))
+
+
+def test_errors_name_the_way_out(torch, cupy, one_gpu):
+    """In the words of the framework, whose arrays the others should be."""
+    plain, box, w = np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 5), np.float32), np.zeros((1, 2, 1, 1), np.float32)
+    prepared = numdcn.prepare_weights(w)
+
+    def align(x, rois):
+        return lambda: numdcn.roi_align_forward(x, rois, 2)
+
+    x, row = (1, 2, 3, 4), (1, 5)
+    for call, way in (
+        (align(Tensor(x), box), "use torch.from_numpy(rois).cuda()"),
+        (align(Array(x), box), "use cupy.asarray(rois)"),
+        (align(Interface(), box), "use numba.cuda.to_device(rois)"),
+        (lambda: numdcn.conv_forward(Tensor(x), prepared), "use prepare_weights(torch.from_numpy(w).cuda())"),
+        (lambda: numdcn.conv_backward(Tensor(x), plain, w), "use grad_y.cpu().numpy()"),
+        (lambda: numdcn.conv_backward(Array(x), plain, w), "use cupy.asnumpy(grad_y)"),
+        (lambda: numdcn.conv_backward(Interface(shape=x), plain, w), "use grad_y.copy_to_host()"),
+        (lambda: numdcn.conv_forward(plain, w, out=Tensor(x)), "expected all arrays in one place"),
+        (align(Tensor(x, "int32"), Tensor(row)), "float32 or float64; use x.to(torch.float32)"),
+        (align(Tensor(x, "bfloat16"), Tensor(row, "float64")), "or float32 here; use rois.to(torch.float32)"),
+        (align(Tensor(x, "bfloat16"), Tensor(row, "float16")), "or float32 here; use rois.to(torch.float32)"),
+        (align(Array(x), Array(row, np.float64)), "use rois.astype(cupy.float32)"),
+        (align(Tensor(x[1:]), Tensor(row)), "use x[None]"),
+        (align(Tensor((9, 9, 3)), Tensor(row)), "use x.permute(2, 0, 1)[None] for an image (H, W, C)"),
+        (align(Interface(), Interface(shape=row)), "expected 4 axes: (N, C, H, W)"),
+        (align(Tensor(x), Tensor((3, 4))), "use torch.nn.functional.pad(rois, (1, 0), value=n) for boxes of image n"),
+        (align(Array(x), Array((3, 4))), "batch index, x1, y1, x2, y2"),
+        (align(Tensor(x), [Tensor((3, 4))]),
+         "use torch.cat([torch.nn.functional.pad(b, (1, 0), value=n) for n, b in enumerate(rois)])"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError)) as raised:
+            call()
+        assert str(raised.value).endswith(way), str(raised.value)
 
 
 def test_empty_results_need_no_gpu(torch):
@@ -308,7 +345,7 @@ def test_outs_on_a_gpu():
     ):
         with pytest.raises(error, match=told):
             check_out("out", out, (4, 3), np.dtype(np.float32), {})
-    with pytest.raises(ValueError, match="`out` is ndarray .* in memory, but `x` is an array of torch"):
+    with pytest.raises(ValueError, match="`out` is an ndarray .* in memory, but `x` is an array of torch"):
         output_array("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
 
 

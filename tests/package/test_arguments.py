@@ -208,7 +208,7 @@ def test_what_is_no_number_is_refused(operator, name, value, way):
     arrays, named, more, _ = problem(operator, way)
     with pytest.raises(TypeError) as raised:
         call(operator, way, arrays, {**named, **more, name: value})
-    assert_message(raised, name, type(value).__name__, "number|int|1 or 2")
+    assert_message(raised, name, "None" if value is None else type(value).__name__, "number|int|1 or 2")
 
 
 @pytest.mark.parametrize("way", WAYS)

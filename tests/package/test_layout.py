@@ -185,7 +185,9 @@ def test_an_operator_is_a_door_and_a_problem(operator):
 def test_nothing_compiled_in_an_operators_folder(path):
     for module in imports(path):
         assert module.split(".")[0] != "numba" and not module.startswith(("numdcn._formulas", "numdcn._cache")), module
-    assert not [n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and decorated(n) - {"overload"}]
+    assert not [
+        n for n in ast.walk(tree(path)) if isinstance(n, ast.FunctionDef) and decorated(n) - {"door", "overload"}
+    ]
 
 
 def decorated(function):

@@ -274,19 +274,19 @@ class GPU(Joined):
             for name in names:
                 p = plain.holding(**{name: Host(plain[name])})
                 for run in (p.forward, p.backward):
-                    with pytest.raises(ValueError, match=f"`{name}` is .* but `.*` is .*one place for all"):
+                    with pytest.raises(ValueError, match=f"`{name}` is .* but `.*` is .*in one place"):
                         run(gpu)
         p = plain._replace(grad_y=Host(plain.grad_y))
-        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
+        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*in one place"):
             p.backward(gpu)
         host = plain.holding(**{name: Host(plain[name]) for name in names})
-        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*one place for all"):
+        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*in one place"):
             host.backward(gpu)
         y, g = main(plain.forward(gpu)), plain.backward(gpu)
-        with pytest.raises(ValueError, match="`out(.y)?` is .* but `.*` is .*one place for all"):
+        with pytest.raises(ValueError, match="`out(.y)?` is .* but `.*` is .*in one place"):
             plain.forward(gpu, out=Host(y))
         out = only(g, [plain.wanted()[0]])
-        with pytest.raises(ValueError, match=r"`out\..*` is .* but `.*` is .*one place for all"):
+        with pytest.raises(ValueError, match=r"`out\..*` is .* but `.*` is .*in one place"):
             plain.backward(gpu, out=type(g)(*(a if a is None else Host(a) for a in out)))
 
     @pytest.mark.full
