@@ -1,8 +1,5 @@
-"""Arrays on a GPU at the door, without a GPU: what is read from each framework's arrays, which overlap, what is
-rejected.
-
-torch and CuPy are replaced by stand-in modules in this file; the tests stop where numdcn would launch a kernel.
-"""
+"""Arrays on a GPU at the door, without a GPU: what is read from them, which overlap, what is rejected. Stand-in modules
+replace torch and CuPy; the tests stop where numdcn would launch a kernel."""
 
 import re
 import types
