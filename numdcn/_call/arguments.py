@@ -83,7 +83,7 @@ def check_place(name: str, value: Any, first: str, other: Any) -> None:
         if isinstance(value, (np.ndarray, PreparedWeights)):
             hint = hints.to_gpu(name, value, there.framework)
             raise ValueError(
-                f"`{name}` is {describe(value)} in memory, but `{first}` is {_where(there)}; {place}{hint}"
+                f"`{name}` is {describe(value)} in host memory, but `{first}` is {_where(there)}; {place}{hint}"
             )
         return  # not an array: `check_array` raises
     if there is None:

@@ -39,8 +39,12 @@ def waited(caller: str, seconds: float, machine: str, cache: Any) -> None:
     _waited[caller] = after = before + seconds
     if before < PATIENCE <= after and os.environ.get("NUMDCN_QUIET", "") in ("", "0"):
         kept = getattr(cache, "cache_path", None)
-        how = f"once: the code is kept in {kept}" if kept else "and not kept: no folder is writable"
-        logging.getLogger("numdcn").warning("numdcn: %s is being compiled for this %s, %s", caller, machine, how)
+        how = (
+            f"once: the code is kept in {kept}"
+            if kept
+            else "in every process: no folder to keep the code in is writable"
+        )
+        logging.getLogger("numdcn").warning("numdcn: compiling %s for this %s. This happens %s", caller, machine, how)
 
 
 @contextlib.contextmanager

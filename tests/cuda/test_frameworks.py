@@ -206,7 +206,7 @@ def test_frameworks_and_devices_are_not_mixed(torch, cupy, one_gpu):
     for x, points, wrong in ((tensor, np.zeros((1, 5, 2)), "points"), (np.zeros((1, 2, 3, 4)), array, "x")):
         with pytest.raises(
             ValueError,
-            match=f"`{wrong}` is an ndarray of shape .* in memory, but .* on GPU 0; expected all arrays in one place",
+            match=f"`{wrong}` is an ndarray of shape .* in host memory, but .* on GPU 0; expected all arrays in one place",
         ):
             numdcn.bilinear_sample_forward(x, points)
     with pytest.raises(TypeError, match="`points` is None, expected"):
@@ -342,7 +342,7 @@ def test_outs_on_a_gpu():
     ):
         with pytest.raises(error, match=told):
             check_out("out", out, (4, 3), np.dtype(np.float32), {})
-    with pytest.raises(ValueError, match="`out` is an ndarray .* in memory, but `x` is an array of torch"):
+    with pytest.raises(ValueError, match="`out` is an ndarray .* in host memory, but `x` is an array of torch"):
         output_array("out", np.zeros((4, 3), np.float32), (4, 3), np.dtype(np.float32), {"x": device_array()})
 
 

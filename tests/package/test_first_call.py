@@ -43,14 +43,16 @@ for _ in range(2):
 def test_a_first_call_that_compiles_says_so(tmp_path):
     """Once, on stderr; not when the code is found."""
     told = run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr
-    assert re.fullmatch(r"numdcn: conv_forward is being compiled for this CPU, once: the code is kept in \S+\n", told)
+    assert re.fullmatch(
+        r"numdcn: compiling conv_forward for this CPU. This happens once: the code is kept in \S+\n", told
+    )
     assert str(tmp_path) in told
     assert run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr == ""
 
 
 def test_an_application_decides_where_it_is_said(tmp_path):
     done = run_python(FIRST_CALL, "configured", NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None)
-    assert done.stdout.startswith("told by numdcn: numdcn: conv_forward is being compiled") and done.stderr == ""
+    assert done.stdout.startswith("told by numdcn: numdcn: compiling conv_forward") and done.stderr == ""
 
 
 class Cache:
@@ -68,7 +70,9 @@ def said(monkeypatch, caplog):
 def test_what_is_said_of_compiling(said, monkeypatch):
     for caller in ("conv_forward", "", "conv_forward", "roi_pool_forward"):
         notice.waited(caller, 0.6, "CPU", Cache)
-    assert said.messages == ["numdcn: conv_forward is being compiled for this CPU, and not kept: no folder is writable"]
+    assert said.messages == [
+        "numdcn: compiling conv_forward for this CPU. This happens in every process: no folder to keep the code in is writable"
+    ]
     notice.waited("conv_forward", 9.0, "CPU", Cache)
     found = type("Found", (), {"missed": False})
     notice.waited("conv_backward", 9.0, "CPU", found)
@@ -86,7 +90,9 @@ def test_a_timer_waits_for_a_kernel_of_a_gpu(said, monkeypatch):
     monkeypatch.setattr(notice, "PATIENCE", 0.01)
     with notice.waiting("GPU", Cache):
         waited_for(lambda: said.messages)
-    assert said.messages == ["numdcn: conv_forward is being compiled for this GPU, and not kept: no folder is writable"]
+    assert said.messages == [
+        "numdcn: compiling conv_forward for this GPU. This happens in every process: no folder to keep the code in is writable"
+    ]
 
 
 def waited_for(condition):
