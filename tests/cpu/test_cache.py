@@ -1,7 +1,6 @@
 """Compiled kernels on disk: never those of another source, another kernel or a damaged file, and no disk is an error.
 
-Tests of sources run a copy of the package, which they edit; tests of files that need no code use only `_cache.Store`.
-"""
+Tests of sources edit a copy of the package; tests of files that need no code use only `_cache.Store`."""
 
 import hashlib
 import os
@@ -66,6 +65,7 @@ def kept(folder, kernel=""):
 # Sources.
 
 
+@pytest.mark.full
 def test_an_edited_formula_is_compiled(site):
     """The formula is in a different file than the kernel."""
     assert "y 1.25" in run_copy(site, SAMPLE)

@@ -30,7 +30,8 @@ def run_program(name, *arguments, **environment):
 FULL = pytest.mark.full  # of several cases the quick tier runs one
 
 
-@pytest.mark.parametrize("threads", [pytest.param(1, marks=FULL), 2, pytest.param(4, marks=FULL)])
+@pytest.mark.full
+@pytest.mark.parametrize("threads", [1, 2, 4])
 def test_interrupts_at_random_moments(threads):
     run_program("interrupts", COUNT, threads, random.randrange(10**6))
 

@@ -222,7 +222,7 @@ def test_calls_from_a_signal_handler():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=pytest.mark.full)])
 def test_keyboard_interrupt_leaves_the_buffers_alone_and_the_pool_usable(direction):
     run_program("interrupt", direction)
 

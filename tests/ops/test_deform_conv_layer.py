@@ -288,6 +288,7 @@ class TestGPU(family_gpu.GPU):
             for k, (value, bound) in expected(wide, result).items()
         }
 
+    @pytest.mark.full
     def test_given_offsets_and_mask(self, gpu):
         """The backward with what the forward returned equals the one without; arrays in another place are rejected."""
         p, raw = self.usual(np.float32), device.on(gpu.name, "deform_conv_layer")

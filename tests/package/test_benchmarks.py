@@ -152,6 +152,7 @@ def test_committed_reports_are_those_of_the_committed_results(path):
     assert path.with_suffix(".md").read_text(encoding="utf-8") == text
 
 
+@pytest.mark.full
 def test_a_quick_look(tmp_path):
     """One command: the table, and at the end the report's path."""
     what = [
@@ -210,6 +211,7 @@ def compared(old, new, *more, check=True):
     return benchmark("benchmarks.compare", str(old), str(new), *what, *more, check=check)
 
 
+@pytest.mark.full
 def test_a_checkout_compared_with_itself():
     done = compared(ROOT, ROOT, "--limit", "1000")
     rows = re.findall(
@@ -220,6 +222,7 @@ def test_a_checkout_compared_with_itself():
     assert compared(ROOT, ROOT, "--limit", "0.001", check=False).returncode == 1
 
 
+@pytest.mark.full
 def test_a_slower_and_a_wrong_checkout_are_found(tmp_path):
     """A checkout like this one, but its forward sleeps and its backward is wrong."""
     (tmp_path / "numdcn").mkdir()

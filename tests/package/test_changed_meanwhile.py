@@ -13,11 +13,16 @@ from numdcn._call import results
 BOXES = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_roi_pool", "deform_ps_roi_pool")
 
 
+SCRIBBLED = [
+    *[(operator, "rois") for operator in BOXES],
+    *[("roi_pool", "argmax"), ("deform_roi_pool", "offsets"), ("deform_ps_roi_pool", "trans")],
+    ("deform_conv", "offsets"),
+]
+
+
 @pytest.mark.parametrize(
     "operator, name",
-    [(operator, "rois") for operator in BOXES]
-    + [("roi_pool", "argmax"), ("deform_roi_pool", "offsets"), ("deform_ps_roi_pool", "trans")]
-    + [("bilinear_sample", "points"), ("deform_conv", "offsets")],
+    [("bilinear_sample", "points"), *(pytest.param(*pair, marks=pytest.mark.full) for pair in SCRIBBLED)],
 )
 def test_a_thread_that_scribbles(operator, name):
     assert "no crash" in run_python(["-m", "scribbles"], operator, name).stdout

@@ -78,6 +78,7 @@ def test_a_seed_is_told_and_replays(tmp_path):
     assert code == 0 and "0 failures of 1 problems" in right
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes end with other codes there")
 def test_crashes_are_told_with_their_seeds(tmp_path):
     fault = "if x.shape[-1] == 3: os.kill(os.getpid(), signal.SIGSEGV)"
@@ -92,6 +93,7 @@ def test_what_hangs_is_told_with_its_seed(tmp_path):
     assert code == 1 and found(printed) == [6] and "still running after 5 s" in printed
 
 
+@pytest.mark.full
 def test_every_run_has_another_seed(tmp_path):
     seeds = {fuzz(tmp_path, "pass", "--only", "roi_align")[1].splitlines()[0] for _ in range(2)}
     assert len(seeds) == 2 and all(re.fullmatch(r"seed \d+", seed) for seed in seeds)

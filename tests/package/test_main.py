@@ -105,6 +105,7 @@ def test_a_second_process_adds_no_files_to_the_cache(tmp_path):
     assert files_below(tmp_path) == first
 
 
+@pytest.mark.full
 def test_warmup_compiles_everything_that_a_call_needs(tmp_path):
     """After warmup(dtype) calls of every kind add nothing to the cache."""
     code = """

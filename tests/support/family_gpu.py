@@ -158,6 +158,7 @@ class GPU(Joined):
         double = small(np.float64)
         assert_same(double.forward(gpu, allow_tf32=True), double.forward(gpu))
 
+    @pytest.mark.full
     def test_deterministic(self, gpu, small, dtype):
         """The same bits in every run, and numbers within the bounds."""
         p = small(dtype)
