@@ -76,19 +76,10 @@ def definition(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 @njit
-def pixel(plane: np.ndarray, i: int, j: int) -> Any:
-    """A pixel of a channel; zero outside."""
-    if 0 <= i < plane.shape[0] and 0 <= j < plane.shape[1]:
-        return plane[i, j]
-    return np.float32(0)
-
-
-@njit
 def gather(x: np.ndarray, offsets: np.ndarray, columns: np.ndarray) -> None:
     """columns[c, tap, i, j] = the sample of channel c where the tap looks."""
     channels, height, width = x.shape[1:]
     for c in range(channels):
-        plane = x[0, c]
         for tap in range(TAPS):
             for i in range(height):
                 for j in range(width):
@@ -96,14 +87,13 @@ def gather(x: np.ndarray, offsets: np.ndarray, columns: np.ndarray) -> None:
                     point_x = np.float32(j + tap % 3 - 1) + offsets[0, 2 * tap + 1, i, j]
                     floor_y, floor_x = np.floor(point_y), np.floor(point_x)
                     down, right = point_y - floor_y, point_x - floor_x
-                    up, left = ONE - down, ONE - right
                     row, column = int(floor_y), int(floor_x)
-                    columns[c, tap, i, j] = (
-                        up * left * pixel(plane, row, column)
-                        + up * right * pixel(plane, row, column + 1)
-                        + down * left * pixel(plane, row + 1, column)
-                        + down * right * pixel(plane, row + 1, column + 1)
-                    )
+                    sample = np.float32(0)
+                    for corner_y, weight_y in ((row, ONE - down), (row + 1, down)):
+                        for corner_x, weight_x in ((column, ONE - right), (column + 1, right)):
+                            if 0 <= corner_y < height and 0 <= corner_x < width:
+                                sample += weight_y * weight_x * x[0, c, corner_y, corner_x]
+                    columns[c, tap, i, j] = sample
 
 
 def column_buffer(x: np.ndarray, offsets: np.ndarray, w: np.ndarray) -> np.ndarray:
