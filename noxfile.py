@@ -1,4 +1,4 @@
-"""Checks, each in an environment of its own: `nox --list` tells of them, `nox -s lint` runs one."""
+"""Checks, each in an environment of its own: `nox --list` names them, `nox -s lint` runs one."""
 
 from pathlib import Path
 

@@ -41,7 +41,7 @@ def take(device: int, stream: int, nbytes: int) -> Block | None:
 
 
 def give_back(device: int, stream: int, block: Block) -> None:
-    """Keep a block, all use of which on the stream has been issued, if the limit allows."""
+    """Keep a block whose last use is already queued on the stream, if the limit allows."""
     _kept.setdefault((device, *stream_key(stream)), []).append(block)
     for kept in list(_kept.values()):  # including those of streams that no longer exist
         while kept and kept_bytes() > get_scratch_limit():

@@ -278,7 +278,7 @@ def host_copy(array: DeviceArray) -> np.ndarray:
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
-    """How far before and after the first element the elements of an array extend, in elements."""
+    """How far an array extends before and after its first element, in elements."""
     ends = [(n - 1) * s for n, s in zip(shape, strides, strict=True)]
     return sum(min(0, end) for end in ends), sum(max(0, end) for end in ends)
 

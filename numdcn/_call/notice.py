@@ -20,7 +20,7 @@ _waited: dict[str, float] = {}  # seconds of compiling in calls of each public f
 
 
 def public_caller() -> str:
-    """The public function that was called, and led here; "" if none did."""
+    """The public function whose call this is part of; "" if there is none."""
     name, frame = "", sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -31,8 +31,8 @@ def public_caller() -> str:
 
 
 def waited(caller: str, seconds: float, machine: str, cache: Any) -> None:
-    """Count seconds in which a public function had a kernel compiled, and say so when there are enough. `cache`: that of the
-    kernel's dispatcher."""
+    """Add up the seconds that a public function's calls spent compiling, and say so once there are enough. `cache` is that of
+    the kernel's dispatcher."""
     if not caller or not getattr(cache, "missed", True):
         return
     before = _waited.get(caller, 0.0)
@@ -49,7 +49,7 @@ def waited(caller: str, seconds: float, machine: str, cache: Any) -> None:
 
 @contextlib.contextmanager
 def waiting(machine: str, cache: Any) -> Iterator[None]:
-    """Count the time in here."""
+    """Add the time spent in the block to the caller's compile time."""
     caller = public_caller()
     left = max(0.0, PATIENCE - _waited.get(caller, 0.0))
     timer = threading.Timer(left, waited, (caller, left, machine, cache))

@@ -81,7 +81,7 @@ class Scratch:
     def __enter__(self) -> list[int]:
         self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
         addresses = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
-        return list(addresses)[:-1]  # without the end of the last
+        return list(addresses)[:-1]  # drop the end address
 
     def __exit__(self, *error: object) -> None:
         buffer = self.__dict__.pop("buffer")  # keep no reference, so that it is freed at once unless kept below

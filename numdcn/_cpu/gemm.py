@@ -1,10 +1,11 @@
 """The matrix product, register tile by register tile: C (rows, columns) = or += A (rows, k) B (k, columns).
 
 B comes in panels as wide as a register tile. A comes in one of three layouts with strides known to the compiler, so
-that each broadcast is one load at a constant offset from a single pointer: * rows: element (r, k) at r * column_pitch +
-k: rows of sampled columns; * packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows; * block: element
-(r, k) at k * block_size(itemsize) + r: a block of channels, one row per pixel (tiles of `BLOCK_ROWS`
-  rows).
+that each broadcast is one load at a constant offset from a single pointer:
+
+* rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
+* packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows;
+* block: element (r, k) at k * block_size(itemsize) + r: a block of channels, one row per pixel (tiles of `BLOCK_ROWS` rows).
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ class PointsBlocking(NamedTuple):
     blocks: int
     image_size: int  # elements of a zero-padded image
     tile_bytes: int  # of a thread's workspace, for a tile's plan
-    samples_bytes: int  # next, for the samples and the buffer that transposes them; the rest is the operator's own
+    samples_bytes: (
+        int  # after the plan: the samples, and the buffer that transposes them; the rest is the operator's own
+    )
     workspace_bytes: int  # all together
 
 

@@ -102,8 +102,8 @@ def join_gradients(grad_offsets: DeviceArray, grad_mask: DeviceArray, mask: Devi
             mask, grad_mask = work.contiguous(mask), work.contiguous(grad_mask)
             first = grad_z.address + channels * grad_z.strides[1] * grad_z.dtype.itemsize
             image = grad_mask.size // len(grad_mask)
-            one = scalar(grad_z.dtype)(scale)
-            call = Call(first, mask.address, grad_mask.address, grad_mask.size, image, grad_z.strides[0], one)  # type: ignore[arg-type]
+            factor = scalar(grad_z.dtype)(scale)
+            call = Call(first, mask.address, grad_mask.address, grad_mask.size, image, grad_z.strides[0], factor)  # type: ignore[arg-type]
             work.spread(mask_gradients(stored(grad_z.dtype)), call, grad_mask.size)
         return grad_z
 

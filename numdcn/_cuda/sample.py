@@ -84,7 +84,7 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
 
 @device
 def write_plan(places, weights, task, spot, count, place, nowhere, y, x, S):
-    """Write, for `scatter`, where a sample starts, and the weights of its corners, `count` numbers apart starting at
+    """Write, for `scatter`, where a sample's cell starts, and the weights of its corners, `count` numbers apart starting at
     `spot`."""
     put(places, task, place if place < nowhere else I32(SKIPPED))
     w00, w01, w10, w11 = bilinear.corner_weights(y, x)

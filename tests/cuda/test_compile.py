@@ -4,11 +4,9 @@ compiler.
 No driver and no GPU is needed, only the wheels of the extra `cuda`. What the compiler reports for each is compared with
 registers.csv: registers per thread, bytes of shared memory per block, of stack and of spilled registers per thread.
 
-- Registers may differ by REGISTERS: Numba's instruction order varies (with one compiler version, two runs differ by up
-to
+- Registers may differ by REGISTERS: Numba's instruction order varies (with one compiler version, two runs differ by up to
   16), and other versions allocate them differently. A kernel with launch bounds obeys them anyway.
-- Shared memory is determined by the source. Stack and spills are 0 unless the table says otherwise: a local array that
-is
+- Shared memory is determined by the source. Stack and spills are 0 unless the table says otherwise: a local array that is
   not kept in registers, or too many live values, would cost memory accesses in the innermost loop.
 - No kernel that stores other types contains a float64 instruction: on most GPUs these are 2 to 64 times as slow.
 

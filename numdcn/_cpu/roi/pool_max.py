@@ -99,7 +99,7 @@ def max_bins(one, params, counter, slot):
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced, maxima = new_tile(base, one), Matrix(pointer(base + blocking.tile_bytes, one), blocking.pitch)
     buffer = at(maxima.pointer, blocking.rows * maxima.pitch)
-    address = base + blocking.tile_bytes + blocking.samples_bytes  # int32, moved as float32
+    address = base + blocking.tile_bytes + blocking.samples_bytes  # int32; `write_tile` moves them as float32
     positions, moved = pointer(address, np.int32(0)), Matrix(pointer(address, np.float32(0)), blocking.pitch)
     row, bins = (a.size[1] + 1) * a.channels, a.bins[0] * a.bins[1]
     while True:
