@@ -43,6 +43,8 @@ def deform_conv_forward(
         py = i*stride_y - padding_y + ky*dilation_y + offsets[n, (g*kh*kw + k)*2,     i, j]
         px = j*stride_x - padding_x + kx*dilation_x + offsets[n, (g*kh*kw + k)*2 + 1, i, j]
 
+    Here padding_y, padding_x are the padding before x.
+
     Args:
         x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
         offsets: displacements in pixels of x, `(N, 2*offset_groups*kh*kw, Ho, Wo)`; for each tap y, then x.
