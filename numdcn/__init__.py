@@ -1,5 +1,7 @@
 """Deformable operators on plain arrays: Numba kernels, forward and backward, for NumPy arrays and arrays on a GPU."""
 
+import typing as _typing
+
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.scratch import get_scratch_limit, set_scratch_limit
 from numdcn._cpu.threads import get_num_threads, set_num_threads
@@ -26,6 +28,9 @@ from numdcn.ps_roi_pool import PSRoIPoolGradients, ps_roi_pool_backward, ps_roi_
 from numdcn.roi_align import RoIAlignGradients, roi_align_backward, roi_align_forward
 from numdcn.roi_pool import RoIPoolGradients, RoIPoolResult, roi_pool_backward, roi_pool_forward
 from numdcn.warm import warmup
+
+if not _typing.TYPE_CHECKING:  # a type checker would take every name to exist
+    from numdcn._call.hints import no_attribute as __getattr__  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -21,7 +21,9 @@ IntPerAxis = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
 
 _short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 60
+_short.maxstring = _short.maxother = _short.maxlong = _LONGEST = 60
+_short.maxlist = _short.maxset = _short.maxfrozenset = _short.maxdict = _short.maxdeque = _short.maxarray = 2
+_short.maxlevel = 2
 
 
 def describe(value: Any) -> str:
@@ -29,16 +31,20 @@ def describe(value: Any) -> str:
     kind, shape, dtype = type(value).__name__, getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None and not isinstance(value, np.generic):
         article = "an" if kind[0].lower() in "aeiou" or kind == "ndarray" else "a"
-        return f"{article} {kind} of shape {tuple(shape)} and dtype {dtype}"
+        return f"{article} {kind} of shape {tuple(shape)} and dtype {_cut(str(dtype))}"
     return "None" if value is None else f"{_text(value)} ({kind})"
 
 
 def _text(value: Any) -> str:
     """A value in at most some 60 characters of one line."""
     try:
-        return " ".join(_short.repr(value).split())
+        return _cut(" ".join(_short.repr(value).split()))
     except ValueError:  # an int of more digits than Python writes
         return "a value too long to print"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def whole(value: Any) -> int | None:
@@ -123,7 +129,9 @@ def wanted_names(wrt: Any, present: tuple[str, ...], known: tuple[str, ...]) -> 
         if not isinstance(name, str):
             raise TypeError(f"`wrt` holds {describe(name)}, expected one or more of the names {', '.join(known)}")
         if name not in known:
-            raise ValueError(f"`wrt` holds {_text(name)}, expected one or more of {', '.join(known)}")
+            here = hints.named_here(name, known)
+            hint = f"; use {here!r}" if here else ""
+            raise ValueError(f"`wrt` holds {_text(name)}, expected one or more of {', '.join(known)}{hint}")
         if name not in present:
             raise ValueError(f"`wrt` holds {name!r}, which was not given; expected one or more of {', '.join(present)}")
     return frozenset(names)

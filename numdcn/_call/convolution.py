@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from numdcn._call import hints
 from numdcn._call.checks import check_countable, padding_per_axis, per_axis
 from numdcn._call.prepared import PreparedWeights
 
@@ -78,6 +79,7 @@ def _groups(x: Any, w: Any) -> int:
     if channels % per_group:
         raise ValueError(
             f"`w` has shape {w.shape}: its second axis is C/groups = {per_group}, expected a divisor of C = {channels} of `x`"
+            + (hints.turned(x) if x.shape[3] == per_group else "")
         )
     groups = channels // per_group
     if w.shape[0] % groups:

@@ -26,14 +26,34 @@ def door(function: Function) -> Function:
         try:
             return function(*args, **keywords)
         except TypeError as error:
-            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                raise  # an error of the function, which was entered
-            text = misfit(function, args, keywords)
+            entered = error.__traceback__ is None or error.__traceback__.tb_next is not None
+            text = "" if entered else misfit(function, args, keywords)
+            text = text or _late_gradient(error, function, args)
             if not text:
                 raise
-        raise TypeError(text)
+            wrong: type[Exception] = TypeError
+        except ValueError as error:
+            text = _late_gradient(error, function, args)
+            if not text:
+                raise
+            wrong = ValueError
+        raise wrong(text)
 
     return call  # type: ignore[return-value]
+
+
+def _places(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments that may be given by position."""
+    parameters = inspect.signature(function).parameters
+    return tuple(key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _late_gradient(error: Exception, function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """An error's text, with the order of the arguments, if grad_y is not the first of them; else ""."""
+    if type(error) not in (TypeError, ValueError):
+        return ""
+    order = hints.gradient_first(_places(function), args)
+    return order and f"{error}{order}"
 
 
 def misfit(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> str:
@@ -42,54 +62,44 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[s
     for given in keywords:
         if given not in parameters:
             return f"`{given}` is not an argument of {name}{_meant(given, tuple(parameters))}"
-    places = [key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    places = _places(function)
     if len(args) <= len(places):
         return ""
     known = dict(zip(places, args))
     arrays = [known.get(key) for key in ("x", "offsets", "w", "bias")]  # of a deformable convolution, or None
     return (
-        f"{name} takes {len(places)} arguments by position ({', '.join(places)}), {len(args)} came; expected by keyword: "
+        f"{name} takes {len(places)} arguments by position ({', '.join(places)}), {len(args)} were given; pass by keyword: "
         f"{', '.join(key for key in parameters if key not in places)}{hints.order(*arrays)}"
     )
 
 
-OFFSET_GROUPS = ("offset_groups", "offset_group", "deformable_groups", "deform_groups", "deformable_group")
-READ_OFF_SHAPES = (  # names elsewhere, arguments of the function, what they are read off
-    (("groups", "group"), {"w"}, "C over the second axis of `w`"),
-    (OFFSET_GROUPS, {"offset_w"}, "the outputs of `offset_w` over 2*kh*kw, or over 3*kh*kw if modulated"),
-    (OFFSET_GROUPS, {"w", "offsets"}, "the channels of `offsets` over 2*kh*kw"),
-    (("kernel_size", "kernel_shape"), {"w"}, "the last two axes of `w`"),
+INFERRED = (  # names elsewhere, arguments of the function, what they are inferred from
+    (("groups", "group"), {"w"}, "C / w.shape[1]"),
+    (hints.OFFSET_GROUPS, {"offset_w"}, "offset_w.shape[0] / (2*kh*kw), or / (3*kh*kw) if modulated"),
+    (hints.OFFSET_GROUPS, {"w", "offsets"}, "offsets.shape[1] / (2*kh*kw)"),
+    (("kernel_size", "kernel_shape"), {"w"}, "w.shape[2:]"),
 )
-ELSEWHERE = {  # the names of arguments in this package, and what they are called in others
-    "x": ("input", "inputs", "image", "images", "features"),
-    "w": ("weight", "weights", "kernel", "filters"),
-    "offsets": ("offset",),
-    "trans": ("offset", "offsets"),
-    "rois": ("boxes", "bboxes"),
-    "points": ("grid", "coordinates"),
-    "grad_y": ("grad_output", "grad_out", "grad"),
-    "padding": ("pads", "pad"),
-    "output_size": ("out_size", "pooled_size", "pool_size", "crop_size"),
-    "spatial_scale": ("scale", "roi_scale"),
-    "sampling_ratio": ("sample_num",),
-    "sample_per_part": ("sampling_ratio", "samples_per_part"),
-    "offset_groups": OFFSET_GROUPS,
-    "return_argmax": ("return_indices",),
-}
+NEEDLESS = (  # names elsewhere, an argument of the function, why it needs none of them
+    (("im2col_step",), "x", "batches of any size fit; leave it out"),
+    (("pool_mode", "mode"), "sampling_ratio", "only the average exists; leave it out"),
+    (("mode",), "points", "only bilinear interpolation exists; leave it out"),
+    (("align_corners", "padding_mode"), "points", "points are pixels: see docs/migrating.md"),
+)
 
 
 def _meant(given: str, names: tuple[str, ...]) -> str:
     """What a name that is none of a function's stands for."""
-    for others, needed, source in READ_OFF_SHAPES:
+    for others, needed, source in INFERRED:
         if given in others and needed <= set(names):
-            return f": it is read off the shapes, as {source}; leave it out"
-    if given == "im2col_step":
-        return ": batches of any size fit; leave it out"
+            return f": it is inferred from the shapes: {source}; leave it out"
+    for unneeded, argument, reason in NEEDLESS:
+        if given in unneeded and argument in names:
+            return f": {reason}"
     if given in ("output_height", "output_width") and "output_size" in names:
         return ", expected `output_size=(height, width)`"
-    for name, elsewhere in ELSEWHERE.items():
-        if name in names and given in elsewhere:
-            return f", expected `{name}`"
+    here = hints.named_here(given, names)
+    if here:
+        return f", expected `{here}`"
     near = difflib.get_close_matches(given.lower(), names, 1)
     return f", expected `{near[0]}`" if near else f", expected names among {', '.join(names)}"
 

@@ -5,7 +5,7 @@ All of this runs after an error was found. Each function returns "" where it kno
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -35,20 +35,33 @@ def to_array(name: str, value: Any, dtype: str = "float32") -> str:
     listed = isinstance(value, (list, tuple))
     if listed and name == "rois":
         return _boxes_of_a_list(value)
+    if name in ("bias", "offset_b") and (number := _no_bias(value)):
+        return number
     if isinstance(value, np.generic) or type(value).__module__.partition(".")[0] == "torch":
         return ""
     converts = any(hasattr(type(value), protocol) for protocol in ("__array__", "__array_interface__"))
     return f"; use np.asarray({name}, np.{dtype})" if listed or converts else ""
 
 
+def _no_bias(value: Any) -> str:
+    """What a bool or whole numbers in the place of a bias are about."""
+    if isinstance(value, (bool, np.bool_)):
+        return "" if value else "; use None"
+    items = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    ints = all(isinstance(item, (int, np.integer)) for item in items)
+    return "; stride, padding and dilation are given by keyword" if ints else ""
+
+
 def _boxes_of_a_list(value: Any) -> str:
     """How a list of boxes becomes one array: a list of rows, or of (L, 4) for each image, as torchvision takes it."""
-    if not len(value):
+    shapes = [_shape(item) for item in value]
+    if all(shape == (0,) for shape in shapes):
         return "; for no boxes use np.zeros((0, 5), np.float32)"
-    if any(len(shape) == 2 and shape[1] == 4 for shape in map(_shape, value)):
+    if any(len(shape) == 2 and shape[1] == 4 for shape in shapes):
         on_torch = bool(getattr(value[0], "is_cuda", False))
-        join = "torch.cat" if on_torch else "np.concatenate"
-        return f"; use {join}([{_with_index('b', on_torch)} for n, b in enumerate(rois)])"
+        join, end = ("torch.cat", "") if on_torch else ("np.concatenate", ".astype(x.dtype)")
+        each = _with_index("b" if on_torch else "np.reshape(b, (-1, 4))", on_torch)
+        return f"; use {join}([{each} for n, b in enumerate(rois)]){end}"
     return "; use np.asarray(rois, np.float32)"
 
 
@@ -84,10 +97,16 @@ def axes(name: str, value: Any, ndim: int, layout: str) -> str:
         return "; use rois[None]"
     if not layout.startswith("(N, C, H, W") or missing not in (1, 2):
         return f"; use {name}[None]" if layout.startswith("(N,") and missing == 1 else ""
-    if missing == 1 and value.shape[-1] in (3, 4) and value.shape[0] > 4:
-        turned = "permute" if framework == "torch" else "transpose"
-        return f"; use {name}.{turned}(2, 0, 1)[None] for an image (H, W, C)"
-    return f"; use {name}[{', '.join(['None'] * missing)}]"
+    if missing == 2:
+        return f"; use {name}[None, None]"
+    if value.shape[-1] in (1, 3, 4) and value.shape[0] > 4:
+        return f"; use {name}.{_turn(value)}(2, 0, 1)[None] for an image (H, W, C)"
+    return f"; use {name}[None] for an image (C, H, W), {name}[:, None] for a batch (N, H, W)"
+
+
+def _turn(value: Any) -> str:
+    """The method that reorders an array's axes."""
+    return "permute" if isinstance(value, DeviceArray) and value.framework.name == "torch" else "transpose"
 
 
 def to_gpu(name: str, value: Any, framework: Framework) -> str:
@@ -138,16 +157,46 @@ def fitting_padding(p: Any, array: Any, channels: int) -> str:
     shape = getattr(array, "shape", ())
     if len(shape) != 4 or shape[:2] != (p.batch, channels) or shape[2:] == p.out_size:
         return ""
-    pairs = []
-    for i, wanted in enumerate(shape[2:]):
+    padding = _padding(p, shape[2:])
+    return "" if padding is None else f"; padding={padding} would fit with this stride and dilation"
+
+
+def _padding(p: Any, size: Any) -> Any:
+    """The padding that makes the result of a `Convolution` this high and wide; None if none does."""
+    totals = []
+    for i, wanted in enumerate(size):
         least = (wanted - 1) * p.stride[i] + p.dilation[i] * (p.kernel[i] - 1) + 1 - p.in_size[i]
         most = least + p.stride[i] - 1  # all of them give this size
         if wanted < 1 or most < 0:
-            return ""
-        total = max(least, 0)
-        total += total % 2 and total < most  # even, if one is
-        pairs.append((total // 2, total - total // 2))
-    return f"; padding={_shortest(pairs)} would fit with this stride and dilation"
+            return None
+        totals.append((max(least, 0), most))
+    equal = max((least + 1) // 2 for least, _ in totals)
+    if all(2 * equal <= most for _, most in totals):
+        return equal
+    even = [least + (least % 2 and least < most) for least, most in totals]  # if one is
+    return _shortest([(total // 2, total - total // 2) for total in even])
+
+
+def channels_last(p: Any, x: Any, offsets: Any, w: Any) -> str:
+    """How x gets its channels in front, where its height and width then fit the offsets, with one padding for both axes
+    or with the padding given."""
+    n, *size, c = x.shape
+    wanted = tuple(offsets.shape[2:])
+    if wanted == p.out_size or isinstance(_padding(p, wanted), int):
+        return ""
+    if not _fit_shapes((n, c, *size), offsets.shape, w.shape):
+        return ""
+    padded = ((size[i] + 2 * p.before[i] - p.dilation[i] * (p.kernel[i] - 1) - 1) // p.stride[i] + 1 for i in range(2))
+    if tuple(padded) != wanted and not isinstance(_padding(p._replace(in_size=tuple(size)), wanted), int):
+        return ""
+    return turned(x)
+
+
+def turned(x: Any) -> str:
+    """How x gets its channels in front."""
+    if isinstance(x, DeviceArray) and x.framework.name == "numba":
+        return ""
+    return f"; use x.{_turn(x)}(0, 3, 1, 2) if x is channels-last"
 
 
 def _shortest(pairs: list[tuple[int, int]]) -> Any:
@@ -173,12 +222,76 @@ def order(x: Any, offsets: Any, w: Any, bias: Any) -> str:
 
 def _fit(x: Any, offsets: Any, w: Any) -> bool:
     """Whether these can be the arrays of one deformable convolution, heights and widths aside."""
-    shapes = _shape(x), _shape(offsets), _shape(w)
-    if any(len(shape) != 4 for shape in shapes):
+    return _fit_shapes(_shape(x), _shape(offsets), _shape(w))
+
+
+def _fit_shapes(x: Any, offsets: Any, w: Any) -> bool:
+    """Whether shapes can be those of one deformable convolution, heights and widths aside."""
+    if len(offsets) != 4 or not _fit_weights(x, w):
         return False
-    (n, c, *_), (images, moved, *_), (c_out, per_group, *kernel) = shapes
-    pairs = 2 * kernel[0] * kernel[1]
-    if 0 in (c, c_out, per_group, pairs) or c % per_group or c_out % (c // per_group) or images != n:
+    groups, rest = divmod(offsets[1], 2 * w[2] * w[3])
+    return x[0] == offsets[0] and groups > 0 and not rest and not x[1] % groups
+
+
+def _fit_weights(x: Any, w: Any) -> bool:
+    """Whether shapes can be those of x and w of one convolution, heights and widths aside."""
+    if len(x) != 4 or len(w) != 4 or 0 in (x[1], *w):
         return False
-    groups, rest = divmod(moved, pairs)
-    return groups > 0 and not rest and not c % groups
+    return not x[1] % w[1] and not w[0] % (x[1] // w[1])
+
+
+def gradient_first(names: tuple[str, ...], args: tuple[Any, ...]) -> str:
+    """The order of a convolution's backward, where its arrays come without grad_y, or with grad_y behind them."""
+    count = 3 if names[1:4] == ("x", "offsets", "w") else 2 if names[1:3] == ("x", "w") else 0
+    if names[:1] != ("grad_y",) or not count or len(args) < count:
+        return ""
+    given = [_shape(value) for value in args]
+    if _in_order(given[1 : count + 1], count) or not _in_order(given[:count], count):
+        return ""
+    return f"; grad_y comes first: {', '.join(names)}"
+
+
+def _in_order(shapes: list[Any], count: int) -> bool:
+    """Whether these are the shapes of x, offsets if there are three, and w, with a kernel smaller than x."""
+    if len(shapes) < count or not (_fit_shapes(*shapes) if count == 3 else _fit_weights(*shapes)):
+        return False
+    return all(kernel < size for kernel, size in zip(shapes[-1][2:], shapes[0][2:], strict=True))
+
+
+# Names: what others call things.
+
+OFFSET_GROUPS = ("offset_groups", "offset_group", "deformable_groups", "deform_groups", "deformable_group")
+ELSEWHERE = {  # the names of arguments in this package, and what they are called in others
+    "x": ("input", "inputs", "image", "images", "features"),
+    "w": ("weight", "weights", "kernel", "filters"),
+    "offsets": ("offset",),
+    "trans": ("offset", "offsets"),
+    "rois": ("boxes", "bboxes"),
+    "points": ("grid", "coordinates"),
+    "grad_y": ("grad_output", "grad_out", "grad"),
+    "padding": ("pads", "pad"),
+    "output_size": ("out_size", "pooled_size", "pool_size", "crop_size"),
+    "spatial_scale": ("scale", "roi_scale"),
+    "sampling_ratio": ("sample_num",),
+    "sample_per_part": ("sampling_ratio", "samples_per_part"),
+    "offset_groups": OFFSET_GROUPS,
+    "return_argmax": ("return_indices",),
+}
+FUNCTIONS = {  # what is called otherwise in torchvision, MMCV, torch
+    "deform_conv2d": "numdcn.deform_conv_forward",
+    "modulated_deform_conv2d": "numdcn.deform_conv_forward with mask=",
+    "DeformConv2d": "numdcn.deform_conv_layer_forward, or numdcn.deform_conv_forward for given offsets",
+    "grid_sample": "numdcn.bilinear_sample_forward",
+    "ops": "the functions of numdcn itself, such as numdcn.deform_conv_forward",
+}
+
+
+def named_here(given: str, names: tuple[str, ...]) -> str:
+    """Which of these names goes by another elsewhere; "" if none does."""
+    return next((name for name, others in ELSEWHERE.items() if name in names and given in others), "")
+
+
+def no_attribute(name: str) -> NoReturn:
+    """Raise what `numdcn` says of a name that it lacks."""
+    known = f"; expected {FUNCTIONS[name]}" if name in FUNCTIONS else ""
+    raise AttributeError(f"module 'numdcn' has no attribute {name!r}{known}", name=name)

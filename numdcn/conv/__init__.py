@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Generic, Literal, NamedTuple
 
+from numdcn._call import hints
 from numdcn._call.arguments import check_grad_y, receive
 from numdcn._call.arrays import Array
 from numdcn._call.checks import IntPerAxis, Padding
@@ -120,7 +121,10 @@ def conv_backward(
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     p = problem(arrays, stride, padding, dilation)
-    grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
+    try:
+        grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
+    except ValueError as error:
+        raise ValueError(f"{error}{hints.fitting_padding(p, grad_y, p.out_channels)}") from None
     return run_backward(
         convolutions, ARGUMENTS, p, grad_y, arrays, ConvGradients, wrt, out, options(deterministic, allow_tf32)
     )

@@ -44,7 +44,12 @@ def _way_out(arrays: ConvArrays, made: Convolution | None) -> str:
     order = hints.order(arrays.x, arrays.offsets, arrays.w, arrays.bias)
     if order or made is None:
         return order
-    return hints.fitting_padding(made, arrays.offsets, 2 * made.offset_groups * made.taps)
+    channels = made.offset_groups * made.taps
+    if arrays.mask is None and getattr(arrays.bias, "shape", ()) == (made.batch, channels, *made.out_size):
+        return "; `bias` looks like a mask: pass it as mask="
+    return hints.channels_last(made, arrays.x, arrays.offsets, arrays.w) or hints.fitting_padding(
+        made, arrays.offsets, 2 * channels
+    )
 
 
 def _offset_groups(x: Any, offsets: Any, taps: int) -> int:

@@ -38,6 +38,15 @@ def align(rois, x=X):
     return numdcn.roi_align_forward(x, rois, 2)
 
 
+IMAGE_OR_BATCH = "; use x[None] for an image (C, H, W), x[:, None] for a batch (N, H, W)"
+BY_KEYWORD = "; stride, padding and dilation are given by keyword"
+CHANNELS_LAST = "; use x.transpose(0, 3, 1, 2) if x is channels-last"
+PIXELS = ": points are pixels: see docs/migrating.md"
+FIRST, FIRST_OF_CONV = "; grad_y comes first: grad_y, x, offsets, w, bias", "; grad_y comes first: grad_y, x, w, bias"
+POINTS = zeros(1, 5, 2)
+deform_back, conv_back = numdcn.deform_conv_backward, numdcn.conv_backward
+
+
 # A name: a wrong call, and how the error's message must end; then, for some, that the way out is one.
 WAYS_OUT = {
     "padding": (lambda: deform(offsets=zeros(1, 18, 8, 8)), "; padding=1 would fit with this stride and dilation"),
@@ -49,6 +58,58 @@ WAYS_OUT = {
         lambda: deform(offsets=zeros(1, 18, 7, 6)),
         "; padding=((0, 1), (0, 0)) would fit with this stride and dilation",
     ),
+    "one padding for both axes": (
+        lambda: deform(zeros(1, 4, 8, 7), zeros(1, 18, 4, 4), stride=3),
+        "; padding=3 would fit with this stride and dilation",
+    ),
+    "channels last": (lambda: deform(zeros(2, 12, 14, 8), zeros(2, 36, 12, 14), zeros(6, 4, 3, 3)), CHANNELS_LAST),
+    "channels last, with the padding given": (
+        lambda: deform(zeros(2, 12, 14, 8), zeros(2, 36, 12, 14), zeros(6, 4, 3, 3), padding=1),
+        CHANNELS_LAST,
+    ),
+    "channels last, and weights": (lambda: conv(zeros(2, 28, 28, 3), zeros(8, 3, 3, 3)), f"of `x`{CHANNELS_LAST}"),
+    "padding of a gradient": (
+        lambda: conv_back(zeros(1, 6, 8, 8), X, W),
+        "= (N, C_out, Ho, Wo); padding=1 would fit with this stride and dilation",
+    ),
+    "no gradient": (lambda: deform_back(X, OFFSETS, W), f"missing 1 required positional argument: 'w'{FIRST}"),
+    "no gradient, but a bias": (lambda: deform_back(X, OFFSETS, W, zeros(6)), FIRST),
+    "no gradient, and no bias": (lambda: deform_back(X, OFFSETS, W, None), FIRST),
+    "the gradient last": (lambda: deform_back(X, OFFSETS, W, zeros(1, 6, 6, 6)), FIRST),
+    "the gradient behind the bias": (lambda: deform_back(X, OFFSETS, W, zeros(6), zeros(1, 6, 6, 6)), FIRST),
+    "the gradient given twice": (lambda: deform_back(X, OFFSETS, W, grad_y=zeros(1, 6, 6, 6)), FIRST),
+    "no gradient of conv": (lambda: conv_back(X, W), FIRST_OF_CONV),
+    "the gradient of conv last": (lambda: conv_back(X, W, zeros(1, 6, 6, 6)), FIRST_OF_CONV),
+    "a gradient in its place": (
+        lambda: conv_back(zeros(1, 4, 8, 8), X, zeros(6, 3, 3, 3), padding=1),
+        "expected a divisor of C = 4 of `x`",
+    ),
+    "a gradient of another shape": (
+        lambda: deform_back(zeros(1, 6, 5, 5), X, OFFSETS, W),
+        "expected (1, 6, 6, 6) = (N, C_out, Ho, Wo)",
+    ),
+    "a stride by position": (lambda: deform(bias=1), BY_KEYWORD),
+    "strides by position": (lambda: conv(bias=(1, 1)), BY_KEYWORD),
+    "no bias": (lambda: conv(bias=False), "; use None"),
+    "a mask for a bias": (lambda: deform(bias=MASK), "; `bias` looks like a mask: pass it as mask="),
+    "a name in wrt": (lambda: conv_back(zeros(1, 6, 6, 6), X, W, wrt="weight"), "; use 'w'"),
+    "a name in wrt of deform": (
+        lambda: deform_back(zeros(1, 6, 6, 6), X, OFFSETS, W, wrt=["x", "offset"]),
+        "`wrt` holds 'offset', expected one or more of x, offsets, w, bias, mask; use 'offsets'",
+    ),
+    **{
+        name: (
+            lambda name=name: numdcn.roi_align_forward(X, ROIS, 2, **{name: "avg"}),
+            f"`{name}` is not an argument of roi_align_forward: only the average exists; leave it out",
+        )
+        for name in ("pool_mode", "mode")
+    },
+    "mode of points": (
+        lambda: numdcn.bilinear_sample_forward(X, POINTS, mode="bilinear"),
+        ": only bilinear interpolation exists; leave it out",
+    ),
+    "corners": (lambda: numdcn.bilinear_sample_forward(X, POINTS, align_corners=False), PIXELS),
+    "padding of points": (lambda: numdcn.bilinear_sample_forward(X, POINTS, padding_mode="zeros"), PIXELS),
     "no padding": (lambda: deform(offsets=zeros(1, 18, 5, 5)), "kh=3, kw=3, offset_groups=1"),
     "padding of a layer": (
         lambda: numdcn.deform_conv_layer_backward(
@@ -62,19 +123,19 @@ WAYS_OUT = {
     ),
     "groups": (
         lambda: conv(groups=2),
-        "`groups` is not an argument of conv_forward: it is read off the shapes, as C over the second axis of `w`; leave it out",
+        "`groups` is not an argument of conv_forward: it is inferred from the shapes: C / w.shape[1]; leave it out",
     ),
     **{
         name: (
             lambda name=name: deform(**{name: 2}),
-            f"`{name}` is not an argument of deform_conv_forward: it is read off the shapes, as the channels of `offsets` over "
-            "2*kh*kw; leave it out",
+            f"`{name}` is not an argument of deform_conv_forward: it is inferred from the shapes: "
+            "offsets.shape[1] / (2*kh*kw); leave it out",
         )
         for name in ("offset_groups", "deformable_groups", "deform_groups")
     },
     "offset groups of a layer": (
         lambda: numdcn.deform_conv_layer_forward(X, W, zeros(18, 4, 3, 3), None, offset_groups=1),
-        "as the outputs of `offset_w` over 2*kh*kw, or over 3*kh*kw if modulated; leave it out",
+        ": offset_w.shape[0] / (2*kh*kw), or / (3*kh*kw) if modulated; leave it out",
     ),
     "deformable groups of a new layer": (
         lambda: numdcn.deform_conv_layer_init(4, 6, 3, deformable_groups=2),
@@ -100,7 +161,7 @@ WAYS_OUT = {
     "an unknown name": (lambda: numdcn.prepare_weights(W, qqq=1), ", expected names among w, groups"),
     "by position": (
         lambda: numdcn.deform_conv_forward(X, OFFSETS, W, None, 1, 1),
-        "deform_conv_forward takes 4 arguments by position (x, offsets, w, bias), 6 came; expected by keyword: mask, stride, "
+        "deform_conv_forward takes 4 arguments by position (x, offsets, w, bias), 6 were given; pass by keyword: mask, stride, "
         "padding, dilation, allow_tf32, out",
     ),
     "by position, swapped": (
@@ -152,7 +213,9 @@ WAYS_OUT = {
         lambda: numdcn.roi_pool_backward(zeros(1, 4, 2, 2), X, ROIS, 2, argmax=[0]),
         "and dtype int32; use np.asarray(argmax, np.int32)",
     ),
-    "one image": (lambda: conv(X[0]), "expected 4 axes: (N, C, H, W); use x[None]"),
+    "one image": (lambda: conv(X[0]), f"expected 4 axes: (N, C, H, W){IMAGE_OR_BATCH}"),
+    "one image per row": (lambda: conv(zeros(16, 28, 28)), IMAGE_OR_BATCH),
+    "a grey image file": (lambda: conv(zeros(28, 28, 1)), "; use x.transpose(2, 0, 1)[None] for an image (H, W, C)"),
     "one plane": (lambda: conv(X[0, 0]), "; use x[None, None]"),
     "an image file": (lambda: conv(zeros(8, 8, 3)), "; use x.transpose(2, 0, 1)[None] for an image (H, W, C)"),
     "offsets of one image": (lambda: deform(offsets=OFFSETS[0]), "; use offsets[None]"),
@@ -164,8 +227,9 @@ WAYS_OUT = {
     ),
     "a list of boxes": (
         lambda: align([ROIS[:, 1:]]),
-        "; use np.concatenate([np.insert(b, 0, n, axis=1) for n, b in enumerate(rois)])",
+        "; use np.concatenate([np.insert(np.reshape(b, (-1, 4)), 0, n, axis=1) for n, b in enumerate(rois)]).astype(x.dtype)",
     ),
+    "lists without boxes": (lambda: align([[], []]), "; for no boxes use np.zeros((0, 5), np.float32)"),
     "boxes in lists": (lambda: align([ROIS[0, 1:].tolist()]), "use np.asarray(rois, np.float32)"),
     "no boxes": (lambda: align([]), "; for no boxes use np.zeros((0, 5), np.float32)"),
     "no int": (
@@ -206,12 +270,40 @@ def test_the_ways_out_are_right():
     x, w, offsets = random(1, 4, 8, 8), random(6, 4, 3, 3), random(1, 18, 4, 5)
     assert deform(x, offsets, w, stride=2, padding=(1, 2)).shape == (1, 6, 4, 5)
     assert deform(x, random(1, 18, 7, 6), w, padding=((0, 1), (0, 0))).shape == (1, 6, 7, 6)
+    assert deform(random(1, 4, 8, 7), random(1, 18, 4, 4), w, stride=3, padding=3).shape == (1, 6, 4, 4)
+    turned = random(2, 12, 14, 8).transpose(0, 3, 1, 2)
+    assert deform(turned, random(2, 36, 12, 14), w, padding=1).shape == (2, 6, 12, 14)
     assert deform(x, random(1, 18, 8, 8), w, padding=1).shape == (1, 6, 8, 8)
     assert conv(x, w, padding=np.array([[1, 2], [0, 1]]).tolist()).shape == (1, 6, 9, 7)
     boxes = [ROIS[:, 1:], zeros(0, 4), ROIS[:, 1:]]
-    rois = np.concatenate([np.insert(b, 0, n, axis=1) for n, b in enumerate(boxes)])
-    assert rois.dtype == np.float32 and rois[:, 0].tolist() == [0, 2] and align(rois, random(3, 4, 8, 8)).shape[0] == 2
+    x = random(3, 4, 8, 8)
+    for rois in (boxes, [ROIS[:, 1:].tolist(), [], ROIS[:, 1:].tolist()]):
+        with pytest.raises(TypeError) as raised:
+            align(rois, x)
+        joined = eval(str(raised.value).partition("; use ")[2], {"np": np, "rois": rois, "x": x})
+        assert joined.dtype == x.dtype and joined[:, 0].tolist() == [0, 2] and align(joined, x).shape[0] == 2
     assert align(zeros(0, 5)).shape == (0, 4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "value", [X.tolist(), [list(range(9999))], [X] * 50, dict.fromkeys(range(99), X), ["a" * 999] * 9]
+)
+def test_long_values_are_cut(value):
+    with pytest.raises(TypeError) as raised:
+        conv(value)
+    assert len(str(raised.value)) < 200 and "..." in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["deform_conv2d", "modulated_deform_conv2d", "DeformConv2d", "grid_sample", "ops"])
+def test_functions_of_others(name):
+    """Are named where they are looked for, and do not exist."""
+    with pytest.raises(AttributeError, match=f"{name}.*; expected .*numdcn[.](deform_conv|bilinear_sample)") as raised:
+        getattr(numdcn, name)
+    assert raised.value.name == name and not hasattr(numdcn, name) and name not in dir(numdcn)
+    with pytest.raises(ImportError):
+        exec(f"from numdcn import {name}")
+    with pytest.raises(AttributeError, match="module 'numdcn' has no attribute '[a-zA-Z0-9_]+'$"):
+        getattr(numdcn, f"{name}_")
 
 
 def test_ambiguous_weights_are_not_called_swapped():
