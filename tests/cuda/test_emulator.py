@@ -24,7 +24,12 @@ def compared(name):
     """What a comparison printed, and what the emulator reported: threads, warps, blocks and streams scheduled as on
     a GPU."""
     options = {"RACES": "shared", "SEED": "3", "LAZY": "1"}
-    env = {**os.environ, **{f"PTX_EMULATOR_{key}": value for key, value in options.items()}, "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        **{f"PTX_EMULATOR_{key}": value for key, value in options.items()},
+        "PYTHONPATH": str(ROOT),
+        "NUMDCN_QUIET": "1",
+    }
     command = [
         sys.executable,
         "-m",
