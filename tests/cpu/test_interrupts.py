@@ -45,6 +45,7 @@ def test_an_exception_waits_for_the_helpers():
     run_program("waits_for_helpers")
 
 
+@pytest.mark.full
 def test_handlers_that_call_at_random_moments():
     run_program("handler_calls", random.randrange(10**6))
 
