@@ -25,7 +25,9 @@ def files():
     return {*ROOT.glob("*"), *(path for path in ROOT.glob("examples/**/*") if "__pycache__" not in path.parts)}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name == "detect_boxes.py" else name for name in EXAMPLES]
+)
 def test_an_example_runs_and_draws(name, tmp_path):
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")
     pytest.importorskip("sklearn", reason="the examples need the demo extra")

@@ -50,6 +50,7 @@ def test_a_first_call_that_compiles_says_so(tmp_path):
     assert run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr == ""
 
 
+@pytest.mark.full
 def test_an_application_decides_where_it_is_said(tmp_path):
     done = run_python(FIRST_CALL, "configured", NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None)
     assert done.stdout.startswith("told by numdcn: numdcn: compiling conv_forward") and done.stderr == ""

@@ -64,6 +64,7 @@ def test_a_wrong_element_is_found(operator, direction, monkeypatch):
     assert "grad_y (" in raised.value.__notes__[-1]  # a note describes the problem
 
 
+@pytest.mark.full
 def test_a_seed_is_told_and_replays(tmp_path):
     fault = "y[1:2, :, -1:, -1:] *= 1.001"
     code, printed = fuzz(tmp_path, fault, "--seconds", 100, "--seed", 3, "--only", "roi_align", "--most", 1)
