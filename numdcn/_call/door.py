@@ -1,4 +1,4 @@
-"""Before every public function: what a call that does not fit its signature is told.
+"""Errors for calls of public functions that do not match the signature.
 
 Python's own errors know nothing of other libraries, whose names and orders of arguments many callers have in mind.
 """
@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def door(function: Function) -> Function:
-    """The function itself; a call that does not fit its signature is told how to."""
+    """The function itself; a call that does not match its signature raises an error that explains how to."""
 
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
@@ -88,7 +88,7 @@ NEEDLESS = (  # names elsewhere, an argument of the function, why it needs none 
 
 
 def _meant(given: str, names: tuple[str, ...]) -> str:
-    """What a name that is none of a function's stands for."""
+    """The hint for an unknown argument name."""
     for others, needed, source in INFERRED:
         if given in others and needed <= set(names):
             return f": it is inferred from the shapes: {source}; leave it out"

@@ -34,8 +34,9 @@ def conv_forward(
 ) -> Array:
     """Convolution (cross-correlation, as is usual in deep learning) with zeros around the image::
 
-        y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of w[o,c',ky,kx] * x[n, c, i*stride_y - padding_y +
-            ky*dilation_y, j*stride_x - padding_x + kx*dilation_x]
+        y[n,o,i,j] = bias[o] + sum over c in o's group, ky, kx of  w[o,c',ky,kx] * x[n, c, py, px]
+        py = i*stride_y - padding_y + ky*dilation_y
+        px = j*stride_x - padding_x + kx*dilation_x
 
     Here c' is the index of c in its group, and padding_y, padding_x are the padding before x.
 
