@@ -21,7 +21,7 @@ Arrays = TypeVar("Arrays", bound=tuple[Any, ...])  # the arrays of a call of a f
 class Argument:
     """An array argument of an operator."""
 
-    __slots__ = ("axes", "coordinates", "field", "name", "ndim", "of", "optional")
+    __slots__ = ("axes", "coordinates", "field", "name", "ndim", "of", "optional", "saved")
 
     def __init__(
         self,
@@ -31,9 +31,10 @@ class Argument:
         optional: bool = False,
         coordinates: bool = False,  # may be float32 where the others are narrower
         field: str = "",  # in the family's arrays; "": the name
+        saved: bool = True,  # whether the backward reads its numbers, rather than its shape alone
     ) -> None:
         self.name, self.axes, self.ndim = name, axes, ndim
-        self.optional, self.coordinates = optional, coordinates
+        self.optional, self.coordinates, self.saved = optional, coordinates, saved
         self.field = field or name
         self.of = operator.attrgetter(self.field)  # gets it from a family's arrays
 

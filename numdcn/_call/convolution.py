@@ -107,5 +107,19 @@ def _out_size(
                 f"with `padding` of ({before[i]}, {after[i]}) `x` is {padded} pixels long along {axis}, expected at least {reach}, "
                 f"which `w` spans (kernel size {kernel[i]}, dilation {dilation[i]})"
             )
-        out.append((padded - reach) // stride[i] + 1)
+        out.append(steps(padded, reach, stride[i]))
     return out[0], out[1]
+
+
+def steps(padded: Any, reach: Any, stride: Any) -> Any:
+    """How many positions a kernel takes along an axis."""
+    return (padded - reach) // stride + 1
+
+
+def result_shape(arrays: Any, stride: Any, padding: Any, dilation: Any) -> tuple[Any, ...]:
+    """The shape of y, of which nothing is checked: sizes may be symbols. Options per axis, padding in pairs."""
+    x, w = arrays.x.shape, arrays.w.shape
+    size = (
+        steps(x[2 + i] + sum(padding[i]), dilation[i] * (w[2 + i] - 1) + 1, stride[i]) for i in range(2)
+    )  # fmt: skip
+    return x[0], w[0], *size

@@ -13,33 +13,68 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
+
 from numdcn._call import hints
+from numdcn._call.host_frameworks import Loan, host_framework_of, mixture
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def door(function: Function) -> Function:
-    """The function itself; a call that does not match its signature raises an error that explains how to."""
+    """The function itself, for arrays of any framework; its errors explain how to call it."""
 
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
-        try:
-            return function(*args, **keywords)
-        except TypeError as error:
-            entered = error.__traceback__ is None or error.__traceback__.tb_next is not None
-            text = "" if entered else misfit(function, args, keywords)
-            text = text or _late_gradient(error, function, args)
-            if not text:
-                raise
-            wrong: type[Exception] = TypeError
-        except ValueError as error:
-            text = _late_gradient(error, function, args)
-            if not text:
-                raise
-            wrong = ValueError
-        raise wrong(text)
+        if "torch._dynamo" in sys.modules:  # torch.compile must not trace into it: no tracer can follow addresses
+            return _untraced()(function, args, keywords)
+        return _call(function, args, keywords)
 
     return call  # type: ignore[return-value]
+
+
+@functools.cache
+def _untraced() -> Callable[..., Any]:
+    """`_call`, into which torch.compile does not trace."""
+    return sys.modules["torch._dynamo"].disable(
+        _call, reason="numdcn.adapters.torch has the operators for torch.compile"
+    )
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The result of a public function."""
+    framework = None
+    try:
+        first = args[0] if args else keywords.get("grad_y", keywords.get("x", keywords.get("w")))
+        if type(first) is np.ndarray or (framework := host_framework_of(first)) is None:
+            return function(*args, **keywords)
+        return Loan(framework, function).call(args, keywords)
+    except TypeError as error:
+        text = "" if _entered(function, error) else misfit(function, args, keywords)
+        text = text or _late_gradient(error, function, args) or mixture(function, args, keywords)
+        wrong: type[Exception] = TypeError
+        if framework is not None:
+            text = framework.advice(text or str(error)) if type(error) is TypeError else ""
+        if not text:
+            raise
+    except ValueError as error:
+        text = _late_gradient(error, function, args)
+        wrong = ValueError
+        if framework is not None:
+            text = framework.advice(text or str(error)) if type(error) is ValueError else ""
+        if not text:
+            raise
+    raise wrong(text)
+
+
+def _entered(function: Callable[..., Any], error: BaseException) -> bool:
+    """Whether an error came from within a function, rather than from a call that does not match its signature."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is function.__code__:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _places(function: Callable[..., Any]) -> tuple[str, ...]:

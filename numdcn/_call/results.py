@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -53,6 +56,30 @@ class Outputs(Generic[Arrays]):
                 output.__exit__(*error)
 
 
+class _Memory(threading.local):
+    aligned = False  # whether results begin at a multiple of 64 bytes
+
+
+_memory = _Memory()
+
+
+@contextmanager
+def aligned_results() -> Iterator[None]:
+    """Within this, new results of this thread begin at a multiple of 64 bytes."""
+    before, _memory.aligned = _memory.aligned, True
+    try:
+        yield
+    finally:
+        _memory.aligned = before
+
+
+def _empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:
     """`out` as `received`, checked; or a new array. All inputs live where the first does, which is given."""
     like = device_array_of(next(iter(inputs.values())))
@@ -60,7 +87,7 @@ def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs
         try:
             if like is not None:
                 return like.framework.empty(shape, dtype, like.device, like.stream)
-            return np.empty(shape, dtype)
+            return _empty_aligned(shape, dtype) if _memory.aligned else np.empty(shape, dtype)
         except ValueError as error:
             raise ValueError(f"`{name}` would have shape {shape}, expected one that NumPy can make: {error}") from None
     out = received(out, name)

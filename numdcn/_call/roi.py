@@ -13,6 +13,7 @@ from numdcn._call.frameworks import host_copy
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
 X = Argument("x", "(N, C, H, W)", 4)
+SHAPE_OF_X = Argument("x", "(N, C, H, W)", 4, saved=False)
 ROIS = Argument("rois", "(R, 5): batch index, x1, y1, x2, y2", 2, coordinates=True)
 FAR = 2.0**30  # pixels; corners are clipped to +-FAR
 SAMPLES_LIMIT = 2**16  # exclusive, for the samples along an axis of a bin
@@ -127,6 +128,11 @@ def check_rois(
             )
         channels //= cells
     return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale, boxes)
+
+
+def result_shape(arrays: Any, output_size: Any, cells: int = 1) -> tuple[Any, ...]:
+    """The shape of y, of which nothing is checked: sizes may be symbols. `cells`: of a position-sensitive operator."""
+    return arrays.rois.shape[0], arrays.x.shape[1] // cells, *output_size
 
 
 def _check_boxes(rois: np.ndarray, batch: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from numdcn._call.arguments import Argument, check_arguments
 from numdcn._call.checks import check_countable
@@ -30,3 +32,8 @@ def problem(arrays: PointArrays) -> Sampling:
     between = points.shape[1:-1]
     batch, channels, *size = x.shape
     return Sampling(batch, channels, (size[0], size[1]), math.prod(between), (batch, channels, *between))
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    return ((*arrays.x.shape[:2], *arrays.points.shape[1:-1]),)

@@ -5,17 +5,18 @@ Sources: Dai et al. 2017 (DCNv1), Zhu et al. 2019 (DCNv2, with a mask).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numdcn._call import hints
 from numdcn._call.arguments import Argument, check_arguments, check_shapes
-from numdcn._call.convolution import ConvArrays, Convolution, convolution
+from numdcn._call.convolution import ConvArrays, Convolution, convolution, result_shape
 
 ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4),
     Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", 4, coordinates=True),
     Argument("w", "(C_out, C/groups, kh, kw)", 4),
-    Argument("bias", "(C_out,)", None, optional=True),
+    Argument("bias", "(C_out,)", None, optional=True, saved=False),
     Argument("mask", "(N, offset_groups*kh*kw, Ho, Wo)", None, optional=True),
 )
 
@@ -67,3 +68,8 @@ def _offset_groups(x: Any, offsets: Any, taps: int) -> int:
             f"expected a divisor of C = {x.shape[1]} of `x`"
         )
     return offset_groups
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    return (result_shape(arrays, options["stride"], options["padding"], options["dilation"]),)

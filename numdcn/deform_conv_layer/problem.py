@@ -5,6 +5,7 @@ Sources: Dai et al. 2017 (DCNv1), Zhu et al. 2019 (DCNv2, modulated).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +13,14 @@ import numpy as np
 from numdcn._call import hints
 from numdcn._call.arguments import Argument, check_arguments, check_shapes
 from numdcn._call.checks import describe, flag, is_real
-from numdcn._call.convolution import ConvArrays, convolution
+from numdcn._call.convolution import ConvArrays, convolution, result_shape
 
 ARGUMENTS = (
     Argument("x", "(N, C, H, W)", 4),
     Argument("w", "(C_out, C/groups, kh, kw)", 4),
     Argument("offset_w", "(2*offset_groups*kh*kw, or 3* if modulated, C, kh, kw)", 4),
-    Argument("offset_b", "(2*offset_groups*kh*kw, or 3* if modulated,)", None, optional=True),
-    Argument("bias", "(C_out,)", None, optional=True),
+    Argument("offset_b", "(2*offset_groups*kh*kw, or 3* if modulated,)", None, optional=True, saved=False),
+    Argument("bias", "(C_out,)", None, optional=True, saved=False),
 )
 RESULTS = (
     Argument("offsets", "(N, 2*offset_groups*kh*kw, Ho, Wo)", None, optional=True, coordinates=True),
@@ -93,3 +94,12 @@ def problem(arrays: LayerArrays, modulated: Any, mask_scale: Any, stride: Any, p
     if arrays.mask is not None and not modulated:
         raise ValueError("`mask` was given with modulated=False, expected None")
     return Problem(made.out_shape, moved, modulated, int(mask_scale))
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    y = result_shape(arrays, options["stride"], options["padding"], options["dilation"])
+    predicted = arrays.offset_w.shape[0]
+    moved = predicted // 3 * 2 if options["modulated"] else predicted
+    mask = (y[0], moved // 2, *y[2:]) if options["modulated"] else None
+    return y, (y[0], moved, *y[2:]), mask

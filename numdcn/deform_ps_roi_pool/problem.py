@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numdcn._call.arguments import Argument
 from numdcn._call.checks import integer, number
-from numdcn._call.roi import ROIS, SAMPLES_LIMIT, Pooling, RoIArrays, RoIs, X, check_rois, psroi_rule
+from numdcn._call.roi import ROIS, SAMPLES_LIMIT, X, Pooling, RoIArrays, RoIs, check_rois, psroi_rule, result_shape
 
 TRANS = Argument("trans", "(R, 2*classes, part_h, part_w)", 4, optional=True, coordinates=True, field="shifts")
 ARGUMENTS = (X, ROIS, TRANS)
@@ -42,3 +43,8 @@ def _check_trans(rois: RoIs, trans: Any) -> None:
         )
     if min(trans.shape[2:]) < 1:
         raise ValueError(f"`trans` has shape {trans.shape}, expected at least one part along each axis")
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    return (result_shape(arrays, options["output_size"], cells=options["group_size"] ** 2),)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numdcn._call.arguments import Argument, check_shapes
 from numdcn._call.checks import number
-from numdcn._call.roi import ROIS, Pooling, RoIArrays, X, align_rule, check_rois
+from numdcn._call.roi import ROIS, X, Pooling, RoIArrays, align_rule, check_rois, result_shape
 
 ARGUMENTS = (
     X,
@@ -25,3 +26,8 @@ def problem(
     check_shapes(ARGUMENTS, arrays, expected, lambda: f"R={rois.box_count}, Ph={rois.bins[0]}, Pw={rois.bins[1]}")
     rule = align_rule(sampling_ratio, half_pixel=True)
     return Pooling(rois, rule._replace(reach=number("gamma", gamma, arrays.x.dtype)))
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    return (result_shape(arrays, options["output_size"]),)

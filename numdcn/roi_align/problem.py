@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from numdcn._call.checks import flag
-from numdcn._call.roi import ROIS, Pooling, RoIArrays, X, align_rule, check_rois
+from numdcn._call.roi import ROIS, SHAPE_OF_X, Pooling, RoIArrays, align_rule, check_rois, result_shape
 
-ARGUMENTS = (X, ROIS)
+ARGUMENTS = (SHAPE_OF_X, ROIS)
 
 
 def problem(
@@ -22,3 +23,8 @@ def problem(
     rois = check_rois(ARGUMENTS, arrays, output_size, spatial_scale, check)
     half_pixel = flag("aligned", aligned)
     return Pooling(rois, align_rule(sampling_ratio, half_pixel, least=-np.inf if half_pixel else 1.0))
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    return (result_shape(arrays, options["output_size"]),)

@@ -15,7 +15,7 @@ from numdcn._call.options import options
 from numdcn._call.results import given_back, new_like
 from numdcn._call.roi import RoIArrays
 from numdcn._run import poolings, run_backward, run_forward
-from numdcn.roi_pool.problem import ARGMAX, ARGUMENTS, check_argmax, problem
+from numdcn.roi_pool.problem import ARGUMENTS, RESULTS, check_argmax, problem
 
 operator_module(__name__)
 Name = Literal["x"]  # what `wrt` may name
@@ -165,5 +165,5 @@ def roi_pool_backward(
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     if argmax is not None:
         arrays = arrays._replace(argmax=check_argmax(argmax, p, arrays.x))
-    table = (*ARGUMENTS, ARGMAX)
+    table = (*ARGUMENTS, *RESULTS)
     return run_backward(poolings, table, p, grad_y, arrays, RoIPoolGradients, wrt, out, options(deterministic))

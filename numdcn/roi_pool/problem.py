@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from numdcn._call.arrays import is_masked, received
 from numdcn._call.checks import describe
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.frameworks import join
-from numdcn._call.roi import ROIS, Pooling, RoIArrays, WholePixels, X, check_rois
+from numdcn._call.roi import ROIS, SHAPE_OF_X, Pooling, RoIArrays, WholePixels, check_rois, result_shape
 
-ARGUMENTS = (X, ROIS)
-ARGMAX = Argument("argmax", "(R, C, Ph, Pw)", None, optional=True)  # an argument of the backward
+ARGUMENTS = (SHAPE_OF_X, ROIS)
+RESULTS = (Argument("argmax", "(R, C, Ph, Pw)", None, optional=True),)  # given to the backward
 
 
 def problem(arrays: RoIArrays, output_size: Any, spatial_scale: Any, check: Any) -> Pooling:
@@ -43,3 +44,9 @@ def check_argmax(argmax: Any, p: Pooling, x: Any) -> Any:
     if argmax.shape != p.out_shape:
         raise ValueError(f"`argmax` has shape {argmax.shape}, expected {p.out_shape} = (R, C, Ph, Pw)")
     return argmax
+
+
+def result_shapes(arrays: Any, options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The shapes of the forward's results, unchecked: sizes may be symbols. Options are those of the call, in full."""
+    y = result_shape(arrays, options["output_size"])
+    return y, y  # and argmax

@@ -1,0 +1,276 @@
+"""Arrays of other frameworks in host memory: seen as NumPy's without a copy; results are returned in the caller's kind.
+
+No framework is imported here; one is consulted only for its own arrays.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from numdcn._call.checks import describe
+from numdcn._call.results import aligned_results
+
+_HOST = 1  # the device type of host memory in DLPack
+_KNOWN = ("float32", "float64", "int32")
+
+
+class HostFramework:
+    """Arrays of one framework in host memory."""
+
+    name = "array"  # what its arrays are called
+    words: tuple[tuple[str, str], ...] = ()  # patterns in advice for NumPy, and what they become here
+
+    def here(self, value: Any) -> bool:
+        """Whether an array of this framework is in host memory, or nowhere."""
+        raise NotImplementedError
+
+    def seen(self, value: Any, operator: str) -> np.ndarray:
+        """The same memory as a NumPy array. Raises a TypeError that ends a sentence which begins with the argument's
+        name; `operator` is the name of the operator that is called."""
+        raise NotImplementedError
+
+    def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        """Call a function with NumPy arrays."""
+        return function(*args, **keywords)
+
+    def back(self, array: np.ndarray) -> Any:
+        """A result in this framework, without a copy."""
+        raise NotImplementedError
+
+    def advice(self, text: str) -> str:
+        """An error's text with advice in the words of this framework."""
+        for pattern, replacement in self.words:
+            text = re.sub(pattern, replacement, text)
+        return text
+
+
+class Torch(HostFramework):
+    """torch.Tensor on the CPU, or on the device "meta"."""
+
+    name = "torch.Tensor"
+    words = (
+        (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
+        (r"\.transpose\(", ".permute("),
+        (r"np\.insert\(rois, 0, n, axis=1\)", "torch.nn.functional.pad(rois, (1, 0), value=n)"),
+    )
+
+    def __init__(self, torch: Any) -> None:
+        self.torch = torch
+        self.halves = (torch.float16, torch.bfloat16)
+
+    def here(self, value: Any) -> bool:
+        return value.is_cpu or value.is_meta
+
+    def seen(self, value: Any, operator: str) -> np.ndarray:
+        if value.requires_grad:
+            if self.torch.is_grad_enabled():
+                raise TypeError(
+                    f"requires gradients, which are not recorded here; use {_torch_function(operator)}, or tensor.detach()"
+                )
+            value = value.detach()
+        if value.dtype in self.halves:
+            raise TypeError(
+                f"has dtype {value.dtype}, expected torch.float32 or torch.float64; use tensor.float(), or "
+                f"{_torch_function(operator)}, which accepts it"
+            )
+        try:
+            return (value.resolve_neg() if value.is_neg() else value).numpy()
+        except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
+            reason = "has no numbers" if value.is_meta else f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
+            raise TypeError(f"{reason}; use {_torch_function(operator)}") from None
+
+    def back(self, array: np.ndarray) -> Any:
+        return self.torch.from_numpy(array)
+
+
+def _torch_function(operator: str) -> str:
+    """The function for tensors with gradients, of any dtype, traced or not."""
+    if operator == "conv":
+        return "torch.nn.functional.conv2d"
+    return f"numdcn.adapters.torch.{'deform_conv2d' if operator == 'deform_conv' else operator}"
+
+
+class Jax(HostFramework):
+    """jax.Array on a CPU."""
+
+    name = "jax.Array"
+    words = ((r"np\.insert\(", "jnp.insert("),)
+
+    def __init__(self, jax: Any) -> None:
+        self.jax = jax
+
+    def here(self, value: Any) -> bool:
+        if isinstance(value, self.jax.core.Tracer):
+            return True
+        return all(device.platform == "cpu" for device in value.devices())
+
+    def seen(self, value: Any, operator: str) -> np.ndarray:
+        if isinstance(value, self.jax.core.Tracer):
+            raise TypeError(f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator}")
+        if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
+            raise TypeError(
+                f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
+                f"numdcn.adapters.jax.{operator}, which accepts it"
+            )
+        return np.asarray(value)
+
+    def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
+        with aligned_results():  # JAX copies what is not
+            return function(*args, **keywords)
+
+    def back(self, array: np.ndarray) -> Any:
+        return self.jax.dlpack.from_dlpack(array)
+
+
+class DLPack(HostFramework):
+    """Arrays of anything else with DLPack. Where their framework has no `from_dlpack`, results are NumPy arrays."""
+
+    def __init__(self, kind: type) -> None:
+        self.name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+        self.maker: Callable[[Any], Any] | None = None
+
+    def here(self, value: Any) -> bool:
+        if self.maker is None:
+            self.maker = _from_dlpack(value)
+        return int(value.__dlpack_device__()[0]) == _HOST
+
+    def seen(self, value: Any, operator: str) -> np.ndarray:
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"cannot be seen by NumPy ({error}), expected an array that exports DLPack") from None
+
+    def back(self, array: np.ndarray) -> Any:
+        return array if self.maker is None else self.maker(array)
+
+
+def _from_dlpack(value: Any) -> Callable[[Any], Any]:
+    """The function that makes arrays of a value's framework from others by DLPack."""
+    root = sys.modules.get(type(value).__module__.partition(".")[0])
+    places = (
+        value.__array_namespace__() if hasattr(value, "__array_namespace__") else None,
+        root,
+        getattr(getattr(root, "utils", None), "dlpack", None),
+    )
+    return next((place.from_dlpack for place in places if hasattr(place, "from_dlpack")), lambda array: array)
+
+
+_by_type: dict[type, HostFramework | None] = dict.fromkeys((np.ndarray, type(None), int, float, bool, str, tuple, list))
+
+
+def host_framework_of(value: Any) -> HostFramework | None:
+    """The framework, other than NumPy, of an array in host memory; None for anything else."""
+    kind = type(value)
+    framework = _by_type[kind] if kind in _by_type else _find(kind)
+    return framework if framework is not None and framework.here(value) else None
+
+
+def _find(kind: type) -> HostFramework | None:
+    """The framework of a type of arrays; remembered, but for types that are none."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    found: HostFramework
+    if torch is not None and issubclass(kind, torch.Tensor):
+        found = _the(Torch, torch)
+    elif jax is not None and (issubclass(kind, jax.Array) or issubclass(kind, jax.core.Tracer)):
+        found = _the(Jax, jax)
+    elif hasattr(kind, "__dlpack_device__") and not issubclass(kind, (np.ndarray, np.generic)):
+        found = DLPack(kind)
+    else:
+        return None
+    _by_type[kind] = found
+    return found
+
+
+def _the(framework: type, module: Any) -> HostFramework:
+    """The one instance for a module."""
+    known = (made for made in _by_type.values() if type(made) is framework)
+    return next(known, None) or framework(module)
+
+
+class Loan:
+    """The arrays of one call, seen as NumPy's, and the way back for its results."""
+
+    __slots__ = ("framework", "function", "lent")
+
+    def __init__(self, framework: HostFramework, function: Callable[..., Any]) -> None:
+        self.framework, self.function = framework, function
+        self.lent: dict[int, Any] = {}  # by the id of what NumPy sees, the caller's array, which `out` gives back
+
+    def call(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+        """Call the function with what NumPy sees of the arguments; its results are the caller's kind of array."""
+        plain = [self._seen(value, place) for place, value in enumerate(args)]
+        named = {key: self._seen(value, key) for key, value in keywords.items()}
+        return self._back(self.framework.call(self.function, plain, named))
+
+    def _seen(self, value: Any, place: int | str) -> Any:
+        """What NumPy sees of an argument; anything but an array, or a record of arrays, as it is."""
+        kind = type(value)
+        framework = _by_type[kind] if kind in _by_type else _find(kind)
+        if framework is self.framework and framework.here(value):
+            try:
+                made = framework.seen(value, self.operator)
+            except TypeError as error:
+                raise TypeError(f"`{self._name(place)}` {error}") from None
+            self.lent[id(made)] = value
+            return made
+        if isinstance(value, tuple) and hasattr(value, "_fields"):  # gradients to fill
+            parts = [self._seen(part, f"{self._name(place)}.{key}") for key, part in zip(kind._fields, value)]
+            return kind(*parts)
+        if framework is not None or isinstance(value, np.ndarray):
+            raise TypeError(
+                f"`{self._name(place)}` is {describe(value)}, but `{self._first()}` is a {self.framework.name}"
+                f"{'' if framework is not self.framework else ' in host memory'}; expected one kind for all arrays"
+            )
+        return value
+
+    def _back(self, result: Any) -> Any:
+        if type(result) is np.ndarray:
+            given = self.lent.get(id(result))
+            return self.framework.back(result) if given is None else given
+        if isinstance(result, tuple) and hasattr(result, "_fields"):
+            return type(result)(*map(self._back, result))
+        return result
+
+    @property
+    def operator(self) -> str:
+        """The name of the operator."""
+        return operator_of(self.function)
+
+    def _name(self, place: int | str) -> str:
+        """The name of an argument, which may be known by its position."""
+        if isinstance(place, str):
+            return place
+        names = tuple(inspect.signature(self.function).parameters)
+        return names[place] if place < len(names) else f"argument {place + 1}"
+
+    def _first(self) -> str:
+        """The name of the argument whose framework the call has."""
+        names = tuple(inspect.signature(self.function).parameters)
+        return names[0]
+
+
+def operator_of(function: Callable[..., Any]) -> str:
+    """The operator of a public function."""
+    return str(getattr(function, "__name__", "")).removesuffix("_forward").removesuffix("_backward")
+
+
+def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
+    """The text of an error if the arguments hold arrays of another framework beside the NumPy arrays; else ""."""
+    names = tuple(inspect.signature(function).parameters)
+    given = [*zip(names, args), *keywords.items()]
+    first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
+    for name, value in given:
+        framework = host_framework_of(value)
+        if framework is not None and first:
+            how = f"; use {name}.numpy()" if isinstance(framework, Torch) else f"; use np.asarray({name})"
+            return (
+                f"`{name}` is {describe(value)} ({framework.name}), but `{first}` is a NumPy array; expected one kind for all "
+                f"arrays{how}"
+            )
+    return ""
