@@ -28,6 +28,7 @@ from typing import Any
 from numba.core import caching, config, types
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
+NO_KERNELS = ("__pycache__", "adapters")  # folders that compiled code takes nothing from
 KEPT = 4  # folders of each kind, for other versions of the sources that a branch or another environment may need again
 ABANDONED = 3600  # seconds after which an unfinished file is removed
 DIGEST = hashlib.sha256().digest_size
@@ -50,7 +51,7 @@ def _below(folder: str) -> dict[str, Stamp]:
         for entry in entries:
             if entry.name.endswith(".py"):
                 found[entry.path] = _stamp(entry.stat())
-            elif entry.name != "__pycache__" and entry.is_dir():
+            elif entry.name not in NO_KERNELS and entry.is_dir():
                 found |= _below(entry.path)
     return found
 

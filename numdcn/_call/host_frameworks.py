@@ -153,7 +153,7 @@ class DLPack(HostFramework):
 def _from_dlpack(value: Any) -> Callable[[Any], Any]:
     """The function that makes arrays of a value's framework from others by DLPack."""
     root = sys.modules.get(type(value).__module__.partition(".")[0])
-    places = (
+    places: tuple[Any, ...] = (
         value.__array_namespace__() if hasattr(value, "__array_namespace__") else None,
         root,
         getattr(getattr(root, "utils", None), "dlpack", None),

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import numdcn
-from numdcn._call.arguments import Argument, Table
+from numdcn._call.arguments import Table
 from numdcn._call.checks import padding_per_axis, per_axis
 
 NAMES = (
@@ -131,6 +130,3 @@ def operator(name: str) -> Operator:
 def operators() -> tuple[Operator, ...]:
     """All operators."""
     return tuple(map(operator, NAMES))
-
-
-__all__ = ["NAMES", "REQUIRED", "Argument", "Operator", "Option", "numdcn", "operator", "operators", "shaped"]

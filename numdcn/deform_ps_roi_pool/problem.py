@@ -7,7 +7,7 @@ from typing import Any
 
 from numdcn._call.arguments import Argument
 from numdcn._call.checks import integer, number
-from numdcn._call.roi import ROIS, SAMPLES_LIMIT, X, Pooling, RoIArrays, RoIs, check_rois, psroi_rule, result_shape
+from numdcn._call.roi import ROIS, SAMPLES_LIMIT, Pooling, RoIArrays, RoIs, X, check_rois, psroi_rule, result_shape
 
 TRANS = Argument("trans", "(R, 2*classes, part_h, part_w)", 4, optional=True, coordinates=True, field="shifts")
 ARGUMENTS = (X, ROIS, TRANS)

@@ -7,7 +7,7 @@ from typing import Any
 
 from numdcn._call.arguments import Argument, check_shapes
 from numdcn._call.checks import number
-from numdcn._call.roi import ROIS, X, Pooling, RoIArrays, align_rule, check_rois, result_shape
+from numdcn._call.roi import ROIS, Pooling, RoIArrays, X, align_rule, check_rois, result_shape
 
 ARGUMENTS = (
     X,
