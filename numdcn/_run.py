@@ -10,6 +10,7 @@ GPU. The `run` of a room has
 
 `p` holds the sizes; `arrays` and `grads` hold the arrays under the names of the family. Everything has been checked.
 Neither y nor any gradient in `grads` is empty, but x may contain no images (on a GPU, where boxes need not be checked).
+NaN and infinity are ordinary values: where a room computes with NumPy, it does so without warnings.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from numdcn._call.arguments import Table, named
 from numdcn._call.device_array import DeviceArray
-from numdcn._call.options import Options
-from numdcn._call.results import Gradients, given_back, gradients_back, output_array, wanted_gradients
+from numdcn._call.options import DEFAULT, Options
+from numdcn._call.results import Gradients, given_back, gradients_back, new_output, output_array, wanted_gradients
 
 Family = Callable[[Any], Any]  # `convolutions`, `samplings` or `poolings`
-DEFAULT = Options()
 
 
 def on_gpu(array: Any) -> bool:
@@ -79,10 +77,13 @@ def modulation(array: Any) -> Any:
 
 def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
     """Compute y of shape `p.out_shape` into `out`, or into a new array, and return it."""
-    y = output_array("out", out, p.out_shape, arrays.x.dtype, named(table, arrays))
+    x = arrays.x
+    if out is None:
+        y = new_output("out", p.out_shape, x.dtype, x)
+    else:
+        y = output_array("out", out, p.out_shape, x.dtype, named(table, arrays))
     if y.size:
-        with np.errstate(all="ignore"):  # NaN and infinity are ordinary results
-            family(y).forward(p, arrays, y, options)
+        family(y).forward(p, arrays, y, options)
     return given_back(y, out)
 
 
@@ -100,13 +101,12 @@ def run_backward(
     """The requested gradients as a `kind`, which has a field for each differentiable argument."""
     grads = wanted_gradients(table, arrays, grad_y, kind, wrt, out)
     filled = {a.field: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
-    with np.errstate(all="ignore"):
-        if filled and grad_y.size:
-            wanted = type(arrays)(*map(filled.get, arrays._fields))
-            family(grad_y).backward(p, grad_y, arrays, wanted, options)
-        else:
-            for grad in filled.values():
-                clear(grad)
+    if filled and grad_y.size:
+        wanted = type(arrays)(*map(filled.get, arrays._fields))
+        family(grad_y).backward(p, grad_y, arrays, wanted, options)
+    else:
+        for grad in filled.values():
+            clear(grad)
     return gradients_back(kind, grads, out)
 
 

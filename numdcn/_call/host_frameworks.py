@@ -30,9 +30,9 @@ class HostFramework:
         """Whether an array of this framework is in host memory, or nowhere."""
         raise NotImplementedError
 
-    def seen(self, value: Any, operator: str) -> np.ndarray:
-        """The same memory as a NumPy array. Raises a TypeError that ends a sentence which begins with the argument's
-        name; `operator` is the name of the operator that is called."""
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
+        """The same memory as a NumPy array, for a call of a function. Raises a TypeError that ends a sentence which
+        begins with the argument's name."""
         raise NotImplementedError
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
@@ -67,30 +67,31 @@ class Torch(HostFramework):
     def here(self, value: Any) -> bool:
         return value.is_cpu or value.is_meta
 
-    def seen(self, value: Any, operator: str) -> np.ndarray:
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
         if value.requires_grad:
             if self.torch.is_grad_enabled():
                 raise TypeError(
-                    f"requires gradients, which are not recorded here; use {_torch_function(operator)}, or tensor.detach()"
+                    f"requires gradients, which are not recorded here; use {_torch_function(function)}, or tensor.detach()"
                 )
             value = value.detach()
-        if value.dtype in self.halves:
+        if value.itemsize == 2 and value.dtype in self.halves:
             raise TypeError(
                 f"has dtype {value.dtype}, expected torch.float32 or torch.float64; use tensor.float(), or "
-                f"{_torch_function(operator)}, which accepts it"
+                f"{_torch_function(function)}, which accepts it"
             )
         try:
             return (value.resolve_neg() if value.is_neg() else value).numpy()
         except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
             reason = "has no numbers" if value.is_meta else f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
-            raise TypeError(f"{reason}; use {_torch_function(operator)}") from None
+            raise TypeError(f"{reason}; use {_torch_function(function)}") from None
 
     def back(self, array: np.ndarray) -> Any:
         return self.torch.from_numpy(array)
 
 
-def _torch_function(operator: str) -> str:
+def _torch_function(function: Callable[..., Any]) -> str:
     """The function for tensors with gradients, of any dtype, traced or not."""
+    operator = operator_of(function)
     if operator == "conv":
         return "torch.nn.functional.conv2d"
     return f"numdcn.adapters.torch.{'deform_conv2d' if operator == 'deform_conv' else operator}"
@@ -110,13 +111,13 @@ class Jax(HostFramework):
             return True
         return all(device.platform == "cpu" for device in value.devices())
 
-    def seen(self, value: Any, operator: str) -> np.ndarray:
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
         if isinstance(value, self.jax.core.Tracer):
-            raise TypeError(f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator}")
+            raise TypeError(f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}")
         if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
             raise TypeError(
                 f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
-                f"numdcn.adapters.jax.{operator}, which accepts it"
+                f"numdcn.adapters.jax.{operator_of(function)}, which accepts it"
             )
         return np.asarray(value)
 
@@ -140,7 +141,7 @@ class DLPack(HostFramework):
             self.maker = _from_dlpack(value)
         return int(value.__dlpack_device__()[0]) == _HOST
 
-    def seen(self, value: Any, operator: str) -> np.ndarray:
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
@@ -204,8 +205,9 @@ class Loan:
 
     def call(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Call the function with what NumPy sees of the arguments; its results are the caller's kind of array."""
-        plain = [self._seen(value, place) for place, value in enumerate(args)]
-        named = {key: self._seen(value, key) for key, value in keywords.items()}
+        seen = self._seen
+        plain = [seen(value, place) for place, value in enumerate(args)]
+        named = {key: seen(value, key) for key, value in keywords.items()}
         return self._back(self.framework.call(self.function, plain, named))
 
     def _seen(self, value: Any, place: int | str) -> Any:
@@ -214,7 +216,7 @@ class Loan:
         framework = _by_type[kind] if kind in _by_type else _find(kind)
         if framework is self.framework and framework.here(value):
             try:
-                made = framework.seen(value, self.operator)
+                made = framework.seen(value, self.function)
             except TypeError as error:
                 raise TypeError(f"`{self._name(place)}` {error}") from None
             self.lent[id(made)] = value
@@ -236,11 +238,6 @@ class Loan:
         if isinstance(result, tuple) and hasattr(result, "_fields"):
             return type(result)(*map(self._back, result))
         return result
-
-    @property
-    def operator(self) -> str:
-        """The name of the operator."""
-        return operator_of(self.function)
 
     def _name(self, place: int | str) -> str:
         """The name of an argument, which may be known by its position."""

@@ -15,6 +15,11 @@ class Options(NamedTuple):
     allow_tf32: bool = False
 
 
+DEFAULT = Options()
+
+
 def options(deterministic: Any = False, allow_tf32: Any = False) -> Options:
     """The options given to a door, checked."""
+    if deterministic is False and allow_tf32 is False:  # the usual case
+        return DEFAULT
     return Options(flag("deterministic", deterministic), flag("allow_tf32", allow_tf32))

@@ -80,16 +80,23 @@ def _empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def new_output(name: str, shape: tuple[int, ...], dtype: Any, first: Any) -> Any:
+    """A new array for a result, in the place of the first input."""
+    like = device_array_of(first)
+    try:
+        if like is not None:
+            return like.framework.empty(shape, dtype, like.device, like.stream)
+        return _empty_aligned(shape, dtype) if _memory.aligned else np.empty(shape, dtype)
+    except ValueError as error:
+        raise ValueError(f"`{name}` would have shape {shape}, expected one that NumPy can make: {error}") from None
+
+
 def output_array(name: str, out: Any, shape: tuple[int, ...], dtype: Any, inputs: dict[str, Any]) -> Any:
     """`out` as `received`, checked; or a new array. All inputs live where the first does, which is given."""
-    like = device_array_of(next(iter(inputs.values())))
+    first = next(iter(inputs.values()))
     if out is None:
-        try:
-            if like is not None:
-                return like.framework.empty(shape, dtype, like.device, like.stream)
-            return _empty_aligned(shape, dtype) if _memory.aligned else np.empty(shape, dtype)
-        except ValueError as error:
-            raise ValueError(f"`{name}` would have shape {shape}, expected one that NumPy can make: {error}") from None
+        return new_output(name, shape, dtype, first)
+    like = device_array_of(first)
     out = received(out, name)
     if like is not None or device_array_of(out) is not None:
         first = next(n for n, a in inputs.items() if a is not None)

@@ -24,7 +24,20 @@ def _limit_from_environment() -> int:
 
 
 _limit = _limit_from_environment()
-_kept: dict[int, np.ndarray] = {}  # free buffers by id, the most recently used last
+
+
+class _Buffer:
+    """Memory, and the address at which its first cache line begins."""
+
+    __slots__ = ("address", "memory", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        self.memory = np.empty(nbytes, np.uint8)
+        self.nbytes = nbytes
+        self.address = -(-self.memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+
+
+_kept: dict[int, _Buffer] = {}  # free buffers by id, the most recently used last
 # No lock: a signal handler may call the library while this thread is in here. Each operation on the dict is atomic.
 
 
@@ -64,11 +77,11 @@ def _trim() -> None:
         _kept.pop(key, None)
 
 
-def _take(nbytes: int) -> np.ndarray:
+def _take(nbytes: int) -> _Buffer:
     """The smallest kept buffer that is large enough but not wastefully large, or a new one."""
     fitting = [(b.nbytes, key) for key, b in list(_kept.items()) if nbytes <= b.nbytes <= 2 * nbytes + 2**20]
     kept = _kept.pop(min(fitting)[1], None) if fitting else None
-    return np.empty(nbytes, np.uint8) if kept is None else kept
+    return _Buffer(nbytes) if kept is None else kept
 
 
 class Scratch:
@@ -80,7 +93,7 @@ class Scratch:
 
     def __enter__(self) -> list[int]:
         self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
-        addresses = accumulate(self.sizes, initial=-(-self.buffer.ctypes.data // _ALIGNMENT) * _ALIGNMENT)
+        addresses = accumulate(self.sizes, initial=self.buffer.address)
         return list(addresses)[:-1]  # drop the end address
 
     def __exit__(self, *error: object) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numdcn._cpu.arrays import place
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import COPY_PIXELS, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
-from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.parameters import Numbers, Place, unpack
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer
 from numdcn._cpu.threads import launch
 
@@ -99,7 +99,7 @@ class PaddedImages:
     """Blocked images in scratch memory. `bounds` holds the first channel of each block, then the number of channels."""
 
     def __init__(
-        self, address: int, image_size: int, bounds: np.ndarray, workspaces: int, workspace_bytes: int, threads: int
+        self, address: int, image_size: int, bounds: Numbers, workspaces: int, workspace_bytes: int, threads: int
     ):
         self.address, self.image_size, self.bounds = address, image_size, bounds
         self.workspaces, self.workspace_bytes, self.threads = workspaces, workspace_bytes, threads
@@ -109,7 +109,7 @@ class PaddedImages:
         batch, _, height, width = plain.shape
         blocks = len(self.bounds) - 1
         return ImagesCall(
-            batch, (height, width), self.image_size, place(plain), self.address, self.bounds.ctypes.data, blocks,
+            batch, (height, width), self.image_size, place(plain), self.address, self.bounds.address, blocks,
             self.workspaces, self.workspace_bytes,
         )  # fmt: skip
 

@@ -7,8 +7,10 @@ Unboxing tuples field by field would make up most of a kernel's machine code and
 from __future__ import annotations
 
 import functools
+import struct
 import typing
 from array import array
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -25,37 +27,106 @@ class Place(NamedTuple):
     strides: tuple[int, int, int, int]  # zeros where there are fewer axes
 
 
-NOWHERE = Place(0, (0, 0, 0, 0))  # the place of an absent array
+class Numbers:
+    """Whole numbers in memory, which kernels read at `address`."""
 
+    __slots__ = ("address", "memory")
 
-def flatten(value: Any) -> list[int]:
-    """The ints of a nested tuple, in order."""
-    flat: list[int] = []
-    for item in value:
-        if type(item) is int:
-            flat.append(item)
-        elif isinstance(item, tuple):
-            flat += _flatten_large(item) if len(item) > 8 else flatten(item)
-        else:  # a bool or a NumPy integer; `array` rejects anything else
-            flat.append(item)
-    return flat
+    def __init__(self, values: Iterable[int]) -> None:
+        self.memory = array("q", values)
+        self.address = self.memory.buffer_info()[0]
+
+    def __len__(self) -> int:
+        return len(self.memory)
 
 
 @functools.lru_cache(256)
-def _flatten_large(value: Any) -> list[int]:
-    """`flatten`, cached: problems and blockings recur, and so do the places of arrays, in the second kernel of a
-    backward and when a caller reuses its arrays."""
-    return flatten(value)
+def channel_bounds(channels: int, block: int) -> Numbers:
+    """The first channel of each block of channels, then the end."""
+    return Numbers([*range(0, channels, block), channels])
 
 
-_COUNTER = [0] * 17  # the counter, after enough unused words that it shares no pair of cache lines with the parameters
+NOWHERE = Place(0, (0, 0, 0, 0))  # the place of an absent array
+
+
+RECURRING = 8  # words above which a part without places is looked for among those of earlier calls
+_COUNTER = bytes(
+    8 * 17
+)  # the counter, after enough unused words that it shares no pair of cache lines with the parameters
+_known: dict[int, tuple[Any, bytes]] = {}  # by the id of a part, the part and its words; problems and blockings recur
 
 
 def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
     """The int64 array that `unpack` reads, and the address of a task counter at its end."""
-    words = array("q", flatten(value) + _COUNTER)
+    words = array("q", _writer(type(value))(value) + _COUNTER)
     address, count = words.buffer_info()
     return words, address + 8 * (count - 1)
+
+
+@functools.cache
+def _writer(kind: type) -> Callable[[Any], bytes]:
+    """The function that turns a `kind` into the bytes of its words. Each is a single expression, such as
+    `known(v[0]) + pack_3(v[1], *v[2])`: a call has little else to do, so a loop over the fields would take most of it."""
+    pieces: list[str] = []
+    names: dict[str, Any] = {"known": _words}
+    run: list[str] = []
+    length = 0
+
+    def end_run() -> None:
+        nonlocal length
+        if run:
+            names[f"pack_{length}"] = struct.Struct(f"={length}q").pack
+            pieces.append(f"pack_{length}({', '.join(run)})")
+        run.clear()
+        length = 0
+
+    def add(annotation: Any, path: str) -> None:
+        nonlocal length
+        if not hasattr(annotation, "_fields"):
+            run.append(path if annotation is int else f"*{path}")
+            length += _length(annotation)
+        elif _length(annotation) > RECURRING and not _has_places(annotation) and path != "v":
+            end_run()
+            pieces.append(f"known({path})")
+        else:
+            for i, field in enumerate(_field_types(annotation)):
+                add(field, f"{path}[{i}]")
+
+    add(kind, "v")
+    end_run()
+    return eval(f"lambda v: {' + '.join(pieces)}", names)
+
+
+def _words(value: Any) -> bytes:
+    """The words of a part that recurs."""
+    found = _known.get(id(value))
+    if found is None or found[0] is not value:
+        if len(_known) >= 512:
+            _known.clear()
+        _known[id(value)] = found = value, _writer(type(value))(value)
+    return found[1]
+
+
+@functools.cache
+def _field_types(kind: Any) -> list[Any]:
+    """The annotations of a NamedTuple's fields."""
+    hints = typing.get_type_hints(kind)
+    return [hints[name] for name in kind._fields]
+
+
+@functools.cache
+def _length(annotation: Any) -> int:
+    """The number of words of an int, a tuple of ints, or a NamedTuple of these."""
+    if hasattr(annotation, "_fields"):
+        return sum(map(_length, _field_types(annotation)))
+    return 1 if annotation is int else len(typing.get_args(annotation))
+
+
+def _has_places(annotation: Any) -> bool:
+    """Whether a NamedTuple holds addresses, which are others in each call."""
+    return annotation is Place or any(
+        hasattr(field, "_fields") and _has_places(field) for field in _field_types(annotation)
+    )
 
 
 @functools.cache
@@ -64,8 +135,7 @@ def _numba_type(annotation: Any) -> Any:
     if annotation is int:
         return types.int64
     if hasattr(annotation, "_fields"):
-        hints = typing.get_type_hints(annotation)
-        fields = [_numba_type(hints[name]) for name in annotation._fields]
+        fields = [_numba_type(field) for field in _field_types(annotation)]
         return types.BaseTuple.from_types(fields, annotation)  # type: ignore[attr-defined]
     if typing.get_origin(annotation) is tuple and set(typing.get_args(annotation)) == {int}:
         return types.UniTuple(types.int64, len(typing.get_args(annotation)))  # type: ignore[attr-defined]

@@ -38,9 +38,12 @@ class Workspace:
         self._kept: list[DeviceArray] = []
 
     def __enter__(self) -> Workspace:
+        self._quiet = np.errstate(all="ignore")  # in the simulator too, NaN and infinity are ordinary values
+        self._quiet.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._quiet.__exit__(*error)
         while self._kept:
             self.framework.give_back(self._kept.pop())
 

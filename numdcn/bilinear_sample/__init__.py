@@ -10,6 +10,7 @@ from numdcn._call.arrays import Array
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.points import PointArrays
+from numdcn._call.remembered import remembered
 from numdcn._run import run_backward, run_forward, samplings
 from numdcn.bilinear_sample.problem import ARGUMENTS, problem
 
@@ -46,7 +47,7 @@ def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None
     Source: Jaderberg et al., Spatial Transformer Networks (2015), equation 5.
     """
     arrays = receive(ARGUMENTS, PointArrays(x=x, points=points))
-    return run_forward(samplings, ARGUMENTS, problem(arrays), arrays, out)
+    return run_forward(samplings, ARGUMENTS, remembered(problem, arrays), arrays, out)
 
 
 class BilinearSampleGradients(NamedTuple, Generic[Array]):
@@ -93,7 +94,7 @@ def bilinear_sample_backward(
     Source: as in `bilinear_sample_forward`, equations 6 and 7.
     """
     arrays = receive(ARGUMENTS, PointArrays(x=x, points=points))
-    p = problem(arrays)
+    p = remembered(problem, arrays)
     grad_y = check_grad_y(grad_y, p.out_shape, "(N, C, ...), with the axes of points between N and 2", arrays.x)
     return run_backward(
         samplings, ARGUMENTS, p, grad_y, arrays, BilinearSampleGradients, wrt, out, options(deterministic)

@@ -13,6 +13,7 @@ from numdcn._call.convolution import ConvArrays
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
+from numdcn._call.remembered import remembered
 from numdcn._run import convolutions, run_backward, run_forward
 from numdcn.conv.problem import ARGUMENTS, problem
 
@@ -64,7 +65,12 @@ def conv_forward(
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     return run_forward(
-        convolutions, ARGUMENTS, problem(arrays, stride, padding, dilation), arrays, out, options(allow_tf32=allow_tf32)
+        convolutions,
+        ARGUMENTS,
+        remembered(problem, arrays, stride, padding, dilation),
+        arrays,
+        out,
+        options(allow_tf32=allow_tf32),
     )
 
 
@@ -121,7 +127,7 @@ def conv_backward(
     Source: as in `conv_forward`.
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
-    p = problem(arrays, stride, padding, dilation)
+    p = remembered(problem, arrays, stride, padding, dilation)
     try:
         grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
     except ValueError as error:

@@ -12,6 +12,7 @@ from numdcn._call.convolution import ConvArrays
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
+from numdcn._call.remembered import remembered
 from numdcn._run import convolutions, run_backward, run_forward
 from numdcn.deform_conv.problem import ARGUMENTS, problem
 
@@ -76,7 +77,7 @@ def deform_conv_forward(
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, offsets=offsets, w=w, bias=bias, mask=mask))
-    p = problem(arrays, stride, padding, dilation)
+    p = remembered(problem, arrays, stride, padding, dilation)
     return run_forward(convolutions, ARGUMENTS, p, arrays, out, options(allow_tf32=allow_tf32))
 
 
@@ -148,7 +149,7 @@ def deform_conv_backward(
     Sources: as in `deform_conv_forward`.
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, offsets=offsets, w=w, bias=bias, mask=mask))
-    p = problem(arrays, stride, padding, dilation)
+    p = remembered(problem, arrays, stride, padding, dilation)
     grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
     return run_backward(
         convolutions, ARGUMENTS, p, grad_y, arrays, DeformConvGradients, wrt, out, options(deterministic, allow_tf32)

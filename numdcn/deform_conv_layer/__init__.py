@@ -13,6 +13,7 @@ from numdcn._call.checks import IntPerAxis, Padding, describe, flag, integer, pe
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
+from numdcn._call.remembered import remembered
 from numdcn._call.results import given_back, gradients_back, new_like, output_array, wanted_gradients
 from numdcn._run import clear, modulation
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
@@ -82,7 +83,7 @@ def deform_conv_layer_forward(
     Sources: Dai et al., Deformable Convolutional Networks (2017); Zhu et al., Deformable ConvNets v2 (2019).
     """
     arrays = receive(ARGUMENTS, LayerArrays(x, w, offset_w, offset_b, bias))
-    p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
+    p = remembered(problem, arrays, modulated, mask_scale, stride, padding, dilation)
     y = output_array("out", out, p.out_shape, arrays.x.dtype, named(ARGUMENTS, arrays))
     how = options(allow_tf32=allow_tf32)
     calls: Any = {"stride": stride, "padding": padding, "dilation": dilation, "allow_tf32": how.allow_tf32}
@@ -160,7 +161,7 @@ def deform_conv_layer_backward(
     # length: the docstring has a line for each argument
     table = (*ARGUMENTS, *RESULTS)
     arrays = receive(table, LayerArrays(x, w, offset_w, offset_b, bias, offsets, mask))
-    p = problem(arrays, modulated, mask_scale, stride, padding, dilation)
+    p = remembered(problem, arrays, modulated, mask_scale, stride, padding, dilation)
     grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
     grads = wanted_gradients(table, arrays, grad_y, DeformConvLayerGradients, wrt, out)
     how = options(deterministic, allow_tf32)

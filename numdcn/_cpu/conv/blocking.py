@@ -20,6 +20,7 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
 from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
 from numdcn._cpu.layout import padded_pixels
+from numdcn._cpu.parameters import Numbers
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 from numdcn._cpu.tile_io import PACKING_ELEMENTS
@@ -217,7 +218,7 @@ def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
 
 
 @functools.lru_cache(256)
-def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, np.ndarray, np.ndarray]:
+def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, Numbers, Numbers]:
     """The backward's blocking, the bounds of its blocks, and the blocks of each offset group (`block_ranges_of`)."""
     size = dtype.itemsize
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
@@ -258,4 +259,4 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         workspace_bytes=_page(plan + elements * size + 256),
         tile_bytes=plan,
     )
-    return blocking, np.array(bounds, np.int64), np.array(block_ranges, np.int64)
+    return blocking, Numbers(bounds), Numbers(block_ranges)

@@ -22,6 +22,7 @@ from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, count_tasks, fo
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.parameters import channel_bounds
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
 from numdcn._cpu.threads import launch, plan_threads
@@ -50,7 +51,7 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
         p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.workspace_bytes
     ) as memory:
         images, weights, workspaces = memory
-        bounds = np.array((0, p.in_channels), np.int64)  # one block of all channels
+        bounds = channel_bounds(p.in_channels, p.in_channels)
         PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         if prepared:
             weights = packed_panels(w)
@@ -102,7 +103,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             place(grad_y), place(arrays.offsets), place(arrays.mask),
             _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
             place(grads.w), images, grad_images if grads.x is not None else 0, weights if columns_wanted else 0,
-            sums if grads.w is not None else 0, bounds.ctypes.data, block_ranges.ctypes.data, workspaces,
+            sums if grads.w is not None else 0, bounds.address, block_ranges.address, workspaces,
         )  # fmt: skip
         padded, grad_padded = (
             PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)

@@ -10,7 +10,7 @@ from numdcn._call.points import PointArrays, Sampling
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.images import PaddedImages
-from numdcn._cpu.parameters import NOWHERE
+from numdcn._cpu.parameters import NOWHERE, channel_bounds
 from numdcn._cpu.points.kernels import PointsCall, backward_blocks, forward_tiles
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.threads import launch, plan_threads
@@ -28,7 +28,7 @@ def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
     points = arrays.points.reshape(p.batch, p.points, 2)
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
     threads = plan_threads(p.batch * blocking.tiling.tiles, 8.0 * y.size)
-    bounds = np.array((0, p.channels), np.int64)
+    bounds = channel_bounds(p.channels, p.channels)
     images_bytes = p.batch * blocking.image_size * dtype.itemsize + 64  # vectors may overrun
     shape = (p.batch, p.channels, 1, p.points)
     with (
@@ -56,7 +56,7 @@ def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: Point
     blocking = points_blocking(p.points, p.channels, p.size, panel, dtype.itemsize, 0)
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, 20.0 * grad_y.size)
-    bounds = np.array([*range(0, p.channels, blocking.panel), p.channels], np.int64)
+    bounds = channel_bounds(p.channels, blocking.panel)
     shape = (blocking.blocks, p.batch, p.points, 2)
     partials = np.empty(shape, dtype) if grads.points is not None else None
     flat = grad_y.reshape(p.batch, p.channels, 1, p.points)
@@ -80,4 +80,5 @@ def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: Point
         if grads.x is not None:
             grad_images.unpack(grads.x)
     if partials is not None:
-        grads.points[...] = np.add.reduce(partials, axis=0).reshape(grads.points.shape)
+        with np.errstate(all="ignore"):
+            grads.points[...] = np.add.reduce(partials, axis=0).reshape(grads.points.shape)

@@ -13,7 +13,7 @@ from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.images import PaddedImages
-from numdcn._cpu.parameters import NOWHERE
+from numdcn._cpu.parameters import NOWHERE, channel_bounds
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
 from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
 from numdcn._cpu.roi.boxes import Boxes, boxes_of, image_indices
@@ -32,8 +32,8 @@ SHARED_BYTES = 8 * 2**20  # of lists that bins share; remaking longer ones is ch
 def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> None:
     """Fill y, and `arrays.argmax` if there is one."""
     x, _, shifts, mask, argmax = addressable_arrays(arrays)
-    boxes = boxes_of(p)
-    with output(y) as target:
+    with np.errstate(all="ignore"), output(y) as target:
+        boxes = boxes_of(p)
         if p.cells is not None:
             pool_planes(p.rois, x, boxes, p.cells, target, shifts)
         elif isinstance(p.rule, WholePixels):
@@ -46,7 +46,7 @@ def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays
     """Fill the gradients in `grads`."""
     x, _, shifts, mask, argmax = addressable_arrays(arrays)
     grad_y = addressable(grad_y)
-    with outputs(grads) as targets:
+    with np.errstate(all="ignore"), outputs(grads) as targets:
         if p.cells is None and isinstance(p.rule, WholePixels):
             pool_max_gradient(p, x, grad_y, targets.x, argmax)
             return
@@ -125,7 +125,7 @@ def pool(
         bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
     )
     threads = plan_threads(p.box_count * blocking.tiling.tiles, READS * y.size)
-    bounds = np.array((0, p.channels), np.int64)
+    bounds = channel_bounds(p.channels, p.channels)
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
     with output_as(y, p.box_count, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
@@ -151,7 +151,7 @@ def pool_gradients(
     blocking = points_blocking(bins, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
     tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
     threads = plan_threads(tasks, READS * grad_y.size)
-    bounds = np.array([*range(0, p.channels, panel), p.channels], np.int64)
+    bounds = channel_bounds(p.channels, panel)
     sums = np.empty((blocking.blocks, p.box_count, *p.bins, 3), dtype) if with_sums else None
     sizes = (
         images_bytes if with_sums else 0,
@@ -187,7 +187,7 @@ def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.nda
         bins, p.channels, p.size, panel, dtype.itemsize, (min(bins, MOST_PIXELS) + 32) * (panel + 16) * 4
     )
     threads = plan_threads(p.box_count * blocking.tiling.tiles, COMPARISONS * y.size)
-    bounds = np.array((0, p.channels), np.int64)
+    bounds = channel_bounds(p.channels, p.channels)
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
     with output_as(y, *shape) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)

@@ -1,0 +1,46 @@
+"""Problems remembered by what they depend on, so that a call like an earlier one checks nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+Result = TypeVar("Result")
+MOST = 512  # problems; beyond, all are forgotten
+
+_known: dict[tuple[Any, ...], Any] = {}
+
+
+def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Result:
+    """`make(arrays, *options)`, which may depend on nothing but the dtypes and shapes of the arrays, and the options.
+
+    Only for NumPy arrays and options that are ints, bools, or tuples of ints.
+    """
+    key: list[Any] = [make]
+    for array in arrays:
+        if array is None:
+            key.append(None)
+        elif type(array) is np.ndarray:
+            key.append(array.dtype)
+            key.append(array.shape)
+        else:
+            return make(arrays, *options)
+    for option in options:
+        if type(option) is not int and type(option) is not bool and not _are_ints(option):
+            return make(arrays, *options)
+        key.append(type(option))  # True equals 1, but is no stride
+    known = (*key, *options)
+    result = _known.get(known)
+    if result is None:
+        result = make(arrays, *options)
+        if len(_known) >= MOST:
+            _known.clear()
+        _known[known] = result
+    return result
+
+
+def _are_ints(option: Any) -> bool:
+    """Whether this is a tuple of ints, or of such tuples."""
+    return type(option) is tuple and all(type(item) is int or _are_ints(item) for item in option)
