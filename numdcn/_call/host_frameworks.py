@@ -113,7 +113,9 @@ class Jax(HostFramework):
 
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
         if isinstance(value, self.jax.core.Tracer):
-            raise TypeError(f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}")
+            raise TypeError(
+                f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}"
+            )
         if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
             raise TypeError(
                 f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "

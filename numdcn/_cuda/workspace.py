@@ -43,7 +43,7 @@ class Workspace:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._quiet.__exit__(*error)
+        self._quiet.__exit__(None, None, None)
         while self._kept:
             self.framework.give_back(self._kept.pop())
 

@@ -1,26 +1,42 @@
 """Every operator as an adapter needs it: read off the public functions and their tables of arguments.
 
-An adapter has no shape rule and no arithmetic of its own, and a new operator needs no line here but its name.
+An adapter has no shape rule and no arithmetic of its own, and a new operator needs nothing here but its name.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn import (
+    bilinear_sample,
+    conv,
+    deform_conv,
+    deform_conv_layer,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+    ps_roi_align,
+    ps_roi_pool,
+    roi_align,
+    roi_pool,
+)
 from numdcn._call.arguments import Table
 from numdcn._call.checks import padding_per_axis, per_axis
 
-NAMES = (
-    "bilinear_sample", "conv", "deform_conv", "deform_conv_layer", "deform_ps_roi_pool", "deform_roi_pool", "ps_roi_align",
-    "ps_roi_pool", "roi_align", "roi_pool",
-)  # fmt: skip
+DOORS = {
+    door.__name__.rpartition(".")[2]: door
+    for door in (
+        bilinear_sample, conv, deform_conv, deform_conv_layer, deform_ps_roi_pool, deform_roi_pool, ps_roi_align, ps_roi_pool,
+        roi_align, roi_pool,
+    )
+}  # fmt: skip
+NAMES = tuple(DOORS)
 REQUIRED = inspect.Parameter.empty
 KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
@@ -110,7 +126,8 @@ def shaped(shape: Iterable[int], dtype: Any) -> np.ndarray:
 @functools.cache
 def operator(name: str) -> Operator:
     """The operator of this name."""
-    door, problem = (importlib.import_module(f"numdcn.{name}{part}") for part in ("", ".problem"))
+    door = DOORS[name]
+    problem: Any = sys.modules[f"{door.__name__}.problem"]
     forward, backward = getattr(door, f"{name}_forward"), getattr(door, f"{name}_backward")
     table: Table = problem.ARGUMENTS
     arrays = {argument.name for argument in table}

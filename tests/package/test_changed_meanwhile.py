@@ -31,15 +31,15 @@ def test_a_thread_that_scribbles(operator, name):
 @pytest.fixture
 def meanwhile(monkeypatch):
     """Calls a function between the checks of a call's arguments and their use, when memory for results is allocated."""
-    output_array, happens = results.output_array, []
+    new_output, happens = results.new_output, []
 
     def hooked(*arguments):
         for action in happens:
             action()
-        return output_array(*arguments)
+        return new_output(*arguments)
 
     for module in (_run, results):  # forwards, and backwards
-        monkeypatch.setattr(module, "output_array", hooked)
+        monkeypatch.setattr(module, "new_output", hooked)
     return happens
 
 
