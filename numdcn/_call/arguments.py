@@ -50,7 +50,8 @@ def named(table: Table, arrays: Any) -> dict[str, Any]:
 def receive(table: Table, arrays: Arrays) -> Arrays:
     """The arguments as `received`. Raises if only some of them are on a GPU."""
     if all(type(value) is np.ndarray or value is None for value in arrays):  # the usual case
-        return type(arrays)(*[value if value is None else value.view() for value in arrays])
+        views: list[Any] = [value if value is None else value.view() for value in arrays]
+        return type(arrays)(*views)
     seen = type(arrays)(**{argument.field: received(argument.of(arrays), argument.name) for argument in table})
     on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
     if on_gpu:

@@ -58,13 +58,14 @@ _known: dict[int, tuple[Any, bytes]] = {}  # by the id of a part, the part and i
 
 def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
     """The int64 array that `unpack` reads, and the address of a task counter at its end."""
-    words = array("q", _writer(type(value))(value) + _COUNTER)
+    kind: Any = type(value)
+    words = array("q", _writer(kind)(value) + _COUNTER)
     address, count = words.buffer_info()
     return words, address + 8 * (count - 1)
 
 
 @functools.cache
-def _writer(kind: type) -> Callable[[Any], bytes]:
+def _writer(kind: Any) -> Callable[[Any], bytes]:
     """The function that turns a `kind` into the bytes of its words. Each is a single expression, such as
     `known(v[0]) + pack_3(v[1], *v[2])`: a call has little else to do, so a loop over the fields would take most of it."""
     pieces: list[str] = []
@@ -99,11 +100,12 @@ def _writer(kind: type) -> Callable[[Any], bytes]:
 
 def _words(value: Any) -> bytes:
     """The words of a part that recurs."""
+    kind: Any = type(value)
     found = _known.get(id(value))
     if found is None or found[0] is not value:
         if len(_known) >= 512:
             _known.clear()
-        _known[id(value)] = found = value, _writer(type(value))(value)
+        _known[id(value)] = found = value, _writer(kind)(value)
     return found[1]
 
 

@@ -45,7 +45,7 @@ def test_arrays_of_another_kind():
     for wrong in (w.astype(np.float64), w.astype(">f4"), w.astype(np.int32), w.tolist()):
         with pytest.raises(TypeError, match="`w`"):
             numdcn.deform_conv_forward(x, offsets, wrong)
-    with pytest.raises(ValueError, match="`w`"):
+    with pytest.raises(ValueError, match="`offsets`"):
         numdcn.deform_conv_forward(x, offsets, w[:, :, :2])
     with pytest.raises(TypeError, match="`points`"):
         numdcn.bilinear_sample_forward(x, np.zeros((1, 4, 2)))
