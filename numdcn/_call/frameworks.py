@@ -34,7 +34,8 @@ class Torch(Framework):
         torch, device = sys.modules["torch"], value.device.index
         if value.requires_grad:
             raise TypeError(
-                "a torch.Tensor that requires grad was given, expected tensor.detach(): numdcn records no gradients"
+                "a torch.Tensor that requires grad was given, expected tensor.detach(), as no gradients are recorded here; "
+                "numdcn.adapters.torch records them"
             )
         dtype = _dtype(str(value.dtype).removeprefix("torch."))
         stream = torch.cuda.current_stream(device).cuda_stream
