@@ -118,6 +118,13 @@ class DeviceArray:
         made.address += index * made.size * self.dtype.itemsize
         return made
 
+    def part(self, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> DeviceArray:
+        """Elements of a contiguous array, from number `start` on."""
+        made = self.reshaped(*shape)
+        made.address += start * self.dtype.itemsize
+        made.strides = strides
+        return made
+
     @property
     def end(self) -> int:
         """The address just past a contiguous array."""
