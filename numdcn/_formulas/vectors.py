@@ -116,9 +116,7 @@ _register(
 )
 
 
-_register(
-    operator.lt, _Comparison, lambda b, x, y: b.fcmp_ordered("<", x, y), lambda b, x, y: b.icmp_signed("<", x, y)
-)
+_register(operator.lt, _Comparison, lambda b, x, y: b.fcmp_ordered("<", x, y), lambda b, x, y: b.icmp_signed("<", x, y))
 
 
 _register(operator.ne, _Comparison, lambda b, x, y: b.fcmp_unordered("!=", x, y), None)

@@ -13,7 +13,6 @@ from numdcn._cpu.attention.plan import (
     C10,
     C11,
     CORNER_ROWS,
-    PLAN_ROWS,
     W00,
     W01,
     W10,

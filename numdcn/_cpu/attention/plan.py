@@ -9,8 +9,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numdcn._cpu.jit import block
-from numdcn._cpu.lanes import even_lanes, odd_lanes
-from numdcn._cpu.simd import at, first_lanes, full, load, load_like, load_masked, load_scalar, store, width
+from numdcn._cpu.lanes import alternate_high, alternate_low, even_lanes, odd_lanes
+from numdcn._cpu.simd import (
+    at,
+    first_lanes,
+    full,
+    load,
+    load_like,
+    load_masked,
+    load_scalar,
+    store,
+    store_masked,
+    width,
+)
 from numdcn._formulas.bilinear import cell, corner_weights
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like, select
@@ -80,6 +91,22 @@ def read_line(source, stride, count, target):
         store(target, i, load_masked(source, i, first_lanes(count - i, lane)))
 
 
+@helper
+def write_pairs(xs, ys, count, target, strides):
+    """Copy a row for x and one for y to `count` points, strides[0] elements apart."""
+    lane = full(load_scalar(xs, 0))
+    step = width(load_scalar(xs, 0))
+    if strides[1] != 1 or strides[0] != 2:
+        for i in range(count):
+            store(target, i * strides[0], load_scalar(xs, i))
+            store(target, i * strides[0] + strides[1], load_scalar(ys, i))
+        return
+    for i in range(0, count, step):
+        x, y, left = load(xs, i), load(ys, i), 2 * (count - i)
+        store_masked(target, 2 * i, alternate_low(x, y), first_lanes(left, lane))
+        store_masked(target, 2 * i + step, alternate_high(x, y), first_lanes(left - step, lane))
+
+
 @block
 def read_query(points, points_strides, weights, weights_strides, heads, count, plan):
     """Read the points and weights of a query of `heads` heads with `count` points each; strides are those of heads and
@@ -105,8 +132,12 @@ def plan_query(floats, numbers, table, base, count, nowhere, plan):
     lane, pitch = full(one), table.pitch
     base_y, base_x, rows = like(base[0], lane), like(base[1], lane), plan.pitch
     for i in range(0, count, width(one)):
-        y = fma(load(floats, SCALE_Y * pitch + i), load(floats, TAP_Y * pitch + i) + load(plan.rows, Y * rows + i), base_y)
-        x = fma(load(floats, SCALE_X * pitch + i), load(floats, TAP_X * pitch + i) + load(plan.rows, X * rows + i), base_x)
+        y = fma(
+            load(floats, SCALE_Y * pitch + i), load(floats, TAP_Y * pitch + i) + load(plan.rows, Y * rows + i), base_y
+        )
+        x = fma(
+            load(floats, SCALE_X * pitch + i), load(floats, TAP_X * pitch + i) + load(plan.rows, X * rows + i), base_x
+        )
         row, column, fraction_y, fraction_x = cell(
             y, x, load(floats, HEIGHT * pitch + i), load(floats, WIDTH * pitch + i)
         )
