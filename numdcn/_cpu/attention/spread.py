@@ -1,0 +1,229 @@
+"""CPU kernels of the gradient of value.
+
+A task owns a band of rows of one head of one level of an image, so no two tasks add to the same memory, and the order of
+additions is that of the queries, however many bands there are. It adds up its band in its workspace, in images with a
+rim, so that all four corners of a point are somewhere; then it writes the band once. Tiles of queries without a point in
+the band are skipped: `find_rows` has noted the first and last row of each.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numdcn._cpu.attention.forward import Sizes, base_of, plan_at, plan_of
+from numdcn._cpu.attention.plan import (
+    PLAN_ROWS,
+    ROW,
+    SCALE_X,
+    SCALE_Y,
+    TAP_X,
+    TAP_Y,
+    W00,
+    W01,
+    W10,
+    W11,
+    WEIGHT,
+    PointsPlace,
+    Table,
+    X,
+    Y,
+)
+from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.simd import (
+    at,
+    first_lanes,
+    full,
+    load,
+    load_masked,
+    load_scalar,
+    next_task,
+    pointer,
+    store,
+    store_masked,
+    width,
+)
+from numdcn._formulas.bilinear import cell, corner_weights
+from numdcn._formulas.jit import helper
+from numdcn._formulas.vectors import fma, like
+
+POINTS = 512  # planned at a time, at least
+
+
+class Bands(NamedTuple):
+    """How levels are divided into bands; determined by the shapes."""
+
+    levels: int
+    bands: int  # of a head, all levels together
+    level_rows: int  # address of (levels, 5) int64: height, width, pixels before it, first point, points
+    band_rows: int  # address of (bands, 3) int64: level, first row, end
+    chunk: int  # queries planned at a time
+    pitch: int  # elements per row of the plan of a chunk
+    padded: int  # elements per pixel of a band: the channels, rounded up to full registers
+
+
+class SpreadCall(NamedTuple):
+    """Parameters of `find_rows` and `spread`."""
+
+    sizes: Sizes
+    bands: Bands
+    table: Table
+    points: PointsPlace
+    weights: Place
+    grad_y: Place  # (B, Q, M, D)
+    grad_value: Place  # (B, S, M, D)
+    reach: int  # address of (B, tiles, M, levels, 2) int64: the first row of a cell with a point, and one past the last
+    workspaces: int  # address of the threads' workspaces
+    workspace_bytes: int  # per thread
+
+
+@kernel
+def find_rows(one, params, counter, slot):
+    """Note which rows the points of each tile of queries are in. A task is a tile of the queries of an image."""
+    a = unpack(params, SpreadCall)
+    s, levels = a.sizes, pointer(a.bands.level_rows, 0)
+    plan = plan_at(a.workspaces + slot * a.workspace_bytes, a.table.pitch, one)
+    while True:
+        task = next_task(counter)
+        if task >= s.batch * s.tiles:
+            return
+        n, first = task // s.tiles, task % s.tiles * s.tile
+        reach = at(pointer(a.reach, 0), task * s.heads * a.bands.levels * 2)
+        for i in range(s.heads * a.bands.levels):
+            store(reach, 2 * i, load_scalar(levels, 5 * (i % a.bands.levels)))
+            store(reach, 2 * i + 1, -1)
+        for q in range(first, min(first + s.tile, s.queries)):
+            plan_of(one, a, n, q, 0, plan)
+            rows, i = at(plan.corners, ROW * plan.pitch), 0
+            for m in range(s.heads):
+                for level in range(a.bands.levels):
+                    height, spot = load_scalar(levels, 5 * level), 2 * (m * a.bands.levels + level)
+                    low, high = load_scalar(reach, spot), load_scalar(reach, spot + 1)
+                    for _ in range(load_scalar(levels, 5 * level + 4)):
+                        row = load_scalar(rows, i)
+                        inside = row < height
+                        low = min(low, row) if inside else low
+                        high = max(high, row + 1) if inside else high
+                        i += 1
+                    store(reach, spot, low)
+                    store(reach, spot + 1, high)
+
+
+@helper
+def _read_chunk(one, a, n, m, first, count, t, points, floats, rows, pitch):
+    """The positions and weights of points t to t + points of `count` queries of a head."""
+    strides, more = a.points.strides, a.weights.strides
+    tap_y, tap_x = at(floats, TAP_Y * a.table.pitch + t), at(floats, TAP_X * a.table.pitch + t)
+    scale_y, scale_x = at(floats, SCALE_Y * a.table.pitch + t), at(floats, SCALE_X * a.table.pitch + t)
+    for j in range(count):
+        q = first + j
+        base_y, base_x = base_of(a.sizes, q, one)
+        source = at(pointer(a.points.address, one), n * strides[0] + q * strides[1] + m * strides[2] + t * strides[3])
+        weights = at(pointer(a.weights.address, one), n * more[0] + q * more[1] + m * more[2] + t * more[3])
+        for k in range(points):
+            i = j * points + k
+            x, y = load_scalar(source, k * strides[3]), load_scalar(source, k * strides[3] + strides[4])
+            store(rows, X * pitch + i, fma(load_scalar(scale_x, k), load_scalar(tap_x, k) + x, base_x))
+            store(rows, Y * pitch + i, fma(load_scalar(scale_y, k), load_scalar(tap_y, k) + y, base_y))
+            store(rows, WEIGHT * pitch + i, load_scalar(weights, k * more[3]))
+
+
+@block
+def _plan_chunk(rows, cells, count, height, columns, pitch):
+    """Rows, columns and corner weights of `count` points whose positions are known."""
+    one = like(1.0, load_scalar(rows, 0))
+    lane = full(one)
+    for i in range(0, count, width(one)):
+        row, column, fraction_y, fraction_x = cell(
+            load(rows, Y * pitch + i), load(rows, X * pitch + i), like(height, lane), like(columns, lane)
+        )
+        w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
+        store(rows, W00 * pitch + i, w00)
+        store(rows, W01 * pitch + i, w01)
+        store(rows, W10 * pitch + i, w10)
+        store(rows, W11 * pitch + i, w11)
+        store(cells, i, row - like(1, row))
+        store(cells, pitch + i, column)
+
+
+@helper
+def _add(target, index, weight, gradient):
+    """target[index ...] += weight * gradient."""
+    store(target, index, fma(weight, gradient, load(target, index)))
+
+
+@block
+def _add_points(rows, cells, pitch, point, points, band, line, padded, gradient, channels):
+    """Add the gradient of one query to the corners of its `points` points, from `point` on, in the band of rows
+    `band` of a level whose lines have `line` elements. Vectors overrun into the next pixel's place only within it."""
+    one = like(1.0, load_scalar(rows, 0))
+    step = width(one)
+    for i in range(point, point + points):
+        row = load_scalar(cells, i)
+        if row < band[0] - 1 or row >= band[1]:
+            continue
+        index = (row - band[0] + 1) * line + load_scalar(cells, pitch + i) * padded
+        target = band[2]
+        for c in range(0, padded, step):
+            left = channels - c
+            g = load(gradient, c) if left >= step else load_masked(gradient, c, first_lanes(left, full(one)))
+            g = g * full(load_scalar(rows, WEIGHT * pitch + i))
+            _add(target, index + c, full(load_scalar(rows, W00 * pitch + i)), g)
+            _add(target, index + c + padded, full(load_scalar(rows, W01 * pitch + i)), g)
+            _add(target, index + c + line, full(load_scalar(rows, W10 * pitch + i)), g)
+            _add(target, index + c + line + padded, full(load_scalar(rows, W11 * pitch + i)), g)
+
+
+@helper
+def _write_band(one, a, n, m, start, columns, first, end, sums, line):
+    """Write a band of the gradient."""
+    strides, channels, padded, step = a.grad_value.strides, a.sizes.channels, a.bands.padded, width(one)
+    for row in range(first, end):
+        for column in range(columns):
+            spot = n * strides[0] + (start + row * columns + column) * strides[1] + m * strides[2]
+            target = at(pointer(a.grad_value.address, one), spot)
+            source = at(sums, (row - first + 1) * line + (column + 1) * padded)
+            for c in range(0, channels, step):
+                store_masked(target, c, load(source, c), first_lanes(channels - c, full(one)))
+
+
+@kernel
+def spread(one, params, counter, slot):
+    """The gradient of value. A task is a band of rows of a head of a level of an image."""
+    a = unpack(params, SpreadCall)
+    s, b = a.sizes, a.bands
+    base, pitch, floats = a.workspaces + slot * a.workspace_bytes, b.pitch, pointer(a.table.floats, one)
+    cells, rows = pointer(base, 0), pointer(base + 2 * pitch * 8, one)
+    sums = at(rows, PLAN_ROWS * pitch)
+    levels, bands, reach = pointer(b.level_rows, 0), pointer(b.band_rows, 0), pointer(a.reach, 0)
+    while True:
+        task = next_task(counter)
+        if task >= s.batch * s.heads * b.bands:
+            return
+        n, m, band = task // (s.heads * b.bands), task // b.bands % s.heads, task % b.bands
+        level, first, end = (
+            load_scalar(bands, 3 * band),
+            load_scalar(bands, 3 * band + 1),
+            load_scalar(bands, 3 * band + 2),
+        )
+        height, columns = load_scalar(levels, 5 * level), load_scalar(levels, 5 * level + 1)
+        t, points = load_scalar(levels, 5 * level + 3), load_scalar(levels, 5 * level + 4)
+        line = (columns + 2) * b.padded
+        for i in range(0, (end - first + 2) * line, width(one)):
+            store(sums, i, full(one - one))
+        for tile in range(s.tiles):
+            spot = 2 * (((n * s.tiles + tile) * s.heads + m) * b.levels + level)
+            if load_scalar(reach, spot) >= end or load_scalar(reach, spot + 1) < first:
+                continue
+            query_end = min((tile + 1) * s.tile, s.queries)
+            for q in range(tile * s.tile, query_end, b.chunk):
+                count = min(b.chunk, query_end - q)
+                _read_chunk(one, a, n, m, q, count, t, points, floats, rows, pitch)
+                _plan_chunk(rows, cells, count * points, height, columns, pitch)
+                for j in range(count):
+                    where = n * a.grad_y.strides[0] + (q + j) * a.grad_y.strides[1] + m * a.grad_y.strides[2]
+                    gradient = at(pointer(a.grad_y.address, one), where)
+                    _add_points(
+                        rows, cells, pitch, j * points, points, (first, end, sums), line, b.padded, gradient, s.channels
+                    )
+        _write_band(one, a, n, m, load_scalar(levels, 5 * level + 2), columns, first, end, sums, line)
