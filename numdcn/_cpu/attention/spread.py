@@ -147,31 +147,54 @@ def _plan_chunk(rows, cells, count, height, columns, pitch):
 
 
 @helper
-def _add(target, index, weight, gradient):
-    """target[index ...] += weight * gradient."""
-    store(target, index, fma(weight, gradient, load(target, index)))
+def _pixels(target, index, padded, line):
+    """A register of each of four pixels."""
+    return (
+        load(target, index),
+        load(target, index + padded),
+        load(target, index + line),
+        load(target, index + line + padded),
+    )
+
+
+@helper
+def _add_four(target, index, padded, line, weights, gradient, pixels):
+    """Add the gradient of a sample to a register of each of its four pixels, which were read."""
+    store(target, index, fma(weights[0], gradient, pixels[0]))
+    store(target, index + padded, fma(weights[1], gradient, pixels[1]))
+    store(target, index + line, fma(weights[2], gradient, pixels[2]))
+    store(target, index + line + padded, fma(weights[3], gradient, pixels[3]))
 
 
 @block
 def _add_points(rows, cells, pitch, point, points, band, line, padded, gradient, channels):
-    """Add the gradient of one query to the corners of its `points` points, from `point` on, in the band of rows
-    `band` of a level whose lines have `line` elements. Vectors overrun into the next pixel's place only within it."""
+    """Add the gradient of one query, times the weights of its `points` points, from `point` on, to the pixels of a band:
+    its first row, its end, its sums. A line of the band has `line` elements, a pixel `padded`."""
     one = like(1.0, load_scalar(rows, 0))
-    step = width(one)
+    lane, step = full(one), width(one)
     for i in range(point, point + points):
         row = load_scalar(cells, i)
         if row < band[0] - 1 or row >= band[1]:
             continue
         index = (row - band[0] + 1) * line + load_scalar(cells, pitch + i) * padded
-        target = band[2]
-        for c in range(0, padded, step):
-            left = channels - c
-            g = load(gradient, c) if left >= step else load_masked(gradient, c, first_lanes(left, full(one)))
-            g = g * full(load_scalar(rows, WEIGHT * pitch + i))
-            _add(target, index + c, full(load_scalar(rows, W00 * pitch + i)), g)
-            _add(target, index + c + padded, full(load_scalar(rows, W01 * pitch + i)), g)
-            _add(target, index + c + line, full(load_scalar(rows, W10 * pitch + i)), g)
-            _add(target, index + c + line + padded, full(load_scalar(rows, W11 * pitch + i)), g)
+        weight = full(load_scalar(rows, WEIGHT * pitch + i))
+        weights = (
+            full(load_scalar(rows, W00 * pitch + i)),
+            full(load_scalar(rows, W01 * pitch + i)),
+            full(load_scalar(rows, W10 * pitch + i)),
+            full(load_scalar(rows, W11 * pitch + i)),
+        )
+        c = 0
+        while c + 2 * step <= channels:  # all reads before all writes, each of which could be what is read next
+            low, high = _pixels(band[2], index + c, padded, line), _pixels(band[2], index + c + step, padded, line)
+            _add_four(band[2], index + c, padded, line, weights, weight * load(gradient, c), low)
+            _add_four(band[2], index + c + step, padded, line, weights, weight * load(gradient, c + step), high)
+            c += 2 * step
+        while c < channels:
+            pixels = _pixels(band[2], index + c, padded, line)
+            rest = weight * load_masked(gradient, c, first_lanes(channels - c, lane))
+            _add_four(band[2], index + c, padded, line, weights, rest, pixels)
+            c += step
 
 
 @helper
