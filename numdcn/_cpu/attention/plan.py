@@ -18,6 +18,7 @@ from numdcn._cpu.simd import (
     load_like,
     load_masked,
     load_scalar,
+    pointer,
     store,
     store_masked,
     width,
@@ -50,6 +51,16 @@ class Table(NamedTuple):
     numbers: int  # address, int64
     pitch: int
     pixel_stride: int  # elements from pixel to pixel of value
+
+
+class Reach(NamedTuple):
+    """Which rows the points of a tile of queries are in, for each head and level."""
+
+    levels: int
+    level_rows: int  # address of (levels, 5) int64: height, width, pixels before it, first point, points
+    address: (
+        int  # of (B, tiles, M, levels, 2) int64: the first row of a cell with a point, one past the last; 0: no need
+    )
 
 
 class Plan(NamedTuple):
@@ -166,3 +177,34 @@ def _store_corners(numbers, table, row, column, nowhere, i, plan):
     store(plan.corners, C10 * plan.pitch + i, select(bottom & left, first + line, outside))
     store(plan.corners, C11 * plan.pitch + i, select(bottom & right, first + line + pixel_stride, outside))
     store(plan.corners, ROW * plan.pitch + i, row - unit)
+
+
+@helper
+def _reach_of(reach, tile, heads):
+    """Where the rows of a tile, counted over all images, are noted."""
+    return at(pointer(reach.address, 0), tile * heads * reach.levels * 2)
+
+
+@helper
+def no_rows(reach, tile, heads):
+    """Note that no row has a point of a tile yet."""
+    spot, levels = _reach_of(reach, tile, heads), pointer(reach.level_rows, 0)
+    for i in range(heads * reach.levels):
+        store(spot, 2 * i, load_scalar(levels, 5 * (i % reach.levels)))
+        store(spot, 2 * i + 1, -1)
+
+
+@block
+def note_rows(reach, tile, plan, heads):
+    """Note in which rows the points of a planned query are."""
+    rows, spot, levels = at(plan.corners, ROW * plan.pitch), _reach_of(reach, tile, heads), pointer(reach.level_rows, 0)
+    for _ in range(heads):
+        for level in range(reach.levels):
+            height, low, high = load_scalar(levels, 5 * level), load_scalar(spot, 0), load_scalar(spot, 1)
+            for i in range(load_scalar(levels, 5 * level + 4)):
+                row = load_scalar(rows, i)
+                low = min(low, row) if row < height else low
+                high = max(high, row + 1) if row < height else high
+            store(spot, 0, low)
+            store(spot, 1, high)
+            spot, rows = at(spot, 2), at(rows, load_scalar(levels, 5 * level + 4))

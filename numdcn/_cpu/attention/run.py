@@ -14,7 +14,7 @@ from numdcn._call.options import Options
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable_arrays, is_addressable, output, place
 from numdcn._cpu.attention.forward import ForwardCall, Sizes, forward_queries
-from numdcn._cpu.attention.plan import CORNER_ROWS, PLAN_ROWS, PointsPlace, Table
+from numdcn._cpu.attention.plan import CORNER_ROWS, PLAN_ROWS, PointsPlace, Reach, Table
 from numdcn._cpu.attention.points import PointsCall, point_gradients
 from numdcn._cpu.attention.spread import POINTS, Bands, SpreadCall, find_rows, spread
 from numdcn._cpu.parameters import Numbers
@@ -47,54 +47,57 @@ def backward(
 ) -> None:
     """Fill the gradients in `grads`."""
     arrays, grad_y = addressable_arrays(arrays), _dense(grad_y)
-    with ExitStack() as stack:
-        targets = [None if g is None else stack.enter_context(output(g, _is_dense)) for g in grads[:1]]
-        targets += [None if g is None else stack.enter_context(output(g)) for g in grads[1:]]
-        if targets[1] is not None or targets[2] is not None:
-            _point_gradients(p, grad_y, arrays, targets[1], targets[2])
-        if targets[0] is not None:
-            _spread(p, grad_y, arrays, targets[0])
-
-
-def _point_gradients(
-    p: Attention,
-    grad_y: np.ndarray,
-    arrays: AttentionArrays,
-    grad_points: np.ndarray | None,
-    grad_weights: np.ndarray | None,
-) -> None:
-    """Fill the gradients of points and weights."""
-    value = _dense(arrays.value)
-    sizes = _sizes(p, value.dtype)
-    table, keep = _table(p, value.dtype, *_steps(value))
+    sizes, (reach, kept) = _sizes(p, grad_y.dtype), _reach(p)
+    by_points, by_value = grads.points is not None or grads.weights is not None, grads.value is not None
+    reach_bytes = sizes.batch * sizes.tiles * p.heads * reach.levels * 16 if by_value else 0
     threads = plan_threads(sizes.batch * sizes.tiles, 2 * READS * grad_y.size * p.points)
-    with Scratch(threads * sizes.workspace_bytes) as (workspaces,):
-        call = PointsCall(
-            sizes, table, place(value), points_place(arrays.points), place(arrays.weights), place(grad_y),
-            points_place(grad_points), place(grad_weights), workspaces,
-        )  # fmt: skip
-        launch(point_gradients, value.dtype.type(1), call, threads)
-    del keep
+    with Scratch(reach_bytes, threads * sizes.workspace_bytes) as (address, workspaces), ExitStack() as stack:
+        targets: list[Any] = [None if g is None else stack.enter_context(output(g, _is_dense)) for g in grads]
+        reach = reach._replace(address=address if by_value else 0)
+        if by_points:
+            value = _dense(arrays.value)
+            table, also = _table(p, value.dtype, *_steps(value))
+            call = PointsCall(
+                sizes, reach, table, place(value), points_place(arrays.points), place(arrays.weights), place(grad_y),
+                points_place(targets[1]), place(targets[2]), workspaces,
+            )  # fmt: skip
+            launch(point_gradients, value.dtype.type(1), call, threads)
+            del also
+        if by_value:
+            _spread(p, grad_y, arrays, targets[0], reach, find=not by_points)
+    del kept
 
 
-def _spread(p: Attention, grad_y: np.ndarray, arrays: AttentionArrays, grad_value: np.ndarray) -> None:
-    """Fill the gradient of value."""
-    dtype = grad_y.dtype
-    sizes, (bands, band_bytes, keep) = _sizes(p, dtype), _bands(p, dtype)
+def _spread(
+    p: Attention, grad_y: np.ndarray, arrays: AttentionArrays, grad_value: np.ndarray, reach: Reach, find: bool
+) -> None:
+    """Fill the gradient of value. `find`: whether the rows of points are still to be noted."""
+    dtype, one = grad_y.dtype, grad_y.dtype.type(1)
+    sizes, (bands, band_bytes, kept) = _sizes(p, dtype), _bands(p, dtype)
     table, also = _table(p, dtype, *_steps(grad_value))
     workspace = max(sizes.workspace_bytes, -(-band_bytes // 4096) * 4096)
-    reach_bytes = sizes.batch * sizes.tiles * p.heads * bands.levels * 16
-    tasks = sizes.batch * p.heads * bands.bands
-    threads = plan_threads(max(tasks, sizes.batch * sizes.tiles), 2 * READS * grad_y.size * p.points)
-    with Scratch(reach_bytes, threads * workspace) as (reach, workspaces):
+    tiles, tasks = sizes.batch * sizes.tiles, sizes.batch * p.heads * bands.bands
+    threads = plan_threads(max(tasks, tiles), 2 * READS * grad_y.size * p.points)
+    with Scratch(threads * workspace) as (workspaces,):
         call = SpreadCall(
-            sizes, bands, table, points_place(arrays.points), place(arrays.weights), place(grad_y), place(grad_value),
-            reach, workspaces, workspace,
+            sizes, bands, reach, table, points_place(arrays.points), place(arrays.weights), place(grad_y),
+            place(grad_value), workspaces, workspace,
         )  # fmt: skip
-        one = dtype.type(1)
-        launch(find_rows, one, call, min(threads, sizes.batch * sizes.tiles))
+        if find:
+            launch(find_rows, one, call, min(threads, tiles))
         launch(spread, one, call, min(threads, tasks))
-    del keep, also
+    del kept, also
+
+
+@functools.lru_cache(64)
+def _reach(p: Attention) -> tuple[Reach, Numbers]:
+    """The levels, with no place for rows yet, and what keeps their table's memory."""
+    rows, point = [], 0
+    for level in p.levels:
+        rows += [level.height, level.width, level.start, point, level.points]
+        point += level.points
+    kept = Numbers(rows)
+    return Reach(len(p.levels), kept.address, 0), kept
 
 
 @functools.lru_cache(64)
@@ -103,7 +106,7 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
     wide = 64 // dtype.itemsize
     padded = -(-p.channels // wide) * wide
     wanted = -(-TILES // (p.batch * p.heads * len(p.levels)))
-    level_rows, band_rows, most, point = [], [], 0, 0
+    band_rows, most = [], 0
     for number, level in enumerate(p.levels):
         row_bytes = (level.width + 2) * padded * dtype.itemsize
         count = max(-(-level.height * row_bytes // BAND_BYTES), wanted)
@@ -111,13 +114,11 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
         for first in range(0, level.height, rows):
             band_rows += [number, first, min(first + rows, level.height)]
         most = max(most, (min(rows, level.height) + 2) * row_bytes)
-        level_rows += [level.height, level.width, level.start, point, level.points]
-        point += level.points
     longest = max(level.points for level in p.levels)
     chunk = max(1, POINTS // longest)
     pitch = chunk * longest + OVERRUN
-    kept = Numbers(level_rows), Numbers(band_rows)
-    bands = Bands(len(p.levels), len(band_rows) // 3, kept[0].address, kept[1].address, chunk, pitch, padded)
+    kept = Numbers(band_rows)
+    bands = Bands(len(kept) // 3, kept.address, chunk, pitch, padded)
     return bands, pitch * (16 + PLAN_ROWS * dtype.itemsize) + most + 128, kept
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from numdcn._cpu.attention.forward import Sizes, base_of, plan_at, plan_of
 from numdcn._cpu.attention.plan import (
     PLAN_ROWS,
-    ROW,
     SCALE_X,
     SCALE_Y,
     TAP_X,
@@ -24,11 +23,17 @@ from numdcn._cpu.attention.plan import (
     W11,
     WEIGHT,
     PointsPlace,
+    Reach,
     Table,
     X,
     Y,
+    no_rows,
+    note_rows,
+    read_line,
+    read_pairs,
 )
 from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.lanes import even_lanes, odd_lanes
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.simd import (
     at,
@@ -53,9 +58,7 @@ POINTS = 512  # planned at a time, at least
 class Bands(NamedTuple):
     """How levels are divided into bands; determined by the shapes."""
 
-    levels: int
     bands: int  # of a head, all levels together
-    level_rows: int  # address of (levels, 5) int64: height, width, pixels before it, first point, points
     band_rows: int  # address of (bands, 3) int64: level, first row, end
     chunk: int  # queries planned at a time
     pitch: int  # elements per row of the plan of a chunk
@@ -67,12 +70,12 @@ class SpreadCall(NamedTuple):
 
     sizes: Sizes
     bands: Bands
+    reach: Reach
     table: Table
     points: PointsPlace
     weights: Place
     grad_y: Place  # (B, Q, M, D)
     grad_value: Place  # (B, S, M, D)
-    reach: int  # address of (B, tiles, M, levels, 2) int64: the first row of a cell with a point, and one past the last
     workspaces: int  # address of the threads' workspaces
     workspace_bytes: int  # per thread
 
@@ -81,51 +84,48 @@ class SpreadCall(NamedTuple):
 def find_rows(one, params, counter, slot):
     """Note which rows the points of each tile of queries are in. A task is a tile of the queries of an image."""
     a = unpack(params, SpreadCall)
-    s, levels = a.sizes, pointer(a.bands.level_rows, 0)
+    s = a.sizes
     plan = plan_at(a.workspaces + slot * a.workspace_bytes, a.table.pitch, one)
     while True:
         task = next_task(counter)
         if task >= s.batch * s.tiles:
             return
         n, first = task // s.tiles, task % s.tiles * s.tile
-        reach = at(pointer(a.reach, 0), task * s.heads * a.bands.levels * 2)
-        for i in range(s.heads * a.bands.levels):
-            store(reach, 2 * i, load_scalar(levels, 5 * (i % a.bands.levels)))
-            store(reach, 2 * i + 1, -1)
+        no_rows(a.reach, task, s.heads)
         for q in range(first, min(first + s.tile, s.queries)):
             plan_of(one, a, n, q, 0, plan)
-            rows, i = at(plan.corners, ROW * plan.pitch), 0
-            for m in range(s.heads):
-                for level in range(a.bands.levels):
-                    height, spot = load_scalar(levels, 5 * level), 2 * (m * a.bands.levels + level)
-                    low, high = load_scalar(reach, spot), load_scalar(reach, spot + 1)
-                    for _ in range(load_scalar(levels, 5 * level + 4)):
-                        row = load_scalar(rows, i)
-                        inside = row < height
-                        low = min(low, row) if inside else low
-                        high = max(high, row + 1) if inside else high
-                        i += 1
-                    store(reach, spot, low)
-                    store(reach, spot + 1, high)
+            note_rows(a.reach, task, plan, s.heads)
 
 
 @helper
 def _read_chunk(one, a, n, m, first, count, t, points, floats, rows, pitch):
-    """The positions and weights of points t to t + points of `count` queries of a head."""
-    strides, more = a.points.strides, a.weights.strides
+    """The positions and weights of points t to t + points of `count` queries of a head. Overruns by up to a full
+    register."""
+    strides, more, lane, step = a.points.strides, a.weights.strides, full(one), width(one)
     tap_y, tap_x = at(floats, TAP_Y * a.table.pitch + t), at(floats, TAP_X * a.table.pitch + t)
     scale_y, scale_x = at(floats, SCALE_Y * a.table.pitch + t), at(floats, SCALE_X * a.table.pitch + t)
     for j in range(count):
-        q = first + j
-        base_y, base_x = base_of(a.sizes, q, one)
+        q, i = first + j, j * points
+        base = base_of(a.sizes, q, one)
+        base_y, base_x = full(base[0]), full(base[1])
         source = at(pointer(a.points.address, one), n * strides[0] + q * strides[1] + m * strides[2] + t * strides[3])
         weights = at(pointer(a.weights.address, one), n * more[0] + q * more[1] + m * more[2] + t * more[3])
-        for k in range(points):
-            i = j * points + k
-            x, y = load_scalar(source, k * strides[3]), load_scalar(source, k * strides[3] + strides[4])
-            store(rows, X * pitch + i, fma(load_scalar(scale_x, k), load_scalar(tap_x, k) + x, base_x))
-            store(rows, Y * pitch + i, fma(load_scalar(scale_y, k), load_scalar(tap_y, k) + y, base_y))
-            store(rows, WEIGHT * pitch + i, load_scalar(weights, k * more[3]))
+        if strides[3] != 2 or strides[4] != 1 or more[3] != 1:
+            read_pairs(source, strides[3:], points, at(rows, X * pitch + i), at(rows, Y * pitch + i))
+            read_line(weights, more[3], points, at(rows, WEIGHT * pitch + i))
+            for k in range(0, points, step):
+                x, y = load(rows, X * pitch + i + k), load(rows, Y * pitch + i + k)
+                store(rows, X * pitch + i + k, fma(load(scale_x, k), load(tap_x, k) + x, base_x))
+                store(rows, Y * pitch + i + k, fma(load(scale_y, k), load(tap_y, k) + y, base_y))
+            continue
+        for k in range(0, points, step):
+            left = points - k
+            low = load_masked(source, 2 * k, first_lanes(2 * left, lane))
+            high = load_masked(source, 2 * k + step, first_lanes(2 * left - step, lane))
+            x, y = even_lanes(low, high), odd_lanes(low, high)
+            store(rows, X * pitch + i + k, fma(load(scale_x, k), load(tap_x, k) + x, base_x))
+            store(rows, Y * pitch + i + k, fma(load(scale_y, k), load(tap_y, k) + y, base_y))
+            store(rows, WEIGHT * pitch + i + k, load_masked(weights, k, first_lanes(left, lane)))
 
 
 @block
@@ -147,31 +147,54 @@ def _plan_chunk(rows, cells, count, height, columns, pitch):
 
 
 @helper
-def _add(target, index, weight, gradient):
-    """target[index ...] += weight * gradient."""
-    store(target, index, fma(weight, gradient, load(target, index)))
+def _pixels(target, index, padded, line):
+    """A register of each of four pixels."""
+    return (
+        load(target, index),
+        load(target, index + padded),
+        load(target, index + line),
+        load(target, index + line + padded),
+    )
+
+
+@helper
+def _add_four(target, index, padded, line, weights, gradient, pixels):
+    """Add the gradient of a sample to a register of each of its four pixels, which were read."""
+    store(target, index, fma(weights[0], gradient, pixels[0]))
+    store(target, index + padded, fma(weights[1], gradient, pixels[1]))
+    store(target, index + line, fma(weights[2], gradient, pixels[2]))
+    store(target, index + line + padded, fma(weights[3], gradient, pixels[3]))
 
 
 @block
 def _add_points(rows, cells, pitch, point, points, band, line, padded, gradient, channels):
-    """Add the gradient of one query to the corners of its `points` points, from `point` on, in the band of rows
-    `band` of a level whose lines have `line` elements. Vectors overrun into the next pixel's place only within it."""
+    """Add the gradient of one query, times the weights of its `points` points, from `point` on, to the pixels of a band:
+    its first row, its end, its sums. A line of the band has `line` elements, a pixel `padded`."""
     one = like(1.0, load_scalar(rows, 0))
-    step = width(one)
+    lane, step = full(one), width(one)
     for i in range(point, point + points):
         row = load_scalar(cells, i)
         if row < band[0] - 1 or row >= band[1]:
             continue
         index = (row - band[0] + 1) * line + load_scalar(cells, pitch + i) * padded
-        target = band[2]
-        for c in range(0, padded, step):
-            left = channels - c
-            g = load(gradient, c) if left >= step else load_masked(gradient, c, first_lanes(left, full(one)))
-            g = g * full(load_scalar(rows, WEIGHT * pitch + i))
-            _add(target, index + c, full(load_scalar(rows, W00 * pitch + i)), g)
-            _add(target, index + c + padded, full(load_scalar(rows, W01 * pitch + i)), g)
-            _add(target, index + c + line, full(load_scalar(rows, W10 * pitch + i)), g)
-            _add(target, index + c + line + padded, full(load_scalar(rows, W11 * pitch + i)), g)
+        weight = full(load_scalar(rows, WEIGHT * pitch + i))
+        weights = (
+            full(load_scalar(rows, W00 * pitch + i)),
+            full(load_scalar(rows, W01 * pitch + i)),
+            full(load_scalar(rows, W10 * pitch + i)),
+            full(load_scalar(rows, W11 * pitch + i)),
+        )
+        c = 0
+        while c + 2 * step <= channels:  # all reads before all writes, each of which could be what is read next
+            low, high = _pixels(band[2], index + c, padded, line), _pixels(band[2], index + c + step, padded, line)
+            _add_four(band[2], index + c, padded, line, weights, weight * load(gradient, c), low)
+            _add_four(band[2], index + c + step, padded, line, weights, weight * load(gradient, c + step), high)
+            c += 2 * step
+        while c < channels:
+            pixels = _pixels(band[2], index + c, padded, line)
+            rest = weight * load_masked(gradient, c, first_lanes(channels - c, lane))
+            _add_four(band[2], index + c, padded, line, weights, rest, pixels)
+            c += step
 
 
 @helper
@@ -195,12 +218,12 @@ def spread(one, params, counter, slot):
     base, pitch, floats = a.workspaces + slot * a.workspace_bytes, b.pitch, pointer(a.table.floats, one)
     cells, rows = pointer(base, 0), pointer(base + 2 * pitch * 8, one)
     sums = at(rows, PLAN_ROWS * pitch)
-    levels, bands, reach = pointer(b.level_rows, 0), pointer(b.band_rows, 0), pointer(a.reach, 0)
+    levels, bands, reach = pointer(a.reach.level_rows, 0), pointer(b.band_rows, 0), pointer(a.reach.address, 0)
     while True:
         task = next_task(counter)
         if task >= s.batch * s.heads * b.bands:
             return
-        n, m, band = task // (s.heads * b.bands), task // b.bands % s.heads, task % b.bands
+        n, band, m = task // (s.heads * b.bands), task // s.heads % b.bands, task % s.heads
         level, first, end = (
             load_scalar(bands, 3 * band),
             load_scalar(bands, 3 * band + 1),
@@ -212,7 +235,7 @@ def spread(one, params, counter, slot):
         for i in range(0, (end - first + 2) * line, width(one)):
             store(sums, i, full(one - one))
         for tile in range(s.tiles):
-            spot = 2 * (((n * s.tiles + tile) * s.heads + m) * b.levels + level)
+            spot = 2 * (((n * s.tiles + tile) * s.heads + m) * a.reach.levels + level)
             if load_scalar(reach, spot) >= end or load_scalar(reach, spot + 1) < first:
                 continue
             query_end = min((tile + 1) * s.tile, s.queries)
