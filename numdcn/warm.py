@@ -49,12 +49,11 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
     trans = np.zeros((1, 2, 2, 2), kind)
     last, points = np.ones((1, 3, 3, 2), kind), np.ones((1, 3, 3, 3), kind)  # channels last; a kernel of one point
-    levels = (
-        np.ones((1, 9, 1, 2), kind),
-        ((3, 3),),
-        np.zeros((1, 1, 1, 1, 1, 2), kind),
-        np.ones((1, 1, 1, 1, 1), kind),
-    )
+    levels = {
+        "spatial_shapes": ((3, 3),),
+        "sampling_locations": np.zeros((1, 1, 1, 1, 1, 2), kind),
+        "attention_weights": np.ones((1, 1, 1, 1, 1), kind),
+    }
     layer = (x, w, np.zeros((3, 40, 1, 1), kind), np.zeros(3, kind))
     return {
         "bilinear_sample": ((x, np.ones((1, 1, 2), kind)), {}),
@@ -65,7 +64,7 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
         "deform_conv_layer": (layer, {"modulated": True}),
         "deform_ps_roi_pool": ((x, rois, trans), {**size, "group_size": 2}),
         "deform_roi_pool": ((x, rois, trans, bin_mask), size),
-        "ms_deform_attn": (levels, {}),
+        "ms_deform_attn": ((np.ones((1, 9, 1, 2), kind),), levels),
         "ps_roi_align": ((x, rois), size),
         "ps_roi_pool": ((x, rois), size),
         "roi_align": ((x, rois), size),

@@ -95,6 +95,9 @@ def axes(name: str, value: Any, ndim: int, layout: str) -> str:
         return ""
     if name == "rois" and missing == 1 and value.shape == (5,):
         return "; use rois[None]"
+    if missing == 1 and layout.startswith(("(N, H, W,", "(N, S, M,")):
+        row = "pixels in one row (N, H*W, C)" if layout.startswith("(N, H") else "heads in one row (N, S, M*D)"
+        return f"; use {name}[None] for one image, {name}.reshape{layout.replace('groups*D', 'C')} for {row}"
     if not layout.startswith("(N, C, H, W") or missing not in (1, 2):
         return f"; use {name}[None]" if layout.startswith("(N,") and missing == 1 else ""
     if missing == 2:
@@ -245,7 +248,10 @@ def _fit_weights(x: Any, w: Any) -> bool:
 
 
 def gradient_first(names: tuple[str, ...], args: tuple[Any, ...]) -> str:
-    """The order of a convolution's backward, where its arrays come without grad_y, or with grad_y behind them."""
+    """The order of a backward's arrays, where they come without grad_y, or with grad_y behind them."""
+    if "spatial_shapes" in names:
+        late = names[:1] == ("grad_y",) and len(args) > 1 and len(_shape(args[0])) == 4 and len(_shape(args[1])) == 2
+        return f"; grad_y comes first: {', '.join(names)}" if late else ""
     count = 3 if names[1:4] == ("x", "offsets", "w") else 2 if names[1:3] == ("x", "w") else 0
     if names[:1] != ("grad_y",) or not count or len(args) < count:
         return ""

@@ -28,23 +28,28 @@ def problem(
     x, packed, _ = arrays
     groups = integer("groups", groups, 1)
     made = window(x, kernel_size, stride, padding, dilation, remove_center)
+    try:
+        _check_channels(made, x, packed, groups)
+        check_pixels(made, x, "offset_mask", packed)
+    except ValueError as error:
+        raise ValueError(f"{error}{way_out(made, x, packed)}") from None
+    return problem_of(x, made, groups, offset_scale)
+
+
+def _check_channels(made: Window, x: Any, packed: Any, groups: int) -> None:
+    """Raise unless the channels of both arrays go with the groups."""
     if x.shape[3] % groups:
         raise ValueError(
             f"`groups` is {groups}, expected a divisor of {x.shape[3]}, the channels of `x` with shape {x.shape}"
         )
-    if packed.shape[3] not in _channels(made.points, groups):
-        least, rounded = _channels(made.points, groups)
+    least, rounded = _channels(made.points, groups)
+    if packed.shape[3] not in (least, rounded):
         raise ValueError(
             f"`offset_mask` has {packed.shape[3]} channels (shape {packed.shape}), expected {least} = 3*groups*P with "
             f"groups={groups} and the {made.describe()}"
             + f", or that rounded up to a multiple of 8, {rounded}" * (rounded != least)
             + _other_groups(made, x, packed)
         )
-    try:
-        check_pixels(made, x, "offset_mask", packed)
-    except ValueError as error:
-        raise ValueError(f"{error}{way_out(made, x, packed)}") from None
-    return problem_of(x, made, groups, offset_scale)
 
 
 def _channels(points: int, groups: int) -> tuple[int, int]:

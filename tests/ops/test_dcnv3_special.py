@@ -191,6 +191,15 @@ def test_infinite_and_huge_offsets_are_outside(subject, dtype, value, axes):
             assert not part.any()  # also fails on NaN
 
 
+@pytest.mark.parametrize("at", [(np.inf, 0.0), (0.0, -np.inf)], ids=str)
+def test_a_scale_of_0_times_an_infinite_offset_is_a_nan_coordinate(subject, at):
+    x, offsets, mask = np.ones((1, 1, 1, 3)), np.array(at).reshape(1, 1, 1, 2), np.ones((1, 1, 1, 1))
+    options = {"kernel_size": 1, "offset_scale": 0.0}
+    assert np.isnan(subject.forward(x, offsets, mask, **options)).all()
+    g = subject.backward(np.ones((1, 1, 1, 3)), x, offsets, mask, **options)
+    assert np.isnan(g.offsets).all() and np.isnan(g.mask).all() and not g.x.any()
+
+
 @pytest.mark.parametrize("other", [1.5, np.nan, np.inf, 1e30, -7.0])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_nan_offset_reaches_its_own_pixel_and_group_only(subject, axis, other):

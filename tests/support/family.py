@@ -367,8 +367,7 @@ def assert_images_are_independent(backend, problem, per_image):
 
     `per_image` names the arrays, besides the first and grad_y, whose first axis is that of the images.
     """
-    x = problem.operator.arrays[0]
-    result, g = main(problem.forward(backend)), outputs(problem.backward(backend))
+    x, result, g = problem.operator.arrays[0], main(problem.forward(backend)), outputs(problem.backward(backend))
     for n in (0, len(problem[x]) - 1):
 
         def others_spoilt(array, n=n):
