@@ -286,7 +286,7 @@ ELSEWHERE = {  # the names of arguments in this package, and what they are calle
     "sample_per_part": ("sampling_ratio", "samples_per_part"),
     "offset_groups": OFFSET_GROUPS,
     "value": ("values", "input_flatten"),
-    "spatial_shapes": ("value_spatial_shapes", "input_spatial_shapes", "value_shapes"),
+    "spatial_shapes": ("value_spatial_shapes_list", "value_spatial_shapes", "input_spatial_shapes", "value_shapes"),
     "sampling_locations": ("sampling_loc",),
     "attention_weights": ("attn_weight", "attn_weights"),
     "points_per_level": ("num_points_list", "num_points"),
