@@ -27,10 +27,10 @@ class Views(Workspace):
         """Views of rows (B, Q, C) of points and weights, packed by heads: (B, Q, M, T, 2) and (B, Q, M, T)."""
         batch, queries, columns = rows.shape
         shape, strides = (batch, queries, heads, points), (queries * columns, columns, 3 * points)
-        return rows.part(0, (*shape, 2), (*strides, 2, 1)), rows.part(2 * points, shape, (*strides, 1))
+        return rows.view((*shape, 2), (*strides, 2, 1)), rows.view(shape, (*strides, 1), 2 * points)
 
     def clear_columns(self, rows: DeviceArray, first: int) -> None:
         """Fill the columns from `first` on with zeros."""
         batch, queries, columns = rows.shape
         if first < columns:
-            self.clear(rows.part(first, (batch, queries, columns - first), (queries * columns, columns, 1)))
+            self.clear(rows.view((batch, queries, columns - first), (queries * columns, columns, 1), first))
