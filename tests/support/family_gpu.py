@@ -252,13 +252,15 @@ class GPU(Joined):
         host, plain = cpu(self.operator.name), self.errors.usual(np.float32)
         for row_name, value, *_ in self.errors.wrong:
             if row_name in self.operator.arrays:
-                p = plain.holding(**{row_name: value})
+                p = on_gpu = plain.holding(**{row_name: value})
             else:
                 p = plain._replace(params={**plain.params, row_name: value})
+                kept = Host(value) if isinstance(value, np.ndarray) else value
+                on_gpu = plain._replace(params={**plain.params, row_name: kept})
             checked = {"check": True} if "rois" in self.operator.arrays else {}
             for direction in ("forward", "backward"):
                 want = message(lambda: getattr(p, direction)(host))  # noqa: B023 - called at once
-                assert message(lambda: getattr(p, direction)(gpu, **checked)) == want, (row_name, value)  # noqa: B023
+                assert message(lambda: getattr(on_gpu, direction)(gpu, **checked)) == want, (row_name, value)  # noqa: B023
 
     def test_wrong_shapes_of_the_output_gradient(self, gpu):
         host, plain = cpu(self.operator.name), self.usual(np.float32)
