@@ -64,7 +64,7 @@ def _listed(name: str, value: Any, ndim: int, wanted: str) -> Any:
             raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}")
         value = np.asarray(value)
     if value.dtype.kind not in "iu":
-        raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}; use {name}.astype(int)")
+        raise TypeError(f"`{name}` is {describe(value)}, expected {wanted}; use {name}.astype(np.int64)")
     if value.ndim != ndim:
         raise ValueError(f"`{name}` is {describe(value)}, expected {wanted}")
     return value.tolist()

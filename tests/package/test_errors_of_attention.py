@@ -124,7 +124,7 @@ WAYS_OUT = {
     ),
     "levels that are floats": (
         lambda: attend(levels=np.ones((2, 2))),
-        "in host memory; use spatial_shapes.astype(int)",
+        "in host memory; use spatial_shapes.astype(np.int64)",
     ),
     "levels on a GPU": (
         lambda: attend(levels=OnGPU()),
