@@ -265,7 +265,7 @@ def operator_of(function: Callable[..., Any]) -> str:
 def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
     """The text of an error if the arguments hold arrays of another framework beside the NumPy arrays; else ""."""
     names = tuple(inspect.signature(function).parameters)
-    given = [*zip(names, args), *keywords.items()]
+    given = [pair for pair in (*zip(names, args), *keywords.items()) if pair[0] not in NUMBERS]
     first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
     for name, value in given:
         framework = host_framework_of(value)
