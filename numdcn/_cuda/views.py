@@ -14,12 +14,14 @@ class Views(Workspace):
 
     def seen(self, array: DeviceArray, shape: tuple[int, ...]) -> DeviceArray:
         """An input in another shape."""
-        return self.contiguous(array).reshaped(*shape)
+        return array if _fits(array, shape) else self.contiguous(array).reshaped(*shape)
 
     def output_as(self, array: Any, shape: tuple[int, ...]) -> Output[Any]:
         """A target in another shape for a kernel to fill; None stays None."""
-        if array is None or array.contiguous:
-            return Output(None if array is None else array.reshaped(*shape), None, self.copy)
+        if array is None or _fits(array, shape):
+            return Output(array, None, self.copy)
+        if array.contiguous:
+            return Output(array.reshaped(*shape), None, self.copy)
         made = self.empty(shape, array.dtype)
         return Output(array, made, lambda source, target: self.copy(source.reshaped(*target.shape), target))
 
@@ -34,3 +36,8 @@ class Views(Workspace):
         batch, queries, columns = rows.shape
         if first < columns:
             self.clear(rows.view((batch, queries, columns - first), (queries * columns, columns, 1), first))
+
+
+def _fits(array: DeviceArray, shape: tuple[int, ...]) -> bool:
+    """Whether an array has this shape already, whatever its strides."""
+    return array.shape == shape and array.address % array.dtype.itemsize == 0
