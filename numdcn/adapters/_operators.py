@@ -17,10 +17,13 @@ import numpy as np
 from numdcn import (
     bilinear_sample,
     conv,
+    dcnv3,
+    dcnv4,
     deform_conv,
     deform_conv_layer,
     deform_ps_roi_pool,
     deform_roi_pool,
+    ms_deform_attn,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
@@ -28,17 +31,21 @@ from numdcn import (
 )
 from numdcn._call.arguments import Table
 from numdcn._call.checks import padding_per_axis, per_axis
+from numdcn._call.levels import level_points, level_shapes
 
 DOORS = {
     door.__name__.rpartition(".")[2]: door
     for door in (
-        bilinear_sample, conv, deform_conv, deform_conv_layer, deform_ps_roi_pool, deform_roi_pool, ps_roi_align, ps_roi_pool,
-        roi_align, roi_pool,
+        bilinear_sample, conv, dcnv3, dcnv4, deform_conv, deform_conv_layer, deform_ps_roi_pool, deform_roi_pool,
+        ms_deform_attn, ps_roi_align, ps_roi_pool, roi_align, roi_pool,
     )
 }  # fmt: skip
 NAMES = tuple(DOORS)
 REQUIRED = inspect.Parameter.empty
-KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
+KINDS = {
+    "IntPerAxis": "axes", "Padding": "padding", "LevelShapes": "shapes", "LevelPoints": "ints", "int": "int",
+    "float": "float", "bool": "bool",
+}  # fmt: skip
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
 
 
@@ -46,7 +53,9 @@ class Option(NamedTuple):
     """An argument that is no array."""
 
     name: str
-    kind: str  # "axes": (y, x); "padding": ((top, bottom), (left, right)); "int", "float" or "bool"
+    # "axes": (y, x); "padding": ((top, bottom), (left, right)); "shapes": (y, x) of any number of levels; "ints": any
+    # number of them, or None; "int", "float" or "bool"
+    kind: str
     default: Any  # REQUIRED if there is none
 
     def full(self, value: Any) -> Any:
@@ -56,7 +65,9 @@ class Option(NamedTuple):
         if self.kind == "padding":
             before, after = padding_per_axis(value)
             return (before[0], after[0]), (before[1], after[1])
-        return value
+        if self.kind == "shapes":
+            return level_shapes(value)
+        return level_points(value) if self.kind == "ints" else value
 
 
 class Operator(NamedTuple):

@@ -1,0 +1,123 @@
+"""Shared by the benchmarks of dcnv3 and dcnv4: the stages of InternImage, for classification and for detection."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cases.interface import normal
+from benchmarks.cases.weighted import Layout, Seen, WeightedInputs, composed, jittered
+
+POINTS = 9
+INPUTS_TEXT = "offsets N(0, 1) pixels, kernel 3, padding 1; mask a softmax; x N(0, 1)"
+
+
+class WindowCase(NamedTuple):
+    """x (n, h, w, groups*depth) -> y of the same shape."""
+
+    name: str
+    h: int
+    w: int
+    groups: int
+    packed: bool = False  # dcnv4
+    n: int = 1
+    depth: int = 16
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.n, self.h * self.w, self.groups, self.depth, ((self.h, self.w),), POINTS)
+
+    @property
+    def channels(self) -> int:
+        """Of offset_mask."""
+        return -(-3 * POINTS * self.groups // 8) * 8
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        out, count = (self.n, self.h, self.w), self.groups * POINTS
+        image = (*out, self.groups * self.depth)
+        if self.packed:
+            return {"x": image, "offset_mask": (*out, self.channels), "y": image}
+        return {"x": image, "offsets": (*out, 2 * count), "mask": (*out, count), "y": image}
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        return ("x", "offset_mask") if self.packed else ("x", "offsets", "mask")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"padding": 1, **({"groups": self.groups} if self.packed else {})}
+
+    @property
+    def text(self) -> str:
+        return f"{self.n},{self.h},{self.w},{self.groups}x{self.depth}, k3"
+
+    @property
+    def regular(self) -> np.ndarray:
+        """Positions without offsets, (pixels, 1, points, 2), y first."""
+        pixels = np.argwhere(np.ones((self.h, self.w)))
+        taps = np.array([(j - 1, i - 1) for i in range(3) for j in range(3)])
+        return (pixels[:, None] + taps)[:, None].astype(np.float64)
+
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """x, offsets and mask, or x and both of them packed."""
+        rows, shapes = self.layout.rows, self.shapes
+        offsets, mask = jittered(rng, (*rows, 2), 1.0), np.exp(rng.standard_normal(rows))
+        mask /= mask.sum(-1, keepdims=True)
+        x = normal(rng, shapes["x"], "float32")
+        if not self.packed:
+            return x, offsets.reshape(shapes["offsets"]), mask.reshape(shapes["mask"])
+        packed = np.zeros((*rows[:2], self.channels))
+        blocks = np.concatenate([offsets.reshape(*rows[:3], 2 * POINTS), mask], axis=3)
+        packed[..., : 3 * POINTS * self.groups] = blocks.reshape(*rows[:2], -1)
+        return x, packed.reshape(shapes["offset_mask"])
+
+    def split(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets (*rows, 2) and mask (rows)."""
+        rows = self.layout.rows
+        if not self.packed:
+            return arrays[0].reshape(*rows, 2), arrays[1].reshape(rows)
+        blocks = arrays[0][..., : 3 * POINTS * self.groups].reshape(*rows[:3], 3 * POINTS)
+        return blocks[..., : 2 * POINTS].reshape(*rows, 2), blocks[..., 2 * POINTS :]
+
+    def seen(self, inputs: WeightedInputs) -> Seen:
+        """The arrays in the common form."""
+        offsets, mask = self.split(inputs.arrays[1:])
+        value = inputs.arrays[0].reshape(self.n, self.h * self.w, self.groups, self.depth)
+        return Seen(value, self.regular + offsets[..., ::-1].astype(np.float64), mask)
+
+    def point_gradients(self, grads: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Those of positions and of weights."""
+        offsets, mask = self.split(tuple(grads[name] for name in self.differentiable[1:]))
+        return offsets[..., ::-1], mask
+
+    def compose(self, ops: Any, x: Any, *coordinates: Any) -> Any:
+        """The composition of grid_sample."""
+        rows = self.layout.rows
+        if self.packed:
+            used = ops.slice(coordinates[0], 3, 0, 3 * POINTS * self.groups)
+            blocks = ops.reshape(used, *rows[:3], 3 * POINTS)
+            coordinates = ops.slice(blocks, 3, 0, 2 * POINTS), ops.slice(blocks, 3, 2 * POINTS, 3 * POINTS)
+        size = np.array([self.w, self.h])
+        regular = ops.constant((2 * self.regular[..., ::-1] + 1) / size - 1)
+        grid = ops.add(ops.multiply(ops.reshape(coordinates[0], *rows, 2), ops.constant(2 / size)), regular)
+        value = ops.reshape(x, self.n, self.h * self.w, self.groups, self.depth)
+        y = composed(ops, self.layout, value, grid, ops.reshape(coordinates[1], *rows))
+        return ops.reshape(y, *self.shapes["y"])
+
+    def tiny(self) -> WindowCase:
+        """A small case like this one."""
+        return self._replace(h=5, w=4, groups=2)
+
+
+CASES = (
+    WindowCase("d1", 200, 320, 4),
+    WindowCase("d2", 100, 160, 8),
+    WindowCase("d3", 50, 80, 16),
+    WindowCase("d4", 25, 40, 32),
+    WindowCase("c1", 56, 56, 4),
+    WindowCase("c2", 28, 28, 8),
+    WindowCase("c3", 14, 14, 16),
+    WindowCase("c4", 7, 7, 32),
+)
