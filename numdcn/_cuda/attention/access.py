@@ -1,0 +1,109 @@
+"""Loads that may be switched off, and sums over the lanes of a warp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from numdcn._call.numba_cuda import intrinsic, types
+from numdcn._cuda.jit import F16, F32, F64, SIMULATED, THREADS, cuda, device
+from numdcn._cuda.memory import DOUBLE, FLOAT, HALF, I16, I32, I64, asm, at, compiled_as, load_vector, place_of, widen
+
+WARP = 4 if SIMULATED else 32  # lanes that can add up their numbers
+
+
+@intrinsic
+def _load_if(typingctx, live, array, index, target, first, kind):
+    """`kind`: a bool literal, whether 16 bytes are read, or one element."""
+    wide = kind.literal_value
+
+    def codegen(context, builder, sig, args):
+        source, into = sig.args[1], sig.args[3]
+        place = builder.ptrtoint(place_of(context, builder, source, args[1], args[2]), I64)
+        switch = builder.zext(args[0], I32)
+        values = _wide_if(builder, source.dtype, place, switch) if wide else [_one_if(builder, source.dtype, place, switch)]
+        for i, value in enumerate(values):
+            position = builder.add(args[4], ir.Constant(args[4].type, i))
+            builder.store(value, place_of(context, builder, into, args[3], position))
+        return context.get_dummy_value()
+
+    return types.void(types.boolean, array, types.int64, target, types.int64, kind), codegen
+
+
+def _switched(zeros: str, load: str, switch: int) -> str:
+    """PTX: a load by the threads whose operand number `switch` is not 0; zeros for the others."""
+    return f"{{ .reg .pred live; setp.ne.b32 live, ${switch}, 0; {zeros} @live {load} }}"
+
+
+def _element(builder: Any, dtype: Any, half: Any) -> Any:
+    """IR: 16 bits, widened."""
+    if dtype == F16:
+        return builder.fpext(builder.bitcast(half, HALF), FLOAT)
+    return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT)
+
+
+def _one_if(builder: Any, dtype: Any, place: Any, switch: Any) -> Any:
+    """IR: an element of global memory that nothing writes, widened."""
+    result, letter, name, zero = {
+        F32: (FLOAT, "f", "f32", "0f00000000"),
+        F64: (DOUBLE, "d", "f64", "0d0000000000000000"),
+    }.get(dtype, (I16, "h", "b16", "0"))
+    text = _switched(f"mov.{name} $0, {zero};", f"ld.global.nc.{name} $0, [$1];", 2)
+    value = asm(builder, result, text, f"=&{letter},l,r", [place, switch], False)
+    return value if dtype in (F32, F64) else _element(builder, dtype, value)
+
+
+def _wide_if(builder: Any, dtype: Any, place: Any, switch: Any) -> list[Any]:
+    """IR: the elements of 16 bytes of global memory that nothing writes, widened."""
+    if dtype == F64:
+        zeros = " ".join(f"mov.f64 ${i}, 0d0000000000000000;" for i in range(2))
+        text = _switched(zeros, "ld.global.nc.v2.f64 {$0,$1}, [$2];", 3)
+        packed = asm(builder, ir.LiteralStructType([DOUBLE] * 2), text, "=&d,=&d,l,r", [place, switch], False)
+        return [builder.extract_value(packed, i) for i in range(2)]
+    zeros = " ".join(f"mov.b32 ${i}, 0;" for i in range(4))
+    text = _switched(zeros, "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", 5)
+    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, "=&r,=&r,=&r,=&r,l,r", [place, switch], False)
+    words = [builder.extract_value(packed, i) for i in range(4)]
+    if dtype == F32:
+        return [builder.bitcast(word, FLOAT) for word in words]
+    halves = [builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16) for word in words for shift in (0, 16)]
+    return [_element(builder, dtype, half) for half in halves]
+
+
+@compiled_as(_load_if)
+def load_if(live, array, index, target, first, wide):
+    """Read 16 bytes if `wide` (a constant), else one element, of memory that nothing writes in the meantime, widened
+    into target[first], target[first + 1], ...; zeros, and no access, unless `live`."""
+    if wide and live:
+        load_vector(array, index, target, first)
+    elif wide:
+        target[first : first + 16 // array.elements.itemsize] = 0
+    else:
+        target[first] = widen(at(array, index)) if live else 0
+
+
+@device
+def _add_lanes(number, lanes):
+    step = 1
+    while step < lanes:
+        number += cuda.shfl_xor_sync(0xFFFFFFFF, number, step)
+        step *= 2
+    return number
+
+
+def _simulated_add_lanes(number, lanes):
+    box = cuda.shared.array(THREADS, F64)
+    thread, step = cuda.threadIdx.x, 1
+    while step < lanes:
+        cuda.syncthreads()
+        box[thread] = number
+        cuda.syncthreads()
+        number = number + type(number)(box[thread ^ step])
+        step *= 2
+    return number
+
+
+# The sum of a number over each `lanes` consecutive threads, a power of two up to WARP, in a fixed order; every thread of the
+# block calls it and gets that of its own.
+add_lanes = cuda.jit(device=True)(_simulated_add_lanes) if SIMULATED else _add_lanes

@@ -1,0 +1,285 @@
+"""GPU kernels of weighted samples: y, and the gradients.
+
+A block takes heads of queries one after the other, `lanes` threads for each. Every thread has an element of the
+channels, or 16 bytes of them, so that lanes read adjacent memory. The samples of a few points of all of these heads are
+located first, each by one thread, and put into shared memory; then every thread goes through those of its head.
+
+Value is read where it lies, whatever its strides, and only at corners in the image.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numdcn._cuda.attention.access import add_lanes, load_if
+from numdcn._cuda.attention.points import C00, C01, C10, C11, Points, head_at, sampler
+from numdcn._cuda.jit import F64, THREADS, Scalar, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view, widen
+from numdcn._formulas import bilinear
+
+I32 = np.int32
+SAMPLES = 5 * THREADS // 2  # in shared memory
+HEIGHT = 3  # of tables in shared memory: fractions and weight; pixel, width and corners; sums
+
+
+class Pixels(NamedTuple):
+    """An array (B, S, M, D), or its gradient. Channels are adjacent."""
+
+    address: int  # 0: not wanted
+    strides: tuple[int, int, int]
+
+
+class Outputs(NamedTuple):
+    """An array (B, Q, M, D), or its gradient."""
+
+    address: int
+    strides: tuple[int, int, int, int]
+
+
+class Call(NamedTuple):
+    """Parameters of the kernels."""
+
+    points: Points
+    value: Pixels
+    y: Outputs  # in the backward: its gradient
+    grad_value: Pixels  # of the type of sums
+    grad_points: int  # 0: not wanted
+    grad_weights: int  # 0: not wanted
+    grad_points_strides: tuple[int, int, int, int, int]
+    grad_weights_strides: tuple[int, int, int, int]
+    heads: int  # of all queries
+    channels: int
+    lanes: int  # threads per head, a power of two
+    portion: int  # points located at a time
+    pitch: int  # samples of a head in shared memory
+
+
+def variants() -> list[tuple[Any, Any, Any]]:
+    """Types of value, of points and of weights, which may be as wide as points where these are wider than value."""
+    pairs = type_pairs()
+    return [(T, C, T) for T, C in pairs] + [(T, C, C) for T, C in pairs if C != T]
+
+
+def sample_locator(T: Any, C: Any, W: Any) -> Any:
+    """Make `locate_samples(c, first, begin, count, numbers, places)`."""
+    sample_at = sampler(T, C, W)
+
+    @device
+    def locate_samples(c, first, begin, count, numbers, places):
+        """Put the samples of `count` points, from `begin` on, of a block's heads, from `first` on, into tables in shared
+        memory."""
+        block_heads = I32(THREADS) // I32(c.lanes)
+        for unit in range(I32(cuda.threadIdx.x), block_heads * count, THREADS):
+            number, t = unit // count, unit % count
+            if first + number < c.heads:
+                head = head_at(first, number, c.points.queries, c.points.heads)
+                sample, spot = sample_at(c.points, head, begin + t), number * I32(c.pitch) + t
+                numbers[0, spot], numbers[1, spot], numbers[2, spot] = sample.y, sample.x, sample.weight
+                places[0, spot], places[1, spot], places[2, spot] = sample.pixel, sample.width, sample.corners
+
+    return locate_samples
+
+
+@device
+def load_corners(live, value, start, step, places, spot, corners, U, WIDE):
+    """Read U channels of the four corners of a sample: corners[0 : U] for the first, and so on; zeros for those outside
+    the image, and unless `live`. `start`: of the channels in pixel 0; `step`: from pixel to pixel."""
+    inside = places[2, spot] if live else I32(0)
+    upper = start + places[0, spot] * step
+    lower = upper + places[1, spot] * step
+    load_if((inside & C00) != 0, value, upper, corners, 0, WIDE)
+    load_if((inside & C01) != 0, value, upper + step, corners, U, WIDE)
+    load_if((inside & C10) != 0, value, lower, corners, 2 * U, WIDE)
+    load_if((inside & C11) != 0, value, lower + step, corners, 3 * U, WIDE)
+
+
+@kernels(Call, lambda: [(*types, wide) for types in variants() for wide in (False, True)])
+def forward_heads(T, C, W, WIDE):
+    """y, from value and y of T, points of C, weights of W. WIDE: 16 bytes of channels per thread."""
+    S, U = scalar_type(T), vector_length(T) if WIDE else 1
+    CORNERS, locate_samples = 4 * U, sample_locator(T, C, W)
+
+    def run(c):
+        numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
+        places = cuda.shared.array((HEIGHT, SAMPLES), I32)
+        corners, totals = cuda.local.array(CORNERS, S), cuda.local.array(U, S)
+        value, y = view(c.value.address, T), view(c.y.address, T)
+        lanes, portion = I32(c.lanes), I32(c.portion)
+        number, lane, block_heads = I32(cuda.threadIdx.x) // lanes, I32(cuda.threadIdx.x) % lanes, I32(THREADS) // lanes
+        across = (c.channels + lanes * U - 1) // (lanes * U)
+        for task in range(cuda.blockIdx.x, (c.heads + block_heads - 1) // block_heads * across, cuda.gridDim.x):
+            first, channel = task // across * block_heads, task % across * lanes * U + lane * U
+            head = head_at(first, number, c.points.queries, c.points.heads)
+            live = first + number < c.heads and channel < c.channels
+            start = head.b * c.value.strides[0] + head.m * c.value.strides[2] + channel
+            for i in range(U):
+                totals[i] = S(0)
+            for begin in range(0, c.points.count, portion):
+                count = min(portion, I32(c.points.count - begin))
+                cuda.syncthreads()
+                locate_samples(c, first, begin, count, numbers, places)
+                cuda.syncthreads()
+                if live:
+                    for spot in range(number * I32(c.pitch), number * I32(c.pitch) + count):
+                        load_corners(True, value, start, c.value.strides[1], places, spot, corners, U, WIDE)
+                        four = bilinear.corner_weights(numbers[0, spot], numbers[1, spot])
+                        weight = numbers[2, spot]
+                        for i in range(U):
+                            read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
+                            totals[i] += weight * S(bilinear.value(four, read))
+            if live:
+                s = c.y.strides
+                target = head.b * s[0] + head.q * s[1] + head.m * s[2] + channel * s[3]
+                for i in range(U):
+                    put(y, target + i * s[3], narrow(totals[i], T))
+
+    return run
+
+
+def corner_adder(T: Any, U: int, VECTORS: bool) -> Any:
+    """Make `add_corners(images, start, step, places, spot, four, values, products)`."""
+
+    @device
+    def add_corner(images, start, weight, values, products):
+        for i in range(U):
+            products[i] = weight * values[i]
+        if VECTORS:
+            for i in range(0, U, 4):
+                add_vector(images, start + i, products, i)
+        else:
+            for i in range(U):
+                cuda.atomic.add(images, start + i, products[i])
+
+    S = scalar_type(T)
+
+    @device
+    def add_corners(images, start, step, places, spot, four, values, products):
+        """Add U numbers, times the weights `four`, atomically to the corners of a sample that are in the image; the rest
+        is as in `load_corners`."""
+        inside = places[2, spot]
+        upper = start + places[0, spot] * step
+        lower = upper + places[1, spot] * step
+        if inside & C00:
+            add_corner(images, upper, S(four[0]), values, products)
+        if inside & C01:
+            add_corner(images, upper + step, S(four[1]), values, products)
+        if inside & C10:
+            add_corner(images, lower, S(four[2]), values, products)
+        if inside & C11:
+            add_corner(images, lower + step, S(four[3]), values, products)
+
+    return add_corners
+
+
+def gradient_writer(T: Any, C: Any, W: Any) -> Any:
+    """Make `write_gradients(c, first, begin, count, numbers, sums)`."""
+    S = scalar_type(T)
+    N = compute_type(T)
+
+    @device
+    def write_gradients(c, first, begin, count, numbers, sums):
+        """Write the gradients of the points and weights that `locate_samples` has located, from their sums over the
+        channels."""
+        forms = view(c.points.table.forms, N)
+        grad_points, grad_weights = view(c.grad_points, C), view(c.grad_weights, W)
+        block_heads = I32(THREADS) // I32(c.lanes)
+        for unit in range(I32(cuda.threadIdx.x), block_heads * count, THREADS):
+            number, t = unit // count, unit % count
+            if first + number < c.heads:
+                head = head_at(first, number, c.points.queries, c.points.heads)
+                spot, t = number * I32(c.pitch) + t, begin + t
+                if c.grad_weights:
+                    s = c.grad_weights_strides
+                    target = head.b * s[0] + head.q * s[1] + head.m * s[2] + t * s[3]
+                    put(grad_weights, target, narrow(S(sums[0, spot]), W))
+                if c.grad_points:
+                    s = c.grad_points_strides
+                    target = head.b * s[0] + head.q * s[1] + head.m * s[2] + t * s[3]
+                    weight = S(numbers[2, spot])
+                    along_y = at(forms, t * 4 + 1) * (weight * S(sums[1, spot]))
+                    along_x = at(forms, t * 4 + 3) * (weight * S(sums[2, spot]))
+                    put(grad_points, target, narrow(S(along_x), C))
+                    put(grad_points, target + s[4], narrow(S(along_y), C))
+
+    return write_gradients
+
+
+def backward_variants() -> list[tuple[Any, ...]]:
+    """Those of the forward, and with vectors for the types that have them."""
+    narrow_types = [types for types in variants() if types[0] != F64]
+    plain = [(*types, wide, False) for types in variants() for wide in (False, True)]
+    return plain + [(*types, True, True) for types in narrow_types]
+
+
+@kernels(Call, backward_variants)
+def backward_heads(T, C, W, WIDE, VECTORS):
+    """The gradients: that of value is added to, those of points and weights are written. VECTORS: use 16-byte atomic
+    adds."""
+    S, A, U = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1
+    CORNERS, locate_samples, write_gradients = 4 * U, sample_locator(T, C, W), gradient_writer(T, C, W)
+    add_corners = corner_adder(T, U, VECTORS)
+
+    def run(c):
+        numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
+        places = cuda.shared.array((HEIGHT, SAMPLES), I32)
+        sums = cuda.shared.array((HEIGHT, SAMPLES), S)
+        corners, products = cuda.local.array(CORNERS, S), cuda.local.array(U, S)
+        gradients, weighted = cuda.local.array(U, S), cuda.local.array(U, S)
+        value, grad_y, grad_value = view(c.value.address, T), view(c.y.address, T), view(c.grad_value.address, A)
+        lanes, portion = I32(c.lanes), I32(c.portion)
+        number, lane, block_heads = I32(cuda.threadIdx.x) // lanes, I32(cuda.threadIdx.x) % lanes, I32(THREADS) // lanes
+        with_sums = c.grad_points != 0 or c.grad_weights != 0
+        for task in range(cuda.blockIdx.x, (c.heads + block_heads - 1) // block_heads, cuda.gridDim.x):
+            first = task * block_heads
+            head = head_at(first, number, c.points.queries, c.points.heads)
+            s = c.y.strides
+            source = head.b * s[0] + head.q * s[1] + head.m * s[2]
+            start = head.b * c.value.strides[0] + head.m * c.value.strides[2]
+            grad_start = head.b * c.grad_value.strides[0] + head.m * c.grad_value.strides[2]
+            for begin in range(0, c.points.count, portion):
+                count = min(portion, I32(c.points.count - begin))
+                cuda.syncthreads()
+                locate_samples(c, first, begin, count, numbers, places)
+                for unit in range(I32(cuda.threadIdx.x), SAMPLES, THREADS):
+                    sums[0, unit], sums[1, unit], sums[2, unit] = S(0), S(0), S(0)
+                cuda.syncthreads()
+                for chunk in range(0, c.channels, lanes * U):
+                    channel = chunk + lane * U
+                    live = first + number < c.heads and channel < c.channels
+                    for i in range(U):
+                        gradients[i] = S(0)
+                        if live:
+                            gradients[i] = widen(at(grad_y, source + (channel + i) * s[3]))
+                    for t in range(count):
+                        spot = number * I32(c.pitch) + t
+                        y, x, weight = numbers[0, spot], numbers[1, spot], numbers[2, spot]
+                        four = bilinear.corner_weights(y, x)
+                        if live and c.grad_value.address:
+                            for i in range(U):
+                                weighted[i] = weight * gradients[i]
+                            add_corners(
+                                grad_value, grad_start + channel, c.grad_value.strides[1], places, spot, four, weighted, products
+                            )
+                        if with_sums:
+                            load_corners(live, value, start + channel, c.value.strides[1], places, spot, corners, U, WIDE)
+                            both, total, total_y, total_x = (y, x, S(1) - y, S(1) - x), S(0), S(0), S(0)
+                            for i in range(U):
+                                read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
+                                along_y, along_x = bilinear.slopes(both, read)
+                                total += gradients[i] * S(bilinear.value(four, read))
+                                total_y += gradients[i] * S(along_y)
+                                total_x += gradients[i] * S(along_x)
+                            total, total_y, total_x = (
+                                add_lanes(total, lanes), add_lanes(total_y, lanes), add_lanes(total_x, lanes)
+                            )
+                            if lane == 0:
+                                sums[0, spot] += total
+                                sums[1, spot] += total_y
+                                sums[2, spot] += total_x
+                cuda.syncthreads()
+                if with_sums:
+                    write_gradients(c, first, begin, count, numbers, sums)
+
+    return run
