@@ -1,7 +1,7 @@
 """Dispatch from doors to wings: CPU kernels for NumPy arrays, CUDA kernels for arrays on a GPU.
 
 A door is the module of an operator, `numdcn/<op>`. A wing, `_cpu` or `_cuda`, holds all kernels for one kind of
-machine; each of its rooms (`conv`, `points`, `roi`) holds those of a family, the operators that share them. A room is
+machine; each of its rooms (`attention`, `conv`, `points`, `roi`) holds those of a family, the operators that share them. A room is
 imported by the first call that enters it, so a first call loads only its own kernels, and CUDA only for an array on a
 GPU. The `run` of a room has
 
@@ -23,7 +23,7 @@ from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import DEFAULT, Options
 from numdcn._call.results import Gradients, given_back, gradients_back, new_output, output_array, wanted_gradients
 
-Family = Callable[[Any], Any]  # `convolutions`, `samplings` or `poolings`
+Family = Callable[[Any], Any]  # `convolutions`, `samplings`, `poolings` or `attentions`
 
 
 def on_gpu(array: Any) -> bool:
@@ -60,6 +60,17 @@ def poolings(array: Any) -> Any:
 
         return on_cuda
     from numdcn._cpu.roi import run
+
+    return run
+
+
+def attentions(array: Any) -> Any:
+    """The `attention` room for an array."""
+    if on_gpu(array):
+        from numdcn._cuda.attention import run as on_cuda
+
+        return on_cuda
+    from numdcn._cpu.attention import run
 
     return run
 

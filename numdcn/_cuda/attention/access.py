@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -13,37 +14,19 @@ from numdcn._cuda.memory import DOUBLE, FLOAT, HALF, I16, I32, I64, asm, at, com
 WARP = 4 if SIMULATED else 32  # lanes that can add up their numbers
 
 
-@intrinsic
-def _load_if(typingctx, live, array, index, target, first, kind):
-    """`kind`: a bool literal, whether 16 bytes are read, or one element."""
-    wide = kind.literal_value
-
-    def codegen(context, builder, sig, args):
-        source, into = sig.args[1], sig.args[3]
-        place = builder.ptrtoint(place_of(context, builder, source, args[1], args[2]), I64)
-        switch = builder.zext(args[0], I32)
-        values = _wide_if(builder, source.dtype, place, switch) if wide else [_one_if(builder, source.dtype, place, switch)]
-        for i, value in enumerate(values):
-            position = builder.add(args[4], ir.Constant(args[4].type, i))
-            builder.store(value, place_of(context, builder, into, args[3], position))
-        return context.get_dummy_value()
-
-    return types.void(types.boolean, array, types.int64, target, types.int64, kind), codegen
-
-
 def _switched(zeros: str, load: str, switch: int) -> str:
     """PTX: a load by the threads whose operand number `switch` is not 0; zeros for the others."""
     return f"{{ .reg .pred live; setp.ne.b32 live, ${switch}, 0; {zeros} @live {load} }}"
 
 
-def _element(builder: Any, dtype: Any, half: Any) -> Any:
+def _widened(builder: Any, dtype: Any, half: Any) -> Any:
     """IR: 16 bits, widened."""
     if dtype == F16:
         return builder.fpext(builder.bitcast(half, HALF), FLOAT)
     return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), FLOAT)
 
 
-def _one_if(builder: Any, dtype: Any, place: Any, switch: Any) -> Any:
+def _element_if(builder: Any, dtype: Any, place: Any, switch: Any) -> list[Any]:
     """IR: an element of global memory that nothing writes, widened."""
     result, letter, name, zero = {
         F32: (FLOAT, "f", "f32", "0f00000000"),
@@ -51,10 +34,10 @@ def _one_if(builder: Any, dtype: Any, place: Any, switch: Any) -> Any:
     }.get(dtype, (I16, "h", "b16", "0"))
     text = _switched(f"mov.{name} $0, {zero};", f"ld.global.nc.{name} $0, [$1];", 2)
     value = asm(builder, result, text, f"=&{letter},l,r", [place, switch], False)
-    return value if dtype in (F32, F64) else _element(builder, dtype, value)
+    return [value if dtype in (F32, F64) else _widened(builder, dtype, value)]
 
 
-def _wide_if(builder: Any, dtype: Any, place: Any, switch: Any) -> list[Any]:
+def _vector_if(builder: Any, dtype: Any, place: Any, switch: Any) -> list[Any]:
     """IR: the elements of 16 bytes of global memory that nothing writes, widened."""
     if dtype == F64:
         zeros = " ".join(f"mov.f64 ${i}, 0d0000000000000000;" for i in range(2))
@@ -68,19 +51,41 @@ def _wide_if(builder: Any, dtype: Any, place: Any, switch: Any) -> list[Any]:
     if dtype == F32:
         return [builder.bitcast(word, FLOAT) for word in words]
     halves = [builder.trunc(builder.lshr(word, ir.Constant(I32, shift)), I16) for word in words for shift in (0, 16)]
-    return [_element(builder, dtype, half) for half in halves]
+    return [_widened(builder, dtype, half) for half in halves]
 
 
-@compiled_as(_load_if)
-def load_if(live, array, index, target, first, wide):
-    """Read 16 bytes if `wide` (a constant), else one element, of memory that nothing writes in the meantime, widened
-    into target[first], target[first + 1], ...; zeros, and no access, unless `live`."""
-    if wide and live:
+def _loader(read: Callable[..., list[Any]]) -> Any:
+    """The intrinsic of a load."""
+
+    @intrinsic
+    def load(typingctx, live, array, index, target, first):
+        def codegen(context, builder, sig, args):
+            _, source, _, into, _ = sig.args
+            place = builder.ptrtoint(place_of(context, builder, source, args[1], args[2]), I64)
+            for i, value in enumerate(read(builder, source.dtype, place, builder.zext(args[0], I32))):
+                position = builder.add(args[4], ir.Constant(args[4].type, i))
+                builder.store(value, place_of(context, builder, into, args[3], position))
+            return context.get_dummy_value()
+
+        return types.void(types.boolean, array, types.int64, target, types.int64), codegen
+
+    return load
+
+
+@compiled_as(_loader(_element_if))
+def load_element_if(live, array, index, target, first):
+    """Read an element of memory that nothing writes in the meantime, widened, into target[first]; zero, and no access,
+    unless `live`."""
+    target[first] = widen(at(array, index)) if live else 0
+
+
+@compiled_as(_loader(_vector_if))
+def load_vector_if(live, array, index, target, first):
+    """The same for 16 bytes, into target[first], target[first + 1], ..."""
+    if live:
         load_vector(array, index, target, first)
-    elif wide:
-        target[first : first + 16 // array.elements.itemsize] = 0
     else:
-        target[first] = widen(at(array, index)) if live else 0
+        target[first : first + 16 // array.elements.itemsize] = 0
 
 
 @device

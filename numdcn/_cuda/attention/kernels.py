@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import add_lanes, load_if
+from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if
 from numdcn._cuda.attention.points import C00, C01, C10, C11, Points, head_at, sampler
 from numdcn._cuda.jit import F64, THREADS, Scalar, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view, widen
@@ -82,24 +82,30 @@ def sample_locator(T: Any, C: Any, W: Any) -> Any:
     return locate_samples
 
 
-@device
-def load_corners(live, value, start, step, places, spot, corners, U, WIDE):
-    """Read U channels of the four corners of a sample: corners[0 : U] for the first, and so on; zeros for those outside
-    the image, and unless `live`. `start`: of the channels in pixel 0; `step`: from pixel to pixel."""
-    inside = places[2, spot] if live else I32(0)
-    upper = start + places[0, spot] * step
-    lower = upper + places[1, spot] * step
-    load_if((inside & C00) != 0, value, upper, corners, 0, WIDE)
-    load_if((inside & C01) != 0, value, upper + step, corners, U, WIDE)
-    load_if((inside & C10) != 0, value, lower, corners, 2 * U, WIDE)
-    load_if((inside & C11) != 0, value, lower + step, corners, 3 * U, WIDE)
+def corner_loader(U: int, WIDE: bool) -> Any:
+    """Make `load_corners(live, value, start, step, places, spot, corners)`."""
+    load = load_vector_if if WIDE else load_element_if
+
+    @device
+    def load_corners(live, value, start, step, places, spot, corners):
+        """Read U channels of the four corners of a sample: corners[0 : U] for the first, and so on; zeros for those outside
+        the image, and unless `live`. `start`: of the channels in pixel 0; `step`: from pixel to pixel."""
+        inside = places[2, spot] if live else I32(0)
+        upper = start + places[0, spot] * step
+        lower = upper + places[1, spot] * step
+        load((inside & C00) != 0, value, upper, corners, 0)
+        load((inside & C01) != 0, value, upper + step, corners, U)
+        load((inside & C10) != 0, value, lower, corners, 2 * U)
+        load((inside & C11) != 0, value, lower + step, corners, 3 * U)
+
+    return load_corners
 
 
 @kernels(Call, lambda: [(*types, wide) for types in variants() for wide in (False, True)])
 def forward_heads(T, C, W, WIDE):
     """y, from value and y of T, points of C, weights of W. WIDE: 16 bytes of channels per thread."""
     S, U = scalar_type(T), vector_length(T) if WIDE else 1
-    CORNERS, locate_samples = 4 * U, sample_locator(T, C, W)
+    CORNERS, locate_samples, load_corners = 4 * U, sample_locator(T, C, W), corner_loader(U, WIDE)
 
     def run(c):
         numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
@@ -123,8 +129,9 @@ def forward_heads(T, C, W, WIDE):
                 cuda.syncthreads()
                 if live:
                     for spot in range(number * I32(c.pitch), number * I32(c.pitch) + count):
-                        load_corners(True, value, start, c.value.strides[1], places, spot, corners, U, WIDE)
-                        four = bilinear.corner_weights(numbers[0, spot], numbers[1, spot])
+                        load_corners(True, value, start, c.value.strides[1], places, spot, corners)
+                        w00, w01, w10, w11 = bilinear.corner_weights(numbers[0, spot], numbers[1, spot])
+                        four = (S(w00), S(w01), S(w10), S(w11))
                         weight = numbers[2, spot]
                         for i in range(U):
                             read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
@@ -138,7 +145,7 @@ def forward_heads(T, C, W, WIDE):
     return run
 
 
-def corner_adder(T: Any, U: int, VECTORS: bool) -> Any:
+def corner_adder(U: int, VECTORS: bool) -> Any:
     """Make `add_corners(images, start, step, places, spot, four, values, products)`."""
 
     @device
@@ -152,8 +159,6 @@ def corner_adder(T: Any, U: int, VECTORS: bool) -> Any:
             for i in range(U):
                 cuda.atomic.add(images, start + i, products[i])
 
-    S = scalar_type(T)
-
     @device
     def add_corners(images, start, step, places, spot, four, values, products):
         """Add U numbers, times the weights `four`, atomically to the corners of a sample that are in the image; the rest
@@ -162,13 +167,13 @@ def corner_adder(T: Any, U: int, VECTORS: bool) -> Any:
         upper = start + places[0, spot] * step
         lower = upper + places[1, spot] * step
         if inside & C00:
-            add_corner(images, upper, S(four[0]), values, products)
+            add_corner(images, upper, four[0], values, products)
         if inside & C01:
-            add_corner(images, upper + step, S(four[1]), values, products)
+            add_corner(images, upper + step, four[1], values, products)
         if inside & C10:
-            add_corner(images, lower, S(four[2]), values, products)
+            add_corner(images, lower, four[2], values, products)
         if inside & C11:
-            add_corner(images, lower + step, S(four[3]), values, products)
+            add_corner(images, lower + step, four[3], values, products)
 
     return add_corners
 
@@ -219,7 +224,7 @@ def backward_heads(T, C, W, WIDE, VECTORS):
     adds."""
     S, A, U = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1
     CORNERS, locate_samples, write_gradients = 4 * U, sample_locator(T, C, W), gradient_writer(T, C, W)
-    add_corners = corner_adder(T, U, VECTORS)
+    load_corners, add_corners = corner_loader(U, WIDE), corner_adder(U, VECTORS)
 
     def run(c):
         numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
@@ -255,7 +260,8 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                     for t in range(count):
                         spot = number * I32(c.pitch) + t
                         y, x, weight = numbers[0, spot], numbers[1, spot], numbers[2, spot]
-                        four = bilinear.corner_weights(y, x)
+                        w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+                        four = (S(w00), S(w01), S(w10), S(w11))
                         if live and c.grad_value.address:
                             for i in range(U):
                                 weighted[i] = weight * gradients[i]
@@ -263,7 +269,7 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                                 grad_value, grad_start + channel, c.grad_value.strides[1], places, spot, four, weighted, products
                             )
                         if with_sums:
-                            load_corners(live, value, start + channel, c.value.strides[1], places, spot, corners, U, WIDE)
+                            load_corners(live, value, start + channel, c.value.strides[1], places, spot, corners)
                             both, total, total_y, total_x = (y, x, S(1) - y, S(1) - x), S(0), S(0), S(0)
                             for i in range(U):
                                 read = (corners[i], corners[U + i], corners[2 * U + i], corners[3 * U + i])
