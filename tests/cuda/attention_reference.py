@@ -54,7 +54,10 @@ def results(p, value, points, weights, grad_y):
     for place in np.ndindex(weights.shape):
         b, q, m, t = place
         level, grad, weight = levels[t], grad_y[b, q, m], weights[place]
-        base = [n * stride + origin for n, stride, origin in zip(divmod(q, p.grid.columns), p.grid.stride, p.grid.origin, strict=True)]
+        base = [
+            n * stride + origin
+            for n, stride, origin in zip(divmod(q, p.grid.columns), p.grid.stride, p.grid.origin, strict=True)
+        ]
         scale, moved = p.grid.scales[t], np.add(p.grid.taps[t], points[place][::-1])
         position = [float(start + step * by) for start, step, by in zip(base, scale, moved, strict=True)]
         (sample, *slopes), (size, *steepness) = sampled(value[b, :, m], level, position)

@@ -51,7 +51,9 @@ def made(p, kinds=TYPES[0], seed=0):
     """({name: array}, grad_y); half of the points lie on pixels and just outside."""
     rng = np.random.default_rng(seed)
     shape = (p.batch, p.queries, p.heads, p.points)
-    if p.grid.columns == p.queries:  # fractions; sizes are powers of two or 3, so that multiples of 1/16 and of 1/6 are not mixed
+    if (
+        p.grid.columns == p.queries
+    ):  # fractions; sizes are powers of two or 3, so that multiples of 1/16 and of 1/6 are not mixed
         reach = np.array([(level.width, level.height) for level in p.levels for _ in range(level.points)])
         pixels = rng.integers(-6, 4 * reach + 6, (*shape, 2)) / 4
         pixels = np.where(rng.random(pixels.shape) < 0.5, np.round(pixels), pixels)
@@ -147,30 +149,20 @@ def edges(size):
     """Positions at the borders of an axis, beside them, far away and nowhere."""
     exact = np.array([-1, 0, size - 1, size], np.float32)
     beside = [np.nextafter(exact, np.float32(side)) for side in (-np.inf, np.inf)]
-    far = np.array([1e9, -1e9, 2.0**31, 2.0**63, 1e30, -1e30, np.inf, -np.inf, np.nan], np.float32)
+    far = np.array([1e9, 2.0**31, -(2.0**63), 1e30, np.inf, -np.inf, np.nan], np.float32)
     return np.concatenate([exact, *beside, far, [0.5]])
 
 
-def at_edges(image=(2, 3)):
-    """A problem with a sample at every pair of `edges`; points are the positions themselves."""
-    pairs = np.array([(x, y) for y in edges(image[0]) for x in edges(image[1])], np.float32)
-    count = 21
-    queries = len(pairs) // count
-    grid = Grid(queries, (0, 0), (0.0, 0.0), ((0.0, 0.0),) * count, ((1.0, 1.0),) * count)
-    p = Attention(1, queries, 1, 2, (Level(*image, 0, count),), grid, (1, queries, 2))
-    arrays, grad_y = made(p)
-    arrays["points"] = pairs.reshape(1, queries, 1, count, 2)
-    return p, arrays, grad_y
-
-
 def test_borders(run):
-    """Every edge along both axes; each point by itself, so that a NaN shows where it belongs."""
-    p, arrays, grad_y = at_edges()
-    flat = p._replace(queries=p.queries * p.points, levels=(p.levels[0]._replace(points=1),), out_shape=())
-    flat = flat._replace(grid=p.grid._replace(columns=flat.queries, taps=((0.0, 0.0),), scales=((1.0, 1.0),)))
-    alone, gradient = made(flat)
-    alone["points"] = arrays["points"].reshape(1, flat.queries, 1, 1, 2)
-    check(run, flat, alone, gradient)
+    """A query with one point for every pair of edges; the points are the positions."""
+    size = (2, 3)
+    points = np.array([(x, y) for y in edges(size[0]) for x in edges(size[1])], np.float32)
+    count = len(points)
+    grid = Grid(count, (0, 0), (0.0, 0.0), ((0.0, 0.0),), ((1.0, 1.0),))
+    p = Attention(1, count, 1, 2, (Level(*size, 0, 1),), grid, (1, count, 2))
+    arrays, grad_y = made(p)
+    arrays["points"] = points.reshape(1, count, 1, 1, 2)
+    check(run, p, arrays, grad_y)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "grad_y"])
@@ -197,10 +189,10 @@ def test_one_gradient(run, name):
         for other in NAMES:
             if other != name:
                 assert np.isnan(grads[other]).all()
-            elif name == "value" and not deterministic:
-                np.testing.assert_allclose(grads[name], every[name], rtol=1e-5, atol=1e-6)
-            else:
+            elif deterministic:
                 assert_same_bits(grads[name], every[name], name)
+            else:  # the order of sums depends on what is wanted
+                np.testing.assert_allclose(grads[name], every[name], rtol=1e-5, atol=1e-6)
 
 
 def test_deterministic_results_are_the_same_bits(run):
@@ -210,15 +202,3 @@ def test_deterministic_results_are_the_same_bits(run):
     again = run("backward", p, grad_y, arrays, True)
     for name in NAMES:
         assert_same_bits(first[name], again[name], name)
-
-
-@pytest.mark.parametrize("sizes", [{"queries": 0}, {"batch": 0}], ids=str)
-def test_nothing_to_do(run, sizes):
-    """No queries leave a gradient of zeros; an empty batch leaves nothing."""
-    p = attention(**sizes)
-    p = p._replace(grid=p.grid._replace(columns=max(p.queries, 1)))
-    arrays, grad_y = made(p)
-    y, _ = run("forward", p, arrays)
-    assert not y.size
-    for deterministic in (False, True):
-        assert not run("backward", p, grad_y, arrays, deterministic)["value"].any()

@@ -71,8 +71,8 @@ def backward(p, grad_y, arrays, deterministic=False, layout="plain", wanted=Atte
     blank = {name: np.full(array.shape, np.nan, array.dtype) for name, array in arrays.items()}
     made, targets = on_devices(blank, layout)
     _, gradient = on_device(LAYOUTS.get(layout, plain)(grad_y))
-    chosen = AttentionArrays(*(a if n in wanted else None for n, a in zip(AttentionArrays._fields, targets, strict=True)))
+    chosen = AttentionArrays(
+        *(a if n in wanted else None for n, a in zip(AttentionArrays._fields, targets, strict=True))
+    )
     run.backward(p, gradient, AttentionArrays(*there), chosen, Options(deterministic=deterministic))
     return read_back(made, arrays["weights"].shape)
-
-

@@ -1,10 +1,11 @@
-"""Loads that may be switched off, and sums over the lanes of a warp."""
+"""Loads that may be switched off, divisions, and sums over the lanes of a warp."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from numdcn._call.numba_cuda import intrinsic, types
@@ -86,6 +87,24 @@ def load_vector_if(live, array, index, target, first):
         load_vector(array, index, target, first)
     else:
         target[first : first + 16 // array.elements.itemsize] = 0
+
+
+@intrinsic
+def _split(typingctx, number, size):
+    def codegen(context, builder, sig, args):
+        a, b = (context.cast(builder, arg, kind, types.int32) for arg, kind in zip(args, sig.args, strict=True))
+        quotient = builder.udiv(a, b)
+        rest = builder.sub(a, builder.mul(quotient, b))
+        return context.make_tuple(builder, sig.return_type, (quotient, rest))
+
+    return types.UniTuple(types.int32, 2)(number, size), codegen
+
+
+@compiled_as(_split)
+def split(number, size):
+    """(number // size, number % size) as int32, of numbers that fit and are not negative. (Numba's own division has 64
+    bits, and asks whether the divisor is 0.)"""
+    return np.int32(number // size), np.int32(number % size)
 
 
 @device

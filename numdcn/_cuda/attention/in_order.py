@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.attention.access import split
 from numdcn._cuda.attention.kernels import HEIGHT, Outputs, Pixels, variants
-from numdcn._cuda.attention.points import C00, C01, C10, C11, Head, Points, sampler
+from numdcn._cuda.attention.points import C00, C01, C10, C11, Head, Points, originator, sampler
 from numdcn._cuda.jit import THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, put, view, widen
 from numdcn._formulas import bilinear
@@ -36,7 +37,7 @@ class InOrder(NamedTuple):
 
 
 def pixel_adder(T):
-    """Make `add_pixel(grad_value, spot, pixel, weight, number)`."""
+    """Make `add_pixel(images, start, step, pixel, bounds, product)`."""
     S = scalar_type(T)
 
     @device
@@ -52,19 +53,23 @@ def pixel_adder(T):
 @kernels(InOrder, variants)
 def add_in_order(T, C, W):
     """Add the gradients of all samples of a level to the gradient of value."""
-    S, A, sample_at, add_pixel = scalar_type(T), compute_type(T), sampler(T, C, W), pixel_adder(T)
+    S, A, add_pixel = scalar_type(T), compute_type(T), pixel_adder(T)
+    origin_at, sample_at = originator(T), sampler(T, C, W)
 
     def run(c):
         numbers = cuda.shared.array((HEIGHT, THREADS), S)
         places = cuda.shared.array((HEIGHT, THREADS), I32)
+        queries = cuda.shared.array(THREADS, I32)
         grad_y, grad_value = view(c.grad_y.address, T), view(c.grad_value.address, A)
         thread, lanes = I32(cuda.threadIdx.x), I32(c.lanes)
-        group, lane, groups = thread // lanes, thread % lanes, I32(THREADS) // lanes
-        across, heads = (c.channels + lanes - 1) // lanes, c.points.heads
-        down, samples, step = (c.bands + groups - 1) // groups, c.points.queries * c.count, c.grad_value.strides[1]
-        for task in range(cuda.blockIdx.x, c.batch * heads * across * down, cuda.gridDim.x):
-            b, m = task // (heads * across * down), task // (across * down) % heads
-            channel, band = task // down % across * lanes + lane, task % down * groups + group
+        (group, lane), (groups, _) = split(thread, lanes), split(THREADS, lanes)
+        across, down = split(c.channels + lanes - 1, lanes)[0], split(c.bands + groups - 1, groups)[0]
+        samples, step = c.points.queries * c.count, c.grad_value.strides[1]
+        for task in range(cuda.blockIdx.x, c.batch * c.points.heads * across * down, cuda.gridDim.x):
+            rest, row = split(task, down)
+            rest, chunk = split(rest, across)
+            b, m = split(rest, c.points.heads)
+            channel, band = I64(chunk * lanes + lane), I64(row * groups + group)
             live = channel < c.channels and band < c.bands
             bounds = (c.start + band * c.pixels // c.bands, c.start + (band + 1) * c.pixels // c.bands)
             start = b * c.grad_value.strides[0] + m * c.grad_value.strides[2] + channel
@@ -72,8 +77,9 @@ def add_in_order(T, C, W):
             for begin in range(0, samples, THREADS):
                 cuda.syncthreads()
                 if begin + thread < samples:
-                    q, t = (begin + thread) // c.count, c.first + (begin + thread) % c.count
-                    sample = sample_at(c.points, Head(b, q, m), t)
+                    q, t = split(begin + thread, c.count)
+                    sample = sample_at(c.points, origin_at(c.points, Head(I64(b), I64(q), I64(m))), c.first + t)
+                    queries[thread] = q
                     numbers[0, thread], numbers[1, thread], numbers[2, thread] = sample.y, sample.x, sample.weight
                     places[0, thread], places[1, thread], places[2, thread] = sample.pixel, sample.width, sample.corners
                 cuda.syncthreads()
@@ -82,8 +88,7 @@ def add_in_order(T, C, W):
                         pixel, width, inside = places[0, s], places[1, s], places[2, s]
                         if not inside or pixel + width + 1 < bounds[0] or pixel >= bounds[1]:
                             continue
-                        number = widen(at(grad_y, source + (begin + s) // c.count * c.grad_y.strides[1]))
-                        number = numbers[2, s] * number
+                        number = numbers[2, s] * widen(at(grad_y, source + queries[s] * c.grad_y.strides[1]))
                         w00, w01, w10, w11 = bilinear.corner_weights(numbers[0, s], numbers[1, s])
                         if inside & C00:
                             add_pixel(grad_value, start, step, pixel, bounds, w00 * number)

@@ -13,13 +13,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if
-from numdcn._cuda.attention.points import C00, C01, C10, C11, Points, head_at, sampler
-from numdcn._cuda.jit import F64, THREADS, Scalar, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if, split
+from numdcn._cuda.attention.points import (
+    C00,
+    C01,
+    C10,
+    C11,
+    FORMS,
+    SCALE_X,
+    SCALE_Y,
+    Origin,
+    Points,
+    head_at,
+    originator,
+    sampler,
+)
+from numdcn._cuda.jit import F32, F64, THREADS, Scalar, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view, widen
 from numdcn._formulas import bilinear
 
-I32 = np.int32
+I32, I64 = np.int32, np.int64
 SAMPLES = 5 * THREADS // 2  # in shared memory
 HEIGHT = 3  # of tables in shared memory: fractions and weight; pixel, width and corners; sums
 
@@ -62,20 +75,35 @@ def variants() -> list[tuple[Any, Any, Any]]:
     return [(T, C, T) for T, C in pairs] + [(T, C, C) for T, C in pairs if C != T]
 
 
+def head_locator(T: Any) -> Any:
+    """Make `locate_heads(c, first, origins, bases)`."""
+    origin_at = originator(T)
+
+    @device
+    def locate_heads(c, first, origins, bases):
+        """Put the origins of a block's heads, from `first` on, into shared memory."""
+        number = I32(cuda.threadIdx.x)
+        if number < split(THREADS, c.lanes)[0] and first + number < c.heads:
+            origin = origin_at(c.points, head_at(first + number, c.points))
+            origins[0, number], origins[1, number] = origin.points, origin.weights
+            bases[0, number], bases[1, number] = origin.y, origin.x
+
+    return locate_heads
+
+
 def sample_locator(T: Any, C: Any, W: Any) -> Any:
-    """Make `locate_samples(c, first, begin, count, numbers, places)`."""
+    """Make `locate_samples(c, first, begin, count, origins, bases, numbers, places)`."""
     sample_at = sampler(T, C, W)
 
     @device
-    def locate_samples(c, first, begin, count, numbers, places):
-        """Put the samples of `count` points, from `begin` on, of a block's heads, from `first` on, into tables in shared
-        memory."""
-        block_heads = I32(THREADS) // I32(c.lanes)
+    def locate_samples(c, first, begin, count, origins, bases, numbers, places):
+        """Put the samples of `count` points, from `begin` on, of a block's heads into shared memory."""
+        block_heads = split(THREADS, c.lanes)[0]
         for unit in range(I32(cuda.threadIdx.x), block_heads * count, THREADS):
-            number, t = unit // count, unit % count
+            number, t = split(unit, count)
             if first + number < c.heads:
-                head = head_at(first, number, c.points.queries, c.points.heads)
-                sample, spot = sample_at(c.points, head, begin + t), number * I32(c.pitch) + t
+                origin = Origin(origins[0, number], origins[1, number], bases[0, number], bases[1, number])
+                sample, spot = sample_at(c.points, origin, begin + t), number * I32(c.pitch) + t
                 numbers[0, spot], numbers[1, spot], numbers[2, spot] = sample.y, sample.x, sample.weight
                 places[0, spot], places[1, spot], places[2, spot] = sample.pixel, sample.width, sample.corners
 
@@ -101,31 +129,44 @@ def corner_loader(U: int, WIDE: bool) -> Any:
     return load_corners
 
 
-@kernels(Call, lambda: [(*types, wide) for types in variants() for wide in (False, True)])
+@kernels(
+    Call,
+    lambda: [(*types, wide) for types in variants() for wide in (False, True)],
+    lambda T, *rest: (THREADS, 4 if T == F32 else 3),
+)
 def forward_heads(T, C, W, WIDE):
     """y, from value and y of T, points of C, weights of W. WIDE: 16 bytes of channels per thread."""
     S, U = scalar_type(T), vector_length(T) if WIDE else 1
-    CORNERS, locate_samples, load_corners = 4 * U, sample_locator(T, C, W), corner_loader(U, WIDE)
+    CORNERS, load_corners = 4 * U, corner_loader(U, WIDE)
+    locate_heads, locate_samples = head_locator(T), sample_locator(T, C, W)
 
     def run(c):
+        origins = cuda.shared.array((2, THREADS), I64)
+        bases = cuda.shared.array((2, THREADS), S)
         numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
         places = cuda.shared.array((HEIGHT, SAMPLES), I32)
         corners, totals = cuda.local.array(CORNERS, S), cuda.local.array(U, S)
         value, y = view(c.value.address, T), view(c.y.address, T)
         lanes, portion = I32(c.lanes), I32(c.portion)
-        number, lane, block_heads = I32(cuda.threadIdx.x) // lanes, I32(cuda.threadIdx.x) % lanes, I32(THREADS) // lanes
-        across = (c.channels + lanes * U - 1) // (lanes * U)
-        for task in range(cuda.blockIdx.x, (c.heads + block_heads - 1) // block_heads * across, cuda.gridDim.x):
-            first, channel = task // across * block_heads, task % across * lanes * U + lane * U
-            head = head_at(first, number, c.points.queries, c.points.heads)
+        (number, lane), (block_heads, _) = split(cuda.threadIdx.x, lanes), split(THREADS, lanes)
+        across, blocks = (
+            split(c.channels + lanes * U - 1, lanes * U)[0],
+            split(c.heads + block_heads - 1, block_heads)[0],
+        )
+        for task in range(cuda.blockIdx.x, blocks * across, cuda.gridDim.x):
+            block, chunk = split(task, across)
+            first, channel = block * block_heads, I64((chunk * lanes + lane) * U)
+            head = head_at(first + number, c.points)
             live = first + number < c.heads and channel < c.channels
             start = head.b * c.value.strides[0] + head.m * c.value.strides[2] + channel
             for i in range(U):
                 totals[i] = S(0)
+            cuda.syncthreads()
+            locate_heads(c, first, origins, bases)
             for begin in range(0, c.points.count, portion):
                 count = min(portion, I32(c.points.count - begin))
                 cuda.syncthreads()
-                locate_samples(c, first, begin, count, numbers, places)
+                locate_samples(c, first, begin, count, origins, bases, numbers, places)
                 cuda.syncthreads()
                 if live:
                     for spot in range(number * I32(c.pitch), number * I32(c.pitch) + count):
@@ -180,20 +221,19 @@ def corner_adder(U: int, VECTORS: bool) -> Any:
 
 def gradient_writer(T: Any, C: Any, W: Any) -> Any:
     """Make `write_gradients(c, first, begin, count, numbers, sums)`."""
-    S = scalar_type(T)
-    N = compute_type(T)
+    S, A = scalar_type(T), compute_type(T)
 
     @device
     def write_gradients(c, first, begin, count, numbers, sums):
         """Write the gradients of the points and weights that `locate_samples` has located, from their sums over the
         channels."""
-        forms = view(c.points.table.forms, N)
+        forms = view(c.points.table.forms, A)
         grad_points, grad_weights = view(c.grad_points, C), view(c.grad_weights, W)
-        block_heads = I32(THREADS) // I32(c.lanes)
+        block_heads = split(THREADS, c.lanes)[0]
         for unit in range(I32(cuda.threadIdx.x), block_heads * count, THREADS):
-            number, t = unit // count, unit % count
+            number, t = split(unit, count)
             if first + number < c.heads:
-                head = head_at(first, number, c.points.queries, c.points.heads)
+                head = head_at(first + number, c.points)
                 spot, t = number * I32(c.pitch) + t, begin + t
                 if c.grad_weights:
                     s = c.grad_weights_strides
@@ -203,8 +243,8 @@ def gradient_writer(T: Any, C: Any, W: Any) -> Any:
                     s = c.grad_points_strides
                     target = head.b * s[0] + head.q * s[1] + head.m * s[2] + t * s[3]
                     weight = S(numbers[2, spot])
-                    along_y = at(forms, t * 4 + 1) * (weight * S(sums[1, spot]))
-                    along_x = at(forms, t * 4 + 3) * (weight * S(sums[2, spot]))
+                    along_y = at(forms, t * FORMS + SCALE_Y) * (weight * S(sums[1, spot]))
+                    along_x = at(forms, t * FORMS + SCALE_X) * (weight * S(sums[2, spot]))
                     put(grad_points, target, narrow(S(along_x), C))
                     put(grad_points, target + s[4], narrow(S(along_y), C))
 
@@ -218,15 +258,17 @@ def backward_variants() -> list[tuple[Any, ...]]:
     return plain + [(*types, True, True) for types in narrow_types]
 
 
-@kernels(Call, backward_variants)
+@kernels(Call, backward_variants, lambda T, C, W, WIDE, VECTORS: (THREADS, 3 if T == F32 and VECTORS else 2))
 def backward_heads(T, C, W, WIDE, VECTORS):
     """The gradients: that of value is added to, those of points and weights are written. VECTORS: use 16-byte atomic
     adds."""
     S, A, U = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1
-    CORNERS, locate_samples, write_gradients = 4 * U, sample_locator(T, C, W), gradient_writer(T, C, W)
-    load_corners, add_corners = corner_loader(U, WIDE), corner_adder(U, VECTORS)
+    CORNERS, load_corners, add_corners = 4 * U, corner_loader(U, WIDE), corner_adder(U, VECTORS)
+    locate_heads, locate_samples, write_gradients = head_locator(T), sample_locator(T, C, W), gradient_writer(T, C, W)
 
     def run(c):
+        origins = cuda.shared.array((2, THREADS), I64)
+        bases = cuda.shared.array((2, THREADS), S)
         numbers = cuda.shared.array((HEIGHT, SAMPLES), S)
         places = cuda.shared.array((HEIGHT, SAMPLES), I32)
         sums = cuda.shared.array((HEIGHT, SAMPLES), S)
@@ -234,19 +276,21 @@ def backward_heads(T, C, W, WIDE, VECTORS):
         gradients, weighted = cuda.local.array(U, S), cuda.local.array(U, S)
         value, grad_y, grad_value = view(c.value.address, T), view(c.y.address, T), view(c.grad_value.address, A)
         lanes, portion = I32(c.lanes), I32(c.portion)
-        number, lane, block_heads = I32(cuda.threadIdx.x) // lanes, I32(cuda.threadIdx.x) % lanes, I32(THREADS) // lanes
+        (number, lane), (block_heads, _) = split(cuda.threadIdx.x, lanes), split(THREADS, lanes)
         with_sums = c.grad_points != 0 or c.grad_weights != 0
-        for task in range(cuda.blockIdx.x, (c.heads + block_heads - 1) // block_heads, cuda.gridDim.x):
+        for task in range(cuda.blockIdx.x, split(c.heads + block_heads - 1, block_heads)[0], cuda.gridDim.x):
             first = task * block_heads
-            head = head_at(first, number, c.points.queries, c.points.heads)
+            head = head_at(first + number, c.points)
             s = c.y.strides
             source = head.b * s[0] + head.q * s[1] + head.m * s[2]
             start = head.b * c.value.strides[0] + head.m * c.value.strides[2]
             grad_start = head.b * c.grad_value.strides[0] + head.m * c.grad_value.strides[2]
+            cuda.syncthreads()
+            locate_heads(c, first, origins, bases)
             for begin in range(0, c.points.count, portion):
                 count = min(portion, I32(c.points.count - begin))
                 cuda.syncthreads()
-                locate_samples(c, first, begin, count, numbers, places)
+                locate_samples(c, first, begin, count, origins, bases, numbers, places)
                 for unit in range(I32(cuda.threadIdx.x), SAMPLES, THREADS):
                     sums[0, unit], sums[1, unit], sums[2, unit] = S(0), S(0), S(0)
                 cuda.syncthreads()
@@ -266,7 +310,14 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                             for i in range(U):
                                 weighted[i] = weight * gradients[i]
                             add_corners(
-                                grad_value, grad_start + channel, c.grad_value.strides[1], places, spot, four, weighted, products
+                                grad_value,
+                                grad_start + channel,
+                                c.grad_value.strides[1],
+                                places,
+                                spot,
+                                four,
+                                weighted,
+                                products,
                             )
                         if with_sums:
                             load_corners(live, value, start + channel, c.value.strides[1], places, spot, corners)
@@ -278,7 +329,9 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                                 total_y += gradients[i] * S(along_y)
                                 total_x += gradients[i] * S(along_x)
                             total, total_y, total_x = (
-                                add_lanes(total, lanes), add_lanes(total_y, lanes), add_lanes(total_x, lanes)
+                                add_lanes(total, lanes),
+                                add_lanes(total_y, lanes),
+                                add_lanes(total_x, lanes),
                             )
                             if lane == 0:
                                 sums[0, spot] += total

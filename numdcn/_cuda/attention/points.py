@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.jit import F32, F64, Scalar, cuda, device, kernels, scalar_type, types
+from numdcn._cuda.attention.access import split
+from numdcn._cuda.jit import F32, F64, Scalar, compute_type, device, kernels, scalar_type, types
 from numdcn._cuda.memory import at, put, view, widen
 from numdcn._formulas import bilinear
 
@@ -18,6 +19,7 @@ I32, I64 = np.int32, np.int64
 NUMBER = types.int64
 ENTRIES = 16  # points per launch
 PLACES, FORMS = 3, 4  # numbers of a point in each part of the table
+TAP_Y, SCALE_Y, TAP_X, SCALE_X = range(FORMS)
 C00, C01, C10, C11 = 1, 2, 4, 8  # the corners that are in the image, as a sum
 
 
@@ -46,7 +48,7 @@ class Table(NamedTuple):
     """The table in memory."""
 
     places: int  # address of int64 (T, PLACES): height, width and start of the level
-    forms: int  # address of the compute type (T, FORMS): tap and scale along y, then x
+    forms: int  # address of the compute type (T, FORMS), in the order above
 
 
 class Points(NamedTuple):
@@ -77,10 +79,10 @@ def write_table(S):
                 put(places, place, entry.height)
                 put(places, place + 1, entry.width)
                 put(places, place + 2, entry.start)
-                put(forms, form, entry.tap[0])
-                put(forms, form + 1, entry.scale[0])
-                put(forms, form + 2, entry.tap[1])
-                put(forms, form + 3, entry.scale[1])
+                put(forms, form + TAP_Y, entry.tap[0])
+                put(forms, form + SCALE_Y, entry.scale[0])
+                put(forms, form + TAP_X, entry.tap[1])
+                put(forms, form + SCALE_X, entry.scale[1])
 
     return run
 
@@ -105,12 +107,11 @@ class Head(NamedTuple):
 
 
 @device
-def head_at(first, beyond, queries, heads):
-    """The head `beyond` heads, fewer than a block has threads, after number `first` of all (B, Q, M)."""
-    rest, m = first // heads, I32(first % heads) + beyond
-    b, q = rest // queries, I32(rest % queries)
-    q += m // I32(heads)
-    return Head(b + I64(q // I32(queries)), I64(q % I32(queries)), I64(m % I32(heads)))
+def head_at(number, p):
+    """Number `number` of all heads of queries (B, Q, M)."""
+    rest, m = split(number, p.heads)
+    b, q = split(rest, p.queries)
+    return Head(I64(b), I64(q), I64(m))
 
 
 @device
@@ -130,30 +131,51 @@ def corners_inside(row, column, height, width):
     return inside
 
 
-def sampler(T: Any, C: Any, W: Any) -> Any:
-    """Make `sample_at(points, head, t)`: a `Sample`. Types of value, of points and of weights."""
+class Origin(NamedTuple):
+    """Where the points of a head of a query lie."""
+
+    points: Any  # element of the first one's x
+    weights: Any
+    y: Any  # base position
+    x: Any
+
+
+def originator(T: Any) -> Any:
+    """Make `origin_at(p, head)`: an `Origin`. T: type of value."""
     S = scalar_type(T)
-    N = F64 if T == F64 else F32
 
     @device
-    def sample_at(p, head, t):
+    def origin_at(p, head):
+        at_points, at_weights = p.points_strides, p.weights_strides
+        row, column = split(head.q, p.columns)
+        return Origin(
+            head.b * at_points[0] + head.q * at_points[1] + head.m * at_points[2],
+            head.b * at_weights[0] + head.q * at_weights[1] + head.m * at_weights[2],
+            S(I64(row) * p.stride[0]) + p.origin[0],
+            S(I64(column) * p.stride[1]) + p.origin[1],
+        )
+
+    return origin_at
+
+
+def sampler(T: Any, C: Any, W: Any) -> Any:
+    """Make `sample_at(p, origin, t)`: the `Sample` of point t. Types of value, of points and of weights."""
+    S, A = scalar_type(T), compute_type(T)
+
+    @device
+    def sample_at(p, origin, t):
         points, weights = view(p.points, C), view(p.weights, W)
-        places, forms = view(p.table.places, NUMBER), view(p.table.forms, N)
-        steps = p.points_strides
-        spot = head.b * steps[0] + head.q * steps[1] + head.m * steps[2] + t * steps[3]
-        along_x, along_y = widen(at(points, spot)), widen(at(points, spot + steps[4]))
-        steps = p.weights_strides
-        weight = widen(at(weights, head.b * steps[0] + head.q * steps[1] + head.m * steps[2] + t * steps[3]))
-        height, width = at(places, t * PLACES), at(places, t * PLACES + 1)
-        row, column = I32(head.q) // I32(p.columns), I32(head.q) % I32(p.columns)
-        base_y = S(I64(row) * p.stride[0]) + p.origin[0]
-        base_x = S(I64(column) * p.stride[1]) + p.origin[1]
-        y = base_y + at(forms, t * FORMS + 1) * (at(forms, t * FORMS) + along_y)
-        x = base_x + at(forms, t * FORMS + 3) * (at(forms, t * FORMS + 2) + along_x)
+        places, forms = view(p.table.places, NUMBER), view(p.table.forms, A)
+        spot, place, form = origin.points + t * p.points_strides[3], t * PLACES, t * FORMS
+        along_x, along_y = widen(at(points, spot)), widen(at(points, spot + p.points_strides[4]))
+        weight = widen(at(weights, origin.weights + t * p.weights_strides[3]))
+        y = origin.y + at(forms, form + SCALE_Y) * (at(forms, form + TAP_Y) + along_y)
+        x = origin.x + at(forms, form + SCALE_X) * (at(forms, form + TAP_X) + along_x)
+        height, width = I32(at(places, place)), I32(at(places, place + 1))
         padded_row, padded_column, fraction_y, fraction_x = bilinear.cell(S(y), S(x), S(height), S(width))
         row, column = I32(padded_row) - I32(1), I32(padded_column) - I32(1)
-        corners = I32(corners_inside(row, column, height, width))
-        pixel = I32(I64(row) * width + I64(column) + at(places, t * PLACES + 2))
-        return Sample(pixel, I32(width), corners, S(fraction_y), S(fraction_x), S(weight))
+        pixel = row * width + column + I32(at(places, place + 2))
+        corners = corners_inside(row, column, height, width)
+        return Sample(pixel, width, I32(corners), S(fraction_y), S(fraction_x), S(weight))
 
     return sample_at

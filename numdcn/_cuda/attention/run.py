@@ -17,6 +17,7 @@ from numdcn._cuda.memory import vector_length
 from numdcn._cuda.workspace import Workspace, scalar, stored, summed
 
 NOTHING = Pixels(0, (0, 0, 0))
+MOST = 2**31 - 2**20  # what is counted in 32 bits
 
 
 def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Options) -> None:
@@ -146,12 +147,22 @@ def _call(work: Workspace, p: Attention, arrays: AttentionArrays, y: DeviceArray
 
 def _points(work: Workspace, p: Attention, arrays: AttentionArrays) -> Points:
     grid, number = p.grid, scalar(arrays.value.dtype)
-    if p.pixels >= 2**31 - 2**16:
-        raise ValueError(f"the levels have {p.pixels} pixels, expected fewer than 2**31 on a GPU")
+    for what, count in _counts(p).items():
+        if count >= MOST:
+            raise ValueError(f"there are {count} {what}, expected fewer than 2**31 - 2**20 on a GPU")
     return Points(
         arrays.points.address, arrays.weights.address, arrays.points.strides, arrays.weights.strides, _table(work, p, arrays.value.dtype),
         p.queries, p.heads, p.points, grid.columns, grid.stride, (number(grid.origin[0]), number(grid.origin[1])),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _counts(p: Attention) -> dict[str, int]:
+    """What kernels count in 32 bits."""
+    return {
+        "pixels of all levels": p.pixels,
+        "heads of all queries": p.batch * p.queries * p.heads,
+        "points of a head of all queries": p.queries * p.points,
+    }
 
 
 def _table(work: Workspace, p: Attention, dtype: Any) -> Table:
