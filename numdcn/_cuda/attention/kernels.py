@@ -28,7 +28,7 @@ from numdcn._cuda.attention.points import (
     originator,
     sampler,
 )
-from numdcn._cuda.jit import F32, F64, THREADS, Scalar, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.jit import F32, F64, THREADS, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view, widen
 from numdcn._formulas import bilinear
 
@@ -260,8 +260,9 @@ def backward_variants() -> list[tuple[Any, ...]]:
 
 @kernels(Call, backward_variants, lambda T, C, W, WIDE, VECTORS: (THREADS, 3 if T == F32 and VECTORS else 2))
 def backward_heads(T, C, W, WIDE, VECTORS):
-    """The gradients: that of value is added to, those of points and weights are written. VECTORS: use 16-byte atomic
-    adds."""
+    """The gradients: that of value is added to, those of points and weights are written. WIDE without VECTORS (16-byte
+    atomic adds) leaves out that of value."""
+    ADDS = VECTORS or not WIDE
     S, A, U = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1
     CORNERS, load_corners, add_corners = 4 * U, corner_loader(U, WIDE), corner_adder(U, VECTORS)
     locate_heads, locate_samples, write_gradients = head_locator(T), sample_locator(T, C, W), gradient_writer(T, C, W)
@@ -306,7 +307,7 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                         y, x, weight = numbers[0, spot], numbers[1, spot], numbers[2, spot]
                         w00, w01, w10, w11 = bilinear.corner_weights(y, x)
                         four = (S(w00), S(w01), S(w10), S(w11))
-                        if live and c.grad_value.address:
+                        if ADDS and live and c.grad_value.address:
                             for i in range(U):
                                 weighted[i] = weight * gradients[i]
                             add_corners(

@@ -150,10 +150,16 @@ def _points(work: Workspace, p: Attention, arrays: AttentionArrays) -> Points:
     for what, count in _counts(p).items():
         if count >= MOST:
             raise ValueError(f"there are {count} {what}, expected fewer than 2**31 - 2**20 on a GPU")
+    table = _table(work, p, arrays.value.dtype)
     return Points(
-        arrays.points.address, arrays.weights.address, arrays.points.strides, arrays.weights.strides, _table(work, p, arrays.value.dtype),
-        p.queries, p.heads, p.points, grid.columns, grid.stride, (number(grid.origin[0]), number(grid.origin[1])),  # type: ignore[arg-type]
+        arrays.points.address, arrays.weights.address, arrays.points.strides, arrays.weights.strides, table,
+        p.queries, p.heads, p.points, grid.columns, grid.stride, _numbers(number, grid.origin),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _numbers(number: Any, pair: tuple[float, float]) -> Any:
+    """A pair in the compute type."""
+    return number(pair[0]), number(pair[1])
 
 
 def _counts(p: Attention) -> dict[str, int]:
@@ -172,7 +178,7 @@ def _table(work: Workspace, p: Attention, dtype: Any) -> Table:
     table = Table(places.address, forms.address)
     levels = [level for level in p.levels for _ in range(level.points)]
     entries: list[Any] = [
-        Entry(level.height, level.width, level.start, *((number(y), number(x)) for y, x in (tap, scale)))
+        Entry(level.height, level.width, level.start, _numbers(number, tap), _numbers(number, scale))
         for level, tap, scale in zip(levels, p.grid.taps, p.grid.scales, strict=True)
     ]
     for first in range(0, p.points, ENTRIES):
