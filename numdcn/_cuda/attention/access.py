@@ -108,26 +108,28 @@ def split(number, size):
 
 
 @device
-def _add_lanes(number, lanes):
+def _add_lanes(a, b, c, lanes):
     step = 1
     while step < lanes:
-        number += cuda.shfl_xor_sync(0xFFFFFFFF, number, step)
+        a += cuda.shfl_xor_sync(0xFFFFFFFF, a, step)
+        b += cuda.shfl_xor_sync(0xFFFFFFFF, b, step)
+        c += cuda.shfl_xor_sync(0xFFFFFFFF, c, step)
         step *= 2
-    return number
+    return a, b, c
 
 
-def _simulated_add_lanes(number, lanes):
-    box = cuda.shared.array(THREADS, F64)
-    thread, step = cuda.threadIdx.x, 1
+def _simulated_add_lanes(a, b, c, lanes):
+    box = cuda.shared.array((THREADS, 3), F64)
+    thread, numbers, step = cuda.threadIdx.x, np.array([a, b, c]), 1
     while step < lanes:
         cuda.syncthreads()
-        box[thread] = number
+        box[thread] = numbers
         cuda.syncthreads()
-        number = number + type(number)(box[thread ^ step])
+        numbers = numbers + box[thread ^ step].astype(numbers.dtype)
         step *= 2
-    return number
+    return tuple(numbers)
 
 
-# The sum of a number over each `lanes` consecutive threads, a power of two up to WARP, in a fixed order; every thread of the
-# block calls it and gets that of its own.
+# The sums of three numbers over each `lanes` consecutive threads, a power of two up to WARP, in a fixed order; every thread
+# of the block calls it and gets those of its own.
 add_lanes = cuda.jit(device=True)(_simulated_add_lanes) if SIMULATED else _add_lanes

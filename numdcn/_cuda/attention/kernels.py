@@ -147,7 +147,7 @@ def forward_heads(T, C, W, WIDE):
         places = cuda.shared.array((HEIGHT, SAMPLES), I32)
         corners, totals = cuda.local.array(CORNERS, S), cuda.local.array(U, S)
         value, y = view(c.value.address, T), view(c.y.address, T)
-        lanes, portion = I32(c.lanes), I32(c.portion)
+        lanes, portion, portions = I32(c.lanes), I32(c.portion), split(c.points.count + c.portion - 1, c.portion)[0]
         (number, lane), (block_heads, _) = split(cuda.threadIdx.x, lanes), split(THREADS, lanes)
         across, blocks = (
             split(c.channels + lanes * U - 1, lanes * U)[0],
@@ -163,8 +163,9 @@ def forward_heads(T, C, W, WIDE):
                 totals[i] = S(0)
             cuda.syncthreads()
             locate_heads(c, first, origins, bases)
-            for begin in range(0, c.points.count, portion):
-                count = min(portion, I32(c.points.count - begin))
+            for p in range(portions):
+                begin = p * portion
+                count = min(portion, I32(c.points.count) - begin)
                 cuda.syncthreads()
                 locate_samples(c, first, begin, count, origins, bases, numbers, places)
                 cuda.syncthreads()
@@ -276,8 +277,9 @@ def backward_heads(T, C, W, WIDE, VECTORS):
         corners, products = cuda.local.array(CORNERS, S), cuda.local.array(U, S)
         gradients, weighted = cuda.local.array(U, S), cuda.local.array(U, S)
         value, grad_y, grad_value = view(c.value.address, T), view(c.y.address, T), view(c.grad_value.address, A)
-        lanes, portion = I32(c.lanes), I32(c.portion)
+        lanes, portion, portions = I32(c.lanes), I32(c.portion), split(c.points.count + c.portion - 1, c.portion)[0]
         (number, lane), (block_heads, _) = split(cuda.threadIdx.x, lanes), split(THREADS, lanes)
+        across = split(c.channels + lanes * U - 1, lanes * U)[0]
         with_sums = c.grad_points != 0 or c.grad_weights != 0
         for task in range(cuda.blockIdx.x, split(c.heads + block_heads - 1, block_heads)[0], cuda.gridDim.x):
             first = task * block_heads
@@ -288,15 +290,14 @@ def backward_heads(T, C, W, WIDE, VECTORS):
             grad_start = head.b * c.grad_value.strides[0] + head.m * c.grad_value.strides[2]
             cuda.syncthreads()
             locate_heads(c, first, origins, bases)
-            for begin in range(0, c.points.count, portion):
-                count = min(portion, I32(c.points.count - begin))
+            for p in range(portions):
+                begin = p * portion
+                count = min(portion, I32(c.points.count) - begin)
                 cuda.syncthreads()
                 locate_samples(c, first, begin, count, origins, bases, numbers, places)
-                for unit in range(I32(cuda.threadIdx.x), SAMPLES, THREADS):
-                    sums[0, unit], sums[1, unit], sums[2, unit] = S(0), S(0), S(0)
                 cuda.syncthreads()
-                for chunk in range(0, c.channels, lanes * U):
-                    channel = chunk + lane * U
+                for chunk in range(across):
+                    channel = I64((chunk * lanes + lane) * U)
                     live = first + number < c.heads and channel < c.channels
                     for i in range(U):
                         gradients[i] = S(0)
@@ -329,15 +330,13 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                                 total += gradients[i] * S(bilinear.value(four, read))
                                 total_y += gradients[i] * S(along_y)
                                 total_x += gradients[i] * S(along_x)
-                            total, total_y, total_x = (
-                                add_lanes(total, lanes),
-                                add_lanes(total_y, lanes),
-                                add_lanes(total_x, lanes),
-                            )
+                            total, total_y, total_x = add_lanes(total, total_y, total_x, lanes)
                             if lane == 0:
-                                sums[0, spot] += total
-                                sums[1, spot] += total_y
-                                sums[2, spot] += total_x
+                                if chunk:
+                                    total += sums[0, spot]
+                                    total_y += sums[1, spot]
+                                    total_x += sums[2, spot]
+                                sums[0, spot], sums[1, spot], sums[2, spot] = total, total_y, total_x
                 cuda.syncthreads()
                 if with_sums:
                     write_gradients(c, first, begin, count, numbers, sums)
