@@ -112,7 +112,13 @@ def sample_locator(T: Any, C: Any, W: Any) -> Any:
 
 def corner_loader(U: int, WIDE: bool) -> Any:
     """Make `load_corners(live, value, start, step, places, spot, corners)`."""
-    load = load_vector_if if WIDE else load_element_if
+
+    @device
+    def load(live, value, index, corners, first):
+        if WIDE:
+            load_vector_if(live, value, index, corners, first)
+        else:
+            load_element_if(live, value, index, corners, first)
 
     @device
     def load_corners(live, value, start, step, places, spot, corners):
