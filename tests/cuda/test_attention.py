@@ -125,12 +125,13 @@ def test_results(run, case):
 
 
 @pytest.mark.parametrize("kinds", TYPES[1:], ids=lambda kinds: " ".join(map(str, kinds)))
-@pytest.mark.parametrize("channels", [8, 3])
+@pytest.mark.parametrize("channels", [8, pytest.param(3, marks=pytest.mark.full)])
 def test_types(run, kinds, channels):
     p = attention(channels=channels)
     check(run, p, *made(p, kinds))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["fortran", "strided", "reversed", "shifted", "channels_last"])
 def test_layouts(run, layout):
     """Arrays of any strides, and results."""
@@ -195,6 +196,7 @@ def test_one_gradient(run, name):
                 np.testing.assert_allclose(grads[name], every[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_deterministic_results_are_the_same_bits(run):
     p = window(2, 2, 3)
     arrays, grad_y = made(p)
@@ -202,3 +204,22 @@ def test_deterministic_results_are_the_same_bits(run):
     again = run("backward", p, grad_y, arrays, True)
     for name in NAMES:
         assert_same_bits(first[name], again[name], name)
+
+
+NETWORKS = {  # (problem, types, layout); odd numbers of queries, so that the last blocks are not full
+    "decoder": (lambda: attention(2, 19, 8, 32, ((7, 9), (4, 5), (1, 2)), (4, 4, 3)), TYPES[0], "plain"),
+    "decoder in half precision": (lambda: attention(1, 19, 4, 32, ((7, 9), (4, 5)), (4, 4)), TYPES[2], "plain"),
+    "DCNv3": (lambda: window(2, 4, 16, (7, 9), (3, 4), (1, 1), (-1.0, -1.0)), TYPES[0], "plain"),
+    "DCNv4": (lambda: window(1, 3, 16, (6, 7), (3, 3), (1, 1), (-1.0, -1.0), 0.5), (BF16, F32, F32), "packed"),
+    "wide heads": (lambda: attention(1, 5, 3, 200, ((5, 6),), (5,)), TYPES[1], "plain"),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_sizes_of_networks(request, run, network):
+    """Many blocks, whole warps for a head, and parts of warps: on a GPU, real or emulated."""
+    if "simulator" in request.node.name:
+        pytest.skip("takes minutes in the simulator")
+    make, kinds, layout = NETWORKS[network]
+    p = make()
+    check(run, p, *made(p, kinds), layout)
