@@ -71,7 +71,7 @@ def test_deform_conv_on_the_emulator(comparisons, name):
 def test_attention_on_the_emulator(capability):
     """With 16-byte atomic adds and without."""
     prepare()
-    command = "-m pytest -q -p no:cacheprovider tests/cuda/test_attention.py -k networks".split()
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda/test_attention.py", "-k", "networks"]
     printed, reports = emulated(*command, CAPABILITY=capability)
     assert "5 passed" in printed
     assert not reports
