@@ -132,7 +132,7 @@ def test_types(run, kinds, channels):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("layout", ["fortran", "strided", "reversed", "shifted", "channels_last"])
+@pytest.mark.parametrize("layout", ["fortran", "strided", "reversed", "shifted", "channels_last", "gaps"])
 def test_layouts(run, layout):
     """Arrays of any strides, and results."""
     p = window(2, 3)

@@ -11,8 +11,14 @@ from numdcn._cuda.attention import run
 PADDING = 3  # channels of a packed array that belong to nothing
 
 
-def plain(array):
-    return np.ascontiguousarray(array)
+def gaps(array):
+    """Adjacent along the last axis, with one NaN before the next row: no row but the first is at a multiple of 16 bytes."""
+    wide = np.full((*array.shape[:-1], array.shape[-1] + 1), np.nan, array.dtype)
+    wide[..., :-1] = array
+    return wide[..., :-1]
+
+
+LAID_OUT = {**LAYOUTS, "plain": np.ascontiguousarray, "packed": np.ascontiguousarray, "gaps": gaps}
 
 
 def packed_views(there, shape):
@@ -40,7 +46,7 @@ def on_devices(arrays, layout):
         made, there = on_device(packed(points, weights))
         image, image_there = on_device(value.copy())
         return {"value": image, "packed": made}, (image_there, *packed_views(there, weights.shape))
-    both = {name: on_device(LAYOUTS.get(layout, plain)(array)) for name, array in arrays.items()}
+    both = {name: on_device(LAID_OUT[layout](array)) for name, array in arrays.items()}
     return {name: made for name, (made, _) in both.items()}, tuple(both[name][1] for name in AttentionArrays._fields)
 
 
@@ -60,7 +66,7 @@ def forward(p, arrays, layout="plain"):
     """(y, the arrays as they are afterwards)"""
     made, there = on_devices(arrays, layout)
     shape = (p.batch, p.queries, p.heads, p.channels)
-    y, target = on_device(LAYOUTS.get(layout, plain)(np.full(shape, np.nan, arrays["value"].dtype)))
+    y, target = on_device(LAID_OUT[layout](np.full(shape, np.nan, arrays["value"].dtype)))
     run.forward(p, AttentionArrays(*there), target, Options())
     return y.copy_to_host(), read_back(made, arrays["weights"].shape)
 
@@ -70,7 +76,7 @@ def backward(p, grad_y, arrays, deterministic=False, layout="plain", wanted=Atte
     _, there = on_devices(arrays, layout)
     blank = {name: np.full(array.shape, np.nan, array.dtype) for name, array in arrays.items()}
     made, targets = on_devices(blank, layout)
-    _, gradient = on_device(LAYOUTS.get(layout, plain)(grad_y))
+    _, gradient = on_device(LAID_OUT[layout](grad_y))
     chosen = AttentionArrays(
         *(a if n in wanted else None for n, a in zip(AttentionArrays._fields, targets, strict=True))
     )
