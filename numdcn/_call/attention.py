@@ -41,7 +41,7 @@ class Grid(NamedTuple):
 class Attention(NamedTuple):
     """The sizes of one call::
 
-        y[b, q, m, d] = sum over t of weights[b, q, m, t] * S(value of t's level [b, :, m, d]; point t of b, q, m)
+    y[b, q, m, d] = sum over t of weights[b, q, m, t] * S(value of t's level [b, :, m, d]; point t of b, q, m)
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""Loads that may be switched off, divisions, and sums over the lanes of a warp."""
+"""Loads that may be switched off, stores of vectors, divisions, and sums over the lanes of a warp."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from llvmlite import ir
 
 from numdcn._call.numba_cuda import intrinsic, types
 from numdcn._cuda.jit import F16, F32, F64, SIMULATED, THREADS, cuda, device
-from numdcn._cuda.memory import DOUBLE, FLOAT, HALF, I16, I32, I64, asm, at, compiled_as, load_vector, place_of, widen
+from numdcn._cuda.memory import (
+    DOUBLE,
+    FLOAT,
+    HALF,
+    I16,
+    I32,
+    I64,
+    asm,
+    at,
+    compiled_as,
+    load_vector,
+    narrow,
+    narrowed,
+    place_of,
+    widen,
+)
 
 WARP = 4 if SIMULATED else 32  # lanes that can add up their numbers
 
@@ -87,6 +102,33 @@ def load_vector_if(live, array, index, target, first):
         load_vector(array, index, target, first)
     else:
         target[first : first + 16 // array.elements.itemsize] = 0
+
+
+@intrinsic
+def _store_vector(typingctx, array, index, values):
+    def codegen(context, builder, sig, args):
+        target, kind, _ = sig.args[0], sig.args[2], sig.return_type
+        element = context.get_data_type(target.dtype)
+        count = 128 // target.dtype.bitwidth
+        vector = ir.Constant(ir.VectorType(element, count), ir.Undefined)
+        for i in range(count):
+            value = builder.load(place_of(context, builder, kind, args[2], ir.Constant(I64, i)))
+            value = narrowed(context, builder, value, kind.dtype, target.dtype)
+            vector = builder.insert_element(vector, value, ir.Constant(I32, i))
+        words = builder.bitcast(vector, ir.VectorType(I32, 4))
+        place = place_of(context, builder, target, args[0], args[1])
+        builder.store(words, builder.bitcast(place, words.type.as_pointer()), align=16)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, values), codegen
+
+
+@compiled_as(_store_vector)
+def store_vector(array, index, values):
+    """Store values[0], values[1], ... as the elements of 16 bytes, rounded to nearest even, at a multiple of 16 bytes."""
+    stored = array.elements.dtype
+    for i in range(16 // stored.itemsize):
+        array[index + i] = narrow(values[i], types.uint16 if stored == np.uint16 else stored)
 
 
 @intrinsic

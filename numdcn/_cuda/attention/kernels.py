@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if, split
+from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if, split, store_vector
 from numdcn._cuda.attention.points import (
     C00,
     C01,
@@ -29,7 +29,7 @@ from numdcn._cuda.attention.points import (
     sampler,
 )
 from numdcn._cuda.jit import F32, F64, THREADS, compute_type, cuda, device, kernels, scalar_type, type_pairs
-from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view, widen
+from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view
 from numdcn._formulas import bilinear
 
 I32, I64 = np.int32, np.int64
@@ -110,15 +110,22 @@ def sample_locator(T: Any, C: Any, W: Any) -> Any:
     return locate_samples
 
 
-def corner_loader(U: int, WIDE: bool) -> Any:
-    """Make `load_corners(live, value, start, step, places, spot, corners)`."""
+def loader(WIDE: bool) -> Any:
+    """Make `load(live, array, index, target, first)`: of 16 bytes or of an element."""
 
     @device
-    def load(live, value, index, corners, first):
+    def load(live, array, index, target, first):
         if WIDE:
-            load_vector_if(live, value, index, corners, first)
+            load_vector_if(live, array, index, target, first)
         else:
-            load_element_if(live, value, index, corners, first)
+            load_element_if(live, array, index, target, first)
+
+    return load
+
+
+def corner_loader(U: int, WIDE: bool) -> Any:
+    """Make `load_corners(live, value, start, step, places, spot, corners)`."""
+    load = loader(WIDE)
 
     @device
     def load_corners(live, value, start, step, places, spot, corners):
@@ -187,8 +194,10 @@ def forward_heads(T, C, W, WIDE):
             if live:
                 s = c.y.strides
                 target = head.b * s[0] + head.q * s[1] + head.m * s[2] + channel * s[3]
-                for i in range(U):
-                    put(y, target + i * s[3], narrow(totals[i], T))
+                if WIDE:
+                    store_vector(y, target, totals)
+                else:
+                    put(y, target, narrow(totals[0], T))
 
     return run
 
@@ -270,7 +279,7 @@ def backward_heads(T, C, W, WIDE, VECTORS):
     """The gradients: that of value is added to, those of points and weights are written. WIDE without VECTORS (16-byte
     atomic adds) leaves out that of value."""
     ADDS = VECTORS or not WIDE
-    S, A, U = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1
+    S, A, U, load = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1, loader(WIDE)
     CORNERS, load_corners, add_corners = 4 * U, corner_loader(U, WIDE), corner_adder(U, VECTORS)
     locate_heads, locate_samples, write_gradients = head_locator(T), sample_locator(T, C, W), gradient_writer(T, C, W)
 
@@ -305,10 +314,7 @@ def backward_heads(T, C, W, WIDE, VECTORS):
                 for chunk in range(across):
                     channel = I64((chunk * lanes + lane) * U)
                     live = first + number < c.heads and channel < c.channels
-                    for i in range(U):
-                        gradients[i] = S(0)
-                        if live:
-                            gradients[i] = widen(at(grad_y, source + (channel + i) * s[3]))
+                    load(live, grad_y, source + channel * s[3], gradients, 0)
                     for t in range(count):
                         spot = number * I32(c.pitch) + t
                         y, x, weight = numbers[0, spot], numbers[1, spot], numbers[2, spot]

@@ -24,7 +24,7 @@ def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Opti
     """Fill y."""
     with Workspace(y) as work:
         value = _with_adjacent_channels(work, arrays.value)
-        wide = _in_vectors(value, p.channels)
+        wide = _in_vectors(value, p.channels) and _in_vectors(y, p.channels)
         call = _call(work, p, arrays._replace(value=value), y, wide)
         blocks = -(-call.heads // (jit.THREADS // call.lanes)) * -(-p.channels // (call.lanes * _elements(value, wide)))
         work.launch(forward_heads(*_types(arrays), wide), call, blocks)
@@ -56,7 +56,7 @@ def _backward(
     value = arrays.value
     if with_sums:  # else only its sizes are used
         value = _with_adjacent_channels(work, value)
-    wide = _in_vectors(value, p.channels)
+    wide = _in_vectors(value, p.channels) and _in_vectors(grad_y, p.channels)
     vectors = wide and adds and work.vectors(value.dtype) and _in_vectors(grads.value, p.channels)
     if adds and not vectors:
         wide = False  # so that the adds of a warp are adjacent
@@ -116,7 +116,7 @@ def _in_vectors(array: DeviceArray, channels: int) -> bool:
         array.strides[3] == 1
         and channels % length == 0
         and not array.address % 16
-        and not any(step * size % 16 for step in array.strides[:3])
+        and not any(step * size % 16 for step, n in zip(array.strides[:3], array.shape, strict=False) if n > 1)
     )
 
 
