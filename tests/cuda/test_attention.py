@@ -206,6 +206,15 @@ def test_deterministic_results_are_the_same_bits(run):
         assert_same_bits(first[name], again[name], name)
 
 
+def test_more_than_kernels_count(run):
+    p = attention()
+    arrays, grad_y = made(p)
+    huge = p._replace(levels=(Level(2**16, 2**15, 0, 3),))
+    for call in (("forward", huge, arrays), ("backward", huge, grad_y, arrays)):
+        with pytest.raises(ValueError, match=r"2147483648 pixels of all levels, expected fewer than"):
+            run(*call)
+
+
 NETWORKS = {  # (problem, types, layout); odd numbers of queries, so that the last blocks are not full
     "decoder": (lambda: attention(2, 19, 8, 32, ((7, 9), (4, 5), (1, 2)), (4, 4, 3)), TYPES[0], "plain"),
     "decoder in half precision": (lambda: attention(1, 19, 4, 32, ((7, 9), (4, 5)), (4, 4)), TYPES[2], "plain"),

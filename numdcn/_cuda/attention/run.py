@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from numdcn._call.attention import Attention, AttentionArrays, Level
@@ -173,17 +174,24 @@ def _counts(p: Attention) -> dict[str, int]:
 
 def _table(work: Workspace, p: Attention, dtype: Any) -> Table:
     """The table of points, in memory."""
-    number = scalar(dtype)
     places, forms = work.empty((p.points, PLACES), DTYPES["int64"]), work.empty((p.points, FORMS), summed(dtype))
-    table = Table(places.address, forms.address)
-    levels = [level for level in p.levels for _ in range(level.points)]
-    entries: list[Any] = [
-        Entry(level.height, level.width, level.start, _numbers(number, tap), _numbers(number, scale))
-        for level, tap, scale in zip(levels, p.grid.taps, p.grid.scales, strict=True)
-    ]
-    for first in range(0, p.points, ENTRIES):
-        some = entries[first : first + ENTRIES]
-        padded = (some + entries[:1] * ENTRIES)[:ENTRIES]
-        kernel = write_table(jit.compute_type(stored(dtype)))
-        work.launch(kernel, Entries(table, first, len(some), tuple(padded)), 1, 1)  # type: ignore[arg-type]
+    table, kernel = Table(places.address, forms.address), write_table(jit.compute_type(stored(dtype)))
+    for first, count, entries in _entries(p.levels, p.grid.taps, p.grid.scales, dtype):
+        work.launch(kernel, Entries(table, first, count, entries), 1, 1)
     return table
+
+
+@functools.lru_cache(256)
+def _entries(
+    levels: tuple[Level, ...], taps: tuple[Any, ...], scales: tuple[Any, ...], dtype: Any
+) -> list[tuple[int, int, Any]]:
+    """(first, count, entries) of each launch that writes the table. Cached, as this costs more than a launch."""
+    number = scalar(dtype)
+    owners = [level for level in levels for _ in range(level.points)]
+    entries = [
+        Entry(level.height, level.width, level.start, _numbers(number, tap), _numbers(number, scale))
+        for level, tap, scale in zip(owners, taps, scales, strict=True)
+    ]
+    parts = [entries[first : first + ENTRIES] for first in range(0, len(entries), ENTRIES)]
+    padded = [tuple((part + entries[:1] * ENTRIES)[:ENTRIES]) for part in parts]
+    return [(n * ENTRIES, len(part), padded[n]) for n, part in enumerate(parts)]
