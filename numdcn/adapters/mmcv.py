@@ -49,7 +49,7 @@ PAIRS = {  # options that mmcv gives as two, y first
 }
 
 
-class Function:
+class _Function:
     """One function of mmcv's extension. As mmcv's, it returns nothing: it fills tensors, which hold zeros before."""
 
     def __init__(self, name: str, kind: str, tensors: str) -> None:
@@ -100,7 +100,7 @@ class Function:
         out = self.operator.gradients(**{n: array for n, array in results.items() if arrays[n] is not None})
         self.operator.run_backward(grad_y, list(arrays.values()), residuals, options, self.wanted, out=out)
         if self.operator.name == "deform_conv" and "offsets" in results:
-            _flatten_before_first(results["offsets"], arrays["offsets"], arrays["w"].shape[2:], **options)
+            _flat_at_minus_one(results["offsets"], arrays["offsets"], arrays["w"].shape[2:], **options)
 
     def _seen(self, tensors: Sequence[Any], name: str) -> np.ndarray:
         """A tensor as an array in which numdcn computes."""
@@ -122,21 +122,23 @@ def _option(name: str, given: Mapping[str, Any]) -> Any:
 
 def _check_groups(arrays: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise unless the groups that numdcn reads off the shapes are those that mmcv was told."""
-    channels, (_, depth, kh, kw) = arrays["x"].shape[1], arrays["w"].shape
-    for name, count, size in (
-        ("group", channels, depth),
-        ("deformable_group", arrays["offsets"].shape[1], 2 * kh * kw),
+    _, depth, kh, kw = arrays["w"].shape
+    for name, tensor, count, size in (
+        ("group", "input", arrays["x"].shape[1], depth),
+        ("deformable_group", "offset", arrays["offsets"].shape[1], 2 * kh * kw),
     ):
         if count != given[name] * size:
-            raise ValueError(f"{name} is {given[name]}, but the shapes say {count} / {size}")
+            raise ValueError(
+                f"{name} is {given[name]}, but {tensor} has {count} channels, expected {given[name]} * {size}"
+            )
 
 
-def _flatten_before_first(
+def _flat_at_minus_one(
     gradient: np.ndarray, offsets: np.ndarray, kernel: tuple[int, int], *, stride: Any, padding: Any, dilation: Any
 ) -> None:
     """Set the gradient of offsets whose sample is at exactly -1 along an axis to 0, which is mmcv's slope there."""
-    n, _, height, width = offsets.shape
-    by_tap = offsets.reshape(n, -1, *kernel, 2, height, width)
+    n, channels, height, width = offsets.shape
+    by_tap = offsets.reshape(n, channels // (2 * kernel[0] * kernel[1]), *kernel, 2, height, width)
     rows, columns = (
         (np.arange(taps) * d)[:, None] + np.arange(size) * s - p
         for taps, d, size, s, p in zip(kernel, dilation, (height, width), stride, padding, strict=True)
@@ -187,7 +189,7 @@ class _Loader(importlib.abc.Loader):
 
 EXTENSION = _Extension(NAME, "The operators of mmcv that numdcn provides.")
 EXTENSION.__spec__ = importlib.machinery.ModuleSpec(NAME, _Loader())
-FUNCTIONS = {name: Function(name, *signature) for name, signature in SIGNATURES.items()}
+FUNCTIONS = {name: _Function(name, *signature) for name, signature in SIGNATURES.items()}
 _installed: tuple[types.ModuleType, dict[str, Any]] | None = None  # where, and what was there
 
 
@@ -255,11 +257,11 @@ def _is_compiled() -> bool:
     )
 
 
-def _or_else(function: Function, other: Callable[..., None]) -> Callable[..., None]:
+def _or_else(function: _Function, other: Callable[..., Any]) -> Callable[..., Any]:
     """The function, or another one for what it does not compute."""
 
-    def call(*tensors: Any, **given: Any) -> None:
+    def call(*tensors: Any, **given: Any) -> Any:
         here = tensors[0].is_cpu and given.get("pool_mode") != MAXIMUM
-        (function if here else other)(*tensors, **given)
+        return (function if here else other)(*tensors, **given)
 
     return call
