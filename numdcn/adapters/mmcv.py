@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -41,6 +40,7 @@ SIGNATURES = {
     "roi_pool_forward": ("roi_pool", "x rois >y >argmax"),
     "roi_pool_backward": ("roi_pool", "grad_y rois argmax >x"),
 }  # fmt: skip
+PROVIDED = ", ".join(name.removesuffix("_forward") for name in SIGNATURES if name.endswith("_forward"))
 PAIRS = {  # options that mmcv gives as two, y first
     "stride": (("dH", "dW"), ("stride_h", "stride_w")),
     "padding": (("padH", "padW"), ("pad_h", "pad_w")),
@@ -173,7 +173,7 @@ def _missing(name: str, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError(f"{name} of mmcv is not provided any more: call numdcn.adapters.mmcv.install()")
     raise NotImplementedError(
         f"{name} of mmcv is not available: this mmcv has no compiled operators, and numdcn.adapters.mmcv provides "
-        f"{', '.join(SIGNATURES)} only"
+        f"{PROVIDED} only"
     )
 
 
@@ -217,10 +217,9 @@ def install(*, replace: bool = False) -> contextlib.AbstractContextManager[Any]:
     compiled = _is_compiled()
     if compiled and not replace:
         raise RuntimeError(
-            "this mmcv has its compiled operators; install(replace=True) has numdcn compute "
-            f"{', '.join(SIGNATURES)} on the CPU in their place"
+            f"this mmcv has its compiled operators; install(replace=True) has numdcn compute {PROVIDED} on the CPU in their place"
         )
-    module = importlib.import_module(NAME) if compiled else EXTENSION
+    module = _imported() if compiled else EXTENSION
     before = {name: getattr(module, name) for name in SIGNATURES} if compiled else {}
     for name, function in FUNCTIONS.items():
         setattr(module, name, _or_else(function, before[name]) if compiled else function)
@@ -255,6 +254,12 @@ def _is_compiled() -> bool:
     return (
         mmcv is not None and importlib.machinery.PathFinder.find_spec(NAME, mmcv.submodule_search_locations) is not None
     )
+
+
+def _imported() -> types.ModuleType:
+    from mmcv import _ext  # type: ignore
+
+    return _ext
 
 
 def _or_else(function: _Function, other: Callable[..., Any]) -> Callable[..., Any]:
