@@ -7,9 +7,9 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install onnx")
 
-import onnx.inliner  # noqa: E402
 from checks import assert_same_bits  # noqa: E402
 from onnx import helper  # noqa: E402
+from onnx.inliner import inline_local_functions  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnx_models import DTYPES, NAMES, OPSETS, conv_arrays, graph, info, node, run, single  # noqa: E402
 
@@ -305,5 +305,5 @@ def test_within_other_graphs():
     model.graph.node[0].CopyFrom(helper.make_node("F", ["X", "W", "offset"], ["y"], domain="own"))
     model.functions.append(function)
     model.opset_import.append(opsets[1])
-    inlined = onnx.inliner.inline_local_functions(model)
+    inlined = inline_local_functions(model)
     assert_same_bits(ReferenceEvaluator(inlined, new_ops=OPS).run(None, fed)[0], want)

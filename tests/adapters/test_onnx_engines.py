@@ -1,7 +1,7 @@
 """numdcn.adapters.onnx beside inference engines: random graphs, and models that PyTorch exports."""
 
+import contextlib
 import importlib
-import pathlib
 
 import numpy as np
 import pytest
@@ -118,3 +118,195 @@ def test_random_graphs(seed):
         np.testing.assert_allclose(z, z_there, rtol=0, atol=200 * np.finfo(np.float32).eps * np.abs(y).max())
     else:
         np.testing.assert_array_equal(z, z_there)
+
+
+# Models that PyTorch exports.
+
+SCHEMAS = {
+    "numdcn::deform_conv": "(Tensor x, Tensor offsets, Tensor w, Tensor? bias, Tensor? mask, SymInt[2] stride, SymInt[4] padding, "
+    "SymInt[2] dilation) -> Tensor",
+    "torchvision::deform_conv2d": "(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
+    "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
+    "bool use_mask) -> Tensor",
+    "torchvision::roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+}
+SHAPES = {  # of the results, from the arguments
+    "numdcn::deform_conv": lambda x, offsets, w, *_: (x.shape[0], w.shape[0], *offsets.shape[2:]),
+    "torchvision::deform_conv2d": lambda x, w, offset, *_: (x.shape[0], w.shape[0], *offset.shape[2:]),
+    "torchvision::roi_align": lambda x, rois, scale, height, width, *_: (rois.shape[0], x.shape[1], height, width),
+}
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """torch, with the operators: those that exist, and stand-ins, which have a shape but no kernel, for the others."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnxscript")
+    with contextlib.suppress(ImportError):
+        importlib.import_module("numdcn.adapters.torch")
+    libraries = []
+    for name, schema in SCHEMAS.items():
+        space, short = name.split("::")
+        if not hasattr(getattr(torch.ops, space), short):
+            library = torch.library.Library(space, "FRAGMENT")
+            library.define(short + schema)
+            shape = SHAPES[name]
+            torch.library.register_fake(name, lambda x, *args, shape=shape: x.new_empty(shape(x, *args)), lib=library)
+            libraries.append(library)
+    yield torch
+    for library in libraries:
+        library._destroy()
+
+
+def exported(torch, function, arrays, opset, dynamic):
+    """A function of tensors as a checked ONNX model, whose inputs are called a, b, c ...; `dynamic`: their axes of any size."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return function(*tensors)
+
+    names = [chr(ord("a") + i) for i in range(len(arrays))]
+    made = torch.onnx.export(
+        Module().eval(),
+        tuple(map(torch.from_numpy, arrays)),
+        dynamo=True,
+        opset_version=opset,
+        custom_translation_table=translations(),
+        dynamic_shapes=(tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in dynamic),),
+        input_names=names,
+        verbose=False,
+    )
+    onnx.checker.check_model(made.model_proto, full_check=True)
+    return made.model_proto
+
+
+def assert_exact(model, arrays, want):
+    """In ONNX's evaluator bit for bit; in onnxruntime, which sums in another order, to within 1e-5."""
+    here, there = run_both(model, dict(zip("abcde", arrays)))
+    assert_same_bits(here[0], want)
+    np.testing.assert_allclose(there[0], want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def nodes_of(model, op):
+    return [made for made in model.graph.node if made.op_type == op]
+
+
+@pytest.mark.parametrize("opset", [19, 20, 21, 22])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_export_of_numdcn(torch, modulated, opset):
+    """Unequal padding, groups inferred, any number of images and any size."""
+    rng = np.random.default_rng(0)
+
+    def arrays(n, h, w):
+        shapes = [(n, 4, h, w), (n, 24, (h + 1) // 2, w), (6, 2, 3, 2), (6,), (n, 12, (h + 1) // 2, w)]
+        return [rng.standard_normal(shape).astype(np.float32) for shape in shapes[: 5 if modulated else 4]]
+
+    def function(x, offsets, w, bias, mask=None):
+        return torch.ops.numdcn.deform_conv(x, offsets, w, bias, mask, [2, 1], [0, 2, 1, 0], [1, 1])
+
+    dynamic = [(0, 2, 3), (0, 2, 3), (), (), (0, 2, 3)][: 5 if modulated else 4]
+    model = exported(torch, function, arrays(2, 7, 8), opset, dynamic)
+    assert model.opset_import[0].version == opset and [made.op_type for made in model.graph.node] == ["DeformConv"]
+    for sizes in ((2, 7, 8), (1, 9, 5), (3, 3, 4)):
+        given = arrays(*sizes)
+        mask = given[4] if modulated else None
+        want = numdcn.deform_conv_forward(*given[:4], mask=mask, stride=(2, 1), padding=((0, 2), (1, 0)))
+        assert_exact(model, given, want)
+
+
+@pytest.mark.parametrize("given", ["", "bias", "mask"])
+def test_export_of_numdcn_without_what_is_absent(torch, given):
+    x, w, offset, bias, mask = conv_arrays(np.float32, np.random.default_rng(1))
+    more = {"bias": [bias], "mask": [mask], "": []}[given]
+
+    def function(x, offset, w, *more):
+        arrays = {"bias": None, "mask": None, **dict(zip([given], more))}
+        return torch.ops.numdcn.deform_conv(x, offset, w, arrays["bias"], arrays["mask"], [1, 1], [0] * 4, [1, 1])
+
+    model = exported(torch, function, [x, offset, w, *more], 20, [()] * (3 + len(more)))
+    assert len(nodes_of(model, "DeformConv")[0].input) == {"": 3, "bias": 4, "mask": 5}[given]
+    options = {given: more[0]} if given else {}
+    assert_exact(model, [x, offset, w, *more], numdcn.deform_conv_forward(x, offset, w, **options))
+
+
+@pytest.mark.parametrize("opset, modulated", [(19, False), (22, True)])
+def test_export_of_torchvision(torch, opset, modulated):
+    """Its mask is a placeholder where there is none."""
+    x, w, offset, bias, mask = conv_arrays(np.float32, np.random.default_rng(2), group=2)
+    arrays = [x, offset, w, bias, mask][: 5 if modulated else 4]
+
+    def function(x, offset, w, bias, mask=None):
+        mask = x.new_empty((x.shape[0], 1)) if mask is None else mask
+        return torch.ops.torchvision.deform_conv2d(x, w, offset, mask, bias, 1, 1, 0, 0, 1, 1, 2, 1, modulated)
+
+    dynamic = [(0, 2, 3), (0, 2, 3), (), (), (0, 2, 3)][: len(arrays)]
+    model = exported(torch, function, arrays, opset, dynamic)
+    assert [made.op_type for made in model.graph.node] == ["DeformConv"]
+    want = numdcn.deform_conv_forward(x, offset, w, bias, mask=mask if modulated else None)
+    assert_exact(model, arrays, want)
+
+
+@pytest.mark.parametrize(
+    "opset, sampling_ratio, aligned", [(18, -1, False), (19, -1, True), (20, 0, False), (21, 2, True)]
+)
+def test_export_of_roi_align(torch, opset, sampling_ratio, aligned):
+    """For any number of boxes."""
+    x = np.random.default_rng(3).standard_normal((2, 3, 8, 9)).astype(np.float32)
+    rois = np.array([[0, 0, 1, 9, 8], [1, 2, 3, 17, 9], [1, 3, 3, 2, 2]], np.float32)
+
+    def function(x, rois):
+        return torch.ops.torchvision.roi_align(x, rois, 0.5, 3, 2, sampling_ratio, aligned)
+
+    model = exported(torch, function, [x, rois], opset, [(0, 2, 3), (0,)])
+    for boxes in (rois, rois[:1], rois[[2, 1, 0, 1]]):
+        assert_exact(model, [x, boxes], numdcn.roi_align_forward(x, boxes, (3, 2), 0.5, sampling_ratio, aligned))
+
+
+def test_export_needs_fixed_channels(torch):
+    """DeformConv has the number of groups as an attribute."""
+    x, w, offset, _, _ = conv_arrays(np.float32, np.random.default_rng(4))
+
+    def function(x, offset, w):
+        return torch.ops.numdcn.deform_conv(x, offset, w, None, None, [1, 1], [0] * 4, [1, 1])
+
+    with pytest.raises(
+        torch.onnx.errors.OnnxExporterError, match="expected channels and kernels of fixed sizes"
+    ) as raised:
+        exported(torch, function, [x, offset, w], 20, [(1,), (), (1,)])
+    assert raised
+
+
+def test_only_what_is_registered_is_translated(torch):
+    known = {name.name() for name in translations()}
+    assert known == set(SCHEMAS)
+
+
+# OpenVINO, as the page has it.
+
+
+def openvino_block():
+    """The Python on the page that teaches OpenVINO to read DeformConv."""
+    page = (ROOT / "docs" / "adapters" / "onnx.md").read_text(encoding="utf-8")
+    return page.partition("<!-- needs openvino -->\n```python\n")[2].partition("```\n")[0]
+
+
+@pytest.mark.parametrize("given", ["", "B", "mask", "B mask"])
+def test_openvino(given, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(5)
+    x, w, _, bias, _ = conv_arrays(np.float32, rng, group=2)
+    offset, mask = (rng.standard_normal((2, n, 4, 6)).astype(np.float32) for n in (24, 12))
+    bias, mask = bias if "B" in given else None, mask if "mask" in given else None
+    arrays = [x, w, offset, bias, mask][: 5 if mask is not None else 4 if bias is not None else 3]
+    attributes = {"pads": [2, 0, 1, 1], "strides": [2, 1], "dilations": [1, 2], "group": 2, "offset_group": 2}
+    model, fed = single("DeformConv", arrays, 22, **attributes)
+    onnx.save(model, "model.onnx")
+    names = {}
+    exec(openvino_block(), names)
+    got = names["model"](fed)[0]
+    want = numdcn.deform_conv_forward(
+        x, offset, w, bias, mask=mask, padding=((2, 1), (0, 1)), stride=(2, 1), dilation=(1, 2)
+    )
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
