@@ -90,8 +90,9 @@ class RoiAlign(_Operator):
 class MaxRoiPool(_Operator):
     """ONNX's MaxRoiPool, which its own evaluator lacks."""
 
-    def _run(self, X: Any, rois: Any, pooled_shape: Sequence[int], spatial_scale: float) -> tuple[Any]:
-        y = numdcn.roi_pool_forward(_wide(X), _wide(rois), tuple(pooled_shape), spatial_scale)
+    def _run(self, X: Any, rois: Any, pooled_shape: list[int], spatial_scale: float) -> tuple[Any]:
+        height, width = pooled_shape
+        y = numdcn.roi_pool_forward(_wide(X), _wide(rois), (height, width), spatial_scale)
         return (y.astype(X.dtype, copy=False),)
 
 
@@ -160,7 +161,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """
     import torch
 
-    known = {
+    known: dict[tuple[str, str], Callable[..., Any]] = {
         ("torchvision", "deform_conv2d"): _torchvision_deform_conv2d,
         ("torchvision", "roi_align"): _torchvision_roi_align,
         ("numdcn", "deform_conv"): _numdcn_deform_conv,
@@ -182,13 +183,13 @@ def _numdcn_deform_conv(
     """`numdcn::deform_conv` as DeformConv; padding is top, bottom, left, right."""
     from onnxscript import opset19
 
-    x_channels, w_channels, channels, *kernel = (x.shape[1], w.shape[1], offsets.shape[1], *w.shape[2:])
-    sizes = (x_channels, w_channels, channels, *kernel)
-    if not all(isinstance(size, int) for size in sizes):
+    fixed = (x.shape[1], *w.shape[1:], offsets.shape[1])
+    if not all(isinstance(size, int) for size in fixed):
         raise ValueError(
             f"deform_conv has x of shape {x.shape}, offsets {offsets.shape} and w {w.shape}, expected channels and kernels of "
             "fixed sizes: ONNX's DeformConv has its groups as attributes"
         )
+    x_channels, w_channels, kh, kw, channels = fixed
     top, bottom, left, right = padding
     return opset19.DeformConv(
         x,
@@ -198,7 +199,7 @@ def _numdcn_deform_conv(
         mask,
         dilations=dilation,
         group=x_channels // w_channels,
-        offset_group=channels // (2 * kernel[0] * kernel[1]),
+        offset_group=channels // (2 * kh * kw),
         pads=[top, left, bottom, right],
         strides=stride,
     )
