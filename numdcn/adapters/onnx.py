@@ -149,28 +149,54 @@ def _check_attributes(attributes: dict[str, Any], x: Any, w: Any, offset: Any) -
 def translations() -> dict[Any, Callable[..., Any]]:
     """A table for `torch.onnx.export(..., dynamo=True, custom_translation_table=translations())`.
 
-    It holds those of these operators that are registered when it is called: `torchvision::deform_conv2d` and
-    `numdcn::deform_conv`, which become DeformConv, and `torchvision::roi_align`, which becomes RoiAlign. DeformConv needs
-    `opset_version=19` or above. All but channels and kernels may have dynamic sizes.
+    It holds those of these operators that are registered when it is called: `deform_conv`, `deform_conv_layer`, `conv` and
+    `roi_align` of numdcn, `deform_conv2d` and `roi_align` of torchvision. They become DeformConv, Conv and RoiAlign.
+    DeformConv needs `opset_version=19` or above. All but channels and kernels may have dynamic sizes.
 
     Returns:
         Functions that write ONNX's operators, by the operators of torch that they translate.
 
     Raises:
-        ImportError: torch or onnxscript is not installed.
+        ImportError: torch is not installed.
     """
     import torch
 
     known: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numdcn", "conv"): _conv,
+        ("numdcn", "deform_conv"): _deform_conv,
+        ("numdcn", "deform_conv_layer"): _deform_conv_layer,
+        ("numdcn", "roi_align"): _roi_align,
         ("torchvision", "deform_conv2d"): _torchvision_deform_conv2d,
         ("torchvision", "roi_align"): _torchvision_roi_align,
-        ("numdcn", "deform_conv"): _numdcn_deform_conv,
     }
     packets = {key: getattr(getattr(torch.ops, key[0]), key[1], None) for key in known}
     return {packet.default: known[key] for key, packet in packets.items() if packet is not None}
 
 
-def _numdcn_deform_conv(
+def _window(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> dict[str, Any]:
+    """The attributes that all convolutions have; padding is top, bottom, left, right."""
+    top, bottom, left, right = padding
+    return {"dilations": dilation, "pads": [top, left, bottom, right], "strides": stride}
+
+
+def _fixed(*sizes: Any) -> tuple[int, ...]:
+    """Sizes of which attributes are made. Raises if one is dynamic."""
+    if not all(isinstance(size, int) for size in sizes):
+        raise ValueError(
+            f"channels and kernels have the sizes {', '.join(map(str, sizes))}, expected fixed ones: groups are attributes in ONNX"
+        )
+    return sizes
+
+
+def _conv(x: Any, w: Any, bias: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Any:
+    """`numdcn::conv` as Conv."""
+    from onnxscript import opset18
+
+    channels, per_group = _fixed(x.shape[1], w.shape[1])
+    return opset18.Conv(x, w, bias, group=channels // per_group, **_window(stride, padding, dilation))
+
+
+def _deform_conv(
     x: Any,
     offsets: Any,
     w: Any,
@@ -180,28 +206,61 @@ def _numdcn_deform_conv(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Any:
-    """`numdcn::deform_conv` as DeformConv; padding is top, bottom, left, right."""
+    """`numdcn::deform_conv` as DeformConv."""
     from onnxscript import opset19
 
-    fixed = (x.shape[1], *w.shape[1:], offsets.shape[1])
-    if not all(isinstance(size, int) for size in fixed):
-        raise ValueError(
-            f"deform_conv has x of shape {x.shape}, offsets {offsets.shape} and w {w.shape}, expected channels and kernels of "
-            "fixed sizes: ONNX's DeformConv has its groups as attributes"
-        )
-    x_channels, w_channels, kh, kw, channels = fixed
-    top, bottom, left, right = padding
-    return opset19.DeformConv(
+    moved, channels, per_group, kh, kw = _fixed(offsets.shape[1], x.shape[1], *w.shape[1:])
+    groups = {"group": channels // per_group, "offset_group": moved // (2 * kh * kw)}
+    return opset19.DeformConv(x, w, offsets, bias, mask, **groups, **_window(stride, padding, dilation))
+
+
+def _deform_conv_layer(
+    x: Any,
+    w: Any,
+    offset_w: Any,
+    offset_b: Any,
+    bias: Any,
+    modulated: bool,
+    mask_scale: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Any:
+    """`numdcn::deform_conv_layer` as Conv and DeformConv: section b.6 of docs/semantics.md."""
+    from onnxscript import opset19
+
+    predicted, channels, per_group, kh, kw = _fixed(offset_w.shape[0], x.shape[1], *w.shape[1:])
+    window, moved = _window(stride, padding, dilation), predicted // 3 * 2 if modulated else predicted
+    offsets = z = opset19.Conv(x, offset_w, offset_b, **window)
+    mask = None
+    if modulated:
+        offsets = opset19.Slice(z, [0], [moved], [1])
+        mask = opset19.Sigmoid(opset19.Slice(z, [moved], [predicted], [1]))
+        mask = opset19.Add(mask, mask) if mask_scale == 2 else mask
+    groups = {"group": channels // per_group, "offset_group": moved // (2 * kh * kw)}
+    y = opset19.DeformConv(x, w, offsets, bias, mask, **groups, **window)
+    if mask is None:  # an empty tensor in its place
+        mask = opset19.Slice(opset19.Reshape(z, [-1]), [0], [0], [0])
+    return y, offsets, mask
+
+
+def _roi_align(
+    x: Any, rois: Any, output_size: Sequence[int], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Any:
+    """`numdcn::roi_align` as RoiAlign."""
+    from onnxscript import opset18
+
+    height, width = output_size
+    index = opset18.Gather(rois, 0, axis=1)
+    return opset18.RoiAlign(
         x,
-        w,
-        offsets,
-        bias,
-        mask,
-        dilations=dilation,
-        group=x_channels // w_channels,
-        offset_group=channels // (2 * kh * kw),
-        pads=[top, left, bottom, right],
-        strides=stride,
+        opset18.Slice(rois, [1], [5], [1]),
+        opset18.Cast(index, to=TensorProto.INT64),
+        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        output_height=height,
+        output_width=width,
+        sampling_ratio=max(sampling_ratio, 0),
+        spatial_scale=spatial_scale,
     )
 
 
@@ -248,16 +307,4 @@ def _torchvision_roi_align(
     aligned: bool,
 ) -> Any:
     """`torchvision::roi_align` as RoiAlign."""
-    from onnxscript import opset18
-
-    index = opset18.Gather(rois, 0, axis=1)
-    return opset18.RoiAlign(
-        input,
-        opset18.Slice(rois, [1], [5], [1]),
-        opset18.Cast(index, to=TensorProto.INT64),
-        coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-        output_height=pooled_height,
-        output_width=pooled_width,
-        sampling_ratio=max(sampling_ratio, 0),
-        spatial_scale=spatial_scale,
-    )
+    return _roi_align(input, rois, (pooled_height, pooled_width), spatial_scale, sampling_ratio, aligned)

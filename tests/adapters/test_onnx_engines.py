@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnx_models import conv_arrays, graph, node, single  # noqa: E402
 
 import numdcn  # noqa: E402
+from numdcn.adapters import _operators  # noqa: E402
 from numdcn.adapters.onnx import OPS, translations  # noqa: E402
 
 
@@ -122,20 +123,45 @@ def test_random_graphs(seed):
 
 # Models that PyTorch exports.
 
+WINDOW = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
 SCHEMAS = {
-    "numdcn::deform_conv": "(Tensor x, Tensor offsets, Tensor w, Tensor? bias, Tensor? mask, SymInt[2] stride, SymInt[4] padding, "
-    "SymInt[2] dilation) -> Tensor",
+    "numdcn::conv": f"(Tensor x, Tensor w, Tensor? bias, {WINDOW}) -> Tensor",
+    "numdcn::deform_conv": f"(Tensor x, Tensor offsets, Tensor w, Tensor? bias, Tensor? mask, {WINDOW}) -> Tensor",
+    "numdcn::deform_conv_layer": "(Tensor x, Tensor w, Tensor offset_w, Tensor? offset_b, Tensor? bias, bool modulated, "
+    f"int mask_scale, {WINDOW}) -> (Tensor, Tensor, Tensor)",
+    "numdcn::roi_align": "(Tensor x, Tensor rois, SymInt[2] output_size, float spatial_scale, int sampling_ratio, bool aligned) "
+    "-> Tensor",
     "torchvision::deform_conv2d": "(Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, SymInt stride_h, "
     "SymInt stride_w, SymInt pad_h, SymInt pad_w, SymInt dilation_h, SymInt dilation_w, SymInt groups, SymInt offset_groups, "
     "bool use_mask) -> Tensor",
     "torchvision::roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
     "int sampling_ratio, bool aligned) -> Tensor",
 }
-SHAPES = {  # of the results, from the arguments
-    "numdcn::deform_conv": lambda x, offsets, w, *_: (x.shape[0], w.shape[0], *offsets.shape[2:]),
-    "torchvision::deform_conv2d": lambda x, w, offset, *_: (x.shape[0], w.shape[0], *offset.shape[2:]),
-    "torchvision::roi_align": lambda x, rois, scale, height, width, *_: (rois.shape[0], x.shape[1], height, width),
-}
+
+
+def shapes_of_numdcn(name, args):
+    """The shapes of the results of one of its operators."""
+    operator = _operators.operator(name)
+    options = dict(zip((option.name for option in operator.options), args[len(operator.arrays) :]))
+    if "padding" in options:
+        top, bottom, left, right = options["padding"]
+        options["padding"] = (top, bottom), (left, right)
+    return [(0,) if shape is None else shape for shape in operator.shapes(args[: len(operator.arrays)], options)]
+
+
+def fake(name):
+    """A function that makes the results of an operator, without numbers."""
+    space, short = name.split("::")
+
+    def make(x, *args):
+        if space == "numdcn":
+            results = [x.new_empty(shape) for shape in shapes_of_numdcn(short, (x, *args))]
+            return tuple(results) if len(results) > 1 else results[0]
+        if short == "roi_align":
+            return x.new_empty((args[0].shape[0], x.shape[1], args[2], args[3]))
+        return x.new_empty((x.shape[0], args[0].shape[0], *args[1].shape[2:]))
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +177,7 @@ def torch():
         if not hasattr(getattr(torch.ops, space), short):
             library = torch.library.Library(space, "FRAGMENT")
             library.define(short + schema)
-            shape = SHAPES[name]
-            torch.library.register_fake(name, lambda x, *args, shape=shape: x.new_empty(shape(x, *args)), lib=library)
+            torch.library.register_fake(name, fake(name), lib=library)
             libraries.append(library)
     yield torch
     for library in libraries:
@@ -248,19 +273,59 @@ def test_export_of_torchvision(torch, opset, modulated):
 
 
 @pytest.mark.parametrize(
-    "opset, sampling_ratio, aligned", [(18, -1, False), (19, -1, True), (20, 0, False), (21, 2, True)]
+    "opset, space, sampling_ratio, aligned",
+    [(18, "torchvision", -1, False), (19, "numdcn", -1, True), (20, "torchvision", 0, True), (21, "numdcn", 2, False)],
 )
-def test_export_of_roi_align(torch, opset, sampling_ratio, aligned):
+def test_export_of_roi_align(torch, opset, space, sampling_ratio, aligned):
     """For any number of boxes."""
     x = np.random.default_rng(3).standard_normal((2, 3, 8, 9)).astype(np.float32)
     rois = np.array([[0, 0, 1, 9, 8], [1, 2, 3, 17, 9], [1, 3, 3, 2, 2]], np.float32)
 
     def function(x, rois):
+        if space == "numdcn":
+            return torch.ops.numdcn.roi_align(x, rois, [3, 2], 0.5, sampling_ratio, aligned)
         return torch.ops.torchvision.roi_align(x, rois, 0.5, 3, 2, sampling_ratio, aligned)
 
     model = exported(torch, function, [x, rois], opset, [(0, 2, 3), (0,)])
     for boxes in (rois, rois[:1], rois[[2, 1, 0, 1]]):
         assert_exact(model, [x, boxes], numdcn.roi_align_forward(x, boxes, (3, 2), 0.5, sampling_ratio, aligned))
+
+
+@pytest.mark.parametrize("modulated, mask_scale", [(False, 1), (True, 1), (True, 2)])
+def test_export_of_the_layer(torch, modulated, mask_scale):
+    """As an ordinary convolution, whose sums ONNX takes in another order, and a deformable one."""
+    rng, window = np.random.default_rng(4), ([2, 1], [1, 0, 0, 2], [1, 1])
+    x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 4, 7, 8), (6, 2, 3, 2), (6,)))
+    predicted = (18 if modulated else 12) * 2
+    offset_w = rng.standard_normal((predicted, 4, 3, 2)).astype(np.float32) / 5
+    offset_b = rng.standard_normal(predicted).astype(np.float32)
+
+    def function(x, w, offset_w, offset_b, bias):
+        return torch.ops.numdcn.deform_conv_layer(x, w, offset_w, offset_b, bias, modulated, mask_scale, *window)
+
+    model = exported(torch, function, [x, w, offset_w, offset_b, bias], 20, [(0, 2, 3), (), (), (), ()])
+    options = {"modulated": modulated, "mask_scale": mask_scale, "stride": (2, 1), "padding": ((1, 0), (0, 2))}
+    for images in (x, x[:1, :, :5, 1:]):
+        fed = dict(zip("abcde", (images, w, offset_w, offset_b, bias)))
+        want = numdcn.deform_conv_layer_forward(images, w, offset_w, offset_b, bias, **options)
+        # Offsets are sums of 24 terms, off by some 1e-6; for each pixel of offset y changes by sums of 12 terms w*(x - x), below 40.
+        for results in run_both(model, fed):
+            for got, wanted in zip(results, want, strict=True):
+                wanted = np.empty(0, np.float32) if wanted is None else wanted
+                np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
+
+
+def test_export_of_conv(torch):
+    rng = np.random.default_rng(5)
+    x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 4, 7, 8), (6, 2, 3, 2), (6,)))
+
+    def function(x, w, bias):
+        return torch.ops.numdcn.conv(x, w, bias, [2, 1], [1, 0, 0, 2], [1, 2])
+
+    model = exported(torch, function, [x, w, bias], 18, [(0, 2, 3), (), ()])
+    want = numdcn.conv_forward(x, w, bias, stride=(2, 1), padding=((1, 0), (0, 2)), dilation=(1, 2))
+    for results in run_both(model, dict(zip("abc", (x, w, bias)))):
+        np.testing.assert_allclose(results[0], want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_export_needs_fixed_channels(torch):
@@ -271,7 +336,7 @@ def test_export_needs_fixed_channels(torch):
         return torch.ops.numdcn.deform_conv(x, offset, w, None, None, [1, 1], [0] * 4, [1, 1])
 
     with pytest.raises(
-        torch.onnx.errors.OnnxExporterError, match="expected channels and kernels of fixed sizes"
+        torch.onnx.errors.OnnxExporterError, match="expected fixed ones: groups are attributes in ONNX"
     ) as raised:
         exported(torch, function, [x, offset, w], 20, [(1,), (), (1,)])
     assert raised
