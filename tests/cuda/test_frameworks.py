@@ -63,10 +63,7 @@ class Device:
 
 def module_of_torch():
     """The module torch, as far as numdcn uses it for tensors on a GPU."""
-
-    def empty(shape, dtype, device):
-        return Tensor(shape, dtype, int(device.removeprefix("cuda:")), 0x9000)
-
+    empty = lambda shape, dtype, device: Tensor(shape, dtype, int(device.removeprefix("cuda:")), 0x9000)  # noqa: E731
     names = {name: name for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")}
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=100 + number))
     autograd = types.SimpleNamespace(forward_ad=None)
@@ -75,9 +72,7 @@ def module_of_torch():
 
 @pytest.fixture
 def torch(monkeypatch):
-    module = module_of_torch()
-    monkeypatch.setitem(frameworks.sys.modules, "torch", module)
-    return module
+    monkeypatch.setitem(frameworks.sys.modules, "torch", module_of_torch())
 
 
 @pytest.fixture
