@@ -31,6 +31,7 @@ def door(function: Function) -> Function:
             return (_untraced or _make_untraced())(function, args, keywords)
         return _call(function, args, keywords)
 
+    # what torch.compile looks at before it traces a function
     call._torchdynamo_disable, call._torchdynamo_disable_msg = True, UNTRACED  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
