@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._call.arrays import has_interface
 from numdcn._call.checks import describe
 from numdcn._call.results import aligned_results
 
@@ -25,6 +26,12 @@ class HostFramework:
 
     name = "array"  # what its arrays are called
     words: tuple[tuple[str, str], ...] = ()  # patterns in advice for NumPy, and what they become here
+    maker_name = ""  # the function that makes one of a NumPy array
+
+    @property
+    def one(self) -> str:
+        """What one of its arrays is called, with an article."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
 
     def here(self, value: Any) -> bool:
         """Whether an array of this framework is in host memory, or nowhere."""
@@ -45,6 +52,7 @@ class HostFramework:
 
     def advice(self, text: str) -> str:
         """An error's text with advice in the words of this framework."""
+        text = re.sub(r"a NumPy array,? or one on a GPU,?", self.one, text)
         for pattern, replacement in self.words:
             text = re.sub(pattern, replacement, text)
         return text
@@ -53,48 +61,62 @@ class HostFramework:
 class Torch(HostFramework):
     """torch.Tensor on the CPU, or on the device "meta"."""
 
-    name = "torch.Tensor"
+    name, maker_name = "torch.Tensor", "torch.from_numpy"
     words = (
         (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
         (r"\.transpose\(", ".permute("),
         (r"np\.insert\(rois, 0, n, axis=1\)", "torch.nn.functional.pad(rois, (1, 0), value=n)"),
+        (r"np\.asarray\((\w+), np\.(\w+)\)", r"torch.as_tensor(\1, dtype=torch.\2)"),
+        (r"np\.zeros\(\(0, 5\), np\.(\w+)\)", r"torch.zeros((0, 5), dtype=torch.\1)"),
     )
 
     def __init__(self, torch: Any) -> None:
-        self.torch = torch
+        self.torch, self.forward_mode = torch, torch.autograd.forward_ad
         self.halves = (torch.float16, torch.bfloat16)
 
     def here(self, value: Any) -> bool:
         return value.is_cpu or value.is_meta
 
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
+        level = getattr(self.forward_mode, "_current_level", 0)  # below 0 where no tensor has a tangent
+        if level >= 0 and self.forward_mode.unpack_dual(value).tangent is not None:
+            raise TypeError(f"has a tangent, which would be lost here{_instead(function, 'tensor.detach()')}")
         if value.requires_grad:
             if self.torch.is_grad_enabled():
                 raise TypeError(
-                    f"requires gradients, which are not recorded here; use {_torch_function(function)}, or tensor.detach()"
+                    f"requires gradients, which are not recorded here{_instead(function, 'tensor.detach()')}"
                 )
             value = value.detach()
         if value.itemsize == 2 and value.dtype in self.halves:
             raise TypeError(
-                f"has dtype {value.dtype}, expected torch.float32 or torch.float64; use tensor.float(), or "
-                f"{_torch_function(function)}, which accepts it"
+                f"has dtype {value.dtype}, expected torch.float32 or torch.float64{_instead(function, 'tensor.float()')}"
             )
         try:
-            return (value.resolve_neg() if value.is_neg() else value).numpy()
+            return value.numpy()
         except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
-            reason = "has no numbers" if value.is_meta else f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
-            raise TypeError(f"{reason}; use {_torch_function(function)}") from None
+            if value.is_meta:
+                reason = "has no numbers"
+            elif value.layout is not self.torch.strided:
+                raise TypeError(
+                    f"has the layout {value.layout}, expected a dense tensor; use tensor.to_dense()"
+                ) from None
+            else:
+                reason = f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
+            raise TypeError(f"{reason}{_instead(function)}") from None
 
     def back(self, array: np.ndarray) -> Any:
         return self.torch.from_numpy(array)
 
 
-def _torch_function(function: Callable[..., Any]) -> str:
-    """The function for tensors with gradients, of any dtype, traced or not."""
+def _instead(function: Callable[..., Any], *others: str) -> str:
+    """The end of an error: the function for tensors with gradients, of any dtype, traced or not, if there is one; and
+    other ways out."""
     operator = operator_of(function)
-    if operator == "conv":
-        return "torch.nn.functional.conv2d"
-    return f"numdcn.adapters.torch.{'deform_conv2d' if operator == 'deform_conv' else operator}"
+    adapters = {"conv": "torch.nn.functional.conv2d", "deform_conv": "numdcn.adapters.torch.deform_conv2d"}
+    ways = list(others)
+    if operator != function.__name__:  # a forward or backward
+        ways.insert(0, adapters.get(operator, f"numdcn.adapters.torch.{operator}"))
+    return f"; use {', or '.join(ways)}" if ways else ""
 
 
 class Jax(HostFramework):
@@ -151,6 +173,10 @@ class DLPack(HostFramework):
 
     def back(self, array: np.ndarray) -> Any:
         return array if self.maker is None else self.maker(array)
+
+    def advice(self, text: str) -> str:
+        """Without advice that holds for NumPy alone."""
+        return re.sub(r"; use (?=.*(np\.|\.astype|\.transpose)).*", "", super().advice(text))
 
 
 def _from_dlpack(value: Any) -> Callable[[Any], Any]:
@@ -226,12 +252,22 @@ class Loan:
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # gradients to fill
             parts = [self._seen(part, f"{self._name(place)}.{key}") for key, part in zip(kind._fields, value)]
             return kind(*parts)
-        if framework is not None or isinstance(value, np.ndarray):
-            raise TypeError(
-                f"`{self._name(place)}` is {describe(value)}, but `{self._first()}` is a {self.framework.name}"
-                f"{'' if framework is not self.framework else ' in host memory'}; expected one kind for all arrays"
-            )
+        if framework is not None or isinstance(value, np.ndarray) or (kind not in _by_type and has_interface(value)):
+            raise TypeError(self._mixture(self._name(place), value, framework))
         return value
+
+    def _mixture(self, name: str, value: Any, framework: HostFramework | None) -> str:
+        """The text of an error about an array that is not of the call's framework."""
+        where = " in host memory" if framework is self.framework else ""
+        use = (
+            f"; use {self.framework.maker_name}({name})"
+            if type(value) is np.ndarray and self.framework.maker_name
+            else ""
+        )
+        return (
+            f"`{name}` is {describe(value)}, but `{self._first()}` is {self.framework.one}{where}; expected one kind for all "
+            f"arrays{use}"
+        )
 
     def _back(self, result: Any) -> Any:
         if type(result) is np.ndarray:
