@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.machinery
+import math
 import sys
 import threading
 import types
@@ -19,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
-from numdcn.adapters._operators import Operator, operator
+from numdcn._call.host_frameworks import Torch
+from numdcn.adapters._operators import Operator, operator, shaped
 
 _BINS = "float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _SIZES = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
@@ -52,6 +55,7 @@ _BESIDE = {  # the others of its binary
     ),
     "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
 }
+_WORDS = Torch(torch)
 
 
 def install() -> AbstractContextManager[None]:
@@ -139,7 +143,7 @@ class _Installed(AbstractContextManager):
                 _switch.off()
 
 
-# The kernels: torchvision's arguments in, numdcn's functions for tensors on the CPU, torchvision's results out.
+# The kernels: torchvision's arguments in, numdcn's functions of NumPy arrays, torchvision's results out.
 
 
 @functools.cache
@@ -151,19 +155,31 @@ def _kernels() -> dict[str, Callable[..., Any]]:
     }
     for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
         kernels[name], kernels[f"_{name}_backward"] = _pooling(operator(name))
-    return kernels
+    return {name: _in_words_of_torch(kernel) for name, kernel in kernels.items()}
+
+
+def _in_words_of_torch(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel whose errors give advice for tensors."""
+
+    def call(*given: Any) -> Any:
+        try:
+            return kernel(*given)
+        except (TypeError, ValueError) as error:
+            raise type(error)(_WORDS.advice(str(error))) from None
+
+    return call
 
 
 def _deform_conv2d(*given: Any) -> Any:
     (y,) = operator("deform_conv").run(*_convolution(*given))
-    return y.to(given[0].dtype)
+    return _tensor(y, given[0].dtype)
 
 
 def _deform_conv2d_backward(grad: Any, *given: Any) -> tuple[Any, ...]:
     arrays, options = _convolution(*given)
     (grad_y,) = _plain(grad)
     gradients = operator("deform_conv").run_backward(grad_y, arrays, (), options, (True,) * 5)
-    x, offsets, w, bias, mask = (None if g is None else g.to(grad.dtype) for g in gradients)
+    x, offsets, w, bias, mask = (None if g is None else _tensor(g, grad.dtype) for g in gradients)
     return x, w, offsets, torch.zeros_like(given[3]) if mask is None else mask, bias
 
 
@@ -198,19 +214,18 @@ def _pooling(op: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(input: Any, rois: Any, *rest: Any) -> Any:
         given = dict(zip(names, rest))
         y, *more = op.run(_plain(input, rois), options(given))
-        y = y.to(input.dtype)
         if op.name == "roi_align":
-            return y
-        return y, *(more or [_channel_mapping(y)])
+            return _tensor(y, input.dtype)
+        return _tensor(y, input.dtype), torch.from_numpy(more[0] if more else _channel_mapping(y))
 
     def backward(grad: Any, rois: Any, *rest: Any) -> Any:
         given = dict(zip(backward_names, rest))
         grad_y, boxes = _plain(grad, rois)
         sizes = [given[key] for key in ("batch_size", "channels", "height", "width")]
-        x = grad_y.new_zeros(()).expand(sizes)  # of which only the shape matters
-        kept = [given[residual.name] for residual in op.residuals]
+        x = shaped(sizes, grad_y.dtype)
+        kept = [given[residual.name].numpy() for residual in op.residuals]
         (gradient,) = op.run_backward(grad_y, [x, boxes], kept, options(given), (True,))
-        return gradient.to(grad.dtype)
+        return _tensor(gradient, grad.dtype)
 
     return forward, backward
 
@@ -222,18 +237,26 @@ def _names(schema: str) -> list[str]:
 
 def _channel_mapping(y: Any) -> Any:
     """The channel of the image that each bin of a position-sensitive pooling reads."""
-    return torch.arange(y[:1].numel(), dtype=torch.int32).view(1, *y.shape[1:]).expand(y.shape).contiguous()
+    return np.broadcast_to(np.arange(math.prod(y.shape[1:]), dtype=np.int32).reshape(y.shape[1:]), y.shape).copy()
 
 
 def _plain(*tensors: Any) -> list[Any]:
-    """Tensors as numdcn's functions take them: without autograd, half types widened."""
+    """Tensors as NumPy arrays, half types widened."""
     dtype = tensors[0].dtype
     for tensor in tensors:
         if tensor.dtype != dtype:
             raise RuntimeError(f"expected tensors of one dtype, got {dtype} and {tensor.dtype}")
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError("torchvision's operators have no derivatives in forward mode")
     if dtype in (torch.float16, torch.bfloat16):
-        return [tensor.detach().float() for tensor in tensors]
-    return [tensor.detach() for tensor in tensors]
+        return [tensor.detach().float().numpy() for tensor in tensors]
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def _tensor(array: np.ndarray, dtype: Any) -> Any:
+    """A result as a tensor, rounded if its type is a half type."""
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _nms(dets: Any, scores: Any, iou_threshold: float) -> Any:
@@ -245,7 +268,7 @@ def _nms(dets: Any, scores: Any, iou_threshold: float) -> Any:
             f"scores should be a 1d tensor, one for each of {len(dets)} boxes, got {tuple(scores.shape)}"
         )
     order = scores.detach().argsort(descending=True, stable=True)
-    x1, y1, x2, y2 = _plain(dets)[0][order].numpy().T
+    x1, y1, x2, y2 = _plain(dets[order])[0].T
     area = (x2 - x1) * (y2 - y1)
     kept, left = [], np.arange(len(order))
     while left.size:
