@@ -7,7 +7,6 @@ replaced. Where torchvision's binary is missing or does not load, its operators 
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.machinery
 import math
 import sys
@@ -289,24 +288,23 @@ _library: Any = None  # holds the declarations
 
 def _import_torchvision() -> None:
     """Import torchvision, with its operators."""
-    module = sys.modules.get("torchvision")
-    if module is None:
+    if "torchvision" not in sys.modules:
         for name in [name for name in sys.modules if name.startswith("torchvision.")]:
             del sys.modules[name]  # left behind by an import that failed
-        finder = _Finder()
-        sys.meta_path.insert(0, finder)
-        try:
-            module = importlib.import_module("torchvision")
-        finally:
-            sys.meta_path.remove(finder)
-    if not module.extension._has_ops():
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        import torchvision
+    finally:
+        sys.meta_path.remove(finder)
+    if not torchvision.extension._has_ops():
         raise RuntimeError(
             "torchvision was imported without its operators, as its binary does not load; call "
             "numdcn.adapters.torchvision.install() before the first `import torchvision`"
         )
-    if _library is not None and not hasattr(module, "_autograd_registrations"):
+    if _library is not None and not hasattr(torchvision, "_autograd_registrations"):
         raise RuntimeError(
-            f"torchvision {module.__version__} has its gradients in its binary, which does not load; use torchvision "
+            f"torchvision {torchvision.__version__} has its gradients in its binary, which does not load; use torchvision "
             "0.28 or later, or the one for this torch"
         )
 

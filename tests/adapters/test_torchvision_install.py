@@ -1,7 +1,6 @@
 """numdcn.adapters.torchvision: installing, uninstalling, and torchvision without its binary."""
 
 import importlib.util
-import subprocess
 import sys
 import textwrap
 import threading
@@ -13,6 +12,7 @@ if importlib.util.find_spec("torchvision") is None:
     pytest.skip("torchvision is not installed", allow_module_level=True)
 
 import torchvision_cases  # noqa: E402
+from checks import limit, run_python  # noqa: E402
 from torchvision.models import detection  # noqa: E402
 from torchvision.ops import poolers  # noqa: E402
 from torchvision_cases import BINARY, OPERATORS, arguments, numbers, ops  # noqa: E402
@@ -103,12 +103,12 @@ def test_blocks_of_threads_may_overlap(calls):
     def hold():
         with adapter.install():
             entered.set()
-            leave.wait(60)
+            leave.wait(limit(60))
 
     thread = threading.Thread(target=hold)
     with adapter.install():
         thread.start()
-        assert entered.wait(60)
+        assert entered.wait(limit(60))
     assert is_installed(calls)
     leave.set()
     thread.join()
@@ -229,10 +229,7 @@ def run(program):
         torch.set_num_threads(1)
         from numdcn.adapters import torchvision as adapter
     """
-    program = textwrap.dedent(hidden) + textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    run_python(textwrap.dedent(hidden) + textwrap.dedent(program))
 
 
 def test_without_the_binary():
