@@ -129,14 +129,16 @@ def operator(name: str) -> Operator:
         for key, parameter in inspect.signature(forward).parameters.items()
         if key not in arrays | PER_CALL
     )
-    own = {key: value for key, value in vars(door).items() if getattr(value, "__module__", "") == door.__name__}
-    results, gradients = (
-        next((value for key, value in own.items() if key.endswith(end)), None) for end in ("Result", "Gradients")
-    )
     return Operator(
-        name, forward, backward, results, gradients, table, getattr(problem, "RESULTS", ()), options,
+        name, forward, backward, _record(door, "Result"), _record(door, "Gradients"), table, getattr(problem, "RESULTS", ()), options,
         problem.result_shapes, problem.problem, typing.get_type_hints(problem.problem)["arrays"],
     )  # fmt: skip
+
+
+def _record(door: types.ModuleType, ending: str) -> Any:
+    """The record with this ending of its name that an operator defines, or None."""
+    own = (value for key, value in vars(door).items() if key.endswith(ending) and value.__module__ == door.__name__)
+    return next(own, None)
 
 
 def operators() -> tuple[Operator, ...]:

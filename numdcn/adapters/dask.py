@@ -25,6 +25,7 @@ import numdcn
 from numdcn._call.arguments import Argument, Table
 from numdcn._call.checks import describe, integer, wanted_names
 from numdcn._call.door import misfit
+from numdcn._cpu.team import MOST_THREADS
 from numdcn._cpu.threads import available_cpus
 from numdcn.adapters import _operators
 from numdcn.adapters._operators import PER_CALL, REQUIRED, Operator, shaped
@@ -39,14 +40,12 @@ def _batched(argument: Argument) -> bool:
     return argument.axes.startswith("(N,")
 
 
-# Arguments: what was given, as Dask arrays with one chunk along all axes but the batch.
+# Arguments: what was given, checked, then in one chunk along all axes but the batch.
 
 
 def _received(table: Table, given: Mapping[str, Any]) -> list[Any]:
-    """The arrays of a call, in order: None where absent, those with a batch axis in the chunks of x."""
-    arrays = [_lazy_array(argument, given[argument.name]) for argument in table]
-    x = next(array for argument, array in zip(table, arrays) if argument.name == "x")
-    return [_in_chunks(argument, array, x) for argument, array in zip(table, arrays)]
+    """The arrays of a call as Dask arrays, in order; None where absent."""
+    return [_lazy_array(argument, given[argument.name]) for argument in table]
 
 
 def _lazy_array(argument: Argument, value: Any) -> Any:
@@ -61,24 +60,28 @@ def _lazy_array(argument: Argument, value: Any) -> Any:
         return value
     if isinstance(value, np.ndarray) and not _batched(argument):
         return da.from_array(value, chunks=-1)
-    wanted = "a Dask array" if _batched(argument) else "a NumPy or Dask array"
-    how = f"; use dask.array.from_array({argument.name})" if isinstance(value, np.ndarray) else ""
+    wanted, how = "a Dask array" if _batched(argument) else "a NumPy or Dask array", ""
+    if isinstance(value, np.ndarray):
+        how = (
+            f"; use dask.array.from_array({argument.name}, chunks=(1, -1, ...)), or numdcn's function for NumPy arrays"
+        )
+    elif isinstance(value, numdcn.PreparedWeights):
+        how = f"; use {argument.name}.array"
     raise TypeError(f"`{argument.name}` is {describe(value)}, expected {wanted} of shape {argument.axes}{how}")
-
-
-def _in_chunks(argument: Argument, array: Any, x: Any) -> Any:
-    """An array in one chunk; along the batch in the chunks of x, if it is as long."""
-    if array is None or array.ndim == 0:
-        return array
-    chunks: dict[int, Any] = dict.fromkeys(range(array.ndim), -1)
-    if _batched(argument) and array.shape[0] == x.shape[0]:
-        chunks[0] = x.chunks[0]
-    return array.rechunk(chunks)
 
 
 def _shapes_only(arrays: Sequence[Any]) -> list[Any]:
     """What the operator's own checks need of arrays."""
     return [None if array is None else shaped(array.shape, array.dtype) for array in arrays]
+
+
+def _in_chunks(table: Table, arrays: Sequence[Any]) -> list[Any]:
+    """Arrays in one chunk; those with a batch axis, along that, in the chunks of x."""
+    x = next(array for argument, array in zip(table, arrays) if argument.name == "x")
+    return [
+        array if array is None else array.rechunk((x.chunks[0] if _batched(argument) else -1, *[-1] * (array.ndim - 1)))
+        for argument, array in zip(table, arrays)
+    ]
 
 
 # The graph. A task gets one block of each array, within lists that stand for axes of one chunk.
@@ -120,7 +123,7 @@ def _same(part: Any, axis: Any, keepdims: bool) -> Any:
 def _sum(parts: Any, axis: Any, keepdims: bool) -> Any:
     """The sum of one part or two."""
     total = functools.reduce(np.add, parts) if isinstance(parts, list) else parts
-    return total if keepdims else total[0]
+    return total if keepdims else total.reshape(total.shape[1:])
 
 
 def _lazy(
@@ -154,58 +157,44 @@ def _total(records: Any, place: int, shape: Sequence[int], like: Any, name: str)
     ones = {0: (1,) * records.numblocks[0]}
     parts = _lazy(_share, [records], [True], shape, like, place=place, token=name, adjust_chunks=ones)
     return da.reduction(
-        parts,
-        _same,
-        _sum,
-        axis=0,
-        split_every=2,
-        concatenate=False,
-        dtype=like.dtype,
-        meta=like._meta,
-        name=f"{name}-sum",
-    )
+        parts, _same, _sum, axis=0, split_every=2, concatenate=False, dtype=like.dtype, name=f"{name}-sum"
+    )  # fmt: skip
 
 
 # The functions.
 
 
 def _forward(op: Operator, given: Mapping[str, Any]) -> Any:
-    options = op.full_options(given)
-    arrays = _received(op.arrays, given)
+    """The lazy results of a forward."""
+    options, arrays = op.full_options(given), _received(op.arrays, given)
     op.check(_shapes_only(arrays), options)
-    x, (shape, *more) = arrays[0], op.shapes(arrays, options)
-    how = {"operator": op.name, "options": options}
+    arrays = _in_chunks(op.arrays, arrays)
+    x, (shape, *more), how = arrays[0], op.shapes(arrays, options), {"operator": op.name, "options": options}
     if op.results is None:
-        batched = [_batched(argument) for argument in op.arrays]
-        return _lazy(_run, arrays, batched, shape[1:], x, token=op.name, **how)
+        return _lazy(_run, arrays, [_batched(argument) for argument in op.arrays], shape[1:], x, token=op.name, **how)
     records = _records(_run, arrays, op.arrays, token=op.name, **how)
     names = op.results._fields  # type: ignore[attr-defined]
+    shapes = enumerate(zip(names, (shape, *more), strict=True))
     return op.results(
-        *(
-            None if shape is None else _part(records, place, shape, x, f"{op.name}-{name}")
-            for place, (name, shape) in enumerate(zip(names, (shape, *more), strict=True))
-        )
+        *[shape and _part(records, place, shape, x, f"{op.name}-{name}") for place, (name, shape) in shapes]
     )
 
 
 def _backward(op: Operator, given: Mapping[str, Any]) -> Any:
-    options = op.full_options(given)
-    table = (GRAD_Y, *op.arrays, *op.residuals)
-    arrays = _received(table, given)
+    """The lazy gradients of a backward."""
+    table, names, count = (GRAD_Y, *op.arrays, *op.residuals), op.differentiable, len(op.arrays)
+    options, arrays = op.full_options(given), _received(table, given)
     grad_y, *others = _shapes_only(arrays)
-    count, names = len(op.arrays), op.differentiable
     op.run_backward(grad_y, others[:count], others[count:], options, [False] * len(names))  # nothing but its checks
     present = {argument.name: array for argument, array in zip(table, arrays) if array is not None}
     wanted = wanted_names(given["wrt"], tuple(name for name in names if name in present), names)
-    if not wanted:
-        return op.gradients()
     how = {"operator": op.name, "options": options, "wanted": tuple(name in wanted for name in names)}
-    records = _records(_run_backward, arrays, table, token=f"{op.name}-backward", **how)
+    records = _records(_run_backward, _in_chunks(table, arrays), table, token=f"{op.name}-backward", **how)
     grads = {}
     for argument in op.arrays:
         if argument.name in wanted:
-            join = _part if _batched(argument) else _total
-            like, place = present[argument.name], names.index(argument.name)
+            join, like = _part if _batched(argument) else _total, present[argument.name]
+            place = names.index(argument.name)
             grads[argument.name] = join(records, place, like.shape, like, f"{op.name}-grad-{argument.name}")
     return op.gradients(**grads)
 
@@ -230,7 +219,7 @@ def _function(op: Operator, plain: Callable[..., Any], make: Callable[[Operator,
     signature = inspect.Signature(kept)
     call.__name__ = call.__qualname__ = op.name if make is _forward else f"{op.name}_backward"
     call.__signature__ = signature  # type: ignore[attr-defined]
-    call.__doc__ = _documentation(op, plain, kept)
+    call.__doc__ = _documentation(op, plain, tuple(signature.parameters))
     return call
 
 
@@ -243,27 +232,34 @@ def _annotation(op: Operator, parameter: inspect.Parameter) -> str:
     return str(parameter.annotation)
 
 
-def _documentation(op: Operator, plain: Callable[..., Any], kept: Sequence[inspect.Parameter]) -> str:
-    """The docstring of a public function."""
-    split = [a.name for a in (GRAD_Y, *op.arrays, *op.residuals) if _batched(a)]
-    names = [parameter.name for parameter in kept]
-    batched, others = ([n for n in names if (n in split) == inside] for inside in (True, False))
-    gradients = plain is op.backward
-    result = f"A `{op.gradients.__name__}` of Dask arrays." if gradients else "y, a Dask array."
-    if not gradients and op.results is not None:
-        result = f"A `{op.results.__name__}` of Dask arrays."
-    added = " Those of weights are added up in a binary tree of the chunks." if gradients and others else ""
-    rest = f"\n        {', '.join(others)}: as there; arrays are NumPy's or Dask's." if others else ""
-    return f"""`numdcn.{plain.__name__}` of Dask arrays, for each chunk of the batch; nothing is computed yet.
+def _documentation(op: Operator, plain: Callable[..., Any], names: Sequence[str]) -> str:
+    """The docstring of a public function with these arguments."""
+    split = [argument.name for argument in (GRAD_Y, *op.arrays, *op.residuals) if _batched(argument)]
+    weights = [argument.name for argument in op.arrays if not _batched(argument)]
+    lines = [f"{', '.join(name for name in names if name in split)}: Dask arrays, split along the batch as x is."]
+    if weights:
+        lines.append(f"{', '.join(weights)}: NumPy arrays, which each worker receives once, or Dask arrays.")
+    options = [name for name in names if name not in (*split, *weights, "wrt")]
+    if options:
+        lines.append(f"{', '.join(options)}: as there.")
+    record = op.gradients if plain is op.backward else op.results
+    result = "y, a Dask array." if record is None else f"A `{record.__name__}` of Dask arrays."
+    if plain is op.backward:
+        lines.append("wrt: name or names of the arguments whose gradients to compute; None for all that are given.")
+        result += f" Those of {', '.join(weights)} are added up in a binary tree of the chunks." if weights else ""
+    arguments = "\n        ".join(lines)
+    return f"""`numdcn.{plain.__name__}` for each chunk of the batch. Returns at once; nothing is computed yet.
 
     Args:
-        {", ".join(batched)}: Dask arrays as there, split along the batch as x is; other axes become one chunk.{rest}
+        {arguments}
+
+    Axes other than the batch become one chunk.
 
     Returns:
-        {result}{added}
+        {result}
 
     Raises:
-        TypeError: as there, or an array is not of these kinds.
+        TypeError: as there, or an array is of another kind.
         ValueError: as there, or a size is unknown.
     """
 
@@ -273,15 +269,15 @@ def set_worker_threads(client: Any, n: int | None = None) -> None:
 
     Args:
         client: a `distributed.Client`.
-        n: threads of a call; None for an equal share: the CPUs of a worker's machine divided by the threads that all
+        n: number of threads, from 1 to 1024; None for an equal share: the CPUs of a worker's machine divided by the threads that all
             workers on it have now, at least 1.
 
     Raises:
         TypeError: `n` is not an integer.
-        ValueError: `n` is below 1.
+        ValueError: `n` is out of range.
     """
     if n is not None:
-        n = integer("n", n, 1)
+        n = integer("n", n, 1, MOST_THREADS + 1)
     busy: collections.Counter[str] = collections.Counter()
     for worker in client.scheduler_info(n_workers=-1)["workers"].values():
         busy[worker["host"]] += worker["nthreads"]
