@@ -327,7 +327,9 @@ def test_errors_are_those_of_the_plain_function(x, offsets, w, more):
     given = {"x": x, "offsets": offsets, "w": w, **more}
     of_arrays = {"x", "offsets", "w", "mask", "bias"}
     plain_call = {key: np.zeros(value, np.float32) if key in of_arrays else value for key, value in given.items()}
-    call = {key: da.zeros(value, dtype=np.float32, chunks=2) if key in of_arrays else value for key, value in given.items()}
+    call = {
+        key: da.zeros(value, dtype=np.float32, chunks=2) if key in of_arrays else value for key, value in given.items()
+    }
     for way in ("forward", "backward"):
         grad_y = {"grad_y": np.zeros((N, C_OUT, HO, WO), np.float32)} if way == "backward" else {}
         with pytest.raises((TypeError, ValueError)) as right:
@@ -426,8 +428,16 @@ def test_functions_look_like_the_plain_ones(name):
 # The example.
 
 
-def test_the_example():
+def test_the_example(tmp_path):
+    """On two workers, with more data than one may hold."""
     pytest.importorskip("distributed", reason="distributed is not installed: pip install 'dask[distributed]'")
     pytest.importorskip("sklearn", reason="the examples need the demo extra")
-    done = run_python(["examples/tiles_dask.py"], "--quick", timeout=120)
+    pytest.importorskip("tqdm", reason="the examples need the demo extra")
+    out = tmp_path / "strengths.npy"
+    done = run_python(["examples/tiles_dask.py"], "--quick", "--out", out, timeout=180, PYTHONSAFEPATH=None)
+    tiles, data, limit = map(int, re.search(r"(\d+) tiles, (\d+) MB; two workers of (\d+) MB", done.stdout).groups())
+    peaks = [int(peak) for peak in re.findall(r"peak memory of worker \d+: (\d+) MB", done.stdout)]
+    assert len(peaks) == 2 and max(peaks) < limit < data
     assert "all checks passed" in done.stdout
+    assert "100%" in done.stderr, "no progress is shown"
+    assert np.load(out).shape == (tiles, 8)
