@@ -1,7 +1,7 @@
 """Tiles of photographs, and what tiles_dask.py and tiles_ray.py compute of each: how strong its edges are, by direction.
 
 A deformable convolution turns its kernel at every pixel towards the centre of the tile, so that its outputs are edges
-at eight angles to that direction.
+at four angles to that direction.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sklearn.datasets import load_sample_image
 import numdcn
 
 SIZE = 128  # pixels of a tile along each axis
-ANGLES = 8
+ANGLES = 4
 TILE_BYTES = 3 * SIZE * SIZE * 4
 STEP = 7919  # from tile to tile, in positions on a photograph; a prime, so that no two are alike for long
-LIMIT = 512 * 2**20  # bytes of memory that a worker may use
-TILES, QUICK_TILES = 8192, 2752  # both are more than that
+LIMIT = 576 * 2**20  # bytes of memory that a worker may use
+TILES, QUICK_TILES = 16384, 3104  # both are more than that
 
 
 class Layer(NamedTuple):

@@ -5,7 +5,7 @@
 Tiles are cut from photographs in the workers, a chunk at a time. Of each tile the strength of its edges is kept, of all
 of them the gradient of a loss with respect to the weights, which is added up in a binary tree of the chunks. Prints
 progress and the peak memory of each worker, and checks both results; the exit code is 1 if anything is off, or a
-worker needs more memory than its limit. --out writes the strengths, (N, 8), as a .npy file. --quick: fewer tiles, but
+worker needs more memory than its limit. --out writes the strengths, (N, 4), as a .npy file. --quick: fewer tiles, but
 still more than fit.
 """
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from numdcn.adapters.dask import deform_conv, deform_conv_backward, set_worker_threads
 
-CHUNK = 32  # tiles
+CHUNK = 16  # tiles
 EPS = float(np.finfo(np.float32).eps)
 
 
@@ -42,7 +42,7 @@ def graph(count: int, how: _tiles.Layer) -> tuple[da.Array, da.Array, da.Array]:
     offsets = da.broadcast_to(how.offsets, (count, *how.offsets.shape[1:]), chunks=(x.chunks[0], -1, -1, -1))
     y = deform_conv(x, offsets, how.w, padding=1)
     g = deform_conv_backward(y, x, offsets, how.w, padding=1, wrt="w")  # dloss/dy is y
-    return abs(y).mean(axis=(2, 3)), g.w, (y.astype(np.float64) ** 2).sum()
+    return abs(y).mean(axis=(2, 3)), g.w, (y * y).sum(dtype=np.float64)
 
 
 def check_gradient(grad_w: np.ndarray, w: np.ndarray, energy: float) -> None:

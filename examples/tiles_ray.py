@@ -6,7 +6,7 @@ Ray Data hands batches of NumPy arrays to functions, and that is all numdcn need
 some tiles from photographs and computes the strength of their edges; two run at a time. Prints progress and the peak
 memory of each worker, and checks the result; the exit code is 1 if anything is off, or a worker needs more memory than
 its limit, which is this program's: Ray has none for a worker.
---out writes the strengths, (N, 8), as a .npy file. --quick: fewer tiles, but still more than fit.
+--out writes the strengths, (N, 4), as a .npy file. --quick: fewer tiles, but still more than fit.
 """
 
 from __future__ import annotations

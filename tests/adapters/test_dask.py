@@ -440,4 +440,4 @@ def test_the_example(tmp_path):
     assert len(peaks) == 2 and max(peaks) < limit < data
     assert "all checks passed" in done.stdout
     assert "100%" in done.stderr, "no progress is shown"
-    assert np.load(out).shape == (tiles, 8)
+    assert np.load(out).shape == (tiles, 4)

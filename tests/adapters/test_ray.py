@@ -19,4 +19,4 @@ def test_the_example(tmp_path):
     assert peaks and max(peaks) < limit < data
     assert "all checks passed" in done.stdout
     assert f"{tiles}/{tiles}" in done.stderr, "no progress is shown"
-    assert np.load(out).shape == (tiles, 8)
+    assert np.load(out).shape == (tiles, 4)
