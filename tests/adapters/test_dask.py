@@ -400,6 +400,21 @@ def test_arrays_of_the_wrong_kind():
         adapter.deform_conv(**{**call, "w": None})
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_plain_functions_name_the_adapter(way):
+    given = arrays("conv")
+    x, w = lazy(given)["x"], given["w"]
+    message = r"is a Dask array, which has no numbers yet; use numdcn.adapters.dask.conv, or array.compute\(\)"
+    for args in ((x, w), (x, da.from_array(w)), (given["x"], da.from_array(w))):
+        with pytest.raises(TypeError, match=rf"`(grad_y|x|w)` {message}"):
+            plain("conv", way, *args[: way == "backward"], *args)
+
+
+def test_plain_functions_over_boxes_have_no_adapter():
+    with pytest.raises(TypeError, match=r"`x` is a Dask array, which has no numbers yet; use array.compute\(\)"):
+        numdcn.roi_align_forward(lazy(arrays("conv"))["x"], np.zeros((1, 5), np.float32), 2)
+
+
 def test_calls_that_do_not_fit():
     x, w = lazy(arrays("conv"))["x"], arrays("conv")["w"]
     with pytest.raises(TypeError, match="`groups` is not an argument of conv: it is inferred"):
