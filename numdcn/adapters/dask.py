@@ -59,7 +59,7 @@ def _lazy_array(argument: Argument, value: Any) -> Any:
             )
         return value
     if isinstance(value, np.ndarray) and not _batched(argument):
-        return da.from_array(value, chunks=-1)
+        return da.from_array(np.array(value), chunks=-1)  # as it is now: old versions of Dask keep a reference
     wanted, how = "a Dask array" if _batched(argument) else "a NumPy or Dask array", ""
     if isinstance(value, np.ndarray):
         how = (
