@@ -68,7 +68,7 @@ def main() -> None:
         flush=True,
     )
     with (
-        LocalCluster(2, threads_per_worker=1, memory_limit=_tiles.LIMIT, dashboard_address=None) as cluster,
+        LocalCluster(2, threads_per_worker=1, memory_limit=_tiles.LIMIT, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         set_worker_threads(client)
