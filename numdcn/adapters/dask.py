@@ -32,7 +32,7 @@ from numdcn.adapters._operators import PER_CALL, REQUIRED, Operator, shaped
 
 OPERATORS = tuple(op for op in _operators.operators() if all(argument.name != "rois" for argument in op.arrays))
 GRAD_Y = Argument("grad_y", "(N, C_out, ...), of the shape of y", None)
-_CLUSTER_ONLY = PER_CALL | {"deterministic"}  # arguments without a meaning here
+_LEFT_OUT = PER_CALL | {"deterministic"}  # arguments of the plain functions
 
 
 def _batched(argument: Argument) -> bool:
@@ -212,9 +212,7 @@ def _function(op: Operator, plain: Callable[..., Any], make: Callable[[Operator,
 
     own = inspect.signature(plain).parameters.values()
     kept = [
-        parameter.replace(annotation=_annotation(op, parameter))
-        for parameter in own
-        if parameter.name not in _CLUSTER_ONLY
+        parameter.replace(annotation=_annotation(op, parameter)) for parameter in own if parameter.name not in _LEFT_OUT
     ]
     signature = inspect.Signature(kept)
     call.__name__ = call.__qualname__ = op.name if make is _forward else f"{op.name}_backward"
@@ -241,14 +239,14 @@ def _documentation(op: Operator, plain: Callable[..., Any], names: Sequence[str]
         lines.append(f"{', '.join(weights)}: NumPy arrays, which each worker receives once, or Dask arrays.")
     options = [name for name in names if name not in (*split, *weights, "wrt")]
     if options:
-        lines.append(f"{', '.join(options)}: as there.")
+        lines.append(f"{', '.join(options)}: as in that call.")
     record = op.gradients if plain is op.backward else op.results
     result = "y, a Dask array." if record is None else f"A `{record.__name__}` of Dask arrays."
     if plain is op.backward:
         lines.append("wrt: name or names of the arguments whose gradients to compute; None for all that are given.")
         result += f" Those of {', '.join(weights)} are added up in a binary tree of the chunks." if weights else ""
     arguments = "\n        ".join(lines)
-    return f"""`numdcn.{plain.__name__}` for each chunk of the batch. Returns at once; nothing is computed yet.
+    return f"""`numdcn.{plain.__name__}`, lazily: one call of it for each chunk of the batch.
 
     Args:
         {arguments}
@@ -259,8 +257,8 @@ def _documentation(op: Operator, plain: Callable[..., Any], names: Sequence[str]
         {result}
 
     Raises:
-        TypeError: as there, or an array is of another kind.
-        ValueError: as there, or a size is unknown.
+        TypeError: as that call, at once; or an array is of another kind.
+        ValueError: as that call, at once; or a size is unknown.
     """
 
 
@@ -269,8 +267,8 @@ def set_worker_threads(client: Any, n: int | None = None) -> None:
 
     Args:
         client: a `distributed.Client`.
-        n: number of threads, from 1 to 1024; None for an equal share: the CPUs of a worker's machine divided by the threads that all
-            workers on it have now, at least 1.
+        n: number of threads, from 1 to 1024; None for an equal share: the CPUs of a worker's machine divided by the
+            number of threads that all workers on it have now, at least 1.
 
     Raises:
         TypeError: `n` is not an integer.

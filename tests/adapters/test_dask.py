@@ -242,6 +242,7 @@ def test_no_number_of_threads(n, error):
 # The example.
 
 
+@pytest.mark.full
 def test_the_example(tmp_path):
     """On two workers, with more data than one may hold."""
     pytest.importorskip("distributed", reason="distributed is not installed: pip install 'dask[distributed]'")

@@ -11,6 +11,7 @@ pytest.importorskip("sklearn", reason="the examples need the demo extra")
 pytest.importorskip("tqdm", reason="the examples need the demo extra")
 
 
+@pytest.mark.full
 def test_the_example(tmp_path):
     out = tmp_path / "strengths.npy"
     done = run_python(["examples/tiles_ray.py"], "--quick", "--out", out, timeout=180, PYTHONSAFEPATH=None)
