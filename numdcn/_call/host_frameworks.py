@@ -153,6 +153,23 @@ class Jax(HostFramework):
         return self.jax.dlpack.from_dlpack(array)
 
 
+class Dask(HostFramework):
+    """dask.array.Array, whose numbers are yet to be computed."""
+
+    name = "dask.array.Array"
+
+    def here(self, value: Any) -> bool:
+        return True
+
+    def seen(self, value: Any, operator: str) -> np.ndarray:
+        raise TypeError(self.reason(operator))
+
+    def reason(self, operator: str) -> str:
+        """Why it cannot be seen, and what to do."""
+        adapter = "" if "roi" in operator else f"numdcn.adapters.dask.{operator}, or "
+        return f"is a Dask array, which has no numbers yet; use {adapter}array.compute()"
+
+
 class DLPack(HostFramework):
     """Arrays of anything else with DLPack. Where their framework has no `from_dlpack`, results are NumPy arrays."""
 
@@ -202,12 +219,14 @@ def host_framework_of(value: Any) -> HostFramework | None:
 
 def _find(kind: type) -> HostFramework | None:
     """The framework of a type of arrays; remembered, but for types that are none."""
-    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    torch, jax, dask = (sys.modules.get(name) for name in ("torch", "jax", "dask.array"))
     found: HostFramework
     if torch is not None and issubclass(kind, torch.Tensor):
         found = _the(Torch, torch)
     elif jax is not None and (issubclass(kind, jax.Array) or issubclass(kind, jax.core.Tracer)):
         found = _the(Jax, jax)
+    elif dask is not None and issubclass(kind, dask.Array):
+        found = Dask()
     elif hasattr(kind, "__dlpack_device__") and not issubclass(kind, (np.ndarray, np.generic)):
         found = DLPack(kind)
     else:
@@ -302,6 +321,8 @@ def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mappi
     first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
     for name, value in given:
         framework = host_framework_of(value)
+        if isinstance(framework, Dask):
+            return f"`{name}` {framework.reason(operator_of(function))}"
         if framework is not None and first:
             how = f"; use {name}.numpy()" if isinstance(framework, Torch) else f"; use np.asarray({name})"
             return (
