@@ -161,11 +161,12 @@ class Dask(HostFramework):
     def here(self, value: Any) -> bool:
         return True
 
-    def seen(self, value: Any, operator: str) -> np.ndarray:
-        raise TypeError(self.reason(operator))
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
+        raise TypeError(self.reason(function))
 
-    def reason(self, operator: str) -> str:
+    def reason(self, function: Callable[..., Any]) -> str:
         """Why it cannot be seen, and what to do."""
+        operator = operator_of(function)
         adapter = "" if "roi" in operator else f"numdcn.adapters.dask.{operator}, or "
         return f"is a Dask array, which has no numbers yet; use {adapter}array.compute()"
 
@@ -322,7 +323,7 @@ def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mappi
     for name, value in given:
         framework = host_framework_of(value)
         if isinstance(framework, Dask):
-            return f"`{name}` {framework.reason(operator_of(function))}"
+            return f"`{name}` {framework.reason(function)}"
         if framework is not None and first:
             how = f"; use {name}.numpy()" if isinstance(framework, Torch) else f"; use np.asarray({name})"
             return (
