@@ -24,6 +24,7 @@ NAMES = (
 REQUIRED = inspect.Parameter.empty
 KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
+INTEGERS = {"argmax"}  # the residuals that are int32; others have the dtype in which the operator computes
 
 
 class Option(NamedTuple):
@@ -59,6 +60,14 @@ class Operator(NamedTuple):
     def differentiable(self) -> tuple[str, ...]:
         """The names of the arrays that have gradients, in the order in which `run_backward` returns them."""
         return self.gradients._fields  # type: ignore[attr-defined]
+
+    @property
+    def joinable(self) -> frozenset[str]:
+        """The arrays whose first axis is the batch, where calls that differ in nothing else can be joined into one along
+        it. Empty for operators over boxes, which refer to images by their number."""
+        if any(argument.axes.startswith("(R,") for argument in self.arrays):
+            return frozenset()
+        return frozenset(argument.name for argument in self.arrays if argument.axes.startswith("(N,"))
 
     def full_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options by name, in full."""

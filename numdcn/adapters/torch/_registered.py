@@ -1,0 +1,231 @@
+"""Every operator as two of torch's, `numdcn::<name>` and `numdcn::<name>_backward`, made from its tables.
+
+The forward takes the arrays, then the options; it returns y and the residuals. The backward takes the gradient of y, the
+arrays (of those that it does not read, the shapes), the residuals and the options, then whether gradients of arrays that
+it does not read have their channels last, and which gradients are wanted; it returns a tensor for each differentiable
+argument. What is absent, or not wanted, is an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+
+from numdcn.adapters import _operators
+from numdcn.adapters._operators import INTEGERS, Operator
+from numdcn.adapters.torch import _kernels
+from numdcn.adapters.torch._vmap import backward_rule, forward_rule
+
+LIBRARY = torch.library.Library("numdcn", "FRAGMENT")
+TYPES = {"axes": "SymInt[2]", "padding": "SymInt[4]", "int": "int", "float": "float", "bool": "bool"}
+
+
+class Registered:
+    """An operator that torch knows. `forward` and `backward` are torch's two operators."""
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator, self.name = operator, operator.name
+        self.arrays, self.residuals = len(operator.arrays), len(operator.residuals)
+        self.saved = tuple(argument.saved for argument in operator.arrays)
+        names = [argument.name for argument in operator.arrays]
+        self.places = tuple(map(names.index, operator.differentiable))  # of the arrays that have gradients
+        options = [f"{TYPES[option.kind]} {option.name}" for option in operator.options]
+        given = [_declared(argument.name, "Tensor", argument.optional) for argument in operator.arrays]
+        read = [
+            _declared(argument.name, "Tensor" if argument.saved else "SymInt[]", argument.optional)
+            for argument in operator.arrays
+        ]
+        kept = [f"Tensor {argument.name}" for argument in operator.residuals]
+        more = ["bool channels_last", f"bool[{len(self.places)}] wanted"]
+        self.forward = self._define("", [*given, *options], 1 + self.residuals)
+        self.backward = self._define("_backward", ["Tensor grad_y", *read, *kept, *options, *more], len(self.places))
+        self._implement("", self._forward, self._fake, forward_rule(self))
+        self._implement("_backward", self._backward, self._fake_backward, backward_rule(self))
+        self._differentiate("", self.forward, self.save, self._gradients)
+        self._differentiate("_backward", self.backward, None, self.refuse_second)
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(self.name, self._autocast(device), f"Autocast{device}")
+
+    # what torch is told
+
+    def _define(self, suffix: str, arguments: list[str], results: int) -> Any:
+        """Declare an operator."""
+        returned = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
+        name = self.name + suffix
+        LIBRARY.define(f"{name}({', '.join(arguments)}) -> {returned}", tags=(torch.Tag.pt2_compliant_tag,))
+        return getattr(torch.ops.numdcn, name).default
+
+    def _implement(self, suffix: str, kernel: Callable, fake: Callable, rule: Callable) -> None:
+        name = self.name + suffix
+        for device in ("CPU", "CUDA"):
+            LIBRARY.impl(name, kernel, device)
+        torch.library.register_fake(f"numdcn::{name}", fake, lib=LIBRARY)
+        torch.library.register_vmap(f"numdcn::{name}", rule, lib=LIBRARY)
+
+    def _differentiate(self, suffix: str, call: Any, save: Callable | None, gradients: Callable) -> None:
+        """What `register_autograd` does, but refusing forward mode, where it would give zeros."""
+        reverse = make_autograd_impl(call, Info(gradients, save))
+
+        def kernel(keyset: Any, *args: Any) -> Any:
+            if any(map(has_tangent, args)):
+                self.refuse_forward_mode()
+            return reverse(keyset, *args)
+
+        LIBRARY.impl(self.name + suffix, kernel, "Autograd", with_keyset=True)
+
+    # the parts of a call
+
+    def flat(self, options: Any) -> list[Any]:
+        """The options, given in full by name, as torch's operators take them."""
+        values = []
+        for option in self.operator.options:
+            value = options[option.name]
+            if option.kind == "padding":
+                value = [*value[0], *value[1]]
+            values.append(list(value) if option.kind == "axes" else value)
+        return values
+
+    def options(self, flat: Sequence[Any]) -> dict[str, Any]:
+        """The options by name, in full."""
+        options = {}
+        for option, value in zip(self.operator.options, flat):
+            if option.kind == "padding":
+                top, bottom, left, right = value
+                value = (top, bottom), (left, right)
+            options[option.name] = tuple(value) if option.kind == "axes" else value
+        return options
+
+    def split_backward(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Arrays, residuals, options in full, `wanted` and `channels_last` of a backward's arguments after grad_y."""
+        arrays, rest = args[: self.arrays], args[self.arrays :]
+        residuals, flat = rest[: self.residuals], rest[self.residuals : -2]
+        return arrays, residuals, self.options(flat), args[-1], args[-2]
+
+    # kernels
+
+    def _forward(self, *args: Any) -> Any:
+        results = _kernels.run(self.operator, args[: self.arrays], self.options(args[self.arrays :]))
+        return _packed([args[0].new_empty(0) if result is None else result for result in results])
+
+    def _backward(self, grad_y: Tensor, *args: Any) -> Any:
+        arrays, residuals, options, wanted, last = self.split_backward(args)
+        kept = [residual if residual.dim() > 1 else None for residual in residuals]
+        grads = _kernels.run_backward(self.operator, grad_y, arrays, kept, options, wanted, last)
+        return _packed([grad_y.new_empty(0) if grad is None else grad for grad in grads])
+
+    def _fake(self, *args: Any) -> Any:
+        x, arrays = args[0], args[: self.arrays]
+        y, *residuals = self.operator.shapes(arrays, self.options(args[self.arrays :]))
+        results = [_kernels.new(y, x.dtype, x.device, _kernels.is_channels_last(x))]
+        for argument, shape in zip(self.operator.residuals, residuals):
+            dtype = torch.float32 if _kernels.needs_float32(x) else x.dtype
+            dtype = torch.int32 if argument.name in INTEGERS else dtype
+            results.append(x.new_empty(0) if shape is None else _kernels.new(shape, dtype, x.device, False))
+        return _packed(results)
+
+    def _fake_backward(self, grad_y: Tensor, *args: Any) -> Any:
+        *_, wanted, last = self.split_backward(args)
+        grads = []
+        for place, want in zip(self.places, wanted):
+            if want and args[place] is not None:
+                shape, dtype, own = _kernels.gradient_kind(args[place], grad_y, last)
+                grads.append(_kernels.new(shape, dtype, grad_y.device, own))
+            else:
+                grads.append(grad_y.new_empty(0))
+        return _packed(grads)
+
+    def _autocast(self, device: str) -> Callable:
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+        def kernel(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                results = self.forward(*map(full_precision, args))
+            if not self.residuals:
+                return results.to(args[0].dtype)
+            return (results[0].to(args[0].dtype), *results[1:])
+
+        return kernel
+
+    # autograd
+
+    def save(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        """Keep what the backward reads, after a forward with these arguments."""
+        arrays = inputs[: self.arrays]
+        residuals = output[1:] if self.residuals else ()
+        self.keep(ctx, arrays, residuals)
+        ctx.flat = inputs[self.arrays :]
+        ctx.mark_non_differentiable(*residuals)
+
+    def keep(self, ctx: Any, arrays: _kernels.Arrays, residuals: _kernels.Arrays) -> None:
+        """Keep the arrays that the backward reads, and the shapes of the others."""
+        ctx.save_for_backward(*(array for array, saved in zip(arrays, self.saved) if saved), *residuals)
+        unread = [array for array, saved in zip(arrays, self.saved) if not saved]
+        ctx.shapes = [None if array is None else tuple(array.shape) for array in unread]
+        ctx.channels_last = any(array is not None and _kernels.is_channels_last(array) for array in unread)
+        ctx.set_materialize_grads(False)
+
+    def kept(self, ctx: Any) -> tuple[list[Any], list[Any]]:
+        """The arrays, or their shapes, and the residuals."""
+        tensors, shapes = list(ctx.saved_tensors), iter(ctx.shapes)
+        read = iter(tensors)
+        arrays = [next(read) if saved else next(shapes) for saved in self.saved]
+        return arrays, list(read)
+
+    def spread(self, grads: Sequence[Any], wanted: Sequence[bool], count: int) -> tuple[Any, ...]:
+        """Gradients at the places of their arrays among `count` arguments."""
+        placed: list[Any] = [None] * count
+        for place, grad, want in zip(self.places, grads, wanted):
+            placed[place] = grad if want else None
+        return tuple(placed)
+
+    def gradients(self, ctx: Any, grad_y: Tensor | None, needed: Sequence[bool], call: Callable) -> tuple[Any, ...]:
+        """The gradients of the arguments of a forward, by `call`, the backward."""
+        wanted = [bool(needed[place]) for place in self.places]
+        count = self.arrays + len(self.operator.options)
+        if grad_y is None:
+            return (None,) * count
+        arrays, residuals = self.kept(ctx)
+        grads = call(grad_y, *arrays, *residuals, *ctx.flat, ctx.channels_last, wanted)
+        return self.spread((grads,) if isinstance(grads, Tensor) else grads, wanted, count)
+
+    def _gradients(self, ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        return self.gradients(ctx, grad_y, ctx.needs_input_grad, self.backward)
+
+    def refuse_second(self, *_: Any) -> NoReturn:
+        """Raise where a gradient's gradient is asked for."""
+        raise NotImplementedError(f"numdcn: the gradient of {self.name}'s gradient (double backward) is not implemented")
+
+    def refuse_forward_mode(self) -> NoReturn:
+        """Raise where a tangent is given."""
+        raise NotImplementedError(f"numdcn: forward-mode differentiation of {self.name} is not implemented")
+
+
+def has_tangent(value: Any) -> bool:
+    """Whether a value is a tensor with a tangent, of forward-mode differentiation."""
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0 or not isinstance(value, Tensor):
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None
+
+
+def full_precision(value: Any) -> Any:
+    """A value as autocast passes it to an operator that is to be computed in float32; float64 stays."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+        return value.float()
+    return value
+
+
+def _declared(name: str, kind: str, optional: bool) -> str:
+    return f"{kind}{'?' * optional} {name}"
+
+
+def _packed(results: list[Tensor]) -> Any:
+    """Results as torch's operators return them: a single one on its own."""
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+REGISTERED = {operator.name: Registered(operator) for operator in _operators.operators()}
