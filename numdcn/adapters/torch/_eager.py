@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable  # noqa: F401
 
 from numdcn.adapters.torch import _kernels
-from numdcn.adapters.torch._registered import REGISTERED, Registered, full_precision, has_tangent
+from numdcn.adapters.torch._registered import REGISTERED, Registered, full_precision
 from numdcn.adapters.torch._vmap import backward_rule, forward_rule
 
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -26,13 +25,13 @@ def call(name: str, arrays: Sequence[Tensor | None], flat: Sequence[Any]) -> Ten
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return _first(registered.forward(*arrays, *flat))
     if is_plain(arrays):
-        options = registered.options(flat)
-        if torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays):
+        options = registered.short_options(flat)
+        if torch.is_grad_enabled() and any([array is not None and array.requires_grad for array in arrays]):
             return Short.apply(registered, flat, options, *arrays)
         return _kernels.run(registered.operator, arrays, options)[0]
     x = arrays[0]
     device = x.device.type if isinstance(x, Tensor) else "cpu"
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return call(name, list(map(full_precision, arrays)), flat).to(x.dtype)  # type: ignore[union-attr]
     return _first(Long.apply(registered, *arrays, *flat))
@@ -68,9 +67,10 @@ class Short(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         registered, needed = ctx.registered, ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or not is_plain([grad_y]) or torch._C._functorch.is_legacy_batchedtensor(grad_y):
+        watched = grad_y is None or torch.is_grad_enabled() or not is_plain([grad_y])
+        if watched or torch._C._functorch.is_legacy_batchedtensor(grad_y):
             return None, None, None, *_watched(ctx, registered, grad_y, needed)[: registered.arrays]
         wanted = [needed[place] for place in registered.places]
         arrays, residuals = registered.kept(ctx)

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +16,12 @@ from numdcn.adapters._operators import Operator
 HALVES = (torch.float16, torch.bfloat16)
 Arrays = Sequence[Tensor | None]  # in the order of an operator's table; None for one that is absent
 Given = Sequence[Any]  # the same for a backward: of an array that is not saved the shape alone
-Options = Mapping[str, Any]  # by name, in full
+Options = Mapping[str, Any]  # by name
 
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether a batch of images is contiguous with its channels last, and not with its channels first as well."""
-    if tensor.dim() != 4 or tensor.is_contiguous():
+    if tensor.is_contiguous() or tensor.dim() != 4:
         return False
     _, c, h, w = tensor.shape
     return tuple(tensor.stride()) == (h * w * c, 1, w * c, c)
@@ -45,19 +46,19 @@ def gradient_kind(array: Any, grad_y: Tensor, channels_last: bool) -> tuple[Sequ
     return array, grad_y.dtype, channels_last
 
 
-def run(operator: Operator, arrays: Arrays, options: Options) -> tuple[Any, ...]:
+def run(operator: Operator, arrays: Arrays, options: Options) -> list[Any]:
     """y and the residuals; None for a residual that is absent. y has its channels last if x has."""
     x: Any = arrays[0]
     if needs_float32(x):
         _check_dtypes(operator, arrays)
         y, *residuals = run(operator, list(map(_widened, arrays)), options)
-        return (y.to(x.dtype), *residuals)
+        return [y.to(x.dtype), *residuals]
     more: dict[str, Any] = {} if x.is_cpu else _flags(operator.forward)
     room = _room(operator, arrays, options) if is_channels_last(x) else None
     if room is not None:
-        more["out"] = _seen(room)
-    y, *residuals = operator.run([_seen(array) for array in arrays], options, **more)
-    return (_tensor(y) if room is None else room, *map(_tensor, residuals))
+        (more["out"],) = _seen([room])
+    results = _tensors(operator.run(_seen(arrays), options, **more))
+    return results if room is None else [room, *results[1:]]
 
 
 def run_backward(
@@ -68,27 +69,38 @@ def run_backward(
     options: Options,
     wanted: Sequence[bool],
     channels_last: bool,
-) -> tuple[Any, ...]:
+) -> list[Any]:
     """The gradients, in the order of `operator.differentiable`; None where not wanted or the array is absent.
 
     A gradient has its channels last if its array has; `channels_last` says so of those whose shape alone is given.
     """
-    named = {argument.name: array for argument, array in zip(operator.arrays, arrays)}
-    kinds: list[Any] = [None] * len(wanted)
-    for i, name in enumerate(operator.differentiable):
-        if wanted[i] and named[name] is not None:
-            kinds[i] = gradient_kind(named[name], grad_y, channels_last)
     if needs_float32(grad_y):
         wide, kept = list(map(_widened, arrays)), list(map(_widened, residuals))
         grads = run_backward(operator, grad_y.float(), wide, kept, options, wanted, channels_last)
-        return tuple(grad if kind is None else grad.to(kind[1]) for grad, kind in zip(grads, kinds))
+        given = dict(zip(operator.names, arrays))
+        types = [gradient_kind(given[name], grad_y, False)[1] for name in operator.differentiable]
+        return [grad if grad is None else grad.to(dtype) for grad, dtype in zip(grads, types)]
     more: dict[str, Any] = {} if grad_y.is_cpu else _flags(operator.backward)
-    rooms = [new(*kind[:2], grad_y.device, True) if kind is not None and kind[2] else None for kind in kinds]
-    if rooms.count(None) < len(rooms):
-        more["out"] = operator.gradients(*map(_seen, rooms))
-    seen = [_seen(_stand_in(array, grad_y) if isinstance(array, (tuple, list)) else array) for array in arrays]
-    grads = operator.run_backward(_seen(grad_y), seen, list(map(_seen, residuals)), options, wanted, **more)
-    return tuple(_tensor(grad) if room is None else room for grad, room in zip(grads, rooms))
+    rooms = None
+    if channels_last or any([isinstance(array, Tensor) and is_channels_last(array) for array in arrays]):
+        rooms = _rooms(operator, grad_y, arrays, wanted, channels_last)
+        more["out"] = operator.gradients(*_seen(rooms))
+    arrays = [_stand_in(array, grad_y) if isinstance(array, tuple) else array for array in arrays]
+    g, *given = _seen([grad_y, *arrays, *residuals])
+    count = len(arrays)
+    grads = _tensors(operator.run_backward(g, given[:count], given[count:], options, wanted, **more))
+    return grads if rooms is None else [grad if room is None else room for grad, room in zip(grads, rooms)]
+
+
+def _rooms(operator: Operator, grad_y: Tensor, arrays: Given, wanted: Sequence[bool], channels_last: bool) -> list[Any]:
+    """Room for the gradients that have their channels last; None for the others."""
+    given = dict(zip(operator.names, arrays))
+    rooms: list[Any] = []
+    for name, want in zip(operator.differentiable, wanted):
+        array = given[name] if want else None
+        shape, dtype, last = ((), None, False) if array is None else gradient_kind(array, grad_y, channels_last)
+        rooms.append(new(shape, dtype, grad_y.device, True) if last and dtype is not None else None)
+    return rooms
 
 
 def _stand_in(shape: Sequence[int], grad_y: Tensor) -> Tensor:
@@ -96,20 +108,25 @@ def _stand_in(shape: Sequence[int], grad_y: Tensor) -> Tensor:
     return grad_y.new_empty(()).expand(tuple(shape))
 
 
-def _seen(tensor: Tensor | None) -> Any:
-    """What numdcn is given: a NumPy array of the same memory, or a tensor on a GPU."""
-    if tensor is None:
-        return None
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    return tensor.numpy() if tensor.is_cpu else tensor
+def _seen(tensors: Given) -> list[Any]:
+    """What numdcn is given for tensors: NumPy arrays of the same memory, or tensors on a GPU; anything else as it is."""
+    seen: list[Any] = []
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            here = tensor.is_cpu
+            if tensor.requires_grad and (torch.is_grad_enabled() or not here):
+                tensor = tensor.detach()
+            if tensor.is_neg():
+                tensor = tensor.resolve_neg()
+            if here:
+                tensor = tensor.numpy()
+        seen.append(tensor)
+    return seen
 
 
-def _tensor(result: Any) -> Tensor | None:
-    """A result of numdcn as a tensor."""
-    return result if result is None or isinstance(result, Tensor) else torch.from_numpy(result)
+def _tensors(results: Sequence[Any]) -> list[Any]:
+    """Results of numdcn as tensors."""
+    return [torch.from_numpy(result) if type(result) is np.ndarray else result for result in results]
 
 
 def _widened(array: Any) -> Any:
@@ -133,7 +150,7 @@ def _room(operator: Operator, arrays: Arrays, options: Options) -> Tensor | None
     """Room for y, of four axes, with its channels last; None if the arguments do not fit, as the operator will say."""
     x: Any = arrays[0]
     try:
-        shape = operator.shapes(arrays, options)[0]
+        shape = operator.shapes(arrays, operator.full_options(options))[0]
         return new(shape, x.dtype, x.device, True) if len(shape) == 4 else None
     except (IndexError, RuntimeError):
         return None

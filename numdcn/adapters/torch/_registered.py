@@ -30,9 +30,9 @@ class Registered:
     def __init__(self, operator: Operator) -> None:
         self.operator, self.name = operator, operator.name
         self.arrays, self.residuals = len(operator.arrays), len(operator.residuals)
-        self.saved = tuple(argument.saved for argument in operator.arrays)
-        names = [argument.name for argument in operator.arrays]
-        self.places = tuple(map(names.index, operator.differentiable))  # of the arrays that have gradients
+        self.read = [i for i, argument in enumerate(operator.arrays) if argument.saved]  # by the backward
+        self.unread = [i for i, argument in enumerate(operator.arrays) if not argument.saved]
+        self.places = tuple(map(operator.names.index, operator.differentiable))  # of the arrays that have gradients
         options = [f"{TYPES[option.kind]} {option.name}" for option in operator.options]
         given = [_declared(argument.name, "Tensor", argument.optional) for argument in operator.arrays]
         read = [
@@ -99,22 +99,35 @@ class Registered:
             options[option.name] = tuple(value) if option.kind == "axes" else value
         return options
 
+    def short_options(self, flat: Sequence[Any]) -> dict[str, Any]:
+        """The options by name, an int instead of equal ones per axis, which numdcn checks faster."""
+        options = {}
+        for (name, kind, _), value in zip(self.operator.options, flat):
+            if kind in ("axes", "padding"):
+                first = value[0]
+                if all(other == first for other in value):
+                    value = first
+                else:
+                    value = (value[:2], value[2:]) if kind == "padding" else tuple(value)
+            options[name] = value
+        return options
+
     def split_backward(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Arrays, residuals, options in full, `wanted` and `channels_last` of a backward's arguments after grad_y."""
+        """Arrays, residuals, flat options, `wanted` and `channels_last` of a backward's arguments after grad_y."""
         arrays, rest = args[: self.arrays], args[self.arrays :]
-        residuals, flat = rest[: self.residuals], rest[self.residuals : -2]
-        return arrays, residuals, self.options(flat), args[-1], args[-2]
+        return arrays, rest[: self.residuals], rest[self.residuals : -2], args[-1], args[-2]
 
     # kernels
 
     def _forward(self, *args: Any) -> Any:
-        results = _kernels.run(self.operator, args[: self.arrays], self.options(args[self.arrays :]))
+        results = _kernels.run(self.operator, args[: self.arrays], self.short_options(args[self.arrays :]))
         return _packed([args[0].new_empty(0) if result is None else result for result in results])
 
     def _backward(self, grad_y: Tensor, *args: Any) -> Any:
-        arrays, residuals, options, wanted, last = self.split_backward(args)
+        arrays, residuals, flat, wanted, last = self.split_backward(args)
+        given = [tuple(array) if isinstance(array, list) else array for array in arrays]
         kept = [residual if residual.dim() > 1 else None for residual in residuals]
-        grads = _kernels.run_backward(self.operator, grad_y, arrays, kept, options, wanted, last)
+        grads = _kernels.run_backward(self.operator, grad_y, given, kept, self.short_options(flat), wanted, last)
         return _packed([grad_y.new_empty(0) if grad is None else grad for grad in grads])
 
     def _fake(self, *args: Any) -> Any:
@@ -162,35 +175,41 @@ class Registered:
 
     def keep(self, ctx: Any, arrays: _kernels.Arrays, residuals: _kernels.Arrays) -> None:
         """Keep the arrays that the backward reads, and the shapes of the others."""
-        ctx.save_for_backward(*(array for array, saved in zip(arrays, self.saved) if saved), *residuals)
-        unread = [array for array, saved in zip(arrays, self.saved) if not saved]
-        ctx.shapes = [None if array is None else tuple(array.shape) for array in unread]
-        ctx.channels_last = any(array is not None and _kernels.is_channels_last(array) for array in unread)
+        ctx.save_for_backward(*[arrays[i] for i in self.read], *residuals)
+        ctx.shapes, ctx.channels_last = [], False
+        for i in self.unread:
+            array = arrays[i]
+            if array is not None:
+                ctx.shapes.append((i, array.shape))
+                ctx.channels_last = ctx.channels_last or _kernels.is_channels_last(array)
         ctx.set_materialize_grads(False)
 
     def kept(self, ctx: Any) -> tuple[list[Any], list[Any]]:
         """The arrays, or their shapes, and the residuals."""
-        tensors, shapes = list(ctx.saved_tensors), iter(ctx.shapes)
-        read = iter(tensors)
-        arrays = [next(read) if saved else next(shapes) for saved in self.saved]
-        return arrays, list(read)
+        tensors, arrays = ctx.saved_tensors, [None] * self.arrays
+        for i, tensor in zip(self.read, tensors):
+            arrays[i] = tensor
+        for i, shape in ctx.shapes:
+            arrays[i] = shape
+        return arrays, tensors[len(self.read) :]
 
-    def spread(self, grads: Sequence[Any], wanted: Sequence[bool], count: int) -> tuple[Any, ...]:
+    def spread(self, grads: Sequence[Any], wanted: Sequence[bool], count: int) -> list[Any]:
         """Gradients at the places of their arrays among `count` arguments."""
         placed: list[Any] = [None] * count
         for place, grad, want in zip(self.places, grads, wanted):
-            placed[place] = grad if want else None
-        return tuple(placed)
+            if want:
+                placed[place] = grad
+        return placed
 
     def gradients(self, ctx: Any, grad_y: Tensor | None, needed: Sequence[bool], call: Callable) -> tuple[Any, ...]:
         """The gradients of the arguments of a forward, by `call`, the backward."""
-        wanted = [bool(needed[place]) for place in self.places]
+        wanted = [needed[place] for place in self.places]
         count = self.arrays + len(self.operator.options)
         if grad_y is None:
             return (None,) * count
         arrays, residuals = self.kept(ctx)
         grads = call(grad_y, *arrays, *residuals, *ctx.flat, ctx.channels_last, wanted)
-        return self.spread((grads,) if isinstance(grads, Tensor) else grads, wanted, count)
+        return tuple(self.spread((grads,) if isinstance(grads, Tensor) else grads, wanted, count))
 
     def _gradients(self, ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return self.gradients(ctx, grad_y, ctx.needs_input_grad, self.backward)

@@ -13,8 +13,8 @@ Rule = Callable[..., tuple[Any, Any]]
 
 def forward_rule(registered: Any, call: Callable | None = None) -> Rule:
     """The rule of a forward; `call` is what it is about, by default torch's operator."""
-    names = [argument.name for argument in registered.operator.arrays]
-    joinable = {i for i, name in enumerate(names) if name in registered.operator.joinable}
+    names, known = registered.operator.names, registered.operator.joinable
+    joinable = {i for i, name in enumerate(names) if name in known}
 
     def rule(info: Any, dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         made = call or registered.forward
@@ -28,10 +28,9 @@ def forward_rule(registered: Any, call: Callable | None = None) -> Rule:
 def backward_rule(registered: Any, call: Callable | None = None) -> Rule:
     """The rule of a backward, likewise."""
     operator = registered.operator
-    names = [argument.name for argument in operator.arrays]
-    joinable = {1 + i for i, name in enumerate(names) if name in operator.joinable}
+    joinable = {1 + i for i, name in enumerate(operator.names) if name in operator.joinable}
     if joinable:
-        joinable |= {0, *(1 + len(names) + i for i in range(registered.residuals))}
+        joinable |= {0, *(1 + registered.arrays + i for i in range(registered.residuals))}
     alone = [name not in operator.joinable for name in operator.differentiable]
 
     def rule(info: Any, dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
