@@ -17,7 +17,7 @@ from torch_cases import NAMES, case, function, leaves, operator_function, plain,
 import numdcn  # noqa: E402
 import numdcn.adapters.torch as adapter  # noqa: E402
 from numdcn.adapters import _operators  # noqa: E402
-from numdcn.adapters.torch import _eager, _kernels  # noqa: E402
+from numdcn.adapters.torch import _kernels  # noqa: E402
 from numdcn.adapters.torch._registered import REGISTERED  # noqa: E402
 
 WAYS = {"function": function, "operator": operator_function}
@@ -54,7 +54,11 @@ def test_optional_arrays_may_be_absent(name):
     y, grad_y, grads = plain(name, arrays, options)
     for way in WAYS.values():
         given = [None if a is None else torch.tensor(a) for a in arrays]
-        wanted = [t.requires_grad_() for key, t in zip(operator.names, given) if key in operator.differentiable and t is not None]
+        wanted = [
+            t.requires_grad_()
+            for key, t in zip(operator.names, given)
+            if key in operator.differentiable and t is not None
+        ]
         result = way(name, options)(*given)
         same(result, y)
         made = torch.autograd.grad(result, wanted, torch.from_numpy(grad_y))
@@ -235,7 +239,9 @@ def test_meta_tensors(name, way):
     on_meta = [None if t is None else t.detach().to("meta").requires_grad_(t.requires_grad) for t in given]
     result = WAYS[way](name, options)(*on_meta)
     assert (result.device.type, result.shape, result.stride()) == ("meta", y.shape, y.stride())
-    for tensor, g in zip(wanted, torch.autograd.grad(result.sum(), [t for t in on_meta if t is not None and t.requires_grad])):
+    for tensor, g in zip(
+        wanted, torch.autograd.grad(result.sum(), [t for t in on_meta if t is not None and t.requires_grad])
+    ):
         assert g.device.type == "meta" and g.shape == tensor.shape
 
 
@@ -270,7 +276,9 @@ def test_saved_tensors_may_be_moved_and_recomputed(name):
     call = function(name, options)
     expected = torch.autograd.grad(call(*given).sum(), wanted)
     packed = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t.numpy(force=True).copy(), torch.from_numpy):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: packed.append(t) or t.numpy(force=True).copy(), torch.from_numpy
+    ):
         y = call(*given)
     assert packed
     moved = torch.autograd.grad(y.sum(), wanted)
@@ -366,7 +374,9 @@ def test_a_function_without_tensors_says_so():
 @pytest.mark.parametrize("modulated", [False, True])
 def test_the_layer(modulated):
     torch.manual_seed(0)
-    layer = adapter.DeformConvLayer(4, 6, (3, 2), 2, (1, 0), groups=2, offset_groups=2, modulated=modulated, mask_scale=2)
+    layer = adapter.DeformConvLayer(
+        4, 6, (3, 2), 2, (1, 0), groups=2, offset_groups=2, modulated=modulated, mask_scale=2
+    )
     predicted = (3 if modulated else 2) * 2 * 6
     shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}
     assert shapes == {
@@ -375,7 +385,12 @@ def test_the_layer(modulated):
     w, offset_w, offset_b, bias = numdcn.deform_conv_layer_init(
         4, 6, (3, 2), groups=2, offset_groups=2, modulated=modulated, seed=0
     )
-    assert shapes == {"weight": w.shape, "bias": bias.shape, "offset_weight": offset_w.shape, "offset_bias": offset_b.shape}
+    assert shapes == {
+        "weight": w.shape,
+        "bias": bias.shape,
+        "offset_weight": offset_w.shape,
+        "offset_bias": offset_b.shape,
+    }
     assert not layer.offset_weight.any() and not layer.offset_bias.any()
     for parameter in (layer.weight, layer.bias):
         bound = (2 * 3 * 2) ** -0.5
@@ -417,15 +432,18 @@ def test_what_the_layer_refuses():
 def test_plain_tensors_go_the_short_way(monkeypatch):
     """Without torch's dispatcher; anything that watches goes the long way."""
     given, _, options = leaves("deform_conv", np.float32)
-    long = []
-    real = _eager.Long.apply
-    monkeypatch.setattr(_eager.Long, "apply", lambda *args: long.append(1) or real(*args))
+    registered, long = REGISTERED["deform_conv"], []
+    for way in ("forward", "backward"):
+        real = getattr(registered, way)
+        monkeypatch.setattr(registered, way, lambda *args, way=way, real=real: long.append(way) or real(*args))
     call = function("deform_conv", options)
-    call(*given).sum().backward()
+    y = call(*given)
+    y.sum().backward(retain_graph=True)
     assert not long
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=True):
-        call(*given)
-    assert not long  # autocast is left before the call
+    torch.autograd.grad(y.sum(), given[0], create_graph=True)
+    assert long == ["backward"]
     call(*(None if t is None else t.detach().half() for t in given))
-    torch.func.vmap(call, in_dims=(0, None, None, None, None))(given[0].detach().expand(2, *given[0].shape), *given[1:])
-    assert len(long) >= 2
+    assert long.pop() == "forward"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        call(*given)
+    assert long == ["backward", "forward", "forward"]  # with autocast, and by autocast

@@ -1,40 +1,32 @@
-"""A call from Python: the short way for plain tensors, the long one where anything watches, torch's operator in a trace.
-
-torch's operators alone are not differentiable under torch.func, so a call from Python goes through an autograd.Function.
-"""
+"""A call from Python: straight to numdcn for plain tensors, and by torch's operator where anything watches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from numdcn.adapters.torch import _kernels
-from numdcn.adapters.torch._registered import REGISTERED, Registered, full_precision
-from numdcn.adapters.torch._vmap import backward_rule, forward_rule
+from numdcn.adapters.torch._registered import REGISTERED, Registered
 
 PLAIN = (Tensor, torch.nn.Parameter)
 COMPUTED = (torch.float32, torch.float64)
 
 
 def call(name: str, arrays: Sequence[Tensor | None], flat: Sequence[Any]) -> Tensor:
-    """y of an operator, of its arrays and its options as torch's operators take them."""
+    """y of an operator, of its arrays and its options as torch's operator takes them."""
     registered = REGISTERED[name]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return _first(registered.forward(*arrays, *flat))
-    if is_plain(arrays):
-        options = registered.short_options(flat)
-        if torch.is_grad_enabled() and any([array is not None and array.requires_grad for array in arrays]):
-            return Short.apply(registered, flat, options, *arrays)
-        return _kernels.run(registered.operator, arrays, options)[0]
-    x = arrays[0]
-    device = x.device.type if isinstance(x, Tensor) else "cpu"
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return call(name, list(map(full_precision, arrays)), flat).to(x.dtype)  # type: ignore[union-attr]
-    return _first(Long.apply(registered, *arrays, *flat))
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain(arrays):
+        results = registered.forward(*arrays, *flat)
+        return results[0] if registered.residuals else results
+    options = registered.short_options(flat)
+    if torch.is_grad_enabled() and any([array is not None and array.requires_grad for array in arrays]):
+        return Short.apply(registered, flat, options, *arrays)
+    return _kernels.run(registered.operator, arrays, options)[0]
 
 
 def is_plain(arrays: Iterable[Tensor | None]) -> bool:
@@ -52,12 +44,8 @@ def is_plain(arrays: Iterable[Tensor | None]) -> bool:
     )
 
 
-def _first(results: Any) -> Tensor:
-    return results if isinstance(results, Tensor) else results[0]
-
-
 class Short(torch.autograd.Function):
-    """An operator on plain tensors."""
+    """An operator on plain tensors, without torch's dispatcher, which takes longer than all of this."""
 
     @staticmethod
     def forward(ctx: Any, registered: Registered, flat: Any, options: Any, *arrays: Any) -> Tensor:  # type: ignore[override]
@@ -68,67 +56,26 @@ class Short(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        registered, needed = ctx.registered, ctx.needs_input_grad[3:]
-        watched = grad_y is None or torch.is_grad_enabled() or not is_plain([grad_y])
-        if watched or torch._C._functorch.is_legacy_batchedtensor(grad_y):
-            return None, None, None, *_watched(ctx, registered, grad_y, needed)[: registered.arrays]
-        wanted = [needed[place] for place in registered.places]
-        arrays, residuals = registered.kept(ctx)
-        grads = _kernels.run_backward(
-            registered.operator, grad_y, arrays, residuals, ctx.options, wanted, ctx.channels_last
-        )
-        return None, None, None, *registered.spread(grads, wanted, registered.arrays)
+        if "torch._dynamo" in sys.modules:  # a compiled program may run it; it must not be traced then
+            return _untraced()(ctx, grad_y)
+        return _backward(ctx, grad_y)
 
 
-class Long(torch.autograd.Function):
-    """An operator on any tensors, under any transform."""
-
-    @staticmethod
-    def forward(registered: Registered, *args: Any) -> Any:  # type: ignore[override]
-        return registered.forward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.registered, *args = inputs
-        ctx.registered.save(ctx, args, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
-        return None, *_watched(ctx, ctx.registered, grad_y, ctx.needs_input_grad[1:])
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, registered: Registered, *args: Any) -> Any:  # type: ignore[override]
-        return forward_rule(registered, lambda *parts: Long.apply(registered, *parts))(info, dims[1:], *args)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        ctx.registered.refuse_forward_mode()
+@functools.cache
+def _untraced() -> Callable[..., Any]:
+    """`_backward`, into which torch.compile does not trace."""
+    return sys.modules["torch._dynamo"].disable(_backward, reason="the gradients of a call that was not compiled")
 
 
-class LongBackward(torch.autograd.Function):
-    """The gradients of an operator, which have no gradients of their own."""
-
-    @staticmethod
-    def forward(registered: Registered, *args: Any) -> Any:  # type: ignore[override]
-        return registered.backward(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.registered = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> NoReturn:  # type: ignore[override]
-        ctx.registered.refuse_second()
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, registered: Registered, *args: Any) -> Any:  # type: ignore[override]
-        return backward_rule(registered, lambda *parts: LongBackward.apply(registered, *parts))(info, dims[1:], *args)
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        ctx.registered.refuse_forward_mode()
-
-
-def _watched(ctx: Any, registered: Registered, grad_y: Tensor | None, needed: Any) -> tuple[Any, ...]:
-    """The gradients of all arguments, through `LongBackward`."""
-    return registered.gradients(ctx, grad_y, needed, lambda *args: LongBackward.apply(registered, *args))
+def _backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
+    """The gradients of a `Short`; by torch's operator if anything watches by now."""
+    registered, needed = ctx.registered, ctx.needs_input_grad[3:]
+    watched = grad_y is None or torch.is_grad_enabled() or not is_plain([grad_y])
+    if watched or torch._C._functorch.is_legacy_batchedtensor(grad_y):
+        return None, None, None, *registered.gradients(ctx, grad_y, needed)[: registered.arrays]
+    wanted = [needed[place] for place in registered.places]
+    arrays, residuals = registered.kept(ctx)
+    grads = _kernels.run_backward(
+        registered.operator, grad_y, arrays, residuals, ctx.options, wanted, ctx.channels_last
+    )  # fmt: skip
+    return None, None, None, *registered.spread(grads, wanted, registered.arrays)

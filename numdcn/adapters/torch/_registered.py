@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
 
 from numdcn.adapters import _operators
 from numdcn.adapters._operators import INTEGERS, Operator
@@ -46,7 +48,7 @@ class Registered:
         self._implement("", self._forward, self._fake, forward_rule(self))
         self._implement("_backward", self._backward, self._fake_backward, backward_rule(self))
         self._differentiate("", self.forward, self.save, self._gradients)
-        self._differentiate("_backward", self.backward, None, self.refuse_second)
+        self._differentiate("_backward", self.backward, None, self._refuse_second)
         for device in ("CPU", "CUDA"):
             LIBRARY.impl(self.name, self._autocast(device), f"Autocast{device}")
 
@@ -67,13 +69,36 @@ class Registered:
         torch.library.register_vmap(f"numdcn::{name}", rule, lib=LIBRARY)
 
     def _differentiate(self, suffix: str, call: Any, save: Callable | None, gradients: Callable) -> None:
-        """What `register_autograd` does, but refusing forward mode, where it would give zeros."""
-        reverse = make_autograd_impl(call, Info(gradients, save))
+        """Register how an operator is differentiated: in reverse mode, once.
+
+        What `torch.library.register_autograd` makes gives zeros in forward mode, and fails under torch.func.
+        """
+        below = torch._C._after_autograd_keyset
+
+        class Reverse(_SingleLevelFunction):
+            @staticmethod
+            def forward(ctx: Any, keyset: Any, *args: Any) -> Any:
+                with torch.enable_grad(), _set_fwd_grad_enabled(True):  # for the transforms around this one
+                    output = beneath(keyset, args)
+                if save is not None:
+                    save(ctx, args, output)
+                return output
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> Any:
+                return None, *gradients(ctx, *grads)
+
+        def beneath(keyset: Any, args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return call.redispatch(keyset & below, *args)
 
         def kernel(keyset: Any, *args: Any) -> Any:
-            if any(map(has_tangent, args)):
-                self.refuse_forward_mode()
-            return reverse(keyset, *args)
+            if has_tangent(args):
+                raise NotImplementedError(f"numdcn: forward-mode differentiation of {self.name} is not implemented")
+            if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+                return beneath(keyset, args)
+            with enable_single_level_autograd_function():
+                return Reverse.apply(keyset, *args)
 
         LIBRARY.impl(self.name + suffix, kernel, "Autograd", with_keyset=True)
 
@@ -121,7 +146,8 @@ class Registered:
 
     def _forward(self, *args: Any) -> Any:
         results = _kernels.run(self.operator, args[: self.arrays], self.short_options(args[self.arrays :]))
-        return _packed([args[0].new_empty(0) if result is None else result for result in results])
+        residuals = [args[0].new_empty(0) if result is None else result.contiguous() for result in results[1:]]
+        return _packed([results[0], *residuals])
 
     def _backward(self, grad_y: Tensor, *args: Any) -> Any:
         arrays, residuals, flat, wanted, last = self.split_backward(args)
@@ -201,34 +227,31 @@ class Registered:
                 placed[place] = grad
         return placed
 
-    def gradients(self, ctx: Any, grad_y: Tensor | None, needed: Sequence[bool], call: Callable) -> tuple[Any, ...]:
-        """The gradients of the arguments of a forward, by `call`, the backward."""
+    def gradients(self, ctx: Any, grad_y: Tensor | None, needed: Sequence[bool]) -> tuple[Any, ...]:
+        """The gradients of the arguments of a forward, by torch's operator."""
         wanted = [needed[place] for place in self.places]
         count = self.arrays + len(self.operator.options)
         if grad_y is None:
             return (None,) * count
         arrays, residuals = self.kept(ctx)
-        grads = call(grad_y, *arrays, *residuals, *ctx.flat, ctx.channels_last, wanted)
-        return tuple(self.spread((grads,) if isinstance(grads, Tensor) else grads, wanted, count))
+        grads = self.backward(grad_y, *arrays, *residuals, *ctx.flat, ctx.channels_last, wanted)
+        return tuple(self.spread([grads] if isinstance(grads, Tensor) else grads, wanted, count))
 
     def _gradients(self, ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        return self.gradients(ctx, grad_y, ctx.needs_input_grad, self.backward)
+        return self.gradients(ctx, grad_y, ctx.needs_input_grad[1:])
 
-    def refuse_second(self, *_: Any) -> NoReturn:
-        """Raise where a gradient's gradient is asked for."""
-        raise NotImplementedError(f"numdcn: the gradient of {self.name}'s gradient (double backward) is not implemented")
-
-    def refuse_forward_mode(self) -> NoReturn:
-        """Raise where a tangent is given."""
-        raise NotImplementedError(f"numdcn: forward-mode differentiation of {self.name} is not implemented")
+    def _refuse_second(self, *_: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"numdcn: the gradient of {self.name}'s gradient (double backward) is not implemented"
+        )
 
 
-def has_tangent(value: Any) -> bool:
-    """Whether a value is a tensor with a tangent, of forward-mode differentiation."""
+def has_tangent(args: Sequence[Any]) -> bool:
+    """Whether a tensor among these has a tangent, of forward-mode differentiation."""
     forward_ad = torch.autograd.forward_ad
-    if forward_ad._current_level < 0 or not isinstance(value, Tensor):
+    if forward_ad._current_level < 0:
         return False
-    return forward_ad.unpack_dual(value).tangent is not None
+    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
 
 
 def full_precision(value: Any) -> Any:

@@ -11,22 +11,21 @@ from torch import Tensor
 Rule = Callable[..., tuple[Any, Any]]
 
 
-def forward_rule(registered: Any, call: Callable | None = None) -> Rule:
-    """The rule of a forward; `call` is what it is about, by default torch's operator."""
+def forward_rule(registered: Any) -> Rule:
+    """The rule of a forward."""
     names, known = registered.operator.names, registered.operator.joinable
     joinable = {i for i, name in enumerate(names) if name in known}
 
     def rule(info: Any, dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        made = call or registered.forward
         if info.batch_size and _mapped(dims) <= joinable:
-            return _joined(made, info.batch_size, dims, args, joinable)
-        return _one_by_one(made, info.batch_size, dims, args)
+            return _joined(registered.forward, info.batch_size, dims, args, joinable)
+        return _one_by_one(registered.forward, info.batch_size, dims, args)
 
     return rule
 
 
-def backward_rule(registered: Any, call: Callable | None = None) -> Rule:
-    """The rule of a backward, likewise."""
+def backward_rule(registered: Any) -> Rule:
+    """The rule of a backward."""
     operator = registered.operator
     joinable = {1 + i for i, name in enumerate(operator.names) if name in operator.joinable}
     if joinable:
@@ -34,12 +33,11 @@ def backward_rule(registered: Any, call: Callable | None = None) -> Rule:
     alone = [name not in operator.joinable for name in operator.differentiable]
 
     def rule(info: Any, dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        made = call or registered.backward
         sums = any(want and other for want, other in zip(args[-1], alone))  # over images: one for each call
         tensors = all(args[i] is None or isinstance(args[i], Tensor) for i in joinable)
         if info.batch_size and _mapped(dims) <= joinable and tensors and not sums:
-            return _joined(made, info.batch_size, dims, args, joinable)
-        return _one_by_one(made, info.batch_size, dims, args)
+            return _joined(registered.backward, info.batch_size, dims, args, joinable)
+        return _one_by_one(registered.backward, info.batch_size, dims, args)
 
     return rule
 
@@ -49,7 +47,9 @@ def _mapped(dims: Sequence[Any]) -> set[int]:
     return {i for i, dim in enumerate(dims) if isinstance(dim, int)}
 
 
-def _joined(call: Callable, count: int, dims: Sequence[Any], args: Sequence[Any], joinable: set[int]) -> tuple[Any, Any]:
+def _joined(
+    call: Callable, count: int, dims: Sequence[Any], args: Sequence[Any], joinable: set[int]
+) -> tuple[Any, Any]:
     """One call for all."""
 
     def joined(tensor: Any, dim: Any) -> Any:
