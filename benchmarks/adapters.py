@@ -47,8 +47,8 @@ def torch_rows() -> Iterator[Row]:
     fixed = [torch.from_numpy(array) for array in arrays()]
     leaves = [tensor.clone().requires_grad_() for tensor in fixed]
 
-    def function(*tensors: Any) -> Any:
-        return deform_conv2d(*tensors, padding=(1, 1))
+    def function(x: Any, offsets: Any, w: Any, bias: Any) -> Any:
+        return deform_conv2d(x, offsets, w, bias, padding=(1, 1))
 
     ones = torch.ones_like(function(*fixed))
     compiled = torch.compile(function, fullgraph=True)

@@ -69,7 +69,7 @@ def test_optional_arrays_may_be_absent(name):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_differences(name, way):
-    given, wanted, options = leaves(name)
+    given, _, options = leaves(name)
     call = WAYS[way](name, options)
     if name == "deform_conv_layer":  # its samples shall stay between pixels: small weights, a bias of a half
         given[2].data *= 0.01

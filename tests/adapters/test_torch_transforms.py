@@ -79,7 +79,7 @@ def test_compiled(name, backend, dynamic):
 
 @pytest.mark.parametrize("name", ["deform_conv_layer", "roi_pool", "bilinear_sample"])
 def test_compiled_by_inductor(name):
-    given, wanted, options = leaves(name, np.float32)
+    given, _, options = leaves(name, np.float32)
     last = [t if t is None or t.dim() != 4 else t.detach().to(memory_format=torch.channels_last) for t in given]
     last = [t if t is None else t.requires_grad_(g.requires_grad) for t, g in zip(last, given)]
     call = function(name, options)

@@ -13,7 +13,7 @@ from numdcn.adapters.torch._functions import FUNCTIONS
 from numdcn.adapters.torch._torchvision import deform_conv2d, ps_roi_align, ps_roi_pool, roi_align, roi_pool
 from numdcn.adapters.torch.modules import DeformConv2d, DeformConvLayer, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
 
-__all__ = [  # noqa: PLE0604 - FUNCTIONS is a dict of names
+__all__ = [
     "DeformConv2d", "DeformConvLayer", "PSRoIAlign", "PSRoIPool", "RoIAlign", "RoIPool",
     "deform_conv2d", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_pool", *FUNCTIONS,
 ]  # fmt: skip

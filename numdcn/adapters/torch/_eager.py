@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ def call(name: str, arrays: Sequence[Tensor | None], flat: Sequence[Any]) -> Ten
         results = registered.forward(*arrays, *flat)
         return results[0] if registered.residuals else results
     options = registered.short_options(flat)
-    if torch.is_grad_enabled() and any([array is not None and array.requires_grad for array in arrays]):
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arrays):
         return Short.apply(registered, flat, options, *arrays)
     return _kernels.run(registered.operator, arrays, options)[0]
 
@@ -51,7 +50,7 @@ class Short(torch.autograd.Function):
     def forward(ctx: Any, registered: Registered, flat: Any, options: Any, *arrays: Any) -> Tensor:  # type: ignore[override]
         y, *residuals = _kernels.run(registered.operator, arrays, options)
         registered.keep(ctx, arrays, residuals)
-        ctx.registered, ctx.flat, ctx.options = registered, flat, options
+        ctx.flat, ctx.call = flat, (registered, options)
         return y
 
     @staticmethod
@@ -61,21 +60,26 @@ class Short(torch.autograd.Function):
         return _backward(ctx, grad_y)
 
 
-@functools.cache
 def _untraced() -> Callable[..., Any]:
     """`_backward`, into which torch.compile does not trace."""
-    return sys.modules["torch._dynamo"].disable(_backward, reason="the gradients of a call that was not compiled")
+    if not _made:
+        reason = "the gradients of a call that was not compiled"
+        _made.append(sys.modules["torch._dynamo"].disable(_backward, reason=reason))
+    return _made[0]
+
+
+_made: list[Callable[..., Any]] = []  # what `_untraced` returns; torch.compile warns of functools.cache
 
 
 def _backward(ctx: Any, grad_y: Tensor | None) -> tuple[Any, ...]:
     """The gradients of a `Short`; by torch's operator if anything watches by now."""
-    registered, needed = ctx.registered, ctx.needs_input_grad[3:]
+    (registered, options), needed = ctx.call, ctx.needs_input_grad[3:]
     watched = grad_y is None or torch.is_grad_enabled() or not is_plain([grad_y])
     if watched or torch._C._functorch.is_legacy_batchedtensor(grad_y):
         return None, None, None, *registered.gradients(ctx, grad_y, needed)[: registered.arrays]
     wanted = [needed[place] for place in registered.places]
     arrays, residuals = registered.kept(ctx)
     grads = _kernels.run_backward(
-        registered.operator, grad_y, arrays, residuals, ctx.options, wanted, ctx.channels_last
+        registered.operator, grad_y, arrays, residuals, options, wanted, ctx.channels_last
     )  # fmt: skip
     return None, None, None, *registered.spread(grads, wanted, registered.arrays)

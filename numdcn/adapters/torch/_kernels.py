@@ -81,14 +81,16 @@ def run_backward(
         types = [gradient_kind(given[name], grad_y, False)[1] for name in operator.differentiable]
         return [grad if grad is None else grad.to(dtype) for grad, dtype in zip(grads, types)]
     more: dict[str, Any] = {} if grad_y.is_cpu else _flags(operator.backward)
-    rooms = None
-    if channels_last or any([isinstance(array, Tensor) and is_channels_last(array) for array in arrays]):
+    rooms, last = None, channels_last
+    for array in arrays:
+        last = last or (isinstance(array, Tensor) and is_channels_last(array))
+    if last:
         rooms = _rooms(operator, grad_y, arrays, wanted, channels_last)
         more["out"] = operator.gradients(*_seen(rooms))
-    arrays = [_stand_in(array, grad_y) if isinstance(array, tuple) else array for array in arrays]
-    g, *given = _seen([grad_y, *arrays, *residuals])
-    count = len(arrays)
-    grads = _tensors(operator.run_backward(g, given[:count], given[count:], options, wanted, **more))
+    like = grad_y.dtype, grad_y.device
+    arrays = [_stand_in(array, *like) if isinstance(array, tuple) else array for array in arrays]
+    count, seen = len(arrays) + 1, _seen([grad_y, *arrays, *residuals])
+    grads = _tensors(operator.run_backward(seen[0], seen[1:count], seen[count:], options, wanted, **more))
     return grads if rooms is None else [grad if room is None else room for grad, room in zip(grads, rooms)]
 
 
@@ -103,9 +105,10 @@ def _rooms(operator: Operator, grad_y: Tensor, arrays: Given, wanted: Sequence[b
     return rooms
 
 
-def _stand_in(shape: Sequence[int], grad_y: Tensor) -> Tensor:
-    """A tensor that needs no memory, in the place of one of which only the shape is read."""
-    return grad_y.new_empty(()).expand(tuple(shape))
+@functools.lru_cache(256)
+def _stand_in(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+    """What numdcn is given, without the memory, in the place of an array of which it reads the shape alone."""
+    return _seen([torch.empty((), dtype=dtype, device=device).expand(shape)])[0]
 
 
 def _seen(tensors: Given) -> list[Any]:

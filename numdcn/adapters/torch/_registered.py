@@ -8,6 +8,7 @@ argument. What is absent, or not wanted, is an empty tensor.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -30,7 +31,9 @@ class Registered:
     """An operator that torch knows. `forward` and `backward` are torch's two operators."""
 
     def __init__(self, operator: Operator) -> None:
-        self.operator, self.name = operator, operator.name
+        # beneath the door, which is for callers: what comes from here fits
+        forward, backward = inspect.unwrap(operator.forward), inspect.unwrap(operator.backward)
+        self.operator, self.name = operator._replace(forward=forward, backward=backward), operator.name
         self.arrays, self.residuals = len(operator.arrays), len(operator.residuals)
         self.read = [i for i, argument in enumerate(operator.arrays) if argument.saved]  # by the backward
         self.unread = [i for i, argument in enumerate(operator.arrays) if not argument.saved]
