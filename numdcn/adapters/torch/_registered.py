@@ -136,7 +136,7 @@ class Registered:
                 if all(other == first for other in value):
                     value = first
                 else:
-                    value = (value[:2], value[2:]) if kind == "padding" else tuple(value)
+                    value = (tuple(value[:2]), tuple(value[2:])) if kind == "padding" else tuple(value)
             options[name] = value
         return options
 
