@@ -52,15 +52,14 @@ class Operator(NamedTuple):
     backward: Callable[..., Any]
     gradients: type[tuple[Any, ...]]  # one field for each differentiable argument
     arrays: Table  # the arrays it takes, in order
-    names: tuple[str, ...]  # of them
     residuals: Table  # further results of the forward, which the backward reads
     options: tuple[Option, ...]
     result_shapes: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]  # of y, then of the residuals (None: absent)
 
     @property
-    def differentiable(self) -> tuple[str, ...]:
-        """The names of the arrays that have gradients, in the order in which `run_backward` returns them."""
-        return self.gradients._fields  # type: ignore[attr-defined]
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return tuple(argument.name for argument in self.arrays)
 
     @property
     def joinable(self) -> frozenset[str]:
@@ -69,6 +68,11 @@ class Operator(NamedTuple):
         if any(argument.axes.startswith("(R,") for argument in self.arrays):
             return frozenset()
         return frozenset(argument.name for argument in self.arrays if argument.axes.startswith("(N,"))
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The names of the arrays that have gradients, in the order in which `run_backward` returns them."""
+        return self.gradients._fields  # type: ignore[attr-defined]
 
     def full_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options by name, in full."""
@@ -79,14 +83,15 @@ class Operator(NamedTuple):
 
     def shapes(self, arrays: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:
         """The shapes of y and of the residuals (None where absent). Of the arrays, only `shape` is used."""
-        return self.result_shapes(types.SimpleNamespace(**dict(zip(self.names, arrays, strict=True))), options)
+        fields = {argument.name: array for argument, array in zip(self.arrays, arrays, strict=True)}
+        return self.result_shapes(types.SimpleNamespace(**fields), options)
 
     def run(self, arrays: Sequence[Any], options: Mapping[str, Any], **more: Any) -> tuple[Any, ...]:
         """y and the residuals, of arrays in the order of the table; None for one that is absent.
 
         `more`: further arguments of the forward, as `out`.
         """
-        named = dict(zip(self.names, arrays, strict=True))
+        named = {argument.name: array for argument, array in zip(self.arrays, arrays, strict=True)}
         if self.name == "roi_pool":
             more["return_argmax"] = True
         result = self.forward(**named, **options, **more)
@@ -105,7 +110,7 @@ class Operator(NamedTuple):
 
         Of arrays that are not `saved` only shape and dtype are used, so `shaped` will do.
         """
-        named = dict(zip(self.names, arrays, strict=True))
+        named = {argument.name: array for argument, array in zip(self.arrays, arrays, strict=True)}
         kept = {argument.name: array for argument, array in zip(self.residuals, residuals, strict=True)}
         wrt = [name for name, want in zip(self.differentiable, wanted, strict=True) if want and named[name] is not None]
         return tuple(self.backward(grad_y, **named, **kept, **options, wrt=wrt, **more))
@@ -122,17 +127,17 @@ def operator(name: str) -> Operator:
     door, problem = (importlib.import_module(f"numdcn.{name}{part}") for part in ("", ".problem"))
     forward, backward = getattr(door, f"{name}_forward"), getattr(door, f"{name}_backward")
     table: Table = problem.ARGUMENTS
-    names = tuple(argument.name for argument in table)
+    arrays = {argument.name for argument in table}
     options = tuple(
         Option(key, KINDS[parameter.annotation], parameter.default)
         for key, parameter in inspect.signature(forward).parameters.items()
-        if key not in PER_CALL.union(names)
+        if key not in arrays | PER_CALL
     )
     kind = next(
         value for key, value in vars(door).items() if key.endswith("Gradients") and value.__module__ == door.__name__
     )
     return Operator(
-        name, forward, backward, kind, table, names, getattr(problem, "RESULTS", ()), options, problem.result_shapes
+        name, forward, backward, kind, table, getattr(problem, "RESULTS", ()), options, problem.result_shapes
     )
 
 
