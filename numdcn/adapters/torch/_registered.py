@@ -24,7 +24,10 @@ from numdcn.adapters.torch import _kernels
 from numdcn.adapters.torch._vmap import backward_rule, forward_rule
 
 LIBRARY = torch.library.Library("numdcn", "FRAGMENT")
-TYPES = {"axes": "SymInt[2]", "padding": "SymInt[4]", "int": "int", "float": "float", "bool": "bool"}
+TYPES = {  # of options by their kinds
+    "axes": "SymInt[2]", "padding": "SymInt[4]", "shapes": "SymInt[]", "ints": "SymInt[]?", "int": "int", "float": "float",
+    "bool": "bool",
+}  # fmt: skip
 
 
 class Registered:
@@ -109,35 +112,20 @@ class Registered:
 
     def flat(self, options: Any) -> list[Any]:
         """The options, given in full by name, as torch's operators take them."""
-        values = []
-        for option in self.operator.options:
-            value = options[option.name]
-            if option.kind == "padding":
-                value = [*value[0], *value[1]]
-            values.append(list(value) if option.kind == "axes" else value)
-        return values
+        return [_flat(option.kind, options[option.name]) for option in self.operator.options]
 
     def options(self, flat: Sequence[Any]) -> dict[str, Any]:
         """The options by name, in full."""
-        options = {}
-        for option, value in zip(self.operator.options, flat):
-            if option.kind == "padding":
-                top, bottom, left, right = value
-                value = (top, bottom), (left, right)
-            options[option.name] = tuple(value) if option.kind == "axes" else value
-        return options
+        return {option.name: _whole(option.kind, value) for option, value in zip(self.operator.options, flat)}
 
     def short_options(self, flat: Sequence[Any]) -> dict[str, Any]:
         """The options by name, an int instead of equal ones per axis, which numdcn checks faster."""
         options = {}
         for (name, kind, _), value in zip(self.operator.options, flat):
-            if kind in ("axes", "padding"):
-                first = value[0]
-                if all(other == first for other in value):
-                    value = first
-                else:
-                    value = (tuple(value[:2]), tuple(value[2:])) if kind == "padding" else tuple(value)
-            options[name] = value
+            if kind in ("axes", "padding") and all(other == value[0] for other in value):
+                options[name] = value[0]
+            else:
+                options[name] = _whole(kind, value)
         return options
 
     def split_backward(self, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -262,6 +250,20 @@ def full_precision(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return value.float()
     return value
+
+
+def _flat(kind: str, value: Any) -> Any:
+    """An option in full, as torch's operators take it."""
+    if kind in ("padding", "shapes"):
+        return [number for pair in value for number in pair]
+    return list(value) if kind == "axes" or (kind == "ints" and value is not None) else value
+
+
+def _whole(kind: str, value: Any) -> Any:
+    """An option in full, of what torch's operators take."""
+    if kind in ("padding", "shapes"):
+        return tuple(zip(value[::2], value[1::2]))
+    return tuple(value) if kind == "axes" or (kind == "ints" and value is not None) else value
 
 
 def _declared(name: str, kind: str, optional: bool) -> str:
