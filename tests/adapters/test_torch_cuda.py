@@ -134,8 +134,8 @@ def test_results_lie_as_the_arrays_do(name, monkeypatch):
     given = [t if t is None or t.dim() != 4 else t.to(memory_format=last) for t in tensors(arrays)]
     given = [on_gpu(t) for t in given]
     y, *residuals = _kernels.run(operator, given, options)
-    assert y.is_contiguous(memory_format=last) and notes[0][1]["out"] is y
+    assert y.dim() != 4 or (y.is_contiguous(memory_format=last) and notes[0][1]["out"] is y)
     shapes = [a if s.saved or a is None else a.shape for s, a in zip(operator.arrays, given)]
     wanted = [True] * len(operator.differentiable)
     grads = _kernels.run_backward(operator, torch.ones_like(y), shapes, residuals, options, wanted, True)
-    assert grads[operator.differentiable.index("x")].is_contiguous(memory_format=last)
+    assert grads[operator.differentiable.index(operator.names[0])].is_contiguous(memory_format=last)

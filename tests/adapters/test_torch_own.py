@@ -43,10 +43,10 @@ def test_functions_take_numdcns_arguments(name):
     given = dict(zip(operator.names, tensors(arrays)))
     called = getattr(adapter, name)
     same(called(**given, **options), y)
-    same(called(given.pop("x"), **given, **options), y)
+    same(called(given.pop(operator.names[0]), **given, **options), y)
     text = called.__doc__
     assert all(f"\n    {key}: " in text for key in (*operator.names, *options))
-    with pytest.raises(TypeError, match=f"missing a required argument: '{operator.names[1]}'|needs"):
+    with pytest.raises(TypeError, match="missing a required argument: '"):
         called(torch.ones(1, 1, 2, 2))
     with pytest.raises(TypeError, match=f"`nonsense` is not an argument of {name}"):
         called(*tensors(arrays), **options, nonsense=1)

@@ -12,7 +12,6 @@ from numdcn.adapters import _operators  # noqa: E402
 from numdcn.adapters.torch._registered import REGISTERED  # noqa: E402
 
 WAYS = {"function": function, "operator": operator_function}
-OVER_BOXES = [name for name in NAMES if not _operators.operator(name).joinable]
 
 
 @pytest.fixture(autouse=True)

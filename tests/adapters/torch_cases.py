@@ -1,6 +1,7 @@
 """Calls of every operator for the tests of the adapter for torch: its arrays by name, and its options."""
 
 import functools
+import inspect
 
 import numpy as np
 import torch
@@ -52,16 +53,25 @@ def case(name, dtype=np.float64, batch=2):
     operator, rng = _operators.operator(name), np.random.default_rng(3)
     try:
         arrays, options = _case(name, rng, batch)
-    except KeyError:  # an operator that is newer than this file
-        given, keywords = _small_calls(np.dtype(np.float64))[name]
-        arrays = dict(zip(operator.names, given))
-        arrays.update({key: value for key, value in keywords.items() if key in operator.names})
-        options = {key: value for key, value in keywords.items() if key not in operator.names}
+    except KeyError:
+        arrays, options = _newer(operator, rng, batch)
     made = []
     for key in operator.names:
         value = arrays.get(key)
         made.append(rng.standard_normal(value) if isinstance(value, tuple) else value)
     return [None if a is None else a.astype(dtype) for a in made], operator.full_options(options)
+
+
+def _newer(operator, rng, batch):
+    """Arrays and options for an operator that is newer than this file: its small call, made of other numbers."""
+    given, keywords = _small_calls(np.dtype(np.float64))[operator.name]
+    known = inspect.signature(operator.forward).parameters
+    options = {**dict(zip(known, given)), **keywords}
+    arrays = {key: options.pop(key) for key in operator.names if key in options}
+    for key in operator.joinable & arrays.keys():  # between pixels, and as many images as asked for
+        image = arrays[key][:1] + rng.uniform(0.1, 0.4, arrays[key].shape)[:1]
+        arrays[key] = np.repeat(image, batch, axis=0)
+    return arrays, options
 
 
 def tensors(arrays, requires_grad=False):
