@@ -41,6 +41,7 @@ NAMES = tuple(DOORS)
 REQUIRED = inspect.Parameter.empty
 KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
+INTEGERS = {"argmax"}  # the residuals that are int32; others have the dtype in which the operator computes
 
 
 class Option(NamedTuple):
@@ -74,6 +75,19 @@ class Operator(NamedTuple):
     result_shapes: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]  # of y, then of the residuals (None: absent)
     problem: Callable[..., Any]  # reads off and checks all sizes
     family: type[tuple[Any, ...]]  # the arrays of a call, as `problem` takes them
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return tuple(argument.name for argument in self.arrays)
+
+    @property
+    def joinable(self) -> frozenset[str]:
+        """The arrays whose first axis is the batch, where calls that differ in nothing else can be joined into one along
+        it. Empty for operators over boxes, which refer to images by their number."""
+        if any(argument.axes.startswith("(R,") for argument in self.arrays):
+            return frozenset()
+        return frozenset(argument.name for argument in self.arrays if argument.axes.startswith("(N,"))
 
     @property
     def differentiable(self) -> tuple[str, ...]:
