@@ -150,9 +150,9 @@ def test_what_is_wrong_with_a_convolution():
 def test_the_values_are_torchvisions():
     """Where its operators are installed; gradients too."""
     ops = pytest.importorskip("torchvision.ops", reason="torchvision is not installed", exc_type=Exception)
-    try:
-        torch.ops.torchvision.deform_conv2d.default  # noqa: B018
-    except AttributeError:
+    try:  # they may be declared, without kernels, where numdcn.adapters.torchvision was in use
+        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (AttributeError, RuntimeError):
         pytest.skip("torchvision's operators cannot be loaded")
     torch.manual_seed(0)
     x, rois = (
