@@ -24,6 +24,7 @@ NAMES = (
 REQUIRED = inspect.Parameter.empty
 KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
+INTEGERS = {"argmax"}  # the residuals that are int32; others have the dtype in which the operator computes
 
 
 class Option(NamedTuple):
@@ -54,6 +55,8 @@ class Operator(NamedTuple):
     residuals: Table  # further results of the forward, which the backward reads
     options: tuple[Option, ...]
     result_shapes: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]  # of y, then of the residuals (None: absent)
+    problem: Callable[..., Any]  # checks a record of arrays and the options
+    record: Callable[..., Any]  # makes that record
 
     @property
     def differentiable(self) -> tuple[str, ...]:
@@ -71,6 +74,15 @@ class Operator(NamedTuple):
         """The shapes of y and of the residuals (None where absent). Of the arrays, only `shape` is used."""
         fields = {argument.name: array for argument, array in zip(self.arrays, arrays, strict=True)}
         return self.result_shapes(types.SimpleNamespace(**fields), options)
+
+    def check(self, arrays: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Raise what a call would raise for the shapes and dtypes of these NumPy arrays, or for its options.
+
+        Of the arrays only shape and dtype matter, so `shaped` will do.
+        """
+        record = self.record(**{argument.field: array for argument, array in zip(self.arrays, arrays, strict=True)})
+        parameters = tuple(inspect.signature(self.problem).parameters)[1:]
+        self.problem(record, **{name: options.get(name, False) for name in parameters})  # False: `check`
 
     def run(self, arrays: Sequence[Any], options: Mapping[str, Any], **more: Any) -> tuple[Any, ...]:
         """y and the residuals, of arrays in the order of the table; None for one that is absent.
@@ -122,8 +134,10 @@ def operator(name: str) -> Operator:
     kind = next(
         value for key, value in vars(door).items() if key.endswith("Gradients") and value.__module__ == door.__name__
     )
+    record = getattr(problem, inspect.signature(problem.problem).parameters["arrays"].annotation)
     return Operator(
-        name, forward, backward, kind, table, getattr(problem, "RESULTS", ()), options, problem.result_shapes
+        *(name, forward, backward, kind, table, getattr(problem, "RESULTS", ()), options),
+        *(problem.result_shapes, problem.problem, record),
     )
 
 

@@ -1,0 +1,179 @@
+"""numdcn's operators for JAX, on the CPU: under jit, grad, vmap, scan, shard_map and export.
+
+There is a function for each operator, with the arguments of its `<op>_forward` and `layout`; it returns y.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import re
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numdcn._call.arguments import Argument
+from numdcn._call.checks import describe
+from numdcn.adapters import _operators
+from numdcn.adapters._operators import PER_CALL, Operator, shaped
+from numdcn.adapters.jax._traced import Call, as_nchw, run
+
+LAYOUTS = ("NCHW", "NHWC")
+
+__all__ = list(_operators.NAMES)
+
+
+def _call(operator: Operator, layout: str, given: dict[str, Any]) -> Any:
+    """y of the operator, given its arguments by name."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` is {describe(layout)}, expected 'NCHW' or 'NHWC'")
+    arrays = [_array(argument, given.pop(argument.name)) for argument in operator.arrays]
+    options = operator.full_options(given)
+    dtype = _one_dtype(operator, arrays)
+    _check(operator, layout, arrays, options)
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    call = Call(operator.name, json.dumps(plain), layout)
+    wide = [array if array is None or not _half(array.dtype) else array.astype(np.float32) for array in arrays]
+    return run(call, _varying(wide)).astype(dtype)
+
+
+def _array(argument: Argument, value: Any) -> Any:
+    """An argument as an array of JAX."""
+    if value is None and argument.optional:
+        return None
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        raise TypeError(f"`{argument.name}` is {describe(value)}, expected a jax.Array, {argument.axes}")
+    return jnp.asarray(value)
+
+
+def _half(dtype: Any) -> bool:
+    return bool(dtype.itemsize == 2 and jnp.issubdtype(dtype, jnp.floating))
+
+
+def _one_dtype(operator: Operator, arrays: Sequence[Any]) -> Any:
+    """The dtype of y. Raises if only some arrays have a half type; coordinates may be float32 beside it."""
+    first = arrays[0].dtype
+    for argument, array in zip(operator.arrays, arrays):
+        if array is None or array.dtype == first or not (_half(first) or _half(array.dtype)):
+            continue
+        if not (argument.coordinates and array.dtype == np.float32):
+            raise TypeError(
+                f"`{argument.name}` has dtype {array.dtype} but `{operator.arrays[0].name}` has {first}; expected one dtype "
+                f"for all arrays{', or float32 here' if argument.coordinates and _half(first) else ''}"
+            )
+    return first
+
+
+def _check(operator: Operator, layout: str, arrays: Sequence[Any], options: dict[str, Any]) -> None:
+    """Raise what the operator would, as far as it depends on shapes, dtypes and options. (The handler checks all.)"""
+    seen = as_nchw(operator, layout, arrays)
+    if not all(isinstance(size, int) for array in seen if array is not None for size in array.shape):
+        return  # symbols of `jax.export`
+    plain = [
+        None if array is None else shaped(array.shape, np.float32 if _half(array.dtype) else array.dtype)
+        for array in seen
+    ]
+    try:
+        operator.check(plain, options)
+    except (TypeError, ValueError) as error:
+        if layout == "NCHW":
+            raise
+        raise type(error)(f"{error} (shapes are told in the order of layout='NCHW')") from None
+
+
+def _varying(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """The arrays, under shard_map all varying along the same axes of the mesh, as JAX's own operations make them."""
+    if not hasattr(jax, "typeof"):
+        return tuple(arrays)
+    along = [frozenset() if array is None else _axes(array) for array in arrays]
+    every = frozenset().union(*along)
+    return tuple(
+        array if array is None or axes == every else _spread(array, tuple(sorted(every - axes)))
+        for array, axes in zip(arrays, along)
+    )
+
+
+def _axes(array: Any) -> frozenset[str]:
+    """The axes of the mesh along which an array varies."""
+    kind = jax.typeof(array)
+    return getattr(getattr(kind, "manual_axis_type", None), "varying", None) or getattr(kind, "vma", frozenset())
+
+
+def _spread(array: Any, axes: tuple[str, ...]) -> Any:
+    return jax.lax.pcast(array, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(array, axes)
+
+
+_NOT_HERE = (  # what docstrings of the plain functions say that does not hold here
+    (r"(?m)^    (%s): .*\n(?:     +.*\n)*" % "|".join(sorted(PER_CALL)), ""),
+    (r",\s+or the result of `prepare_weights`", ""),
+    (r"float32 or float64 \(on a GPU also\s+float16 or bfloat16\), any strides", "of any floating-point type"),
+    (r",\s+`out` overlaps an input", ""),
+    (r",?\s+or `out` overlaps an input", ""),
+)
+
+
+def _document(operator: Operator) -> str:
+    """The docstring of a function."""
+    text = inspect.getdoc(operator.forward) or ""
+    shape = re.search(r"\bout: array to fill(?: with y)?, (`[^`]+`)", text)
+    for pattern, other in _NOT_HERE:
+        text = re.sub(pattern, other, text)
+    layout = (
+        '    layout: "NCHW", the axes written here, or "NHWC": images, y and what has the axes of y with channels last, `(N, H, W, C)`,\n'
+        "        weights `(kh, kw, C/groups, C_out)`; the others as they are.\n"
+    )
+    text = re.sub(r"(Args:\n(?:    .*\n)+)", lambda match: match[1] + layout, text, count=1)
+    if operator.residuals and shape:
+        text = re.sub(
+            r"Returns:\n(?:    .*\n)+", f"Returns:\n    y, {shape[1]}. Bit-identical for any number of threads.\n", text
+        )
+    names = operator.differentiable
+    others = [argument.name for argument in operator.arrays if argument.name not in names]
+    return (
+        f"{text}\n\n`jax.grad` and `jax.vjp` give the gradients of {', '.join(names)}"
+        f"{f'; those of {chr(44).join(others)} are zeros' * bool(others)}. Forward mode and second derivatives are errors of JAX's."
+    )
+
+
+def _function(operator: Operator) -> Callable[..., jax.Array]:
+    """The function of an operator."""
+    hints = typing.get_type_hints(operator.forward)
+    arrays = {argument.name: argument for argument in operator.arrays}
+    parameters = []
+    for name, parameter in inspect.signature(operator.forward).parameters.items():
+        if name not in PER_CALL:
+            kind = hints[name]
+            if name in arrays:
+                kind = jax.Array | None if arrays[name].optional else jax.Array
+            parameters.append(parameter.replace(annotation=kind))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters.append(inspect.Parameter("layout", keyword, default="NCHW", annotation=typing.Literal[LAYOUTS]))
+    signature = inspect.Signature(parameters, return_annotation=jax.Array)
+
+    def function(*args: Any, **keywords: Any) -> jax.Array:
+        try:
+            bound = signature.bind(*args, **keywords)
+        except TypeError as error:
+            raise TypeError(f"{operator.name}(): {error}") from None
+        bound.apply_defaults()
+        return _call(operator, bound.arguments.pop("layout"), bound.arguments)
+
+    function.__name__ = function.__qualname__ = operator.name
+    function.__doc__ = _document(operator)
+    function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": jax.Array}
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
+
+
+for _made in _operators.operators():
+    globals()[_made.name] = _function(_made)
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., jax.Array]: ...
