@@ -5,14 +5,12 @@ There is a function for each operator, with the arguments of its `<op>_forward` 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
-import os
 import re
 import typing
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +100,8 @@ def _varying(arrays: Sequence[Any]) -> tuple[Any, ...]:
 def _axes(array: Any) -> frozenset[str]:
     """The axes of the mesh along which an array varies."""
     kind = jax.typeof(array)
-    return getattr(getattr(kind, "manual_axis_type", None), "varying", None) or getattr(kind, "vma", frozenset())
+    kind = getattr(kind, "manual_axis_type", kind)
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
 
 
 def _spread(array: Any, axes: tuple[str, ...]) -> Any:
@@ -110,7 +109,7 @@ def _spread(array: Any, axes: tuple[str, ...]) -> Any:
 
 
 _NOT_HERE = (  # what docstrings of the plain functions say that does not hold here
-    (r"(?m)^    (%s): .*\n(?:     +.*\n)*" % "|".join(sorted(PER_CALL)), ""),
+    (rf"(?m)^    (?:{'|'.join(sorted(PER_CALL))}): .*\n(?:     +.*\n)*", ""),
     (r",\s+or the result of `prepare_weights`", ""),
     (r"float32 or float64 \(on a GPU also\s+float16 or bfloat16\), any strides", "of any floating-point type"),
     (r",\s+`out` overlaps an input", ""),
@@ -125,8 +124,8 @@ def _document(operator: Operator) -> str:
     for pattern, other in _NOT_HERE:
         text = re.sub(pattern, other, text)
     layout = (
-        '    layout: "NCHW", the axes written here, or "NHWC": images, y and what has the axes of y with channels last, `(N, H, W, C)`,\n'
-        "        weights `(kh, kw, C/groups, C_out)`; the others as they are.\n"
+        '    layout: "NCHW", the axes written here; or "NHWC": channels last in images, y and all arrays with the axes of y, and\n'
+        "        weights `(kh, kw, C/groups, C_out)`; other arrays as they are.\n"
     )
     text = re.sub(r"(Args:\n(?:    .*\n)+)", lambda match: match[1] + layout, text, count=1)
     if operator.residuals and shape:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes as c
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -22,7 +23,7 @@ NAME = "numdcn"  # of the target, in XLA's programs
 Run = Callable[[str, Sequence[np.ndarray], Sequence[np.ndarray]], None]
 
 _UNANSWERED, _FINE = 1, 0  # answers; any other is the address of an error
-_STRUCT = [("size", c.c_size_t), ("extension", c.c_void_p)]  # how most structures begin
+_STRUCT: list[Any] = [("size", c.c_size_t), ("extension", c.c_void_p)]  # how most structures begin
 _METADATA, _EXECUTE, _STRING = 1, 3, 4  # an extension, a stage, a kind of attribute
 _INVALID_ARGUMENT, _INTERNAL = 3, 13  # codes of errors
 
@@ -37,7 +38,9 @@ class _Metadata(c.Structure):
 
 class _Extension(c.Structure):
     _fields_ = [
-        *[("size", c.c_size_t), ("kind", c.c_int), ("next", c.c_void_p)],
+        ("size", c.c_size_t),
+        ("kind", c.c_int),
+        ("next", c.c_void_p),
         ("metadata", c.POINTER(_Metadata)),  # if that is its kind
     ]
 
@@ -57,7 +60,9 @@ class _Text(c.Structure):
 class _Attributes(c.Structure):
     _fields_ = [
         *_STRUCT,
-        *[("count", c.c_int64), ("kinds", c.POINTER(c.c_int)), ("names", c.c_void_p)],
+        ("count", c.c_int64),
+        ("kinds", c.POINTER(c.c_int)),
+        ("names", c.c_void_p),
         ("values", c.POINTER(c.POINTER(_Text))),  # if their kinds are strings
     ]
 
@@ -69,20 +74,26 @@ class _NewError(c.Structure):
 class _Api(c.Structure):
     _fields_ = [
         *_STRUCT,
-        *[("version", _Version), ("internal", c.c_void_p)],
+        ("version", _Version),
+        ("internal", c.c_void_p),
         ("new_error", c.CFUNCTYPE(c.c_size_t, c.POINTER(_NewError))),
     ]
 
 
 class _Frame(c.Structure):
     _fields_ = [
-        *[("size", c.c_size_t), ("extension", c.POINTER(_Extension)), ("api", c.POINTER(_Api))],
-        *[("context", c.c_void_p), ("stage", c.c_int)],
-        *[("inputs", _Buffers), ("outputs", _Buffers), ("attributes", _Attributes)],
+        ("size", c.c_size_t),
+        ("extension", c.POINTER(_Extension)),
+        ("api", c.POINTER(_Api)),
+        ("context", c.c_void_p),
+        ("stage", c.c_int),
+        ("inputs", _Buffers),
+        ("outputs", _Buffers),
+        ("attributes", _Attributes),
     ]
 
 
-_DTYPES = {4: np.dtype(np.int32), 11: np.dtype(np.float32), 12: np.dtype(np.float64)}
+_DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype(np.int32), 11: np.dtype(np.float32), 12: np.dtype(np.float64)}
 _EXACT = (c.sizeof(_Buffers), c.sizeof(_Buffers), c.sizeof(_Attributes))
 _memory = functools.lru_cache(1024)(lambda size: c.c_char * size)  # ctypes' type of so many bytes
 

@@ -87,10 +87,10 @@ def _run_one(
     """Run a call without axes of vmap."""
     given, targets = dict(zip(call.inputs, inputs)), dict(zip(call.outputs, outputs))
     if call.layout == "NHWC":
-        for arrays in (given, targets):
-            for name, array in arrays.items():
+        for named in (given, targets):
+            for name, array in named.items():
                 order = from_nhwc(axes[name], array.ndim)
-                arrays[name] = array if order is None else array.transpose(order)
+                named[name] = array if order is None else array.transpose(order)
     grad_y = given.get("grad_y")
     if grad_y is None:
         results = made.run([given.get(argument.name) for argument in made.arrays], call.options, out=targets["y"])
@@ -101,6 +101,7 @@ def _run_one(
     for argument in made.arrays:
         if argument.name in targets and argument.name not in given:  # its shape is all that is used
             given[argument.name] = shaped(targets[argument.name].shape, grad_y.dtype)
-    arrays, residuals = ([given.get(argument.name) for argument in table] for table in (made.arrays, made.residuals))
+    arrays = [given.get(argument.name) for argument in made.arrays]
+    residuals = [given.get(argument.name) for argument in made.residuals]
     wanted = [name in targets for name in made.differentiable]
     made.run_backward(grad_y, arrays, residuals, call.options, wanted, out=made.gradients(**targets))
