@@ -20,7 +20,7 @@ from numdcn._call.arguments import Argument
 from numdcn._call.checks import describe
 from numdcn.adapters import _operators
 from numdcn.adapters._operators import PER_CALL, Operator, shaped
-from numdcn.adapters.jax._traced import Call, as_nchw, run
+from numdcn.adapters.jax._traced import Call, as_nchw, run, varying
 
 LAYOUTS = ("NCHW", "NHWC")
 
@@ -38,7 +38,7 @@ def _call(operator: Operator, layout: str, given: dict[str, Any]) -> Any:
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     call = Call(operator.name, json.dumps(plain), layout)
     wide = [array if array is None or not _half(array.dtype) else array.astype(np.float32) for array in arrays]
-    return run(call, _varying(wide)).astype(dtype)
+    return run(call, varying(wide)).astype(dtype)
 
 
 def _array(argument: Argument, value: Any) -> Any:
@@ -83,29 +83,6 @@ def _check(operator: Operator, layout: str, arrays: Sequence[Any], options: dict
         if layout == "NCHW":
             raise
         raise type(error)(f"{error} (shapes are told in the order of layout='NCHW')") from None
-
-
-def _varying(arrays: Sequence[Any]) -> tuple[Any, ...]:
-    """The arrays, under shard_map all varying along the same axes of the mesh, as JAX's own operations make them."""
-    if not hasattr(jax, "typeof"):
-        return tuple(arrays)
-    along = [frozenset() if array is None else _axes(array) for array in arrays]
-    every = frozenset().union(*along)
-    return tuple(
-        array if array is None or axes == every else _spread(array, tuple(sorted(every - axes)))
-        for array, axes in zip(arrays, along)
-    )
-
-
-def _axes(array: Any) -> frozenset[str]:
-    """The axes of the mesh along which an array varies."""
-    kind = jax.typeof(array)
-    kind = getattr(kind, "manual_axis_type", kind)
-    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
-
-
-def _spread(array: Any, axes: tuple[str, ...]) -> Any:
-    return jax.lax.pcast(array, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(array, axes)
 
 
 _NOT_HERE = (  # what docstrings of the plain functions say that does not hold here

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numdcn.adapters import _operators
@@ -57,7 +58,8 @@ def _results(static: Call, inputs: dict[str, Any], outputs: dict[str, tuple[Any,
     if FFI:
         return list(jax.ffi.ffi_call(_ffi.NAME, results, vmap_method="expand_dims")(*arrays, call=call.text()))
     callback = functools.partial(_callback, call.text(), results)
-    return list(jax.pure_callback(callback, results, *arrays, vmap_method="expand_dims"))
+    made = jax.pure_callback(callback, results, *arrays, vmap_method="expand_dims")
+    return list(varying([*made, arrays[0]])[:-1])  # it knows nothing of `_result`'s further words
 
 
 def _callback(text: str, results: Sequence[Any], *inputs: Any) -> list[np.ndarray]:
@@ -70,11 +72,37 @@ def _callback(text: str, results: Sequence[Any], *inputs: Any) -> list[np.ndarra
     return outputs
 
 
+def varying(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """The arrays, under shard_map all varying along the same axes of the mesh, as JAX's own operations make them."""
+    if not hasattr(jax, "typeof"):
+        return tuple(arrays)
+    along = [frozenset() if array is None else _axes(array) for array in arrays]
+    every = frozenset().union(*along)
+    return tuple(
+        array if array is None or axes == every else _spread(array, tuple(sorted(every - axes)))
+        for array, axes in zip(arrays, along)
+    )
+
+
+def _axes(array: Any) -> frozenset[str]:
+    """The axes of the mesh along which an array varies."""
+    kind = jax.typeof(array)
+    kind = getattr(kind, "manual_axis_type", kind)
+    return frozenset(getattr(kind, "varying", getattr(kind, "vma", ())))
+
+
+def _spread(array: Any, axes: tuple[str, ...]) -> Any:
+    return jax.lax.pcast(array, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(array, axes)
+
+
 def _result(shape: Any, dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
     """What a result will be; under shard_map it varies along the axes along which the inputs do."""
     kind = jax.typeof(like) if hasattr(jax, "typeof") else None
-    axes = {key: getattr(kind, key) for key in ("vma", "manual_axis_type") if hasattr(kind, key)}
-    return jax.ShapeDtypeStruct(shape, dtype, **axes)
+    more = {key: getattr(kind, key) for key in ("vma", "manual_axis_type") if hasattr(kind, key)}
+    mesh = kind.sharding.mesh if "manual_axis_type" in more else None
+    if mesh is not None and not mesh.empty:
+        more["sharding"] = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, **more)
 
 
 def _ordered(array: Any, order: _host.Order) -> Any:
@@ -129,16 +157,19 @@ def _apply_forward(call: Call, arrays: tuple[Any, ...]) -> tuple[Any, Any]:
 
 
 def _apply_backward(call: Call, saved: Any, grad_y: Any) -> tuple[tuple[Any, ...]]:
-    """The gradients of the arrays; None, which JAX takes for zeros, where there is none or nobody asked."""
+    """The gradients of the arrays; zeros, which XLA removes, where nobody asked or there is none."""
     kept, residuals, (kinds, wanted) = saved
     operator = _operators.operator(call.operator)
-    names = [argument.name for argument in operator.arrays]
-    outputs = {name: kinds[names.index(name)] for name, want in zip(operator.differentiable, wanted) if want}
-    if not outputs or isinstance(grad_y, jax.custom_derivatives.SymbolicZero):
-        return ((None,) * len(names),)
-    inputs = {"grad_y": grad_y, **{name: array for name, array in zip(names, kept) if array is not None}, **residuals}
-    gradients = dict(zip(outputs, _results(call, inputs, outputs)))
-    return (tuple(map(gradients.get, names)),)
+    of = dict(zip((argument.name for argument in operator.arrays), kinds))
+    outputs = {name: of[name] for name, want in zip(operator.differentiable, wanted) if want}
+    gradients: dict[str, Any] = {}
+    if outputs and not isinstance(grad_y, jax.custom_derivatives.SymbolicZero):
+        inputs = {"grad_y": grad_y, **{name: array for name, array in zip(of, kept) if array is not None}, **residuals}
+        gradients = dict(zip(outputs, _results(call, inputs, outputs)))
+    for name, kind in of.items():  # JAX 0.7 wants as many from every backward of one call, so None would not do
+        if kind is not None and name not in gradients:
+            gradients[name] = varying([jnp.zeros(*kind), *residuals.values(), *kept])[0]
+    return (tuple(map(gradients.get, of)),)
 
 
 _apply.defvjp(_apply_forward, _apply_backward, symbolic_zeros=True)
