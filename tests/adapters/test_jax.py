@@ -16,6 +16,11 @@ import numdcn.adapters.jax as adapter  # noqa: E402
 from numdcn.adapters._operators import PER_CALL, operator  # noqa: E402
 from numdcn.adapters.jax import _host, _traced  # noqa: E402
 
+if hasattr(jax, "enable_x64"):
+    enable_x64 = jax.enable_x64
+else:
+    from jax.experimental import enable_x64
+
 
 @pytest.fixture(params=["ffi", "callback"])
 def way(request, monkeypatch):
@@ -108,7 +113,7 @@ def test_optional_arrays_may_be_absent(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_differences(name):
     """In float64, along a random direction through all differentiable arrays."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         arrays = arrays_of(name, np.float64)
         f = jax.jit(function(name, arrays))
         rng = np.random.default_rng(2)
@@ -179,7 +184,7 @@ def test_channels_last(name, way):
 
 def test_flax_weights_are_those_of_a_convolution():
     """As `jax.lax` has them with the same numbers of dimensions; in float64, so that rounding is small."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         rng = np.random.default_rng(0)
         x, w = rng.standard_normal((2, 8, 9, 4)), rng.standard_normal((3, 3, 2, 6))
         y = adapter.conv(x, w, padding=1, stride=2, layout="NHWC")

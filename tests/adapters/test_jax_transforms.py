@@ -9,8 +9,9 @@ from checks import limit, run_python
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402 - after the skip
+from jax import export  # noqa: E402
 from jax_cases import NAMES, arrays_of, plain, plain_gradients  # noqa: E402
-from test_jax import differentiable, function, same  # noqa: E402
+from test_jax import differentiable, enable_x64, function, same  # noqa: E402
 
 import numdcn  # noqa: E402
 import numdcn.adapters.jax as adapter  # noqa: E402
@@ -172,7 +173,7 @@ def test_abstract_values():
 def test_64_bits_on_and_off(enabled):
     """Off, float64 arrays of NumPy become float32, as everywhere in JAX."""
     arrays = arrays_of("deform_conv", np.float64)
-    with jax.enable_x64(enabled):
+    with enable_x64(enabled):
         y = jax.jit(function("deform_conv", arrays))(*arrays.values())
         same(y, plain("deform_conv", arrays if enabled else {k: v.astype(np.float32) for k, v in arrays.items()}))
 
@@ -223,17 +224,17 @@ def test_export():
     """With sizes given, and with a symbol for the batch; written to bytes and read again."""
     arrays = arrays_of("deform_conv")
     keys = ("x", "offsets", "mask")
-    check = jax.export.DisabledSafetyCheck.custom_call("numdcn")
+    check = export.DisabledSafetyCheck.custom_call("numdcn")
     f = jax.jit(function("deform_conv", arrays))
-    (b,) = jax.export.symbolic_shape("b")
+    (b,) = export.symbolic_shape("b")
     fixed = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in arrays.values()]
     symbolic = [
         jax.ShapeDtypeStruct((b, *v.shape[1:]), v.dtype) if k in keys else jax.ShapeDtypeStruct(v.shape, v.dtype)
         for k, v in arrays.items()
     ]
     for shapes, sizes in ((fixed, (2,)), (symbolic, (1, 2, 5))):
-        exported = jax.export.export(f, disabled_checks=[check])(*shapes)
-        again = jax.export.deserialize(exported.serialize(vjp_order=1))
+        exported = export.export(f, disabled_checks=[check])(*shapes)
+        again = export.deserialize(exported.serialize(vjp_order=1))
         for size in sizes:
             own = {k: np.resize(v, (size, *v.shape[1:])) if k in keys else v for k, v in arrays.items()}
             y = plain("deform_conv", own)
