@@ -17,7 +17,6 @@ from numdcn._call.checks import describe
 from numdcn._call.results import aligned_results
 
 _HOST = 1  # the device type of host memory in DLPack
-_KNOWN = ("float32", "float64", "int32")
 
 
 class HostFramework:
@@ -103,17 +102,19 @@ class Jax(HostFramework):
     words = ((r"np\.insert\(", "jnp.insert("),)
 
     def __init__(self, jax: Any) -> None:
-        self.jax = jax
+        self.tracer, self.from_dlpack, self.copy = jax.core.Tracer, jax.dlpack.from_dlpack, jax.numpy.array
 
     def here(self, value: Any) -> bool:
-        if isinstance(value, self.jax.core.Tracer):
+        if isinstance(value, self.tracer):
             return True
-        return all(device.platform == "cpu" for device in value.devices())
+        for device in value.devices():  # all of one platform
+            return bool(device.platform == "cpu")
+        return False
 
     def seen(self, value: Any, operator: str) -> np.ndarray:
-        if isinstance(value, self.jax.core.Tracer):
+        if isinstance(value, self.tracer):
             raise TypeError(f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator}")
-        if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
+        if value.dtype.itemsize == 2 and value.dtype.name in ("float16", "bfloat16"):
             raise TypeError(
                 f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
                 f"numdcn.adapters.jax.{operator}, which accepts it"
@@ -121,11 +122,11 @@ class Jax(HostFramework):
         return np.asarray(value)
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
-        with aligned_results():  # JAX copies what is not
+        with aligned_results:  # JAX copies what is not
             return function(*args, **keywords)
 
     def back(self, array: np.ndarray) -> Any:
-        return self.jax.dlpack.from_dlpack(array)
+        return (self.from_dlpack if array.flags.forc else self.copy)(array)  # JAX has no other strides
 
 
 class DLPack(HostFramework):

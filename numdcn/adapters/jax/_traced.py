@@ -97,7 +97,7 @@ def _spread(array: Any, axes: tuple[str, ...]) -> Any:
 
 def _result(shape: Any, dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
     """What a result will be; under shard_map it varies along the axes along which the inputs do."""
-    kind = jax.typeof(like) if hasattr(jax, "typeof") else None
+    kind: Any = jax.typeof(like) if hasattr(jax, "typeof") else None
     more = {key: getattr(kind, key) for key in ("vma", "manual_axis_type") if hasattr(kind, key)}
     mesh = kind.sharding.mesh if "manual_axis_type" in more else None
     if mesh is not None and not mesh.empty:
