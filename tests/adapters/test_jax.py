@@ -223,12 +223,11 @@ def test_signature_and_documentation(name):
         "GPU",
         "prepare_weights",
         "`out`",
-        "out:",
+        " out:",
         "check:",
         "allow_tf32",
         "return_argmax",
         "Result`",
-        "float64",
     ):
         assert word not in f.__doc__, word
 
@@ -300,6 +299,8 @@ def test_never_silent_zeros(way):
         jax.jvp(f, given, given)
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jit(jax.jacfwd(loss))(*given)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.linearize(loss, *given)[1](*given)
     for place in range(len(given)):
         with pytest.raises((TypeError, ValueError)):
             jax.hessian(loss, argnums=place)(*given)

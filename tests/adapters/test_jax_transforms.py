@@ -9,7 +9,6 @@ from checks import limit, run_python
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402 - after the skip
-from jax import export  # noqa: E402
 from jax_cases import NAMES, arrays_of, plain, plain_gradients  # noqa: E402
 from test_jax import differentiable, enable_x64, function, same  # noqa: E402
 
@@ -222,26 +221,61 @@ def test_calls_from_many_threads():
 
 def test_export():
     """With sizes given, and with a symbol for the batch; written to bytes and read again."""
+    export = pytest.importorskip("jax.export", reason="jax.export needs absl and flatbuffers")
     arrays = arrays_of("deform_conv")
     keys = ("x", "offsets", "mask")
     check = export.DisabledSafetyCheck.custom_call("numdcn")
     f = jax.jit(function("deform_conv", arrays))
     (b,) = export.symbolic_shape("b")
-    fixed = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in arrays.values()]
-    symbolic = [
-        jax.ShapeDtypeStruct((b, *v.shape[1:]), v.dtype) if k in keys else jax.ShapeDtypeStruct(v.shape, v.dtype)
-        for k, v in arrays.items()
-    ]
+    fixed = {key: v.shape for key, v in arrays.items()}
+    symbolic = {key: (b, *shape[1:]) if key in keys else shape for key, shape in fixed.items()}
     for shapes, sizes in ((fixed, (2,)), (symbolic, (1, 2, 5))):
-        exported = export.export(f, disabled_checks=[check])(*shapes)
+        exported = export.export(f, disabled_checks=[check])(
+            *(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes.values())
+        )
         again = export.deserialize(exported.serialize(vjp_order=1))
         for size in sizes:
-            own = {k: np.resize(v, (size, *v.shape[1:])) if k in keys else v for k, v in arrays.items()}
+            own = {key: np.resize(v, (size, *v.shape[1:])) if key in keys else v for key, v in arrays.items()}
             y = plain("deform_conv", own)
             same(again.call(*own.values()), y)
             _, back = jax.vjp(again.call, *own.values())
             for slope, value in zip(back(y), plain_gradients("deform_conv", y, own).values()):
                 same(slope, value)
+
+
+def test_export_to_another_process(tmp_path):
+    """It imports the adapter before it calls; else XLA says what is missing."""
+    export = pytest.importorskip("jax.export", reason="jax.export needs absl and flatbuffers")
+    x = np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)
+    check = export.DisabledSafetyCheck.custom_call("numdcn")
+    exported = export.export(jax.jit(lambda x: adapter.conv(x, x)), disabled_checks=[check])(x)
+    (tmp_path / "conv").write_bytes(exported.serialize())
+    program = """
+import sys
+from jax import export
+import numpy as np
+
+if sys.argv[2]:
+    import numdcn.adapters.jax
+with open(sys.argv[1], "rb") as file:
+    again = export.deserialize(bytearray(file.read()))
+print(again.call(np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3)))
+"""
+    assert run_python(program, tmp_path / "conv", "import").stdout.strip() == "[[[[204.]]]]"
+    missing = run_python(program, tmp_path / "conv", "", check=False)
+    assert missing.returncode == 1 and "numdcn" in missing.stderr
+
+
+def test_jacobian():
+    """Rows by vmap over the gradient of y alone."""
+    arrays = arrays_of("roi_align")
+    f = function("roi_align", arrays)
+    got = np.asarray(jax.jit(jax.jacrev(f))(*arrays.values()))
+    y = plain("roi_align", arrays)
+    for index in ((0, 0, 0, 0), (2, 1, 1, 2), (1, 2, 0, 1)):
+        unit = np.zeros_like(y)
+        unit[index] = 1
+        same(got[index], plain_gradients("roi_align", unit, arrays)["x"])
 
 
 SHARDED = """
@@ -272,6 +306,10 @@ for got in (outside, inside):
 # arrays spread over devices, without shard_map: XLA gathers them, and the result is right
 spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, P("d")))
 assert np.array_equal(jax.jit(f)(spread, offsets, w), y)
+if hasattr(jax.sharding, "AxisType") and hasattr(jax, "set_mesh"):  # arrays whose types tell where they are
+    with jax.set_mesh(jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        spread = jax.device_put(x, P("d"))
+        assert np.array_equal(jax.jit(f)(spread, offsets, w), y)
 print("right")
 """
 

@@ -38,7 +38,8 @@ def _call(operator: Operator, layout: str, given: dict[str, Any]) -> Any:
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     call = Call(operator.name, json.dumps(plain), layout)
     wide = [array if array is None or not _half(array.dtype) else array.astype(np.float32) for array in arrays]
-    return run(call, varying(wide)).astype(dtype)
+    y = run(call, varying(wide))
+    return y if y.dtype == dtype else y.astype(dtype)
 
 
 def _array(argument: Argument, value: Any) -> Any:
@@ -85,35 +86,39 @@ def _check(operator: Operator, layout: str, arrays: Sequence[Any], options: dict
         raise type(error)(f"{error} (shapes are told in the order of layout='NCHW')") from None
 
 
-_NOT_HERE = (  # what docstrings of the plain functions say that does not hold here
+_CHANGES = (  # to the docstrings of the plain functions, where they do not hold here
     (rf"(?m)^    (?:{'|'.join(sorted(PER_CALL))}): .*\n(?:     +.*\n)*", ""),
     (r",\s+or the result of `prepare_weights`", ""),
-    (r"float32 or float64 \(on a GPU also\s+float16 or bfloat16\), any strides", "of any floating-point type"),
-    (r",\s+`out` overlaps an input", ""),
-    (r",?\s+or `out` overlaps an input", ""),
+    (
+        r"float32 or float64 \(on a GPU also\s+float16 or bfloat16\), any strides",
+        "float16, bfloat16, float32 or float64, one type for all arrays",
+    ),
+    (r"a parameter is out of range, or `out` overlaps an input", "or a parameter is out of range"),
+    (r",\s+or `out` overlaps an input", ""),
+    (r"\s+`out` overlaps an input,", ""),
 )
+_LAYOUT = """    layout: "NCHW" for the axes written here; "NHWC" for channels last, as in Flax: x and y `(N, H, W, C)`, offsets and
+        masks likewise, weights `(kh, kw, C/groups, C_out)`.
+"""
 
 
 def _document(operator: Operator) -> str:
     """The docstring of a function."""
     text = inspect.getdoc(operator.forward) or ""
-    shape = re.search(r"\bout: array to fill(?: with y)?, (`[^`]+`)", text)
-    for pattern, other in _NOT_HERE:
-        text = re.sub(pattern, other, text)
-    layout = (
-        '    layout: "NCHW", the axes written here; or "NHWC": channels last in images, y and all arrays with the axes of y, and\n'
-        "        weights `(kh, kw, C/groups, C_out)`; other arrays as they are.\n"
-    )
-    text = re.sub(r"(Args:\n(?:    .*\n)+)", lambda match: match[1] + layout, text, count=1)
-    if operator.residuals and shape:
+    y = re.search(r"out: array to fill(?: with y)?, (`[^`]+`)", text)
+    for pattern, here in _CHANGES:
+        text = re.sub(pattern, here, text)
+    text = re.sub(r"(Args:\n(?:    .*\n)+)", lambda args: args[1] + _LAYOUT, text, count=1)
+    if operator.residuals and y:
         text = re.sub(
-            r"Returns:\n(?:    .*\n)+", f"Returns:\n    y, {shape[1]}. Bit-identical for any number of threads.\n", text
+            r"Returns:\n(?:    .*\n)+", f"Returns:\n    y, {y[1]}. Bit-identical for any number of threads.\n", text
         )
-    names = operator.differentiable
-    others = [argument.name for argument in operator.arrays if argument.name not in names]
+    without = [argument.name for argument in operator.arrays if argument.name not in operator.differentiable]
+    zeros = f"; those of {', '.join(without)} are zeros" if without else ""
     return (
-        f"{text}\n\n`jax.grad` and `jax.vjp` give the gradients of {', '.join(names)}"
-        f"{f'; those of {chr(44).join(others)} are zeros' * bool(others)}. Forward mode and second derivatives are errors of JAX's."
+        f"{text}\n\nGradients (`jax.grad`, `jax.vjp`): of {', '.join(operator.differentiable)}{zeros}. Forward mode and second "
+        "derivatives raise JAX's errors.\n\nWhat depends on numbers, as a box that names no image, is checked when a program runs: a "
+        "`jax.errors.JaxRuntimeError`."
     )
 
 
