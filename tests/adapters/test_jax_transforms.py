@@ -84,6 +84,13 @@ def test_vmap_within_vmap_along_other_axes(way):
             same(got[:, i, :, :, j], numdcn.bilinear_sample_forward(x[..., i], points[..., j]))
 
 
+def test_vmap_over_nothing():
+    points = np.zeros((0, 2, 0, 2), np.float32)  # no calls, of no points
+    x = np.zeros((0, 2, 3, 4, 5), np.float32)
+    assert jax.vmap(adapter.bilinear_sample)(x, points).shape == (0, 2, 3, 0)
+    assert jax.vmap(adapter.bilinear_sample)(np.zeros((3, 2, 3, 4, 5)), np.zeros((3, 2, 0, 2))).shape == (3, 2, 3, 0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_vmap_is_one_call_where_batches_can_be_folded(name, monkeypatch):
     """Over images, where nothing else is mapped but weights; over boxes, where x is not mapped. Else one call each."""

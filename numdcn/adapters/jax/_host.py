@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ class Call(NamedTuple):
 def _call(text: str) -> tuple[Call, Operator, dict[str, str]]:
     call = Call(**json.loads(text))
     made = operator(call.operator)
-    return call, made, axes_of(made)
+    return call._replace(options=made.full_options(call.options)), made, axes_of(made)
 
 
 def run(text: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
@@ -70,11 +71,15 @@ def run(text: str, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) 
         array.shape[:mapped] == (lengths if axes[name].startswith(along) else (1,) * mapped)
         for name, array in zip(call.inputs, inputs)
     ):
-        folded = [[array.reshape(-1, *array.shape[mapped + 1 :]) for array in arrays] for arrays in (inputs, outputs)]
-        return _run_one(call, made, axes, *folded)
+        return _run_one(call, made, axes, *([_fold(array, mapped) for array in arrays] for arrays in (inputs, outputs)))
     for index in np.ndindex(lengths):
         _run_one(call, made, axes, [_at(array, index) for array in inputs], [array[index] for array in outputs])
     return None
+
+
+def _fold(array: np.ndarray, axes: int) -> np.ndarray:
+    """The array with its first axes, and the next, as one."""
+    return array.reshape(math.prod(array.shape[: axes + 1]), *array.shape[axes + 1 :])
 
 
 def _at(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
