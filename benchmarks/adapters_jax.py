@@ -94,7 +94,7 @@ def main() -> None:
         print(f"{name:<30}{forward - found[0]:>14.1f}{one:>6.0f}{both - found[1]:>21.1f}{two:>6.0f}")
     large = arrays(S1)
     calls = [*plain(large), *jitted([jnp.asarray(array) for array in large])]
-    one, two, jit_one, jit_two = least(calls, 8, 2)
+    one, two, jit_one, jit_two = least(calls, 15, 3)
     for name, before, after in (("forward", one, jit_one), ("forward and backward", two, jit_two)):
         print(f"S1, {name}: {before / 1000:.1f} ms, {100 * (after / before - 1):+.2f} %")
 

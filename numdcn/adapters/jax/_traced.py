@@ -99,9 +99,8 @@ def _result(shape: Any, dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
     """What a result will be; under shard_map it varies along the axes along which the inputs do."""
     kind: Any = jax.typeof(like) if hasattr(jax, "typeof") else None
     more = {key: getattr(kind, key) for key in ("vma", "manual_axis_type") if hasattr(kind, key)}
-    mesh = kind.sharding.mesh if "manual_axis_type" in more else None
-    if mesh is not None and not mesh.empty:
-        more["sharding"] = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    if more and not kind.sharding.mesh.empty:
+        more["sharding"] = jax.sharding.NamedSharding(kind.sharding.mesh, jax.sharding.PartitionSpec())
     return jax.ShapeDtypeStruct(shape, dtype, **more)
 
 
