@@ -18,7 +18,6 @@ from numdcn._call.checks import describe
 from numdcn._call.results import aligned_results
 
 _HOST = 1  # the device type of host memory in DLPack
-_KNOWN = ("float32", "float64", "int32")
 
 
 class HostFramework:
@@ -126,19 +125,27 @@ class Jax(HostFramework):
     words = ((r"np\.insert\(", "jnp.insert("),)
 
     def __init__(self, jax: Any) -> None:
-        self.jax = jax
+        self.tracer, self.from_dlpack, self.copy = jax.core.Tracer, jax.dlpack.from_dlpack, jax.numpy.array
+
+    def is_traced(self, value: Any) -> bool:
+        """Whether this stands for the numbers of a later call."""
+        return isinstance(value, self.tracer)
+
+    def reason(self, function: Callable[..., Any]) -> str:
+        """Why a traced value cannot be seen, and what to do."""
+        return f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}"
 
     def here(self, value: Any) -> bool:
-        if isinstance(value, self.jax.core.Tracer):
+        if self.is_traced(value):
             return True
-        return all(device.platform == "cpu" for device in value.devices())
+        for device in value.devices():  # all of one platform
+            return bool(device.platform == "cpu")
+        return False
 
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
-        if isinstance(value, self.jax.core.Tracer):
-            raise TypeError(
-                f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}"
-            )
-        if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
+        if self.is_traced(value):
+            raise TypeError(self.reason(function))
+        if value.dtype.itemsize == 2 and value.dtype.name in ("float16", "bfloat16"):
             raise TypeError(
                 f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
                 f"numdcn.adapters.jax.{operator_of(function)}, which accepts it"
@@ -146,11 +153,11 @@ class Jax(HostFramework):
         return np.asarray(value)
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
-        with aligned_results():  # JAX copies what is not
+        with aligned_results:  # JAX copies what is not
             return function(*args, **keywords)
 
     def back(self, array: np.ndarray) -> Any:
-        return self.jax.dlpack.from_dlpack(array)
+        return (self.from_dlpack if array.flags.forc else self.copy)(array)  # JAX has no other strides
 
 
 class Dask(HostFramework):
@@ -323,6 +330,8 @@ def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mappi
     for name, value in given:
         framework = host_framework_of(value)
         if isinstance(framework, Dask):
+            return f"`{name}` {framework.reason(function)}"
+        if isinstance(framework, Jax) and framework.is_traced(value):
             return f"`{name}` {framework.reason(function)}"
         if framework is not None and first:
             how = f"; use {name}.numpy()" if isinstance(framework, Torch) else f"; use np.asarray({name})"
