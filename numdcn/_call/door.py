@@ -52,7 +52,11 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[st
         first = args[0] if args else keywords.get("grad_y", keywords.get("x", keywords.get("w")))
         if type(first) is np.ndarray or (framework := host_framework_of(first)) is None:
             return function(*args, **keywords)
-        return Loan(framework, function).call(args, keywords)
+        usual = framework.usual(args, keywords)
+        if usual is None:
+            return Loan(framework, function).call(args, keywords)
+        result = function(*usual[0], **usual[1])
+        return framework.back(result) if type(result) is np.ndarray else Loan(framework, function).back(result)
     except TypeError as error:
         text = "" if _entered(function, error) else misfit(function, args, keywords)
         text = text or _late_gradient(error, function, args)

@@ -41,6 +41,10 @@ class HostFramework:
         begins with the argument's name."""
         raise NotImplementedError
 
+    def usual(self, args: Any, keywords: Any) -> tuple[list[Any], dict[str, Any]] | None:
+        """The arguments of the most usual calls as NumPy sees them, at the least cost; None for all other calls."""
+        return None
+
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
         """Call a function with NumPy arrays."""
         return function(*args, **keywords)
@@ -71,6 +75,7 @@ class Torch(HostFramework):
 
     def __init__(self, torch: Any) -> None:
         self.torch, self.forward_mode = torch, torch.autograd.forward_ad
+        self.tensor, self.from_numpy = torch.Tensor, torch.from_numpy
         self.halves = (torch.float16, torch.bfloat16)
 
     def here(self, value: Any) -> bool:
@@ -103,8 +108,33 @@ class Torch(HostFramework):
                 reason = f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
             raise TypeError(f"{reason}{_instead(function)}") from None
 
+    def usual(self, args: Any, keywords: Any) -> tuple[list[Any], dict[str, Any]] | None:
+        if getattr(self.forward_mode, "_current_level", 0) >= 0 or "out" in keywords:
+            return None
+        kind = self.tensor
+        try:
+            plain = [
+                t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t) for t in args
+            ]
+            if not keywords:
+                return plain, keywords
+            named = {
+                key: t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t)
+                for key, t in keywords.items()
+            }
+        except (LookupError, RuntimeError, TypeError, ValueError):  # explained by `seen`
+            return None
+        return plain, named
+
     def back(self, array: np.ndarray) -> Any:
-        return self.torch.from_numpy(array)
+        return self.from_numpy(array)
+
+
+def _option(value: Any) -> Any:
+    """An argument that is no array, as it is. Raises a LookupError for anything else."""
+    if type(value) not in _OPTIONS:
+        raise LookupError
+    return value
 
 
 def _instead(function: Callable[..., Any], *others: str) -> str:
@@ -215,7 +245,8 @@ def _from_dlpack(value: Any) -> Callable[[Any], Any]:
     return next((place.from_dlpack for place in places if hasattr(place, "from_dlpack")), lambda array: array)
 
 
-_by_type: dict[type, HostFramework | None] = dict.fromkeys((np.ndarray, type(None), int, float, bool, str, tuple, list))
+_OPTIONS = frozenset((type(None), int, float, bool, str, tuple, list))  # types of arguments that are no arrays
+_by_type: dict[type, HostFramework | None] = dict.fromkeys((np.ndarray, *_OPTIONS))
 
 
 def host_framework_of(value: Any) -> HostFramework | None:
@@ -260,10 +291,9 @@ class Loan:
 
     def call(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Call the function with what NumPy sees of the arguments; its results are the caller's kind of array."""
-        seen = self._seen
-        plain = [seen(value, place) for place, value in enumerate(args)]
-        named = {key: seen(value, key) for key, value in keywords.items()}
-        return self._back(self.framework.call(self.function, plain, named))
+        plain = [self._seen(value, place) for place, value in enumerate(args)]
+        named = {key: self._seen(value, key) for key, value in keywords.items()}
+        return self.back(self.framework.call(self.function, plain, named))
 
     def _seen(self, value: Any, place: int | str) -> Any:
         """What NumPy sees of an argument; anything but an array, or a record of arrays, as it is."""
@@ -274,7 +304,8 @@ class Loan:
                 made = framework.seen(value, self.function)
             except TypeError as error:
                 raise TypeError(f"`{self._name(place)}` {error}") from None
-            self.lent[id(made)] = value
+            if type(place) is str:  # `out` is only given by its name
+                self.lent[id(made)] = value
             return made
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # gradients to fill
             parts = [self._seen(part, f"{self._name(place)}.{key}") for key, part in zip(kind._fields, value)]
@@ -296,12 +327,13 @@ class Loan:
             f"arrays{use}"
         )
 
-    def _back(self, result: Any) -> Any:
+    def back(self, result: Any) -> Any:
+        """A result, or a record of results, as the caller's kind of array."""
         if type(result) is np.ndarray:
             given = self.lent.get(id(result))
             return self.framework.back(result) if given is None else given
         if isinstance(result, tuple) and hasattr(result, "_fields"):
-            return type(result)(*map(self._back, result))
+            return type(result)(*map(self.back, result))
         return result
 
     def _name(self, place: int | str) -> str:
