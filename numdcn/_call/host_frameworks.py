@@ -304,8 +304,7 @@ class Loan:
                 made = framework.seen(value, self.function)
             except TypeError as error:
                 raise TypeError(f"`{self._name(place)}` {error}") from None
-            if type(place) is str:  # `out` is only given by its name
-                self.lent[id(made)] = value
+            self.lent[id(made)] = value
             return made
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # gradients to fill
             parts = [self._seen(part, f"{self._name(place)}.{key}") for key, part in zip(kind._fields, value)]

@@ -67,7 +67,7 @@ def module_of_torch():
     names = {name: name for name in ("float16", "float32", "float64", "bfloat16", "int32", "int64")}
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=100 + number))
     autograd = types.SimpleNamespace(forward_ad=None)
-    return types.SimpleNamespace(Tensor=Tensor, cuda=streams, empty=empty, autograd=autograd, **names)
+    return types.SimpleNamespace(Tensor=Tensor, cuda=streams, empty=empty, from_numpy=None, autograd=autograd, **names)
 
 
 @pytest.fixture
