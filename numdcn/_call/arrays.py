@@ -31,8 +31,9 @@ GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
 def received(value: Any, name: str = "") -> Any:
     """`value` as the library uses it: a plain view of a NumPy array, or a `DeviceArray` for an array on a GPU.
 
-    The view is private: no subclass can interfere, and nobody else can change its shape after it was checked. A masked
-    array, or anything that is not an array, is returned unchanged, to be rejected later. `name` is for errors.
+    The view is private: no subclass can interfere, and nobody else can change its shape after it was checked. An object
+    with an array interface counts as a NumPy array. A masked array, or anything that is not an array, is returned
+    unchanged, to be rejected later. `name` is for errors.
     """
     if type(value) is np.ndarray:
         return value.view()
@@ -41,10 +42,10 @@ def received(value: Any, name: str = "") -> Any:
     if isinstance(value, DeviceArray) or value is None:
         return value
     framework = framework_of(value)
-    if framework is None:
+    if framework is None and not has_interface(value):
         return value
     try:
-        return framework.seen(value)
+        return np.asarray(value) if framework is None else framework.seen(value)
     except (AttributeError, KeyError) as error:  # of what only looks like one
         raise TypeError(
             f"`{name}` is {describe(value)}, expected an array whose array interface is complete"
@@ -53,6 +54,18 @@ def received(value: Any, name: str = "") -> Any:
         if not name:
             raise
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"`{name}`: {error}") from error
+
+
+def has_interface(value: Any) -> bool:
+    """Whether an object that is no array of NumPy or a framework shows its memory by the array interface. (An image of
+    PIL has the interface too, but shows a copy.)"""
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(type(value), "__dlpack_device__"):
+        return False
+    try:
+        interface = getattr(value, "__array_interface__", None)
+    except Exception:  # of a property
+        return False
+    return isinstance(interface, dict) and isinstance(interface.get("data"), tuple)
 
 
 def is_masked(value: Any) -> bool:

@@ -19,6 +19,7 @@ from numdcn._call import hints
 from numdcn._call.host_frameworks import Loan, host_framework_of, mixture
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+UNTRACED = "numdcn.adapters.torch has the operators for torch.compile"  # what torch says where it needs one graph
 
 
 def door(function: Function) -> Function:
@@ -27,18 +28,21 @@ def door(function: Function) -> Function:
     @functools.wraps(function)
     def call(*args: Any, **keywords: Any) -> Any:
         if "torch._dynamo" in sys.modules:  # torch.compile must not trace into it: no tracer can follow addresses
-            return _untraced()(function, args, keywords)
+            return (_untraced or _make_untraced())(function, args, keywords)
         return _call(function, args, keywords)
 
+    # what torch.compile looks at before it traces a function
+    call._torchdynamo_disable, call._torchdynamo_disable_msg = True, UNTRACED  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
-@functools.cache
-def _untraced() -> Callable[..., Any]:
-    """`_call`, into which torch.compile does not trace."""
-    return sys.modules["torch._dynamo"].disable(
-        _call, reason="numdcn.adapters.torch has the operators for torch.compile"
-    )
+_untraced: Any = None  # `_call`, into which torch.compile does not trace; once it is needed
+
+
+def _make_untraced() -> Any:
+    global _untraced
+    _untraced = sys.modules["torch._dynamo"].disable(_call, reason=UNTRACED)
+    return _untraced
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -48,12 +52,18 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[st
         first = args[0] if args else _first(keywords)
         if type(first) is np.ndarray or (framework := host_framework_of(first)) is None:
             return function(*args, **keywords)
-        return Loan(framework, function).call(args, keywords)
+        usual = framework.usual(args, keywords)
+        if usual is None:
+            return Loan(framework, function).call(args, keywords)
+        result = function(*usual[0], **usual[1])
+        return framework.back(result) if type(result) is np.ndarray else Loan(framework, function).back(result)
     except TypeError as error:
         text = "" if _entered(function, error) else misfit(function, args, keywords)
-        text = text or _late_gradient(error, function, args) or mixture(function, args, keywords)
+        text = text or _late_gradient(error, function, args)
         wrong: type[Exception] = TypeError
-        if framework is not None:
+        if framework is None:
+            text = text or mixture(function, args, keywords)
+        else:
             text = framework.advice(text or str(error)) if type(error) is TypeError else ""
         if not text:
             raise

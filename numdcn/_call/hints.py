@@ -58,7 +58,7 @@ def _boxes_of_a_list(value: Any) -> str:
     if all(shape == (0,) for shape in shapes):
         return "; for no boxes use np.zeros((0, 5), np.float32)"
     if any(len(shape) == 2 and shape[1] == 4 for shape in shapes):
-        on_torch = bool(getattr(value[0], "is_cuda", False))
+        on_torch = hasattr(value[0], "is_cuda")
         join, end = ("torch.cat", "") if on_torch else ("np.concatenate", ".astype(x.dtype)")
         each = _with_index("b" if on_torch else "np.reshape(b, (-1, 4))", on_torch)
         return f"; use {join}([{each} for n, b in enumerate(rois)]){end}"

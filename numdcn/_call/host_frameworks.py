@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._call.arrays import has_interface
 from numdcn._call.checks import describe
 from numdcn._call.results import aligned_results
 
 _HOST = 1  # the device type of host memory in DLPack
 NUMBERS = ("spatial_shapes", "points_per_level")  # which may be of NumPy beside arrays of another framework
-_KNOWN = ("float32", "float64", "int32")
 
 
 class HostFramework:
@@ -26,6 +26,12 @@ class HostFramework:
 
     name = "array"  # what its arrays are called
     words: tuple[tuple[str, str], ...] = ()  # patterns in advice for NumPy, and what they become here
+    maker_name = ""  # the function that makes one of a NumPy array
+
+    @property
+    def one(self) -> str:
+        """What one of its arrays is called, with an article."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
 
     def here(self, value: Any) -> bool:
         """Whether an array of this framework is in host memory, or nowhere."""
@@ -35,6 +41,10 @@ class HostFramework:
         """The same memory as a NumPy array, for a call of a function. Raises a TypeError that ends a sentence which
         begins with the argument's name."""
         raise NotImplementedError
+
+    def usual(self, args: Any, keywords: Any) -> tuple[list[Any], dict[str, Any]] | None:
+        """The arguments of the most usual calls as NumPy sees them, at the least cost; None for all other calls."""
+        return None
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
         """Call a function with NumPy arrays."""
@@ -46,6 +56,7 @@ class HostFramework:
 
     def advice(self, text: str) -> str:
         """An error's text with advice in the words of this framework."""
+        text = re.sub(r"a NumPy array,? or one on a GPU,?", self.one, text)
         for pattern, replacement in self.words:
             text = re.sub(pattern, replacement, text)
         return text
@@ -54,48 +65,88 @@ class HostFramework:
 class Torch(HostFramework):
     """torch.Tensor on the CPU, or on the device "meta"."""
 
-    name = "torch.Tensor"
+    name, maker_name = "torch.Tensor", "torch.from_numpy"
     words = (
         (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
         (r"\.transpose\(", ".permute("),
         (r"np\.insert\(rois, 0, n, axis=1\)", "torch.nn.functional.pad(rois, (1, 0), value=n)"),
+        (r"np\.asarray\((\w+), np\.(\w+)\)", r"torch.as_tensor(\1, dtype=torch.\2)"),
+        (r"np\.zeros\(\(0, 5\), np\.(\w+)\)", r"torch.zeros((0, 5), dtype=torch.\1)"),
     )
 
     def __init__(self, torch: Any) -> None:
-        self.torch = torch
+        self.torch, self.forward_mode = torch, torch.autograd.forward_ad
+        self.tensor, self.from_numpy = torch.Tensor, torch.from_numpy
         self.halves = (torch.float16, torch.bfloat16)
 
     def here(self, value: Any) -> bool:
         return value.is_cpu or value.is_meta
 
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
+        level = getattr(self.forward_mode, "_current_level", 0)  # below 0 where no tensor has a tangent
+        if level >= 0 and self.forward_mode.unpack_dual(value).tangent is not None:
+            raise TypeError(f"has a tangent, which would be lost here{_instead(function, 'tensor.detach()')}")
         if value.requires_grad:
             if self.torch.is_grad_enabled():
                 raise TypeError(
-                    f"requires gradients, which are not recorded here; use {_torch_function(function)}, or tensor.detach()"
+                    f"requires gradients, which are not recorded here{_instead(function, 'tensor.detach()')}"
                 )
             value = value.detach()
         if value.itemsize == 2 and value.dtype in self.halves:
             raise TypeError(
-                f"has dtype {value.dtype}, expected torch.float32 or torch.float64; use tensor.float(), or "
-                f"{_torch_function(function)}, which accepts it"
+                f"has dtype {value.dtype}, expected torch.float32 or torch.float64{_instead(function, 'tensor.float()')}"
             )
         try:
-            return (value.resolve_neg() if value.is_neg() else value).numpy()
+            return value.numpy()
         except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
-            reason = "has no numbers" if value.is_meta else f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
-            raise TypeError(f"{reason}; use {_torch_function(function)}") from None
+            if value.is_meta:
+                reason = "has no numbers"
+            elif value.layout is not self.torch.strided:
+                raise TypeError(
+                    f"has the layout {value.layout}, expected a dense tensor; use tensor.to_dense()"
+                ) from None
+            else:
+                reason = f"cannot be seen by NumPy ({str(error).splitlines()[0]})"
+            raise TypeError(f"{reason}{_instead(function)}") from None
+
+    def usual(self, args: Any, keywords: Any) -> tuple[list[Any], dict[str, Any]] | None:
+        if getattr(self.forward_mode, "_current_level", 0) >= 0 or "out" in keywords:
+            return None
+        kind = self.tensor
+        try:
+            plain = [
+                t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t) for t in args
+            ]
+            if not keywords:
+                return plain, keywords
+            named = {
+                key: t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t)
+                for key, t in keywords.items()
+            }
+        except (LookupError, RuntimeError, TypeError, ValueError):  # explained by `seen`
+            return None
+        return plain, named
 
     def back(self, array: np.ndarray) -> Any:
-        return self.torch.from_numpy(array)
+        return self.from_numpy(array)
 
 
-def _torch_function(function: Callable[..., Any]) -> str:
-    """The function for tensors with gradients, of any dtype, traced or not."""
+def _option(value: Any) -> Any:
+    """An argument that is no array, as it is. Raises a LookupError for anything else."""
+    if type(value) not in _OPTIONS:
+        raise LookupError
+    return value
+
+
+def _instead(function: Callable[..., Any], *others: str) -> str:
+    """The end of an error: the function for tensors with gradients, of any dtype, traced or not, if there is one; and
+    other ways out."""
     operator = operator_of(function)
-    if operator == "conv":
-        return "torch.nn.functional.conv2d"
-    return f"numdcn.adapters.torch.{'deform_conv2d' if operator == 'deform_conv' else operator}"
+    adapters = {"conv": "torch.nn.functional.conv2d", "deform_conv": "numdcn.adapters.torch.deform_conv2d"}
+    ways = list(others)
+    if operator != function.__name__:  # a forward or backward
+        ways.insert(0, adapters.get(operator, f"numdcn.adapters.torch.{operator}"))
+    return f"; use {', or '.join(ways)}" if ways else ""
 
 
 class Jax(HostFramework):
@@ -105,19 +156,27 @@ class Jax(HostFramework):
     words = ((r"np\.insert\(", "jnp.insert("),)
 
     def __init__(self, jax: Any) -> None:
-        self.jax = jax
+        self.tracer, self.from_dlpack, self.copy = jax.core.Tracer, jax.dlpack.from_dlpack, jax.numpy.array
+
+    def is_traced(self, value: Any) -> bool:
+        """Whether this stands for the numbers of a later call."""
+        return isinstance(value, self.tracer)
+
+    def reason(self, function: Callable[..., Any]) -> str:
+        """Why a traced value cannot be seen, and what to do."""
+        return f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}"
 
     def here(self, value: Any) -> bool:
-        if isinstance(value, self.jax.core.Tracer):
+        if self.is_traced(value):
             return True
-        return all(device.platform == "cpu" for device in value.devices())
+        for device in value.devices():  # all of one platform
+            return bool(device.platform == "cpu")
+        return False
 
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
-        if isinstance(value, self.jax.core.Tracer):
-            raise TypeError(
-                f"is a traced JAX value, which has no numbers yet; use numdcn.adapters.jax.{operator_of(function)}"
-            )
-        if value.dtype.name not in _KNOWN and value.dtype.itemsize == 2:
+        if self.is_traced(value):
+            raise TypeError(self.reason(function))
+        if value.dtype.itemsize == 2 and value.dtype.name in ("float16", "bfloat16"):
             raise TypeError(
                 f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
                 f"numdcn.adapters.jax.{operator_of(function)}, which accepts it"
@@ -125,11 +184,29 @@ class Jax(HostFramework):
         return np.asarray(value)
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
-        with aligned_results():  # JAX copies what is not
+        with aligned_results:  # JAX copies what is not
             return function(*args, **keywords)
 
     def back(self, array: np.ndarray) -> Any:
-        return self.jax.dlpack.from_dlpack(array)
+        return (self.from_dlpack if array.flags.forc else self.copy)(array)  # JAX has no other strides
+
+
+class Dask(HostFramework):
+    """dask.array.Array, whose numbers are yet to be computed."""
+
+    name = "dask.array.Array"
+
+    def here(self, value: Any) -> bool:
+        return True
+
+    def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
+        raise TypeError(self.reason(function))
+
+    def reason(self, function: Callable[..., Any]) -> str:
+        """Why it cannot be seen, and what to do."""
+        operator = operator_of(function)
+        adapter = "" if "roi" in operator else f"numdcn.adapters.dask.{operator}, or "
+        return f"is a Dask array, which has no numbers yet; use {adapter}array.compute()"
 
 
 class DLPack(HostFramework):
@@ -153,6 +230,10 @@ class DLPack(HostFramework):
     def back(self, array: np.ndarray) -> Any:
         return array if self.maker is None else self.maker(array)
 
+    def advice(self, text: str) -> str:
+        """Without advice that holds for NumPy alone."""
+        return re.sub(r"; use (?=.*(np\.|\.astype|\.transpose)).*", "", super().advice(text))
+
 
 def _from_dlpack(value: Any) -> Callable[[Any], Any]:
     """The function that makes arrays of a value's framework from others by DLPack."""
@@ -165,7 +246,8 @@ def _from_dlpack(value: Any) -> Callable[[Any], Any]:
     return next((place.from_dlpack for place in places if hasattr(place, "from_dlpack")), lambda array: array)
 
 
-_by_type: dict[type, HostFramework | None] = dict.fromkeys((np.ndarray, type(None), int, float, bool, str, tuple, list))
+_OPTIONS = frozenset((type(None), int, float, bool, str, tuple, list))  # types of arguments that are no arrays
+_by_type: dict[type, HostFramework | None] = dict.fromkeys((np.ndarray, *_OPTIONS))
 
 
 def host_framework_of(value: Any) -> HostFramework | None:
@@ -177,12 +259,14 @@ def host_framework_of(value: Any) -> HostFramework | None:
 
 def _find(kind: type) -> HostFramework | None:
     """The framework of a type of arrays; remembered, but for types that are none."""
-    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    torch, jax, dask = (sys.modules.get(name) for name in ("torch", "jax", "dask.array"))
     found: HostFramework
     if torch is not None and issubclass(kind, torch.Tensor):
         found = _the(Torch, torch)
     elif jax is not None and (issubclass(kind, jax.Array) or issubclass(kind, jax.core.Tracer)):
         found = _the(Jax, jax)
+    elif dask is not None and issubclass(kind, dask.Array):
+        found = Dask()
     elif hasattr(kind, "__dlpack_device__") and not issubclass(kind, (np.ndarray, np.generic)):
         found = DLPack(kind)
     else:
@@ -208,10 +292,9 @@ class Loan:
 
     def call(self, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Call the function with what NumPy sees of the arguments; its results are the caller's kind of array."""
-        seen = self._seen
-        plain = [seen(value, place) for place, value in enumerate(args)]
-        named = {key: seen(value, key) for key, value in keywords.items()}
-        return self._back(self.framework.call(self.function, plain, named))
+        plain = [self._seen(value, place) for place, value in enumerate(args)]
+        named = {key: self._seen(value, key) for key, value in keywords.items()}
+        return self.back(self.framework.call(self.function, plain, named))
 
     def _seen(self, value: Any, place: int | str) -> Any:
         """What NumPy sees of an argument; anything but an array, or a record of arrays, as it is."""
@@ -229,19 +312,30 @@ class Loan:
             return kind(*parts)
         if isinstance(value, np.ndarray) and self._name(place) in NUMBERS:
             return value
-        if framework is not None or isinstance(value, np.ndarray):
-            raise TypeError(
-                f"`{self._name(place)}` is {describe(value)}, but `{self._first()}` is a {self.framework.name}"
-                f"{'' if framework is not self.framework else ' in host memory'}; expected one kind for all arrays"
-            )
+        if framework is not None or isinstance(value, np.ndarray) or (kind not in _by_type and has_interface(value)):
+            raise TypeError(self._mixture(self._name(place), value, framework))
         return value
 
-    def _back(self, result: Any) -> Any:
+    def _mixture(self, name: str, value: Any, framework: HostFramework | None) -> str:
+        """The text of an error about an array that is not of the call's framework."""
+        where = " in host memory" if framework is self.framework else ""
+        use = (
+            f"; use {self.framework.maker_name}({name})"
+            if type(value) is np.ndarray and self.framework.maker_name
+            else ""
+        )
+        return (
+            f"`{name}` is {describe(value)}, but `{self._first()}` is {self.framework.one}{where}; expected one kind for all "
+            f"arrays{use}"
+        )
+
+    def back(self, result: Any) -> Any:
+        """A result, or a record of results, as the caller's kind of array."""
         if type(result) is np.ndarray:
             given = self.lent.get(id(result))
             return self.framework.back(result) if given is None else given
         if isinstance(result, tuple) and hasattr(result, "_fields"):
-            return type(result)(*map(self._back, result))
+            return type(result)(*map(self.back, result))
         return result
 
     def _name(self, place: int | str) -> str:
@@ -269,6 +363,10 @@ def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mappi
     first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
     for name, value in given:
         framework = host_framework_of(value)
+        if isinstance(framework, Dask):
+            return f"`{name}` {framework.reason(function)}"
+        if isinstance(framework, Jax) and framework.is_traced(value):
+            return f"`{name}` {framework.reason(function)}"
         if framework is not None and first:
             how = f"; use {name}.numpy()" if isinstance(framework, Torch) else f"; use np.asarray({name})"
             return (

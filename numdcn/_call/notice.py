@@ -24,7 +24,7 @@ def public_caller() -> str:
     name, frame = "", sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("numdcn.") and not module.startswith("numdcn._"):
+        if module.startswith("numdcn.") and not module.startswith(("numdcn._", "numdcn.adapters.")):
             name = frame.f_code.co_name
         frame = frame.f_back  # type: ignore[assignment]
     return name

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -56,28 +55,24 @@ class Outputs(Generic[Arrays]):
                 output.__exit__(*error)
 
 
-class _Memory(threading.local):
-    aligned = False  # whether results begin at a multiple of 64 bytes
+class _AlignedResults(threading.local):
+    """Within `with aligned_results`, new results of this thread begin at a multiple of 64 bytes."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
 
 
-_memory = _Memory()
-
-
-@contextmanager
-def aligned_results() -> Iterator[None]:
-    """Within this, new results of this thread begin at a multiple of 64 bytes."""
-    before, _memory.aligned = _memory.aligned, True
-    try:
-        yield
-    finally:
-        _memory.aligned = before
+aligned_results = _AlignedResults()
 
 
 def _empty_aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    memory = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % 64)
 
 
 def new_output(name: str, shape: tuple[int, ...], dtype: Any, first: Any) -> Any:
@@ -86,7 +81,7 @@ def new_output(name: str, shape: tuple[int, ...], dtype: Any, first: Any) -> Any
     try:
         if like is not None:
             return like.framework.empty(shape, dtype, like.device, like.stream)
-        return _empty_aligned(shape, dtype) if _memory.aligned else np.empty(shape, dtype)
+        return _empty_aligned(shape, dtype) if aligned_results.depth else np.empty(shape, dtype)
     except ValueError as error:
         raise ValueError(f"`{name}` would have shape {shape}, expected one that NumPy can make: {error}") from None
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import sys
 import types
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ KINDS = {
     "float": "float", "bool": "bool",
 }  # fmt: skip
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
+INTEGERS = {"argmax"}  # the residuals that are int32; others have the dtype in which the operator computes
 
 
 class Option(NamedTuple):
@@ -76,11 +78,27 @@ class Operator(NamedTuple):
     name: str
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    results: type[tuple[Any, ...]] | None  # the record of y and the residuals, where there are any
     gradients: type[tuple[Any, ...]]  # one field for each differentiable argument
     arrays: Table  # the arrays it takes, in order
     residuals: Table  # further results of the forward, which the backward reads
     options: tuple[Option, ...]
     result_shapes: Callable[[Any, Mapping[str, Any]], tuple[Any, ...]]  # of y, then of the residuals (None: absent)
+    problem: Callable[..., Any]  # reads off and checks all sizes
+    family: type[tuple[Any, ...]]  # the arrays of a call, as `problem` takes them
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays."""
+        return tuple(argument.name for argument in self.arrays)
+
+    @property
+    def joinable(self) -> frozenset[str]:
+        """The arrays whose first axis is the batch, where calls that differ in nothing else can be joined into one along
+        it. Empty for operators over boxes, which refer to images by their number."""
+        if any(argument.axes.startswith("(R,") for argument in self.arrays):
+            return frozenset()
+        return frozenset(argument.name for argument in self.arrays if argument.axes.startswith("(N,"))
 
     @property
     def differentiable(self) -> tuple[str, ...]:
@@ -98,6 +116,12 @@ class Operator(NamedTuple):
         """The shapes of y and of the residuals (None where absent). Of the arrays, only `shape` is used."""
         fields = {argument.name: array for argument, array in zip(self.arrays, arrays, strict=True)}
         return self.result_shapes(types.SimpleNamespace(**fields), options)
+
+    def check(self, arrays: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Raise the errors of a call, but for those about numbers. Only shape and dtype are used, so `shaped` will do."""
+        fields = {argument.field: array for argument, array in zip(self.arrays, arrays, strict=True)}
+        given = {"arrays": self.family(**fields), "check": False, **options}
+        self.problem(**{name: given[name] for name in inspect.signature(self.problem).parameters})
 
     def run(self, arrays: Sequence[Any], options: Mapping[str, Any], **more: Any) -> tuple[Any, ...]:
         """y and the residuals, of arrays in the order of the table; None for one that is absent.
@@ -147,12 +171,16 @@ def operator(name: str) -> Operator:
         for key, parameter in inspect.signature(forward).parameters.items()
         if key not in arrays | PER_CALL
     )
-    kind = next(
-        value for key, value in vars(door).items() if key.endswith("Gradients") and value.__module__ == door.__name__
-    )
     return Operator(
-        name, forward, backward, kind, table, getattr(problem, "RESULTS", ()), options, problem.result_shapes
-    )
+        name, forward, backward, _record(door, "Result"), _record(door, "Gradients"), table, getattr(problem, "RESULTS", ()), options,
+        problem.result_shapes, problem.problem, typing.get_type_hints(problem.problem)["arrays"],
+    )  # fmt: skip
+
+
+def _record(door: types.ModuleType, ending: str) -> Any:
+    """The record with this ending of its name that an operator defines, or None."""
+    own = (value for key, value in vars(door).items() if key.endswith(ending) and value.__module__ == door.__name__)
+    return next(own, None)
 
 
 def operators() -> tuple[Operator, ...]:

@@ -6,7 +6,12 @@ import re
 import pytest
 from checks import ROOT, run_python
 
-LONG = {"train_digits.py"}  # minutes; test_train_digits.py runs shortened versions
+LONG = {
+    "train_digits.py",
+    "resnet50_dcn_torch.py",
+    "tiles_dask.py",
+    "tiles_ray.py",
+}  # other tests run shortened versions
 EXAMPLES = sorted({path.name for path in (ROOT / "examples").glob("*.py") if path.name[0] != "_"} - LONG)
 
 

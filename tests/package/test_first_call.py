@@ -50,6 +50,14 @@ def test_a_first_call_that_compiles_says_so(tmp_path):
     assert run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr == ""
 
 
+def test_a_call_by_an_adapter_is_one_of_the_operator():
+    door = {"__name__": "numdcn.conv", "public_caller": notice.public_caller}
+    exec("def conv_forward(): return public_caller()", door)
+    adapter = {"__name__": "numdcn.adapters.some", "conv_forward": door["conv_forward"]}
+    exec("def convolve(): return conv_forward()", adapter)
+    assert adapter["convolve"]() == "conv_forward"
+
+
 @pytest.mark.full
 def test_an_application_decides_where_it_is_said(tmp_path):
     done = run_python(FIRST_CALL, "configured", NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None)
