@@ -129,7 +129,7 @@ def _is_dense(array: np.ndarray) -> bool:
 
 def _dense(array: np.ndarray) -> np.ndarray:
     """The array, or a copy whose channels are adjacent."""
-    return array if _is_dense(array) else np.ascontiguousarray(array)
+    return array if _is_dense(array) else np.array(array, order="C")
 
 
 def _steps(value: np.ndarray) -> tuple[int, int]:

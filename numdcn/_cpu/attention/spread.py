@@ -8,7 +8,7 @@ the band are skipped: `find_rows` has noted the first and last row of each.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numdcn._cpu.attention.forward import Sizes, base_of, plan_at, plan_of
 from numdcn._cpu.attention.plan import (
@@ -80,6 +80,24 @@ class SpreadCall(NamedTuple):
     workspace_bytes: int  # per thread
 
 
+class Chunk(NamedTuple):
+    """Memory for the plan of the points of some queries; the first two are pointers."""
+
+    rows: Any  # as in a `Plan`
+    cells: Any  # int64: the row of each cell from -1, then its column from 0, counted from a rim
+    pitch: int
+
+
+class Band(NamedTuple):
+    """A band of rows, and its sums: lines of `line` elements, with a rim of one pixel all around."""
+
+    first: int
+    end: int
+    sums: Any  # a pointer
+    line: int
+    padded: int  # elements per pixel
+
+
 @kernel
 def find_rows(one, params, counter, slot):
     """Note which rows the points of each tile of queries are in. A task is a tile of the queries of an image."""
@@ -98,10 +116,11 @@ def find_rows(one, params, counter, slot):
 
 
 @helper
-def _read_chunk(one, a, n, m, first, count, t, points, floats, rows, pitch):
+def _read_chunk(one, a, n, m, first, count, t, points, chunk):
     """The positions and weights of points t to t + points of `count` queries of a head. Overruns by up to a full
     register."""
     strides, more, lane, step = a.points.strides, a.weights.strides, full(one), width(one)
+    floats, rows, pitch = pointer(a.table.floats, one), chunk.rows, chunk.pitch
     tap_y, tap_x = at(floats, TAP_Y * a.table.pitch + t), at(floats, TAP_X * a.table.pitch + t)
     scale_y, scale_x = at(floats, SCALE_Y * a.table.pitch + t), at(floats, SCALE_X * a.table.pitch + t)
     for j in range(count):
@@ -129,8 +148,9 @@ def _read_chunk(one, a, n, m, first, count, t, points, floats, rows, pitch):
 
 
 @block
-def _plan_chunk(rows, cells, count, height, columns, pitch):
+def _plan_chunk(chunk, count, height, columns):
     """Rows, columns and corner weights of `count` points whose positions are known."""
+    rows, cells, pitch = chunk.rows, chunk.cells, chunk.pitch
     one = like(1.0, load_scalar(rows, 0))
     lane = full(one)
     for i in range(0, count, width(one)):
@@ -167,16 +187,17 @@ def _add_four(target, index, padded, line, weights, gradient, pixels):
 
 
 @block
-def _add_points(rows, cells, pitch, point, points, band, line, padded, gradient, channels):
-    """Add the gradient of one query, times the weights of its `points` points, from `point` on, to the pixels of a band:
-    its first row, its end, its sums. A line of the band has `line` elements, a pixel `padded`."""
+def _add_points(chunk, point, points, band, gradient, channels):
+    """Add the gradient of one query, times the weights of its `points` points, from `point` on, to the pixels of a
+    band."""
+    rows, cells, pitch, line, padded = chunk.rows, chunk.cells, chunk.pitch, band.line, band.padded
     one = like(1.0, load_scalar(rows, 0))
     lane, step = full(one), width(one)
     for i in range(point, point + points):
         row = load_scalar(cells, i)
-        if row < band[0] - 1 or row >= band[1]:
+        if row < band.first - 1 or row >= band.end:
             continue
-        index = (row - band[0] + 1) * line + load_scalar(cells, pitch + i) * padded
+        index = (row - band.first + 1) * line + load_scalar(cells, pitch + i) * padded
         weight = full(load_scalar(rows, WEIGHT * pitch + i))
         weights = (
             full(load_scalar(rows, W00 * pitch + i)),
@@ -186,26 +207,26 @@ def _add_points(rows, cells, pitch, point, points, band, line, padded, gradient,
         )
         c = 0
         while c + 2 * step <= channels:  # all reads before all writes, each of which could be what is read next
-            low, high = _pixels(band[2], index + c, padded, line), _pixels(band[2], index + c + step, padded, line)
-            _add_four(band[2], index + c, padded, line, weights, weight * load(gradient, c), low)
-            _add_four(band[2], index + c + step, padded, line, weights, weight * load(gradient, c + step), high)
+            low, high = _pixels(band.sums, index + c, padded, line), _pixels(band.sums, index + c + step, padded, line)
+            _add_four(band.sums, index + c, padded, line, weights, weight * load(gradient, c), low)
+            _add_four(band.sums, index + c + step, padded, line, weights, weight * load(gradient, c + step), high)
             c += 2 * step
         while c < channels:
-            pixels = _pixels(band[2], index + c, padded, line)
+            pixels = _pixels(band.sums, index + c, padded, line)
             rest = weight * load_masked(gradient, c, first_lanes(channels - c, lane))
-            _add_four(band[2], index + c, padded, line, weights, rest, pixels)
+            _add_four(band.sums, index + c, padded, line, weights, rest, pixels)
             c += step
 
 
 @helper
-def _write_band(one, a, n, m, start, columns, first, end, sums, line):
+def _write_band(one, a, n, m, start, columns, band):
     """Write a band of the gradient."""
-    strides, channels, padded, step = a.grad_value.strides, a.sizes.channels, a.bands.padded, width(one)
-    for row in range(first, end):
+    strides, channels, step = a.grad_value.strides, a.sizes.channels, width(one)
+    for row in range(band.first, band.end):
         for column in range(columns):
             spot = n * strides[0] + (start + row * columns + column) * strides[1] + m * strides[2]
             target = at(pointer(a.grad_value.address, one), spot)
-            source = at(sums, (row - first + 1) * line + (column + 1) * padded)
+            source = at(band.sums, (row - band.first + 1) * band.line + (column + 1) * band.padded)
             for c in range(0, channels, step):
                 store_masked(target, c, load(source, c), first_lanes(channels - c, full(one)))
 
@@ -215,24 +236,21 @@ def spread(one, params, counter, slot):
     """The gradient of value. A task is a band of rows of a head of a level of an image."""
     a = unpack(params, SpreadCall)
     s, b = a.sizes, a.bands
-    base, pitch, floats = a.workspaces + slot * a.workspace_bytes, b.pitch, pointer(a.table.floats, one)
-    cells, rows = pointer(base, 0), pointer(base + 2 * pitch * 8, one)
-    sums = at(rows, PLAN_ROWS * pitch)
+    base = a.workspaces + slot * a.workspace_bytes
+    chunk = Chunk(pointer(base + 2 * b.pitch * 8, one), pointer(base, 0), b.pitch)
+    sums = at(chunk.rows, PLAN_ROWS * b.pitch)
     levels, bands, reach = pointer(a.reach.level_rows, 0), pointer(b.band_rows, 0), pointer(a.reach.address, 0)
     while True:
         task = next_task(counter)
         if task >= s.batch * s.heads * b.bands:
             return
-        n, band, m = task // (s.heads * b.bands), task // s.heads % b.bands, task % s.heads
-        level, first, end = (
-            load_scalar(bands, 3 * band),
-            load_scalar(bands, 3 * band + 1),
-            load_scalar(bands, 3 * band + 2),
-        )
+        n, number, m = task // (s.heads * b.bands), task // s.heads % b.bands, task % s.heads
+        level = load_scalar(bands, 3 * number)
         height, columns = load_scalar(levels, 5 * level), load_scalar(levels, 5 * level + 1)
         t, points = load_scalar(levels, 5 * level + 3), load_scalar(levels, 5 * level + 4)
-        line = (columns + 2) * b.padded
-        for i in range(0, (end - first + 2) * line, width(one)):
+        first, end = load_scalar(bands, 3 * number + 1), load_scalar(bands, 3 * number + 2)
+        band = Band(first, end, sums, (columns + 2) * b.padded, b.padded)
+        for i in range(0, (end - first + 2) * band.line, width(one)):
             store(sums, i, full(one - one))
         for tile in range(s.tiles):
             spot = 2 * (((n * s.tiles + tile) * s.heads + m) * a.reach.levels + level)
@@ -241,12 +259,10 @@ def spread(one, params, counter, slot):
             query_end = min((tile + 1) * s.tile, s.queries)
             for q in range(tile * s.tile, query_end, b.chunk):
                 count = min(b.chunk, query_end - q)
-                _read_chunk(one, a, n, m, q, count, t, points, floats, rows, pitch)
-                _plan_chunk(rows, cells, count * points, height, columns, pitch)
+                _read_chunk(one, a, n, m, q, count, t, points, chunk)
+                _plan_chunk(chunk, count * points, height, columns)
                 for j in range(count):
                     where = n * a.grad_y.strides[0] + (q + j) * a.grad_y.strides[1] + m * a.grad_y.strides[2]
                     gradient = at(pointer(a.grad_y.address, one), where)
-                    _add_points(
-                        rows, cells, pitch, j * points, points, (first, end, sums), line, b.padded, gradient, s.channels
-                    )
-        _write_band(one, a, n, m, load_scalar(levels, 5 * level + 2), columns, first, end, sums, line)
+                    _add_points(chunk, j * points, points, band, gradient, s.channels)
+        _write_band(one, a, n, m, load_scalar(levels, 5 * level + 2), columns, band)
