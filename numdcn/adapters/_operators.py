@@ -120,7 +120,8 @@ class Operator(NamedTuple):
     def check(self, arrays: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Raise the errors of a call, but for those about numbers. Only shape and dtype are used, so `shaped` will do."""
         fields = {argument.field: array for argument, array in zip(self.arrays, arrays, strict=True)}
-        given = {"arrays": self.family(**fields), "check": False, **options}
+        absent: dict[str, Any] = dict.fromkeys(self.family._fields)  # type: ignore[attr-defined]
+        given = {"arrays": self.family(**absent | fields), "check": False, **options}
         self.problem(**{name: given[name] for name in inspect.signature(self.problem).parameters})
 
     def run(self, arrays: Sequence[Any], options: Mapping[str, Any], **more: Any) -> tuple[Any, ...]:

@@ -20,9 +20,12 @@ ARGUMENTS = (
 )
 
 
-def problem(arrays: AttentionArrays, sizes: tuple[tuple[int, int], ...], counts: tuple[int, ...] | None) -> Attention:
+def problem(
+    arrays: AttentionArrays, spatial_shapes: tuple[tuple[int, int], ...], points_per_level: tuple[int, ...] | None
+) -> Attention:
     """Read off and check all sizes: those of the levels, and their numbers of points if they are unequal."""
     check_arguments(ARGUMENTS, arrays)
+    sizes = spatial_shapes
     value, locations = arrays.value, arrays.points
     if min(value.shape[1:]) < 1:
         raise ValueError(f"`value` has shape {value.shape}, expected no empty axis except the batch")
@@ -34,7 +37,7 @@ def problem(arrays: AttentionArrays, sizes: tuple[tuple[int, int], ...], counts:
         )
     for size in sizes:
         check_countable("value", max(size), value.dtype)
-    counts = _points(arrays, sizes, counts)
+    counts = _points(arrays, sizes, points_per_level)
     batch, queries, heads = value.shape[0], locations.shape[1], value.shape[2]
     expected = {
         "sampling_locations": (batch, queries, heads, *locations.shape[3:-1], 2),
