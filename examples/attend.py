@@ -2,12 +2,13 @@
 
     python examples/attend.py [--quick] [--steps N] [--out FOLDER]
 
-The decoder of Deformable DETR in small, in NumPy: three layers of multi-scale deformable attention. Each query starts at
-the same place in every picture, samples three levels of features at a few points, and moves by what it saw there; the
-next layer samples around its new place. Every training step draws new views of one photograph: turned, zoomed, shifted.
-All gradients come from `ms_deform_attn_backward` and a few matrix products, and are checked against differences. The
-parts' true places are known, so the final distances, in views not trained on, are printed and checked; the exit code is
-1 if they are too large. Draws attend.png: where each query looks on each level, before and after.
+A small decoder like that of Deformable DETR, in NumPy: three layers of multi-scale deformable attention. Each query
+starts at a place of its own, the same in every picture, samples three levels of features at a few points, and moves
+according to what it saw; the next layer samples around its new place. Each training step draws new views of one
+photograph: turned, zoomed, shifted. The gradients come from `ms_deform_attn_backward` and matrix products, and are
+checked against finite differences. The true places of the parts are known: the final distances, in views not trained
+on, are printed and checked, and the exit code is 1 if anything is off. Draws attend.png: where each query looks on each
+level, before and after training.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import io
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,14 +33,16 @@ import numdcn
 PARTS = {"tip": (207, 40), "upper eave": (318, 120), "left eave": (66, 268), "lowest corner": (372, 332)}  # x, y
 COLOURS = ("#ffd400", "#ff4fd8", "#35ff5e", "#38b6ff")  # of the queries
 VIEW = (128, 192)  # height and width
-PATCH = 4  # each level's features are of patches of 4x4 pixels of the view, halved once per level
+PATCH = 4
+# features of a level: patches of 4x4 pixels of the view, of its half, of its quarter
 LEVELS = tuple((VIEW[0] // s, VIEW[1] // s) for s in (4, 8, 16))
 SIZES = np.array([(width, height) for height, width in LEVELS], np.float64)
 HEADS, POINTS, CHANNELS = 4, 4, 8  # points per head and level, channels per head
-LAYERS, WIDTH, HIDDEN = 3, 32, 96  # of the decoder: its layers, the size of a query, of the perceptrons
+LAYERS, WIDTH, HIDDEN = 3, 32, 96  # layers of the decoder, sizes of a query and of the perceptrons' hidden layers
 SAMPLES = (HEADS, len(LEVELS), POINTS)  # of one query
 STEPS, QUICK, BATCH, RATE = 400, 80, 8, 4e-3
-BLUR = 0.02  # distances, in heights of a view, below this count less
+GREY = np.float32(0.5)  # the colour outside the photograph
+BLUR = 0.02  # in heights of a view; the loss is rounded off for distances below it
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 say = functools.partial(print, flush=True)  # show progress immediately
 Parameters = dict[str, np.ndarray]
@@ -53,7 +56,7 @@ class Views(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What one layer of the decoder did, for the backward and the figure."""
+    """What one layer of the decoder computed: for the backward and the figure."""
 
     query: np.ndarray  # (N, Q, WIDTH), as it came in
     locations: np.ndarray  # (N, Q, M, L, P, 2)
@@ -92,25 +95,25 @@ def photograph() -> np.ndarray:
 
 
 def views(photo: np.ndarray, number: int, rng: np.random.Generator) -> Views:
-    """Views in which all parts are visible; beyond its edges the photograph continues with their colours."""
+    """Views in which all parts are visible; what lies beyond the photograph is grey."""
     frame = np.array(VIEW[::-1])
     parts = (np.array(list(PARTS.values())) + 0.5) / 3 - 0.5  # in pixels of `photo`
-    zoom, angle = rng.uniform(0.6, 1.0, number), np.deg2rad(rng.uniform(-25, 25, number))
+    zoom, angle = rng.uniform(0.65, 1.05, number), np.deg2rad(rng.uniform(-25, 25, number))
     c, s = zoom * np.cos(angle), zoom * np.sin(angle)
     turn = np.stack([c, -s, s, c], axis=-1).reshape(number, 2, 2)
     seen = parts @ turn.transpose(0, 2, 1)
-    margin = 4 - seen.min(axis=1), frame - 5 - seen.max(axis=1)
+    margin = 6 - seen.min(axis=1), frame - 7 - seen.max(axis=1)
     shift = rng.uniform(np.minimum(*margin), np.maximum(*margin))[:, None]
     pixels = np.stack(np.meshgrid(np.arange(frame[0]), np.arange(frame[1])), axis=-1).reshape(1, -1, 2)
     back = np.linalg.inv(turn).transpose(0, 2, 1)
     there = pixels.astype(np.float32) @ back.astype(np.float32) - (shift @ back).astype(np.float32)
-    there = there.clip(0, np.float32(photo.shape[:1:-1]) - 1)[..., ::-1].reshape(1, -1, VIEW[1], 2)
-    pictures = numdcn.bilinear_sample_forward(photo, there)
+    there = there[..., ::-1].reshape(1, -1, VIEW[1], 2)
+    pictures = numdcn.bilinear_sample_forward(photo - GREY, there) + GREY  # samples outside are 0
     return Views(pictures[0].transpose(1, 2, 0).reshape(number, *VIEW, 3), (seen + shift + 0.5) / frame)
 
 
 def pyramid(pictures: np.ndarray) -> list[np.ndarray]:
-    """The pictures, and with a half and a quarter of their height and width."""
+    """The pictures, and the same at a half and a quarter of their height and width."""
     levels = [pictures]
     for _ in LEVELS[1:]:
         n, h, w, c = levels[-1].shape
@@ -124,7 +127,7 @@ def patches_of(pictures: np.ndarray) -> np.ndarray:
     for level, (h, w) in zip(pyramid(pictures), LEVELS, strict=True):
         cut = level.reshape(-1, h, PATCH, w, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
         rows.append(cut.reshape(len(level), h * w, -1))
-    return np.concatenate(rows, axis=1) - 0.5
+    return np.concatenate(rows, axis=1) - GREY
 
 
 def fresh(rng: np.random.Generator) -> Parameters:
@@ -190,7 +193,7 @@ def errors(place: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 
 def loss(d: Decoded, parts: np.ndarray) -> float:
-    """The mean distance of queries from their parts, after each layer; in heights of a view, rounded off near 0."""
+    """The mean distance of queries from their parts, over all layers; in heights of a view, rounded off near 0."""
     far = [np.sqrt((errors(layer.place, parts) ** 2).sum(axis=-1) + BLUR**2) - BLUR for layer in d.layers]
     return float(np.mean(far))
 
@@ -236,8 +239,10 @@ def gradients(p: Parameters, d: Decoded, parts: np.ndarray) -> Parameters:
 
 
 def check_gradients(p: Parameters, photo: np.ndarray, rng: np.random.Generator) -> None:
-    """Compare the slope of the loss along a random direction with differences, in float64, at parameters none of which
-    is 0."""
+    """Compare gradients, as slopes of the loss along them, with central differences in float64.
+
+    Noise is added to the parameters: at first many are 0, and with them many gradients.
+    """
     here = {name: a + 0.05 * rng.standard_normal(a.shape) for name, a in p.items()}
     seen, step = views(photo, 2, rng), 1e-7  # hardly any sample leaves its cell
     g = gradients(here, decode(here, seen.pictures), seen.parts)
@@ -275,7 +280,7 @@ class Result(NamedTuple):
 
     loss: float
     queries: list[float]  # from the parts, after each layer
-    points: float  # of the last layer, by weight
+    points: np.ndarray  # of the last layer, by weight, on each level
 
 
 def pixels(off: np.ndarray) -> np.ndarray:
@@ -288,12 +293,15 @@ def judge(p: Parameters, seen: Views, what: str) -> Result:
     d = decode(p, seen.pictures)
     last = d.layers[-1]
     far = pixels(errors(last.locations, seen.parts[:, :, None, None, None]))
-    points = (far * last.weights).sum(axis=(2, 3, 4)).mean() / HEADS
+    points = (far * last.weights).sum(axis=(0, 1, 2, 4)) / last.weights.sum(axis=(0, 1, 2, 4))
     queries = [float(pixels(errors(layer.place, seen.parts)).mean()) for layer in d.layers]
-    listed = ", ".join(f"{q:.1f}" for q in queries)
-    say(f"   {what:<16} loss {loss(d, seen.parts):.4f}   queries off by {listed} px (after each layer)", end="")
-    say(f"   points by {points:.1f} px")
-    return Result(loss(d, seen.parts), queries, float(points))
+    say(f"   {what}: loss {loss(d, seen.parts):.4f}")
+    say(f"      queries, pixels from their parts after each layer   {'  '.join(f'{q:5.1f}' for q in queries)}")
+    say(f"      their last points, by weight, on each level         {'  '.join(f'{q:5.1f}' for q in points)}")
+    for name, layer in (("first", d.layers[0]), ("last", last)):
+        share = layer.weights.sum(axis=4).mean(axis=(0, 1, 2))
+        say(f"      {f'weight of each level, {name} layer':<52}{'  '.join(f'{w:5.2f}' for w in share)}")
+    return Result(loss(d, seen.parts), queries, points)
 
 
 def draw_way(ax: Axes, d: Decoded, start: np.ndarray, parts: np.ndarray, layers: int) -> None:
@@ -313,7 +321,7 @@ def draw_points(ax: Axes, layer: Layer, level: int) -> None:
     for q, colour in enumerate(COLOURS):
         at = layer.locations[0, q, :, level].reshape(-1, 2) * SIZES[level] - 0.5
         area = 260 * layer.weights[0, q, :, level].ravel()
-        ax.scatter(*at.T, s=area, color=colour, edgecolors="black", linewidths=0.6)
+        ax.scatter(at[:, 0], at[:, 1], s=area, color=colour, edgecolors="black", linewidths=0.6)
 
 
 def draw(before: Parameters, after: Parameters, seen: Views, path: Path) -> None:
@@ -351,8 +359,8 @@ def draw(before: Parameters, after: Parameters, seen: Views, path: Path) -> None
 def main() -> None:
     """Check the gradients, train, compare, draw."""
     parser = argparse.ArgumentParser(description="Deformable attention: queries that learn to find parts.")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training (default: {STEPS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of training, at least 8 (default: {STEPS})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} steps, and wider limits for what is learned")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for attend.png (default: docs)")
     args = parser.parse_args()
     steps = QUICK if args.quick else max(args.steps, 8)
@@ -360,21 +368,22 @@ def main() -> None:
     say(f"numdcn {numdcn.__version__}, threads: {numdcn.get_num_threads()}")
     photo, rng = photograph(), np.random.default_rng(0)
     unseen = views(photo, 64, np.random.default_rng(1))
-    fresh_ones = fresh(rng)
+    untrained = fresh(rng)
     say("1. gradients through the decoder")
-    check_gradients(fresh_ones, photo, np.random.default_rng(2))
+    check_gradients(untrained, photo, np.random.default_rng(2))
     say(f"2. training: {steps} steps of {BATCH} new views; parts: {', '.join(PARTS)}")
-    before = judge(fresh_ones, unseen, "before training")
-    trained = train(fresh_ones, photo, steps, rng)
+    before = judge(untrained, unseen, "before training")
+    trained = train(untrained, photo, steps, rng)
     say(f"3. {len(unseen.parts)} views not trained on, of {VIEW[1]} x {VIEW[0]} pixels")
     after = judge(trained, unseen, "after training")
     stay = pixels(errors(views(photo, 512, rng).parts.mean(axis=0), unseen.parts))
-    say(f"   places that do not look at the picture, at best: off by {stay.mean():.1f} px")
-    check("loss after / before", after.loss / before.loss, 0.25)
-    check("queries, to the best that do not look", after.queries[-1] / float(stay.mean()), 0.5 if args.quick else 0.1)
-    check("points, mean distance after / before", after.points / before.points, 0.5)
-    shown = int(stay.mean(axis=1).argmax())  # the least usual of them
-    draw(fresh_ones, trained, Views(*(a[shown : shown + 1] for a in unseen)), args.out / "attend.png")
+    say(f"      {'always guessing the mean places of the parts':<52}{stay.mean():5.1f}")
+    allowed = (0.6, 0.6, 0.8) if args.quick else (0.2, 0.1, 0.5)
+    check("loss, after / before", after.loss / before.loss, allowed[0])
+    check("queries / mean places", after.queries[-1] / float(stay.mean()), allowed[1])
+    check("points on the finest level, after / before", float(after.points[0] / before.points[0]), allowed[2])
+    shown = np.argsort(stay.mean(axis=1))[-len(stay) // 4]  # less usual than three quarters of them
+    draw(untrained, trained, Views(*(a[shown : shown + 1] for a in unseen)), args.out / "attend.png")
     say(f"all checks passed, {time.perf_counter() - start:.1f} s in total")
 
 
