@@ -52,6 +52,7 @@ SHAPES = {
     },
 }
 NAMES = [made.name for made in operators()]
+CHANNELS_FIRST = [made.name for made in operators() if made.arrays[0].axes.startswith("(N, C")]
 
 
 def arrays_of(name, dtype=np.float32, seed=0):

@@ -29,7 +29,7 @@ def from_nhwc(axes: str, ndim: int) -> Order:
     """The order that makes the axes of numdcn from those of channels-last arrays; weights are HWIO there."""
     if axes.endswith(" C"):  # y
         return (0, ndim - 1, *range(1, ndim - 1))
-    if ndim != 4 or "..." in axes or axes.startswith(("(N, H", "(N, S")):
+    if ndim != 4 or "..." in axes or axes.startswith(("(N, H", "(N, S", "(N, Q")):
         return None
     return (0, 3, 1, 2) if axes.startswith(("(N,", "(R,")) else (3, 2, 0, 1)
 
