@@ -118,8 +118,8 @@ def _document(operator: Operator) -> str:
     zeros = f"; those of {', '.join(without)} are zeros" if without else ""
     return (
         f"{text}\n\nGradients (`jax.grad`, `jax.vjp`): of {', '.join(operator.differentiable)}{zeros}. Forward mode and second "
-        "derivatives raise JAX's errors.\n\nWhat depends on numbers, as a box that names no image, is checked when a program runs: a "
-        "`jax.errors.JaxRuntimeError`."
+        "derivatives raise JAX's errors.\n\nWhat depends on numbers, as a box that names no image, is checked when a program runs. It "
+        "raises `jax.errors.JaxRuntimeError`, or ValueError where the program has run before."
     )
 
 

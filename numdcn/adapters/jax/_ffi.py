@@ -5,14 +5,17 @@ into a fourth by value, so their sizes are compared at every call: another layou
 
 Signals. Python may run a signal handler, which may raise KeyboardInterrupt, when `_serve` begins and before its `try`.
 ctypes then prints the exception and leaves the result undefined: XLA would take it for the address of an error. So XLA
-does not call Python but six compiled instructions, which call Python until it has given an answer, and deliver the
+does not call Python but a few compiled instructions, which call Python until it has given an answer, and deliver the
 interrupt again when XLA has the error.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes as c
 import functools
+import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -169,7 +172,12 @@ entry:
   %interrupted = getelementptr [2 x i64], ptr %answer, i64 0, i64 1
   store i64 {unanswered}, ptr %answer
   store i64 0, ptr %interrupted
-  br label %ask
+  %gate = inttoptr i64 {gate} to ptr
+  %inside = getelementptr i64, ptr %gate, i64 1
+  %others = atomicrmw add ptr %inside, i64 1 seq_cst
+  %closed = load atomic i64, ptr %gate seq_cst, align 8
+  %late = icmp ne i64 %closed, 0
+  br i1 %late, label %leave, label %ask
 ask:
   %attempt = phi i64 [0, %entry], [%next, %ask]
   %next = add i64 %attempt, 1
@@ -185,9 +193,32 @@ interrupt:
   call void inttoptr (i64 {interrupt} to ptr)()
   br label %done
 done:
-  ret i64 %given
+  br label %leave
+leave:
+  %result = phi i64 [0, %entry], [%given, %done]
+  %before = atomicrmw sub ptr %inside, i64 1 seq_cst
+  ret i64 %result
 }}
 """
+_gate = (c.c_int64 * 2)()  # whether Python is about to end, so that calls return at once; how many calls are inside
+
+
+def _close() -> None:
+    """Let no call in, and wait for those inside: a thread that wants the GIL of a Python that ends waits forever, and XLA
+    for it."""
+    _gate[0] = 1
+    while _gate[1]:
+        time.sleep(0.001)
+
+
+def _after_fork() -> None:
+    """The child has none of the threads that were inside."""
+    _gate[1] = 0
+
+
+atexit.register(_close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 _kept: list[object] = []  # what XLA may call at any time
 
 
@@ -198,6 +229,7 @@ def handler(run: Run) -> int:
     interrupt = c.pythonapi.PyErr_SetInterrupt  # needs no GIL
     code = _HANDLER.format(
         unanswered=_UNANSWERED,
+        gate=c.addressof(_gate),
         serve=c.cast(serve, c.c_void_p).value,
         interrupt=c.cast(interrupt, c.c_void_p).value,
     )

@@ -11,8 +11,10 @@ from torch.jit.annotations import BroadcastingList2
 from torch.nn.modules.utils import _pair
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from numdcn._call.host_frameworks import Torch
 from numdcn.adapters.torch._eager import call
 
+TENSORS = Torch(torch)  # knows the words for tensors
 NAMES = {"x": "input", "rois": "boxes", "offsets": "offset", "w": "weight"}  # numdcn's names, and torchvision's
 
 
@@ -207,8 +209,14 @@ def _call(name: str, arrays: Sequence[Tensor | None], flat: Sequence[Any]) -> Te
     try:
         return call(name, arrays, flat)
     except (TypeError, ValueError) as error:
-        text = re.sub(r"`(\w+)`", lambda match: f"`{NAMES.get(match[1], match[1])}`", str(error))
+        text = re.sub(r"(?<=`)(\w+)(?=`)|\b(\w+)(?=\.astype|\.transpose|\[)", _renamed, str(error))
+        text = TENSORS.advice(text)
     raise RuntimeError(_known_words(name, arrays) + text)
+
+
+def _renamed(match: re.Match[str]) -> str:
+    """torchvision's name of an argument, where it has another."""
+    return NAMES.get(match[0], match[0])
 
 
 def _known_words(name: str, arrays: Sequence[Any]) -> str:
