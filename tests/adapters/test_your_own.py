@@ -11,6 +11,7 @@ from numdcn.adapters._operators import operators
 from numdcn.warm import _small_calls
 from tools import draw_docs
 
+pytestmark = pytest.mark.full  # the page trains a network, and all operators compile for float64
 PAGE = draw_docs.DOCS / "adapters" / "your-own.md"
 
 
