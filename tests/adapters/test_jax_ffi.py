@@ -121,7 +121,6 @@ def interrupting(address):
     return engine, engine.get_function_address("both")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.fixture
 def python_handles_interrupts():
     """Other libraries may have replaced the handler."""
@@ -130,6 +129,7 @@ def python_handles_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("python_handles_interrupts")
 def test_an_interrupt_before_the_first_instruction(monkeypatch):
     """XLA gets an error, never an undefined result, and the caller its KeyboardInterrupt."""
