@@ -19,7 +19,7 @@ def is_addressable(array: np.ndarray) -> bool:
 
 def addressable(array: np.ndarray) -> np.ndarray:
     """The array, or a copy if kernels cannot address it."""
-    return array if is_addressable(array) else np.ascontiguousarray(array)
+    return array if is_addressable(array) else np.array(array, order="C")  # `ascontiguousarray` keeps what is unaligned
 
 
 def addressable_arrays(arrays: Arrays) -> Arrays:
