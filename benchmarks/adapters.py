@@ -2,7 +2,8 @@
 
 For each way to call the operator that everyone has, deformable convolution of one small image, the table shows the
 microseconds over the plain functions on NumPy arrays, beside what the project aims at. The figure is the least of many
-runs: the rest is the machine's noise. One thread, on an idle machine.
+runs: the rest is the machine's noise. One thread, on an idle machine. For JAX there is also
+the layer S1 of the benchmarks, where its adapter is to add at most 1 %.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numdcn
 
 Call = Callable[[], Any]
 ROUNDS, RUNS = 30, 60
+SMALL = (1, 16, 32, 32), (1, 18, 32, 32), (32, 16, 3, 3), (32,)  # x, offsets, w, bias; padding 1
+S1 = (1, 128, 100, 152), (1, 18, 100, 152), (128, 128, 3, 3), (128,)
 
 
 class Row(NamedTuple):
@@ -30,11 +33,23 @@ class Row(NamedTuple):
     both_goal: float
 
 
-def arrays() -> tuple[np.ndarray, ...]:
-    """x, offsets, w and bias: 16 channels of 32 x 32 pixels to 32, kernel 3, padding 1."""
+def arrays(shapes: tuple[tuple[int, ...], ...] = SMALL) -> tuple[np.ndarray, ...]:
+    """x, offsets, w and bias."""
     rng = np.random.default_rng(0)
-    shapes = (1, 16, 32, 32), (1, 18, 32, 32), (32, 16, 3, 3), (32,)
     return tuple(rng.standard_normal(shape, dtype=np.float32) for shape in shapes)
+
+
+def plain(given: Any) -> tuple[Call, Call]:
+    """The plain functions: forward alone, forward and backward."""
+    ones = 0 * numdcn.deform_conv_forward(*given, padding=1) + 1
+
+    def forward() -> Any:
+        return numdcn.deform_conv_forward(*given, padding=1)
+
+    def both() -> Any:
+        return forward(), numdcn.deform_conv_backward(ones, *given, padding=1)
+
+    return forward, both
 
 
 def torch_rows() -> Iterator[Row]:
@@ -63,15 +78,54 @@ def torch_rows() -> Iterator[Row]:
         yield Row(name, forward, goals[0], both, goals[1])
 
 
-FRAMEWORKS: dict[str, Callable[[], Iterator[Row]]] = {"torch": torch_rows}
+def jitted(given: Any) -> tuple[Call, Call]:
+    """JAX's adapter, compiled: forward alone, forward and backward."""
+    import jax
+
+    from numdcn.adapters.jax import deform_conv
+
+    def y(*given: Any) -> Any:
+        return deform_conv(*given, padding=1)
+
+    def gradients(ones: Any, *given: Any) -> Any:
+        made, back = jax.vjp(y, *given)
+        return made, back(ones)
+
+    alone, together = jax.jit(y), jax.jit(gradients)
+    ones = 0 * alone(*given) + 1
+    return lambda: alone(*given).block_until_ready(), lambda: jax.block_until_ready(together(ones, *given))
 
 
-def least(calls: list[Call]) -> list[float]:
+def jax_rows() -> Iterator[Row]:
+    """JAX: the adapter under jit, and the plain functions."""
+    import jax.numpy as jnp
+
+    given = [jnp.asarray(array) for array in arrays()]
+    for name, make, goals in (("jax.jit", jitted, (55, 215)), ("plain, jax.Array", plain, (45, float("inf")))):
+        forward, both = make(given)
+        yield Row(name, forward, goals[0], both, goals[1])
+
+
+def jax_at_s1() -> None:
+    """Print what JAX's adapter adds to a large call."""
+    import jax.numpy as jnp
+
+    large = arrays(S1)
+    calls = [*plain(large), *jitted([jnp.asarray(array) for array in large])]
+    forward, both, jit_forward, jit_both = least(calls, 15, 3)
+    for name, before, after in (("forward", forward, jit_forward), ("forward and backward", both, jit_both)):
+        print(f"S1, {name}: {before / 1000:.1f} ms, {100 * (after / before - 1):+.2f} %")
+
+
+FRAMEWORKS: dict[str, Callable[[], Iterator[Row]]] = {"torch": torch_rows, "jax": jax_rows}
+
+
+def least(calls: list[Call], rounds: int = ROUNDS, runs: int = RUNS) -> list[float]:
     """The least time of each call in microseconds; they take turns."""
     best = [float("inf")] * len(calls)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for i, call in enumerate(calls):
-            for _ in range(RUNS):
+            for _ in range(runs):
                 start = time.perf_counter_ns()
                 call()
                 best[i] = min(best[i], (time.perf_counter_ns() - start) / 1000)
@@ -80,24 +134,14 @@ def least(calls: list[Call]) -> list[float]:
 
 def measure(rows: list[Row]) -> None:
     """Print the table of some ways to call."""
-    given = arrays()
-    y = numdcn.deform_conv_forward(*given, padding=1)
-    grad_y = np.ones_like(y)
-
-    def forward() -> Any:
-        return numdcn.deform_conv_forward(*given, padding=1)
-
-    def both() -> Any:
-        return forward(), numdcn.deform_conv_backward(grad_y, *given, padding=1)
-
     for row in rows:
         row.forward()
         row.both()
-    plain, plain_both, *times = least([forward, both, *(call for row in rows for call in (row.forward, row.both))])
+    base, base_both, *times = least([*plain(arrays()), *(call for row in rows for call in (row.forward, row.both))])
     print(f"{'us over the plain call':<28}{'no gradients':>14}{'goal':>6}{'forward + backward':>21}{'goal':>6}")
-    print(f"{'(plain call, all of it)':<28}{plain:>14.1f}{'':>6}{plain_both:>21.1f}")
+    print(f"{'(plain call, all of it)':<28}{base:>14.1f}{'':>6}{base_both:>21.1f}")
     for row, one, two in zip(rows, times[::2], times[1::2], strict=True):
-        print(f"{row.name:<28}{one - plain:>14.1f}{row.forward_goal:>6}{two - plain_both:>21.1f}{row.both_goal:>6}")
+        print(f"{row.name:<28}{one - base:>14.1f}{row.forward_goal:>6}{two - base_both:>21.1f}{row.both_goal:>6}")
 
 
 def main(names: list[str]) -> None:
@@ -108,6 +152,8 @@ def main(names: list[str]) -> None:
     numdcn.set_num_threads(1)
     for name in names or FRAMEWORKS:
         measure(list(FRAMEWORKS[name]()))
+        if name == "jax":
+            jax_at_s1()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A numerical test has one body. It takes `backend` if it compares with the naive 
 compares with something else (an identity, a published vector, finite differences), so that the reference is tested too.
 A new backend is a name in BACKENDS and a function from an operator's name to a checks.Backend. The operator is the
 OPERATOR of the test file (see family.py). `gpu` is for tests of what is specific to a GPU: Numba's simulator, and a GPU
-if there is one (device.py).
+if there is one (device.py). `torch` and `jax` are the frameworks, where they are installed.
 """
 
 import os
@@ -69,3 +69,13 @@ def _hypothesis_profiles():
     hypothesis.settings.register_profile("local", **common)
     hypothesis.settings.register_profile("ci", **common, derandomize=True, database=None)
     hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax", reason="jax is not installed: pip install jax")

@@ -73,11 +73,16 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, (tuple, list))
 
 
+def _is_plain_pair(value: Any, least: int) -> bool:
+    """Whether this is a tuple of two ints in range, which needs no further look."""
+    return type(value) is tuple and len(value) == 2 and all(type(n) is int and least <= n < LIMIT for n in value)
+
+
 def per_axis(name: str, value: Any, least: int) -> tuple[int, int]:
     """An int, or one per axis, as a tuple."""
     if type(value) is int and least <= value < LIMIT:  # the usual case
         return value, value
-    if type(value) is tuple and len(value) == 2 and all(type(item) is int and least <= item < LIMIT for item in value):
+    if _is_plain_pair(value, least):
         return value[0], value[1]
     if _is_sequence(value):
         value = tuple(value)  # a list could change meanwhile
@@ -97,7 +102,7 @@ def padding_per_axis(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding before and after each axis, from an int, an int per axis, or a (before, after) pair per axis."""
     if type(value) is int and 0 <= value < LIMIT:  # the usual case
         return (value, value), (value, value)
-    if type(value) is tuple and len(value) == 2 and all(type(item) is int and 0 <= item < LIMIT for item in value):
+    if _is_plain_pair(value, 0):
         return value, value
     if _is_sequence(value):
         value = tuple(tuple(item) if _is_sequence(item) else item for item in tuple(value))  # a list could change

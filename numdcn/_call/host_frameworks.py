@@ -112,20 +112,15 @@ class Torch(HostFramework):
     def usual(self, args: Any, keywords: Any) -> tuple[list[Any], dict[str, Any]] | None:
         if getattr(self.forward_mode, "_current_level", 0) >= 0 or "out" in keywords:
             return None
-        kind = self.tensor
+        kind, count = self.tensor, len(args)
         try:
             plain = [
-                t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t) for t in args
+                t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t)
+                for t in (*args, *keywords.values())
             ]
-            if not keywords:
-                return plain, keywords
-            named = {
-                key: t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t)
-                for key, t in keywords.items()
-            }
         except (LookupError, RuntimeError, TypeError, ValueError):  # explained by `seen`
             return None
-        return plain, named
+        return plain[:count], dict(zip(keywords, plain[count:]))
 
     def back(self, array: np.ndarray) -> Any:
         return self.from_numpy(array)
@@ -342,13 +337,17 @@ class Loan:
         """The name of an argument, which may be known by its position."""
         if isinstance(place, str):
             return place
-        names = tuple(inspect.signature(self.function).parameters)
+        names = _parameters(self.function)
         return names[place] if place < len(names) else f"argument {place + 1}"
 
     def _first(self) -> str:
         """The name of the argument whose framework the call has."""
-        names = tuple(inspect.signature(self.function).parameters)
-        return names[0]
+        return _parameters(self.function)[0]
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's arguments."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def operator_of(function: Callable[..., Any]) -> str:
@@ -358,7 +357,7 @@ def operator_of(function: Callable[..., Any]) -> str:
 
 def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
     """The text of an error if the arguments hold arrays of another framework beside the NumPy arrays; else ""."""
-    names = tuple(inspect.signature(function).parameters)
+    names = _parameters(function)
     given = [pair for pair in (*zip(names, args), *keywords.items()) if pair[0] not in NUMBERS]
     first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
     for name, value in given:

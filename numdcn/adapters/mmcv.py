@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 
 import numdcn
 from numdcn.adapters._operators import operator, shaped
+from numdcn.adapters._tensors import widened
 
 __all__ = ["install", "uninstall"]
 
 NAME = "mmcv._ext"
-HALVES = (torch.float16, torch.bfloat16)
 MAXIMUM = 0  # mmcv's number for pool_mode="max"
 
 # mmcv's functions: the operator behind each, and what its tensors are, in order. ">": a tensor to fill; "-": not needed here.
@@ -68,7 +67,7 @@ class _Function:
         if given.get("pool_mode") == MAXIMUM:
             raise NotImplementedError(f"{self.__name__} of numdcn.adapters.mmcv has pool_mode 'avg' only, not 'max'")
         filled = {name: tensors[self.places[f">{name}"]].detach() for name in self.results}
-        full = {name: _full(tensor) for name, tensor in filled.items()}
+        full = {name: widened(tensor) for name, tensor in filled.items()}
         self._compute(tensors, {name: tensor.numpy() for name, tensor in full.items()}, given)
         for name, tensor in filled.items():
             if full[name] is not tensor:
@@ -104,12 +103,7 @@ class _Function:
 
     def _seen(self, tensors: Sequence[Any], name: str) -> np.ndarray:
         """A tensor as an array in which numdcn computes."""
-        return _full(tensors[self.places[name]].detach()).numpy()
-
-
-def _full(tensor: Any) -> Any:
-    """The tensor itself, or one in float32 if its type is narrower."""
-    return tensor.float() if tensor.dtype in HALVES else tensor
+        return widened(tensors[self.places[name]].detach()).numpy()
 
 
 def _option(name: str, given: Mapping[str, Any]) -> Any:

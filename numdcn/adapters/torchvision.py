@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd import forward_ad
 
 from numdcn._call.host_frameworks import Torch
 from numdcn.adapters._operators import Operator, operator, shaped
+from numdcn.adapters._tensors import has_tangent, widened
 
 _BINS = "float spatial_scale, SymInt pooled_height, SymInt pooled_width"
 _SIZES = "SymInt batch_size, SymInt channels, SymInt height, SymInt width"
@@ -245,11 +245,9 @@ def _plain(*tensors: Any) -> list[Any]:
     for tensor in tensors:
         if tensor.dtype != dtype:
             raise RuntimeError(f"expected tensors of one dtype, got {dtype} and {tensor.dtype}")
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if has_tangent(tensors):
         raise NotImplementedError("torchvision's operators have no derivatives in forward mode")
-    if dtype in (torch.float16, torch.bfloat16):
-        return [tensor.detach().float().numpy() for tensor in tensors]
-    return [tensor.detach().numpy() for tensor in tensors]
+    return [widened(tensor.detach()).numpy() for tensor in tensors]
 
 
 def _tensor(array: np.ndarray, dtype: Any) -> Any:

@@ -1,6 +1,7 @@
 """The handler of XLA's FFI: structures of XLA's that do not fit, errors, interrupts."""
 
 import ctypes
+import signal
 
 import numpy as np
 import pytest
@@ -120,7 +121,16 @@ def interrupting(address):
     return engine, engine.get_function_address("both")
 
 
+@pytest.fixture
+def python_handles_interrupts():
+    """Other libraries may have replaced the handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("python_handles_interrupts")
 def test_an_interrupt_before_the_first_instruction(monkeypatch):
     """XLA gets an error, never an undefined result, and the caller its KeyboardInterrupt."""
     xla, results = Xla(double), []
@@ -136,6 +146,7 @@ def test_an_interrupt_before_the_first_instruction(monkeypatch):
     assert not xla.arrays[1].any() and kept
 
 
+@pytest.mark.usefixtures("python_handles_interrupts")
 def test_an_interrupt_within():
     def run(text, inputs, outputs):
         raise KeyboardInterrupt
@@ -153,6 +164,7 @@ import os, random, signal, threading, time
 import numpy as np, jax
 import numdcn.adapters.jax as adapter
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told its background to ignore it
 rng = np.random.default_rng(0)
 x, w = rng.standard_normal((1, 4, 9, 9)).astype(np.float32), rng.standard_normal((4, 4, 3, 3)).astype(np.float32) / 6
 f = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda i, x: adapter.conv(x, w, padding=1), x))

@@ -44,6 +44,7 @@ def assert_same(got, want):
     family.assert_same(got[1], want[1])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", LARGE)
 def test_the_problems_here_are_shared_out(name, monkeypatch):
     """They are large enough for several threads, forward and backward; otherwise the tests below would prove

@@ -24,16 +24,6 @@ def kind(request):
     return KINDS[request.param]()
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="torch is not installed: pip install torch")
-
-
-@pytest.fixture
-def jax():
-    return pytest.importorskip("jax", reason="jax is not installed: pip install jax")
-
-
 def each(make, values):
     """Arrays made into others; None, and what is no array, as it is."""
     return [make(value) if isinstance(value, np.ndarray) else value for value in values]

@@ -10,16 +10,6 @@ from checks import assert_same_bits
 import numdcn
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="torch is not installed: pip install torch")
-
-
-@pytest.fixture
-def jax():
-    return pytest.importorskip("jax", reason="jax is not installed: pip install jax")
-
-
 def refused(call, text, error=TypeError):
     with pytest.raises(error) as raised:
         call()

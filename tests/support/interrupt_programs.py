@@ -20,6 +20,8 @@ from team_kernels import Meeting, leave_late, meet
 import numdcn
 from numdcn._cpu.threads import launch
 
+PACKAGE = os.path.dirname(numdcn.__file__) + os.sep
+
 RNG = np.random.default_rng(0)
 
 
@@ -53,7 +55,7 @@ def _same(got, want):
 
 def _in_library(frame):
     while frame is not None:
-        if f"{os.sep}numdcn{os.sep}" in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(PACKAGE):
             return True
         frame = frame.f_back
     return False

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from numdcn.adapters._operators import Operator
+from numdcn.adapters._tensors import HALVES, widened
 
-HALVES = (torch.float16, torch.bfloat16)
 Arrays = Sequence[Tensor | None]  # in the order of an operator's table; None for one that is absent
 Given = Sequence[Any]  # the same for a backward: of an array that is not saved the shape alone
 Options = Mapping[str, Any]  # by name
@@ -35,7 +35,7 @@ def new(shape: Sequence[Any], dtype: torch.dtype, device: torch.device, channels
 
 
 def needs_float32(tensor: Tensor) -> bool:
-    """Whether an operator on such tensors is computed in float32, as numdcn has no half types on the CPU."""
+    """Whether an operator on such tensors is computed in float32."""
     return tensor.dtype in HALVES and tensor.device.type == "cpu"
 
 
@@ -51,7 +51,7 @@ def run(operator: Operator, arrays: Arrays, options: Options) -> list[Any]:
     x: Any = arrays[0]
     if needs_float32(x):
         _check_dtypes(operator, arrays)
-        y, *residuals = run(operator, list(map(_widened, arrays)), options)
+        y, *residuals = run(operator, list(map(widened, arrays)), options)
         return [y.to(x.dtype), *residuals]
     more: dict[str, Any] = {} if x.is_cpu else _flags(operator.forward)
     room = _room(operator, arrays, options) if is_channels_last(x) else None
@@ -75,7 +75,7 @@ def run_backward(
     A gradient has its channels last if its array has; `channels_last` says so of those whose shape alone is given.
     """
     if needs_float32(grad_y):
-        wide, kept = list(map(_widened, arrays)), list(map(_widened, residuals))
+        wide, kept = list(map(widened, arrays)), list(map(widened, residuals))
         grads = run_backward(operator, grad_y.float(), wide, kept, options, wanted, channels_last)
         given = dict(zip(operator.names, arrays))
         types = [gradient_kind(given[name], grad_y, False)[1] for name in operator.differentiable]
@@ -130,10 +130,6 @@ def _seen(tensors: Given) -> list[Any]:
 def _tensors(results: Sequence[Any]) -> list[Any]:
     """Results of numdcn as tensors."""
     return [torch.from_numpy(result) if type(result) is np.ndarray else result for result in results]
-
-
-def _widened(array: Any) -> Any:
-    return array.float() if isinstance(array, Tensor) and array.dtype in HALVES else array
 
 
 def _check_dtypes(operator: Operator, arrays: Arrays) -> None:

@@ -20,6 +20,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from numdcn.adapters import _operators
 from numdcn.adapters._operators import INTEGERS, Operator
+from numdcn.adapters._tensors import has_tangent
 from numdcn.adapters.torch import _kernels
 from numdcn.adapters.torch._vmap import backward_rule, forward_rule
 
@@ -235,14 +236,6 @@ class Registered:
         raise NotImplementedError(
             f"numdcn: the gradient of {self.name}'s gradient (double backward) is not implemented"
         )
-
-
-def has_tangent(args: Sequence[Any]) -> bool:
-    """Whether a tensor among these has a tangent, of forward-mode differentiation."""
-    forward_ad = torch.autograd.forward_ad
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args)
 
 
 def full_precision(value: Any) -> Any:
