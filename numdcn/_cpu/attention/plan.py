@@ -27,7 +27,8 @@ from numdcn._formulas.bilinear import cell, corner_weights
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like, select
 
-# Rows of a plan: the caller's x, y and weight of each point, its fractions and corner weights, and sums of a backward.
+# Rows of a plan: x, y (of the caller, then of its position) and weight of each point, its fractions and corner weights,
+# and sums of a backward.
 X, Y, WEIGHT, FRACTION_Y, FRACTION_X, W00, W01, W10, W11, BY_Y, BY_X, BY_WEIGHT, PLAN_ROWS = range(13)
 # Rows of `Plan.corners`: the elements where its four corners begin, and its row in the image, from -1.
 C00, C01, C10, C11, ROW, CORNER_ROWS = range(6)
@@ -53,14 +54,16 @@ class Table(NamedTuple):
     pixel_stride: int  # elements from pixel to pixel of value
 
 
-class Reach(NamedTuple):
-    """Which rows the points of a tile of queries are in, for each head and level."""
+class Notes(NamedTuple):
+    """What a pass over all queries notes for the gradient of value, whose tasks see one head and one level."""
 
     levels: int
     level_rows: int  # address of (levels, 5) int64: height, width, pixels before it, first point, points
-    address: (
-        int  # of (B, tiles, M, levels, 2) int64: the first row of a cell with a point, one past the last; 0: no need
+    rows: int  # address of (B, tiles, M, levels, 2) int64: a tile's first row of a cell with a point, one past the last; 0: not wanted
+    points: (
+        int  # address of three arrays (B, M, T, Q): y, x and weight; (T, Q) of a level's points is (Q, points) instead
     )
+    count: int  # elements of each array
 
 
 class Plan(NamedTuple):
@@ -149,6 +152,8 @@ def plan_query(floats, numbers, table, base, count, nowhere, plan):
         x = fma(
             load(floats, SCALE_X * pitch + i), load(floats, TAP_X * pitch + i) + load(plan.rows, X * rows + i), base_x
         )
+        store(plan.rows, Y * rows + i, y)
+        store(plan.rows, X * rows + i, x)
         row, column, fraction_y, fraction_x = cell(
             y, x, load(floats, HEIGHT * pitch + i), load(floats, WIDTH * pitch + i)
         )
@@ -180,31 +185,40 @@ def _store_corners(numbers, table, row, column, nowhere, i, plan):
 
 
 @helper
-def _reach_of(reach, tile, heads):
+def _rows_of(notes, tile, heads):
     """Where the rows of a tile, counted over all images, are noted."""
-    return at(pointer(reach.address, 0), tile * heads * reach.levels * 2)
+    return at(pointer(notes.rows, 0), tile * heads * notes.levels * 2)
 
 
 @helper
-def no_rows(reach, tile, heads):
+def begin_tile(notes, tile, heads):
     """Note that no row has a point of a tile yet."""
-    spot, levels = _reach_of(reach, tile, heads), pointer(reach.level_rows, 0)
-    for i in range(heads * reach.levels):
-        store(spot, 2 * i, load_scalar(levels, 5 * (i % reach.levels)))
+    spot, levels = _rows_of(notes, tile, heads), pointer(notes.level_rows, 0)
+    for i in range(heads * notes.levels):
+        store(spot, 2 * i, load_scalar(levels, 5 * (i % notes.levels)))
         store(spot, 2 * i + 1, -1)
 
 
 @block
-def note_rows(reach, tile, plan, heads):
-    """Note in which rows the points of a planned query are."""
-    rows, spot, levels = at(plan.corners, ROW * plan.pitch), _reach_of(reach, tile, heads), pointer(reach.level_rows, 0)
-    for _ in range(heads):
-        for level in range(reach.levels):
+def note_query(notes, s, n, tile, q, plan):
+    """Note the points of a planned query of image n, and their rows."""
+    spot, levels = _rows_of(notes, tile, s.heads), pointer(notes.level_rows, 0)
+    one, pitch, i = like(1.0, load_scalar(plan.rows, 0)), plan.pitch, 0
+    target = pointer(notes.points, one)
+    for m in range(s.heads):
+        for level in range(notes.levels):
             height, low, high = load_scalar(levels, 5 * level), load_scalar(spot, 0), load_scalar(spot, 1)
-            for i in range(load_scalar(levels, 5 * level + 4)):
-                row = load_scalar(rows, i)
+            points = load_scalar(levels, 5 * level + 4)
+            first = ((n * s.heads + m) * s.points + load_scalar(levels, 5 * level + 3)) * s.queries + q * points
+            for k in range(0, points, width(one)):
+                some = first_lanes(points - k, full(one))
+                store_masked(target, first + k, load(plan.rows, Y * pitch + i + k), some)
+                store_masked(target, notes.count + first + k, load(plan.rows, X * pitch + i + k), some)
+                store_masked(target, 2 * notes.count + first + k, load(plan.rows, WEIGHT * pitch + i + k), some)
+            for k in range(i, i + points):
+                row = load_scalar(plan.corners, ROW * pitch + k)
                 low = min(low, row) if row < height else low
                 high = max(high, row + 1) if row < height else high
             store(spot, 0, low)
             store(spot, 1, high)
-            spot, rows = at(spot, 2), at(rows, load_scalar(levels, 5 * level + 4))
+            spot, i = at(spot, 2), i + points

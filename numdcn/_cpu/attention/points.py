@@ -23,11 +23,11 @@ from numdcn._cpu.attention.plan import (
     SCALE_X,
     SCALE_Y,
     WEIGHT,
+    Notes,
     PointsPlace,
-    Reach,
     Table,
-    no_rows,
-    note_rows,
+    begin_tile,
+    note_query,
     write_pairs,
 )
 from numdcn._cpu.jit import block, kernel
@@ -44,7 +44,7 @@ class PointsCall(NamedTuple):
     """Parameters of `point_gradients`."""
 
     sizes: Sizes
-    reach: Reach
+    notes: Notes
     table: Table
     value: Place
     points: PointsPlace
@@ -151,7 +151,7 @@ def _write(a, floats, n, q, plan):
 
 @kernel
 def point_gradients(one, params, counter, slot):
-    """The gradients of points and weights; notes which rows the points are in, if asked to. A task is a tile of the
+    """The gradients of points and weights; notes the points, if asked to. A task is a tile of the
     queries of an image."""
     a = unpack(params, PointsCall)
     s, step = a.sizes, width(one)
@@ -166,12 +166,12 @@ def point_gradients(one, params, counter, slot):
         n, first = task // s.tiles, task % s.tiles * s.tile
         start = a.value.address + n * a.value.strides[0] * s.one_bytes
         value, nowhere = pointer(start, one), (zeros - start) // s.one_bytes
-        if a.reach.address:
-            no_rows(a.reach, task, s.heads)
+        if a.notes.rows:
+            begin_tile(a.notes, task, s.heads)
         for q in range(first, min(first + s.tile, s.queries)):
             plan_of(one, a, n, q, nowhere, plan)
-            if a.reach.address:
-                note_rows(a.reach, task, plan, s.heads)
+            if a.notes.rows:
+                note_query(a.notes, s, n, task, q, plan)
             _clear_sums(plan, s.heads * s.points)
             for m in range(s.heads):
                 spot = n * a.grad_y.strides[0] + q * a.grad_y.strides[1] + m * a.grad_y.strides[2]

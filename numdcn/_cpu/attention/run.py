@@ -4,6 +4,7 @@ effect here."""
 from __future__ import annotations
 
 import functools
+import itertools
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,9 +15,9 @@ from numdcn._call.options import Options
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable_arrays, is_addressable, output, place
 from numdcn._cpu.attention.forward import ForwardCall, Sizes, forward_queries
-from numdcn._cpu.attention.plan import CORNER_ROWS, PLAN_ROWS, PointsPlace, Reach, Table
+from numdcn._cpu.attention.plan import CORNER_ROWS, PLAN_ROWS, Notes, PointsPlace, Table
 from numdcn._cpu.attention.points import PointsCall, point_gradients
-from numdcn._cpu.attention.spread import POINTS, Bands, SpreadCall, find_rows, spread
+from numdcn._cpu.attention.spread import NUMBER_ROWS, POINTS, Bands, SpreadCall, note_points, spread
 from numdcn._cpu.parameters import Numbers
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.threads import launch, plan_threads
@@ -47,31 +48,33 @@ def backward(
 ) -> None:
     """Fill the gradients in `grads`."""
     arrays, grad_y = addressable_arrays(arrays), _dense(grad_y)
-    sizes, (reach, kept) = _sizes(p, grad_y.dtype), _reach(p)
+    sizes, (notes, kept) = _sizes(p, grad_y.dtype), _notes(p)
     by_points, by_value = grads.points is not None or grads.weights is not None, grads.value is not None
-    reach_bytes = sizes.batch * sizes.tiles * p.heads * reach.levels * 16 if by_value else 0
+    rows_bytes = sizes.batch * sizes.tiles * p.heads * notes.levels * 16 if by_value else 0
+    points_bytes = 3 * notes.count * sizes.one_bytes if by_value else 0
     threads = plan_threads(sizes.batch * sizes.tiles, 2 * READS * grad_y.size * p.points)
-    with Scratch(reach_bytes, threads * sizes.workspace_bytes) as (address, workspaces), ExitStack() as stack:
+    workspaces_bytes = threads * sizes.workspace_bytes
+    with Scratch(rows_bytes, points_bytes, workspaces_bytes) as (rows, points, workspaces), ExitStack() as stack:
         targets: list[Any] = [None if g is None else stack.enter_context(output(g, _is_dense)) for g in grads]
-        reach = reach._replace(address=address if by_value else 0)
+        notes = notes._replace(rows=rows if by_value else 0, points=points)
         if by_points:
             value = _dense(arrays.value)
             table, also = _table(p, value.dtype, *_steps(value))
             call = PointsCall(
-                sizes, reach, table, place(value), points_place(arrays.points), place(arrays.weights), place(grad_y),
+                sizes, notes, table, place(value), points_place(arrays.points), place(arrays.weights), place(grad_y),
                 points_place(targets[1]), place(targets[2]), workspaces,
             )  # fmt: skip
             launch(point_gradients, value.dtype.type(1), call, threads)
             del also
         if by_value:
-            _spread(p, grad_y, arrays, targets[0], reach, find=not by_points)
+            _spread(p, grad_y, arrays, targets[0], notes, noted=by_points)
     del kept
 
 
 def _spread(
-    p: Attention, grad_y: np.ndarray, arrays: AttentionArrays, grad_value: np.ndarray, reach: Reach, find: bool
+    p: Attention, grad_y: np.ndarray, arrays: AttentionArrays, grad_value: np.ndarray, notes: Notes, noted: bool
 ) -> None:
-    """Fill the gradient of value. `find`: whether the rows of points are still to be noted."""
+    """Fill the gradient of value. `noted`: whether the points were noted."""
     dtype, one = grad_y.dtype, grad_y.dtype.type(1)
     sizes, (bands, band_bytes, kept) = _sizes(p, dtype), _bands(p, dtype)
     table, also = _table(p, dtype, *_steps(grad_value))
@@ -80,24 +83,24 @@ def _spread(
     threads = plan_threads(max(tasks, tiles), 2 * READS * grad_y.size * p.points)
     with Scratch(threads * workspace) as (workspaces,):
         call = SpreadCall(
-            sizes, bands, reach, table, points_place(arrays.points), place(arrays.weights), place(grad_y),
+            sizes, bands, notes, table, points_place(arrays.points), place(arrays.weights), place(grad_y),
             place(grad_value), workspaces, workspace,
         )  # fmt: skip
-        if find:
-            launch(find_rows, one, call, min(threads, tiles))
+        if not noted:
+            launch(note_points, one, call, min(threads, tiles))
         launch(spread, one, call, min(threads, tasks))
     del kept, also
 
 
 @functools.lru_cache(64)
-def _reach(p: Attention) -> tuple[Reach, Numbers]:
-    """The levels, with no place for rows yet, and what keeps their table's memory."""
+def _notes(p: Attention) -> tuple[Notes, Numbers]:
+    """The levels, with no place for notes yet, and what keeps their table's memory."""
     rows, point = [], 0
     for level in p.levels:
         rows += [level.height, level.width, level.start, point, level.points]
         point += level.points
     kept = Numbers(rows)
-    return Reach(len(p.levels), kept.address, 0), kept
+    return Notes(len(p.levels), kept.address, 0, 0, p.batch * p.queries * p.heads * p.points), kept
 
 
 @functools.lru_cache(64)
@@ -110,16 +113,17 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
     for number, level in enumerate(p.levels):
         row_bytes = (level.width + 2) * padded * dtype.itemsize
         count = max(-(-level.height * row_bytes // BAND_BYTES), wanted)
-        rows = max(2, -(-level.height // count))
-        for first in range(0, level.height, rows):
-            band_rows += [number, first, min(first + rows, level.height)]
-        most = max(most, (min(rows, level.height) + 2) * row_bytes)
+        count = min(count, max(1, level.height // 2))
+        cuts = [level.height * i // count for i in range(count + 1)]
+        for first, end in itertools.pairwise(cuts):
+            band_rows += [number, first, end]
+            most = max(most, (end - first + 2) * row_bytes)
     longest = max(level.points for level in p.levels)
     chunk = max(1, POINTS // longest)
     pitch = chunk * longest + OVERRUN
     kept = Numbers(band_rows)
     bands = Bands(len(kept) // 3, kept.address, chunk, pitch, padded)
-    return bands, pitch * (16 + PLAN_ROWS * dtype.itemsize) + most + 128, kept
+    return bands, pitch * (NUMBER_ROWS * 8 + 4 * dtype.itemsize) + most + 128, kept
 
 
 def _is_dense(array: np.ndarray) -> bool:

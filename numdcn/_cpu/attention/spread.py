@@ -1,39 +1,19 @@
 """CPU kernels of the gradient of value.
 
-A task owns a band of rows of one head of one level of an image, so no two tasks add to the same memory, and the order of
-additions is that of the queries, however many bands there are. It adds up its band in its workspace, in images with a
-rim, so that all four corners of a point are somewhere; then it writes the band once. Tiles of queries without a point in
-the band are skipped: `find_rows` has noted the first and last row of each.
+First the points of all queries are noted by head and level (`plan.Notes`), by `note_points` unless `points` did it. Then a task owns a
+band of rows of one head of one level of an image, so no two tasks add to the same memory, and the order of additions is
+that of the queries, however many bands there are. It adds up its band in its workspace, in images with a rim, so that
+all four corners of a point are somewhere; then it writes the band once. Tiles of queries without a point in the band
+are skipped.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numdcn._cpu.attention.forward import Sizes, base_of, plan_at, plan_of
-from numdcn._cpu.attention.plan import (
-    PLAN_ROWS,
-    SCALE_X,
-    SCALE_Y,
-    TAP_X,
-    TAP_Y,
-    W00,
-    W01,
-    W10,
-    W11,
-    WEIGHT,
-    PointsPlace,
-    Reach,
-    Table,
-    X,
-    Y,
-    no_rows,
-    note_rows,
-    read_line,
-    read_pairs,
-)
+from numdcn._cpu.attention.forward import Sizes, plan_at, plan_of
+from numdcn._cpu.attention.plan import Notes, PointsPlace, Table, begin_tile, note_query
 from numdcn._cpu.jit import block, kernel
-from numdcn._cpu.lanes import even_lanes, odd_lanes
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.simd import (
     at,
@@ -44,15 +24,17 @@ from numdcn._cpu.simd import (
     load_scalar,
     next_task,
     pointer,
+    prefetch,
     store,
     store_masked,
     width,
 )
 from numdcn._formulas.bilinear import cell, corner_weights
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma, like
+from numdcn._formulas.vectors import fma, like, select
 
-POINTS = 512  # planned at a time, at least
+POINTS = 512  # looked at at a time, at least
+CELL, POINT, GRADIENT, NUMBER_ROWS = range(4)  # rows of `Chunk.numbers`
 
 
 class Bands(NamedTuple):
@@ -60,17 +42,17 @@ class Bands(NamedTuple):
 
     bands: int  # of a head, all levels together
     band_rows: int  # address of (bands, 3) int64: level, first row, end
-    chunk: int  # queries planned at a time
-    pitch: int  # elements per row of the plan of a chunk
+    chunk: int  # queries whose points are looked at at a time
+    pitch: int  # elements per row of a chunk
     padded: int  # elements per pixel of a band: the channels, rounded up to full registers
 
 
 class SpreadCall(NamedTuple):
-    """Parameters of `find_rows` and `spread`."""
+    """Parameters of `note_points` and `spread`."""
 
     sizes: Sizes
     bands: Bands
-    reach: Reach
+    notes: Notes
     table: Table
     points: PointsPlace
     weights: Place
@@ -81,10 +63,14 @@ class SpreadCall(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Memory for the plan of the points of some queries; the first two are pointers."""
+    """Memory for the points of some queries; the first two are pointers.
 
-    rows: Any  # as in a `Plan`
-    cells: Any  # int64: the row of each cell from -1, then its column from 0, counted from a rim
+    Of every point, the element of the band where its cell begins (-1: not in the band) and its four corner weights times
+    its weight. Of those in the band, their numbers and the elements where their gradients begin.
+    """
+
+    weights: Any  # four rows
+    numbers: Any  # `NUMBER_ROWS` rows of int64
     pitch: int
 
 
@@ -99,8 +85,8 @@ class Band(NamedTuple):
 
 
 @kernel
-def find_rows(one, params, counter, slot):
-    """Note which rows the points of each tile of queries are in. A task is a tile of the queries of an image."""
+def note_points(one, params, counter, slot):
+    """Note the points of all queries. A task is a tile of the queries of an image."""
     a = unpack(params, SpreadCall)
     s = a.sizes
     plan = plan_at(a.workspaces + slot * a.workspace_bytes, a.table.pitch, one)
@@ -109,61 +95,46 @@ def find_rows(one, params, counter, slot):
         if task >= s.batch * s.tiles:
             return
         n, first = task // s.tiles, task % s.tiles * s.tile
-        no_rows(a.reach, task, s.heads)
+        begin_tile(a.notes, task, s.heads)
         for q in range(first, min(first + s.tile, s.queries)):
             plan_of(one, a, n, q, 0, plan)
-            note_rows(a.reach, task, plan, s.heads)
-
-
-@helper
-def _read_chunk(one, a, n, m, first, count, t, points, chunk):
-    """The positions and weights of points t to t + points of `count` queries of a head. Overruns by up to a full
-    register."""
-    strides, more, lane, step = a.points.strides, a.weights.strides, full(one), width(one)
-    floats, rows, pitch = pointer(a.table.floats, one), chunk.rows, chunk.pitch
-    tap_y, tap_x = at(floats, TAP_Y * a.table.pitch + t), at(floats, TAP_X * a.table.pitch + t)
-    scale_y, scale_x = at(floats, SCALE_Y * a.table.pitch + t), at(floats, SCALE_X * a.table.pitch + t)
-    for j in range(count):
-        q, i = first + j, j * points
-        base = base_of(a.sizes, q, one)
-        base_y, base_x = full(base[0]), full(base[1])
-        source = at(pointer(a.points.address, one), n * strides[0] + q * strides[1] + m * strides[2] + t * strides[3])
-        weights = at(pointer(a.weights.address, one), n * more[0] + q * more[1] + m * more[2] + t * more[3])
-        if strides[3] != 2 or strides[4] != 1 or more[3] != 1:
-            read_pairs(source, strides[3:], points, at(rows, X * pitch + i), at(rows, Y * pitch + i))
-            read_line(weights, more[3], points, at(rows, WEIGHT * pitch + i))
-            for k in range(0, points, step):
-                x, y = load(rows, X * pitch + i + k), load(rows, Y * pitch + i + k)
-                store(rows, X * pitch + i + k, fma(load(scale_x, k), load(tap_x, k) + x, base_x))
-                store(rows, Y * pitch + i + k, fma(load(scale_y, k), load(tap_y, k) + y, base_y))
-            continue
-        for k in range(0, points, step):
-            left = points - k
-            low = load_masked(source, 2 * k, first_lanes(2 * left, lane))
-            high = load_masked(source, 2 * k + step, first_lanes(2 * left - step, lane))
-            x, y = even_lanes(low, high), odd_lanes(low, high)
-            store(rows, X * pitch + i + k, fma(load(scale_x, k), load(tap_x, k) + x, base_x))
-            store(rows, Y * pitch + i + k, fma(load(scale_y, k), load(tap_y, k) + y, base_y))
-            store(rows, WEIGHT * pitch + i + k, load_masked(weights, k, first_lanes(left, lane)))
+            note_query(a.notes, s, n, task, q, plan)
 
 
 @block
-def _plan_chunk(chunk, count, height, columns):
-    """Rows, columns and corner weights of `count` points whose positions are known."""
-    rows, cells, pitch = chunk.rows, chunk.cells, chunk.pitch
-    one = like(1.0, load_scalar(rows, 0))
-    lane = full(one)
-    for i in range(0, count, width(one)):
-        row, column, fraction_y, fraction_x = cell(
-            load(rows, Y * pitch + i), load(rows, X * pitch + i), like(height, lane), like(columns, lane)
-        )
+def _plan_chunk(noted, total, count, height, columns, band, chunk):
+    """The cells and weights of `count` noted points, `total` elements from y to x to weight. Overruns by up to a full
+    register."""
+    one = like(1.0, load_scalar(noted, 0))
+    lane, pitch, step = full(one), chunk.pitch, width(one)
+    height, columns = like(height, lane), like(columns, lane)
+    for i in range(0, count, step):
+        some = first_lanes(count - i, lane)
+        y, x = load_masked(noted, i, some), load_masked(noted, total + i, some)
+        weight = load_masked(noted, 2 * total + i, some)
+        row, column, fraction_y, fraction_x = cell(y, x, height, columns)
         w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
-        store(rows, W00 * pitch + i, w00)
-        store(rows, W01 * pitch + i, w01)
-        store(rows, W10 * pitch + i, w10)
-        store(rows, W11 * pitch + i, w11)
-        store(cells, i, row - like(1, row))
-        store(cells, pitch + i, column)
+        store(chunk.weights, i, w00 * weight)
+        store(chunk.weights, pitch + i, w01 * weight)
+        store(chunk.weights, 2 * pitch + i, w10 * weight)
+        store(chunk.weights, 3 * pitch + i, w11 * weight)
+        first, after = like(band.first, row), like(band.end + 1, row)
+        index = (row - first) * like(band.line, row) + column * like(band.padded, row)
+        store(chunk.numbers, CELL * pitch + i, select((row >= first) & (row < after), index, like(-1, row)))
+
+
+@block
+def _choose(chunk, queries, points, gradient, stride, channels):
+    """List the points in the band; return how many. `stride`: elements from the gradient of a query to the next."""
+    numbers, pitch, count, i, step = chunk.numbers, chunk.pitch, 0, 0, width(load_scalar(gradient, 0))
+    for j in range(queries):
+        for c in range(0, channels, step):
+            prefetch(gradient, j * stride + c)
+        for i in range(j * points, (j + 1) * points):
+            store(numbers, POINT * pitch + count, i)
+            store(numbers, GRADIENT * pitch + count, j * stride)
+            count += 1 if load_scalar(numbers, CELL * pitch + i) >= 0 else 0
+    return count
 
 
 @helper
@@ -187,33 +158,30 @@ def _add_four(target, index, padded, line, weights, gradient, pixels):
 
 
 @block
-def _add_points(chunk, point, points, band, gradient, channels):
-    """Add the gradient of one query, times the weights of its `points` points, from `point` on, to the pixels of a
-    band."""
-    rows, cells, pitch, line, padded = chunk.rows, chunk.cells, chunk.pitch, band.line, band.padded
+def _add_points(chunk, count, gradients, channels, band):
+    """Add the gradients of the `count` points that were chosen to the pixels of a band."""
+    rows, numbers, pitch, line, padded = chunk.weights, chunk.numbers, chunk.pitch, band.line, band.padded
     one = like(1.0, load_scalar(rows, 0))
     lane, step = full(one), width(one)
-    for i in range(point, point + points):
-        row = load_scalar(cells, i)
-        if row < band.first - 1 or row >= band.end:
-            continue
-        index = (row - band.first + 1) * line + load_scalar(cells, pitch + i) * padded
-        weight = full(load_scalar(rows, WEIGHT * pitch + i))
+    for j in range(count):
+        i = load_scalar(numbers, POINT * pitch + j)
+        gradient = at(gradients, load_scalar(numbers, GRADIENT * pitch + j))
+        index = load_scalar(numbers, CELL * pitch + i)
         weights = (
-            full(load_scalar(rows, W00 * pitch + i)),
-            full(load_scalar(rows, W01 * pitch + i)),
-            full(load_scalar(rows, W10 * pitch + i)),
-            full(load_scalar(rows, W11 * pitch + i)),
+            full(load_scalar(rows, i)),
+            full(load_scalar(rows, pitch + i)),
+            full(load_scalar(rows, 2 * pitch + i)),
+            full(load_scalar(rows, 3 * pitch + i)),
         )
         c = 0
         while c + 2 * step <= channels:  # all reads before all writes, each of which could be what is read next
             low, high = _pixels(band.sums, index + c, padded, line), _pixels(band.sums, index + c + step, padded, line)
-            _add_four(band.sums, index + c, padded, line, weights, weight * load(gradient, c), low)
-            _add_four(band.sums, index + c + step, padded, line, weights, weight * load(gradient, c + step), high)
+            _add_four(band.sums, index + c, padded, line, weights, load(gradient, c), low)
+            _add_four(band.sums, index + c + step, padded, line, weights, load(gradient, c + step), high)
             c += 2 * step
         while c < channels:
             pixels = _pixels(band.sums, index + c, padded, line)
-            rest = weight * load_masked(gradient, c, first_lanes(channels - c, lane))
+            rest = load_masked(gradient, c, first_lanes(channels - c, lane))
             _add_four(band.sums, index + c, padded, line, weights, rest, pixels)
             c += step
 
@@ -237,9 +205,9 @@ def spread(one, params, counter, slot):
     a = unpack(params, SpreadCall)
     s, b = a.sizes, a.bands
     base = a.workspaces + slot * a.workspace_bytes
-    chunk = Chunk(pointer(base + 2 * b.pitch * 8, one), pointer(base, 0), b.pitch)
-    sums = at(chunk.rows, PLAN_ROWS * b.pitch)
-    levels, bands, reach = pointer(a.reach.level_rows, 0), pointer(b.band_rows, 0), pointer(a.reach.address, 0)
+    rows = pointer(base + NUMBER_ROWS * b.pitch * 8, one)
+    chunk, sums = Chunk(rows, pointer(base, 0), b.pitch), at(rows, 4 * b.pitch)
+    levels, bands, reached = pointer(a.notes.level_rows, 0), pointer(b.band_rows, 0), pointer(a.notes.rows, 0)
     while True:
         task = next_task(counter)
         if task >= s.batch * s.heads * b.bands:
@@ -252,17 +220,17 @@ def spread(one, params, counter, slot):
         band = Band(first, end, sums, (columns + 2) * b.padded, b.padded)
         for i in range(0, (end - first + 2) * band.line, width(one)):
             store(sums, i, full(one - one))
+        noted = at(pointer(a.notes.points, one), ((n * s.heads + m) * s.points + t) * s.queries)
         for tile in range(s.tiles):
-            spot = 2 * (((n * s.tiles + tile) * s.heads + m) * a.reach.levels + level)
-            if load_scalar(reach, spot) >= end or load_scalar(reach, spot + 1) < first:
+            spot = 2 * (((n * s.tiles + tile) * s.heads + m) * a.notes.levels + level)
+            if load_scalar(reached, spot) >= end or load_scalar(reached, spot + 1) < first:
                 continue
-            query_end = min((tile + 1) * s.tile, s.queries)
-            for q in range(tile * s.tile, query_end, b.chunk):
-                count = min(b.chunk, query_end - q)
-                _read_chunk(one, a, n, m, q, count, t, points, chunk)
-                _plan_chunk(chunk, count * points, height, columns)
-                for j in range(count):
-                    where = n * a.grad_y.strides[0] + (q + j) * a.grad_y.strides[1] + m * a.grad_y.strides[2]
-                    gradient = at(pointer(a.grad_y.address, one), where)
-                    _add_points(chunk, j * points, points, band, gradient, s.channels)
+            tile_end = min((tile + 1) * s.tile, s.queries)
+            for q in range(tile * s.tile, tile_end, b.chunk):
+                count = min(b.chunk, tile_end - q)
+                _plan_chunk(at(noted, q * points), a.notes.count, count * points, height, columns, band, chunk)
+                spot = n * a.grad_y.strides[0] + q * a.grad_y.strides[1] + m * a.grad_y.strides[2]
+                gradients = at(pointer(a.grad_y.address, one), spot)
+                chosen = _choose(chunk, count, points, gradients, a.grad_y.strides[1], s.channels)
+                _add_points(chunk, chosen, gradients, s.channels, band)
         _write_band(one, a, n, m, load_scalar(levels, 5 * level + 2), columns, band)
