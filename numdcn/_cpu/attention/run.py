@@ -25,6 +25,7 @@ from numdcn._cpu.threads import launch, plan_threads
 TILE = 64  # queries per task, at most
 TILES = 64  # per image, at least, if there are as many queries
 BAND_BYTES = 256 * 1024  # of the sums of a band, at most, if it has more than two rows
+BAND_POINTS = 1024  # that a call has for each band, at least, if bands are to share the work alone
 READS = 24.0  # cost of a sample of a channel, in multiply-adds of a product
 
 
@@ -108,7 +109,8 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
     """The bands of the levels, the bytes of a workspace, and what keeps their tables' memory."""
     wide = 64 // dtype.itemsize
     padded = -(-p.channels // wide) * wide
-    wanted = -(-TILES // (p.batch * p.heads * len(p.levels)))
+    owners = p.batch * p.heads * len(p.levels)
+    wanted = -(-min(TILES, p.batch * p.queries * p.heads * p.points // BAND_POINTS) // owners)
     band_rows, most = [], 0
     for number, level in enumerate(p.levels):
         row_bytes = (level.width + 2) * padded * dtype.itemsize
@@ -123,7 +125,8 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
     pitch = chunk * longest + OVERRUN
     kept = Numbers(band_rows)
     bands = Bands(len(kept) // 3, kept.address, chunk, pitch, padded)
-    return bands, pitch * (NUMBER_ROWS * 8 + 4 * dtype.itemsize) + most + 128, kept
+    chunk_bytes = pitch * (NUMBER_ROWS * 8 + 4 * dtype.itemsize) + chunk * padded * dtype.itemsize
+    return bands, chunk_bytes + most + 128, kept
 
 
 def _is_dense(array: np.ndarray) -> bool:

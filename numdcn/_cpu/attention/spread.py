@@ -34,6 +34,7 @@ from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like, select
 
 POINTS = 512  # looked at at a time, at least
+AHEAD = 32  # queries, of prefetches
 CELL, POINT, GRADIENT, NUMBER_ROWS = range(4)  # rows of `Chunk.numbers`
 
 
@@ -63,7 +64,7 @@ class SpreadCall(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Memory for the points of some queries; the first two are pointers.
+    """Memory for the points of some queries; the first three are pointers.
 
     Of every point, the element of the band where its cell begins (-1: not in the band) and its four corner weights times
     its weight. Of those in the band, their numbers and the elements where their gradients begin.
@@ -71,6 +72,7 @@ class Chunk(NamedTuple):
 
     weights: Any  # four rows
     numbers: Any  # `NUMBER_ROWS` rows of int64
+    gradients: Any  # of the queries, in full registers
     pitch: int
 
 
@@ -124,15 +126,20 @@ def _plan_chunk(noted, total, count, height, columns, band, chunk):
 
 
 @block
-def _choose(chunk, queries, points, gradient, stride, channels):
-    """List the points in the band; return how many. `stride`: elements from the gradient of a query to the next."""
-    numbers, pitch, count, i, step = chunk.numbers, chunk.pitch, 0, 0, width(load_scalar(gradient, 0))
+def _choose(chunk, queries, points, gradient, stride, channels, padded):
+    """Copy the gradients of some queries, `stride` elements apart, and list the points in the band; return how many."""
+    numbers, pitch, count = chunk.numbers, chunk.pitch, 0
+    lane = full(load_scalar(chunk.gradients, 0))
+    step = width(load_scalar(chunk.gradients, 0))
     for j in range(queries):
+        prefetch(gradient, (j + AHEAD) * stride + channels - 1)
         for c in range(0, channels, step):
-            prefetch(gradient, j * stride + c)
+            prefetch(gradient, (j + AHEAD) * stride + c)
+            some = first_lanes(channels - c, lane)
+            store(chunk.gradients, j * padded + c, load_masked(gradient, j * stride + c, some))
         for i in range(j * points, (j + 1) * points):
             store(numbers, POINT * pitch + count, i)
-            store(numbers, GRADIENT * pitch + count, j * stride)
+            store(numbers, GRADIENT * pitch + count, j * padded)
             count += 1 if load_scalar(numbers, CELL * pitch + i) >= 0 else 0
     return count
 
@@ -158,14 +165,13 @@ def _add_four(target, index, padded, line, weights, gradient, pixels):
 
 
 @block
-def _add_points(chunk, count, gradients, channels, band):
+def _add_points(chunk, count, channels, band):
     """Add the gradients of the `count` points that were chosen to the pixels of a band."""
     rows, numbers, pitch, line, padded = chunk.weights, chunk.numbers, chunk.pitch, band.line, band.padded
-    one = like(1.0, load_scalar(rows, 0))
-    lane, step = full(one), width(one)
+    step = width(load_scalar(rows, 0))
     for j in range(count):
         i = load_scalar(numbers, POINT * pitch + j)
-        gradient = at(gradients, load_scalar(numbers, GRADIENT * pitch + j))
+        gradient = at(chunk.gradients, load_scalar(numbers, GRADIENT * pitch + j))
         index = load_scalar(numbers, CELL * pitch + i)
         weights = (
             full(load_scalar(rows, i)),
@@ -174,16 +180,14 @@ def _add_points(chunk, count, gradients, channels, band):
             full(load_scalar(rows, 3 * pitch + i)),
         )
         c = 0
-        while c + 2 * step <= channels:  # all reads before all writes, each of which could be what is read next
+        while c + step < channels:  # all reads before all writes, each of which could be what is read next
             low, high = _pixels(band.sums, index + c, padded, line), _pixels(band.sums, index + c + step, padded, line)
             _add_four(band.sums, index + c, padded, line, weights, load(gradient, c), low)
             _add_four(band.sums, index + c + step, padded, line, weights, load(gradient, c + step), high)
             c += 2 * step
-        while c < channels:
+        if c < channels:
             pixels = _pixels(band.sums, index + c, padded, line)
-            rest = load_masked(gradient, c, first_lanes(channels - c, lane))
-            _add_four(band.sums, index + c, padded, line, weights, rest, pixels)
-            c += step
+            _add_four(band.sums, index + c, padded, line, weights, load(gradient, c), pixels)
 
 
 @helper
@@ -206,7 +210,10 @@ def spread(one, params, counter, slot):
     s, b = a.sizes, a.bands
     base = a.workspaces + slot * a.workspace_bytes
     rows = pointer(base + NUMBER_ROWS * b.pitch * 8, one)
-    chunk, sums = Chunk(rows, pointer(base, 0), b.pitch), at(rows, 4 * b.pitch)
+    chunk, sums = (
+        Chunk(rows, pointer(base, 0), at(rows, 4 * b.pitch), b.pitch),
+        at(rows, 4 * b.pitch + b.chunk * b.padded),
+    )
     levels, bands, reached = pointer(a.notes.level_rows, 0), pointer(b.band_rows, 0), pointer(a.notes.rows, 0)
     while True:
         task = next_task(counter)
@@ -231,6 +238,6 @@ def spread(one, params, counter, slot):
                 _plan_chunk(at(noted, q * points), a.notes.count, count * points, height, columns, band, chunk)
                 spot = n * a.grad_y.strides[0] + q * a.grad_y.strides[1] + m * a.grad_y.strides[2]
                 gradients = at(pointer(a.grad_y.address, one), spot)
-                chosen = _choose(chunk, count, points, gradients, a.grad_y.strides[1], s.channels)
-                _add_points(chunk, chosen, gradients, s.channels, band)
+                chosen = _choose(chunk, count, points, gradients, a.grad_y.strides[1], s.channels, b.padded)
+                _add_points(chunk, chosen, s.channels, band)
         _write_band(one, a, n, m, load_scalar(levels, 5 * level + 2), columns, band)
