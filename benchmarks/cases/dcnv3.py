@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.interface import Target
 from benchmarks.cases.weighted import Weighted, contenders
-from benchmarks.cases.windows import CASES, INPUTS_TEXT
+from benchmarks.cases.windows import CASES, INPUTS_TEXT, TARGETS
 
 OPERATOR = Weighted(
     "dcnv3",
     INPUTS_TEXT,
     CASES,
     contenders("dcnv3"),
-    (Target("forward", "fastest", 1.5), Target("backward", "torch", 8)),
+    TARGETS,
     memory_cases=("d1",),
     start_cases=("c1",),
 )

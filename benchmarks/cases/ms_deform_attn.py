@@ -108,7 +108,11 @@ OPERATOR = Weighted(
         AttentionCase("rt-detr", RT_DETR, 300),
     ),
     contenders("ms_deform_attn"),
-    (Target("forward", "fastest", 4), Target("backward", "torch", 8)),
+    (
+        Target("forward", "fastest", 6, cases=("encoder",)),
+        Target("forward", "fastest", 4),
+        Target("backward", "torch", 8, cases=("encoder", "rt-detr")),
+    ),
     memory_cases=("encoder",),
     start_cases=("decoder",),
 )

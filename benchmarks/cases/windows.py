@@ -6,10 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.cases.interface import normal
+from benchmarks.cases.interface import Target, normal
 from benchmarks.cases.weighted import Layout, Seen, WeightedInputs, composed, jittered
 
 POINTS = 9
+TARGETS = (
+    Target("forward", "fastest", 5, cases=("d1", "d2", "c1")),
+    Target("forward", "fastest", 1.5, cases=("c3", "c4")),
+    Target("backward", "torch", 8, cases=("d2", "c1")),
+)
 INPUTS_TEXT = "offsets N(0, 1) pixels, kernel 3, padding 1; mask a softmax; x N(0, 1)"
 
 
