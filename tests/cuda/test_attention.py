@@ -139,6 +139,7 @@ def test_layouts(run, layout):
     check(run, p, *made(p), layout)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kinds", [TYPES[0], (F16, F32, F32)], ids=lambda kinds: " ".join(map(str, kinds)))
 def test_packed_arrays(run, kinds):
     """Points and weights are views of one array, whose padding is neither read nor written."""
@@ -166,6 +167,7 @@ def test_borders(run):
     check(run, p, arrays, grad_y)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [*NAMES, "grad_y"])
 @pytest.mark.parametrize("number", [np.nan, np.inf], ids=str)
 def test_numbers_that_are_not_finite(run, name, number):
@@ -179,6 +181,7 @@ def test_numbers_that_are_not_finite(run, name, number):
         check(run, p, spoilt, gradient)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NAMES)
 def test_one_gradient(run, name):
     """Each is what it is beside the others, and no other array is needed."""
