@@ -299,17 +299,13 @@ CASES: dict[str, dict[str, Case]] = {  # timed in the sizes of published network
 
 
 def published(operator: str, case: Case, seed: int) -> Problem:
-    """The problem of such a case. float32 holds its coordinates, and positions are exact: offsets are multiples of
-    2**-9 of a pixel, locations of 2**-14 of a level that is less than 1024 pixels long."""
+    """The problem of such a case. Its positions are exact: offsets are multiples of 2**-9 of a pixel; locations, which
+    only float32 and float64 hold, of 2**-14 of a level that is less than 1024 pixels long."""
     draw = Draw(seed)
     arrays = dict(zip(case.differentiable, case.draw(draw.rng), strict=True))
     for name, a in arrays.items():
-        if name == "sampling_locations":
-            arrays[name] = np.round(a * 2**14) / 2**14
-        elif name == "offset_mask":
-            arrays[name] = a.astype(np.float32).astype(np.float64)
-        elif name != "offsets":
-            arrays[name] = common(a).astype(np.float64)
+        located = name == "sampling_locations"
+        arrays[name] = np.round(a * 2**14) / 2**14 if located else common(a).astype(np.float64)
     return Problem(operator, arrays, case.options, draw.normal(*case.shapes["y"]))
 
 
