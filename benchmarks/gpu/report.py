@@ -15,6 +15,7 @@ from benchmarks.gpu.floors import (
     TARGETS,
     Rates,
     floor,
+    ms,
     row,
     weighted_bound,
     weighted_cases,
@@ -103,7 +104,7 @@ def roofline_cell(bound: tuple[str, float], record: dict[str, Any]) -> str:
     (what, least), seconds, busy = bound, median(record), record.get("busy")
     share = "" if seconds is None else f": {100 * least / seconds:.0f} %"
     share += "" if busy is None or seconds is None else f" ({100 * least / busy:.0f} %)"
-    return f"{number(1e3 * least)} {what}{share}"
+    return f"{ms(least)} {what}{share}"
 
 
 def roofline_table(results: dict[str, Any], direction: str) -> list[str]:
