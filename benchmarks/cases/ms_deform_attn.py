@@ -91,7 +91,8 @@ class AttentionCase(NamedTuple):
     def compose(self, ops: Any, value: Any, locations: Any, weights: Any) -> Any:
         """The composition of grid_sample."""
         rows = self.layout.rows
-        grid = ops.add(ops.multiply(locations, ops.constant(np.array(2.0))), ops.constant(np.array(-1.0)))
+        double = ops.multiply(locations, ops.constant("two", lambda: np.array(2.0)))
+        grid = ops.add(double, ops.constant("minus one", lambda: np.array(-1.0)))
         return composed(ops, self.layout, value, ops.reshape(grid, *rows, 2), ops.reshape(weights, *rows))
 
     def tiny(self) -> AttentionCase:

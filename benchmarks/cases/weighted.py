@@ -6,7 +6,7 @@ The composition is written once, over a few operations that torch and a graph of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,13 +76,19 @@ def jittered(rng: np.random.Generator, shape: tuple[int, ...], deviation: float)
 
 
 class TorchOperations:
-    """What the composition needs, computed at once."""
+    """What the composition needs, computed at once, for one case. Constants are float32 on the CPU, or of the type of
+    `like` and where it is."""
 
-    def __init__(self, torch: Any) -> None:
+    def __init__(self, torch: Any, like: Any = None) -> None:
         self.torch = torch
+        self.like = torch.zeros((), dtype=torch.float32) if like is None else like
+        self.constants: dict[str, Any] = {}
 
-    def constant(self, array: np.ndarray) -> Any:
-        return self.torch.from_numpy(array.astype(np.float32))
+    def constant(self, name: str, make: Callable[[], np.ndarray]) -> Any:
+        """What `make` returns; it is made once."""
+        if name not in self.constants:
+            self.constants[name] = self.torch.from_numpy(make()).to(self.like)
+        return self.constants[name]
 
     def transpose(self, a: Any, *axes: int) -> Any:
         return a.permute(axes)
@@ -115,9 +121,8 @@ class GraphOperations:
     def __init__(self, onnx: Any) -> None:
         self.onnx, self.nodes, self.constants = onnx, [], {}  # type: ignore[var-annotated]
 
-    def constant(self, array: np.ndarray, dtype: Any = np.float32) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = array.astype(dtype)
+    def constant(self, name: str, make: Callable[[], np.ndarray], dtype: Any = np.float32) -> str:
+        self.constants[name] = make().astype(dtype)
         return name
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -126,7 +131,7 @@ class GraphOperations:
         return name
 
     def numbers(self, *values: int) -> str:
-        return self.constant(np.array(values), np.int64)
+        return self.constant(f"c{len(self.constants)}", lambda: np.array(values), np.int64)
 
     def transpose(self, a: str, *axes: int) -> str:
         return self.node("Transpose", a, perm=axes)

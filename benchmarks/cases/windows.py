@@ -18,6 +18,21 @@ TARGETS = (
 INPUTS_TEXT = "offsets N(0, 1) pixels, kernel 3, padding 1; mask a softmax; x N(0, 1)"
 
 
+def pack(offsets: np.ndarray, mask: np.ndarray, groups: int, channels: int) -> np.ndarray:
+    """offset_mask (n, h, w, channels) of offsets (n, h, w, groups*points*2) and mask (n, h, w, groups*points). The
+    channels that are left over are 0."""
+    blocks = [a.reshape(*a.shape[:3], groups, -1) for a in (offsets, mask)]
+    used = np.concatenate(blocks, axis=4).reshape(*mask.shape[:3], -1)
+    return np.pad(used, [(0, 0)] * 3 + [(0, channels - used.shape[3])])
+
+
+def unpack(packed: np.ndarray, groups: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and mask of offset_mask."""
+    shape = packed.shape[:3]
+    blocks = packed[..., : 3 * points * groups].reshape(*shape, groups, 3 * points)
+    return blocks[..., : 2 * points].reshape(*shape, -1), blocks[..., 2 * points :].reshape(*shape, -1)
+
+
 class WindowCase(NamedTuple):
     """x (n, h, w, groups*depth) -> y of the same shape."""
 
@@ -71,20 +86,14 @@ class WindowCase(NamedTuple):
         offsets, mask = jittered(rng, (*rows, 2), 1.0), np.exp(rng.standard_normal(rows))
         mask /= mask.sum(-1, keepdims=True)
         x = normal(rng, shapes["x"], "float32")
-        if not self.packed:
-            return x, offsets.reshape(shapes["offsets"]), mask.reshape(shapes["mask"])
-        packed = np.zeros((*rows[:2], self.channels))
-        blocks = np.concatenate([offsets.reshape(*rows[:3], 2 * POINTS), mask], axis=3)
-        packed[..., : 3 * POINTS * self.groups] = blocks.reshape(*rows[:2], -1)
-        return x, packed.reshape(shapes["offset_mask"])
+        offsets, mask = (a.reshape(*shapes["x"][:3], -1) for a in (offsets, mask))
+        return (x, pack(offsets, mask, self.groups, self.channels)) if self.packed else (x, offsets, mask)
 
     def split(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Offsets (*rows, 2) and mask (rows)."""
         rows = self.layout.rows
-        if not self.packed:
-            return arrays[0].reshape(*rows, 2), arrays[1].reshape(rows)
-        blocks = arrays[0][..., : 3 * POINTS * self.groups].reshape(*rows[:3], 3 * POINTS)
-        return blocks[..., : 2 * POINTS].reshape(*rows, 2), blocks[..., 2 * POINTS :]
+        offsets, mask = unpack(arrays[0], self.groups, POINTS) if self.packed else arrays
+        return offsets.reshape(*rows, 2), mask.reshape(rows)
 
     def seen(self, inputs: WeightedInputs) -> Seen:
         """The arrays in the common form."""
@@ -105,8 +114,9 @@ class WindowCase(NamedTuple):
             blocks = ops.reshape(used, *rows[:3], 3 * POINTS)
             coordinates = ops.slice(blocks, 3, 0, 2 * POINTS), ops.slice(blocks, 3, 2 * POINTS, 3 * POINTS)
         size = np.array([self.w, self.h])
-        regular = ops.constant((2 * self.regular[..., ::-1] + 1) / size - 1)
-        grid = ops.add(ops.multiply(ops.reshape(coordinates[0], *rows, 2), ops.constant(2 / size)), regular)
+        regular = ops.constant("regular", lambda: (2 * self.regular[..., ::-1] + 1) / size - 1)
+        moved = ops.multiply(ops.reshape(coordinates[0], *rows, 2), ops.constant("pixel", lambda: 2 / size))
+        grid = ops.add(moved, regular)
         value = ops.reshape(x, self.n, self.h * self.w, self.groups, self.depth)
         y = composed(ops, self.layout, value, grid, ops.reshape(coordinates[1], *rows))
         return ops.reshape(y, *self.shapes["y"])
