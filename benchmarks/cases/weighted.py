@@ -63,6 +63,11 @@ class WeightedInputs(NamedTuple):
     grad_y: np.ndarray | None
 
     @property
+    def x(self) -> np.ndarray:
+        """The images."""
+        return self.arrays[0]
+
+    @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.arrays, self.grad_y) if a is not None)
 
