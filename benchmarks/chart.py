@@ -24,7 +24,9 @@ PICTURE = ROOT / "docs" / "pictures" / "speed.png"
 DIRECTIONS = ("forward", "backward")
 THREADS = 2
 TORCHVISION = "torchvision"
-TORCH = (TORCHVISION, "grid_sample", "conv2d")  # torchvision's and torch's
+TORCH = (TORCHVISION, "torch", "grid_sample", "conv2d")  # torchvision's and torch's
+STAGES = {"d2": "100x160", "c1": "56x56"}
+CHOSEN = {"dcnv3": STAGES, "dcnv4": STAGES}  # of operators with many cases: what they are called here
 VERMILION, BLUE, GREY = "#d55e00", "#0072b2", "#666666"  # the colour-blind tell these apart
 WIDTH, LABELS, TOP, BOTTOM = 8.0, 2.05, 0.7, 0.65  # inches: of the picture, and around the bars
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -84,8 +86,9 @@ def other_rows(results: dict[str, Any]) -> list[Row]:
     rows = []
     for report in map(OperatorReport, results.values()):
         rivals = [name for name in report.operator.rivals() if name in TORCH]
-        for case in report.cases if rivals else ():
-            name = report.operator.name + f", {case}" * (len(report.cases) > 1)
+        chosen = CHOSEN.get(report.operator.name, {case: case for case in report.cases})
+        for case, text in chosen.items() if rivals else ():
+            name = report.operator.name + f", {text}" * (len(report.cases) > 1)
             rows.append(
                 Row(name, "", {direction: [bar(report, case, direction, rivals[0])] for direction in DIRECTIONS})
             )

@@ -7,6 +7,8 @@ from numdcn._call.scratch import get_scratch_limit, set_scratch_limit
 from numdcn._cpu.threads import get_num_threads, set_num_threads
 from numdcn.bilinear_sample import BilinearSampleGradients, bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
+from numdcn.dcnv3 import DCNv3Gradients, dcnv3_backward, dcnv3_forward
+from numdcn.dcnv4 import DCNv4Gradients, dcnv4_backward, dcnv4_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
 from numdcn.deform_conv_layer import (
     DeformConvLayerGradients,
@@ -22,6 +24,7 @@ from numdcn.deform_ps_roi_pool import (
     deform_ps_roi_pool_forward,
 )
 from numdcn.deform_roi_pool import DeformRoIPoolGradients, deform_roi_pool_backward, deform_roi_pool_forward
+from numdcn.ms_deform_attn import MSDeformAttnGradients, ms_deform_attn_backward, ms_deform_attn_forward
 from numdcn.prepare import prepare_weights
 from numdcn.ps_roi_align import PSRoIAlignGradients, ps_roi_align_backward, ps_roi_align_forward
 from numdcn.ps_roi_pool import PSRoIPoolGradients, ps_roi_pool_backward, ps_roi_pool_forward
@@ -37,12 +40,15 @@ __version__ = "0.1.0"
 __all__ = [
     "BilinearSampleGradients",
     "ConvGradients",
+    "DCNv3Gradients",
+    "DCNv4Gradients",
     "DeformConvGradients",
     "DeformConvLayerGradients",
     "DeformConvLayerParameters",
     "DeformConvLayerResult",
     "DeformPSRoIPoolGradients",
     "DeformRoIPoolGradients",
+    "MSDeformAttnGradients",
     "PSRoIAlignGradients",
     "PSRoIPoolGradients",
     "PreparedWeights",
@@ -54,6 +60,10 @@ __all__ = [
     "bilinear_sample_forward",
     "conv_backward",
     "conv_forward",
+    "dcnv3_backward",
+    "dcnv3_forward",
+    "dcnv4_backward",
+    "dcnv4_forward",
     "deform_conv_backward",
     "deform_conv_forward",
     "deform_conv_layer_backward",
@@ -65,6 +75,8 @@ __all__ = [
     "deform_roi_pool_forward",
     "get_num_threads",
     "get_scratch_limit",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
     "prepare_weights",
     "ps_roi_align_backward",
     "ps_roi_align_forward",

@@ -1,7 +1,7 @@
 """Dispatch from doors to wings: CPU kernels for NumPy arrays, CUDA kernels for arrays on a GPU.
 
 A door is the module of an operator, `numdcn/<op>`. A wing, `_cpu` or `_cuda`, holds all kernels for one kind of
-machine; each of its rooms (`conv`, `points`, `roi`) holds those of a family, the operators that share them. A room is
+machine; each of its rooms (`attention`, `conv`, `points`, `roi`) holds those of a family, the operators that share them. A room is
 imported by the first call that enters it, so a first call loads only its own kernels, and CUDA only for an array on a
 GPU. The `run` of a room has
 
@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from numdcn._call.arguments import Table, named
+from numdcn._call.attention_views import Attentions
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import DEFAULT, Options
 from numdcn._call.results import Gradients, given_back, gradients_back, new_output, output_array, wanted_gradients
 
-Family = Callable[[Any], Any]  # `convolutions`, `samplings` or `poolings`
+Family = Callable[[Any], Any]  # `attentions`, `convolutions`, `samplings` or `poolings`
 
 
 def on_gpu(array: Any) -> bool:
@@ -64,6 +65,19 @@ def poolings(array: Any) -> Any:
     return run
 
 
+def attentions(array: Any) -> Attentions:
+    """The `attention` room for an array, for arrays in the shapes that callers see."""
+    if on_gpu(array):
+        from numdcn._cuda.attention import run as on_cuda
+        from numdcn._cuda.views import Views as DeviceViews
+
+        return Attentions(on_cuda, DeviceViews)
+    from numdcn._cpu.attention import run
+    from numdcn._cpu.views import Views
+
+    return Attentions(run, Views)
+
+
 def modulation(array: Any) -> Any:
     """The arithmetic between the two convolutions of a deformable layer, for an array."""
     if on_gpu(array):
@@ -77,11 +91,11 @@ def modulation(array: Any) -> Any:
 
 def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
     """Compute y of shape `p.out_shape` into `out`, or into a new array, and return it."""
-    x = arrays.x
+    first = table[0].of(arrays)
     if out is None:
-        y = new_output("out", p.out_shape, x.dtype, x)
+        y = new_output("out", p.out_shape, first.dtype, first)
     else:
-        y = output_array("out", out, p.out_shape, x.dtype, named(table, arrays))
+        y = output_array("out", out, p.out_shape, first.dtype, named(table, arrays))
     if y.size:
         family(y).forward(p, arrays, y, options)
     return given_back(y, out)

@@ -12,10 +12,13 @@ from numdcn._call.checks import describe, flag
 from numdcn._call.door import door
 from numdcn.bilinear_sample import bilinear_sample_backward, bilinear_sample_forward
 from numdcn.conv import conv_backward, conv_forward
+from numdcn.dcnv3 import dcnv3_backward, dcnv3_forward
+from numdcn.dcnv4 import dcnv4_backward, dcnv4_forward
 from numdcn.deform_conv import deform_conv_backward, deform_conv_forward
 from numdcn.deform_conv_layer import deform_conv_layer_backward, deform_conv_layer_forward
 from numdcn.deform_ps_roi_pool import deform_ps_roi_pool_backward, deform_ps_roi_pool_forward
 from numdcn.deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward
+from numdcn.ms_deform_attn import ms_deform_attn_backward, ms_deform_attn_forward
 from numdcn.ps_roi_align import ps_roi_align_backward, ps_roi_align_forward
 from numdcn.ps_roi_pool import ps_roi_pool_backward, ps_roi_pool_forward
 from numdcn.roi_align import roi_align_backward, roi_align_forward
@@ -24,10 +27,13 @@ from numdcn.roi_pool import roi_pool_backward, roi_pool_forward
 OPERATORS: dict[str, tuple[Any, Any]] = {
     "bilinear_sample": (bilinear_sample_forward, bilinear_sample_backward),
     "conv": (conv_forward, conv_backward),
+    "dcnv3": (dcnv3_forward, dcnv3_backward),
+    "dcnv4": (dcnv4_forward, dcnv4_backward),
     "deform_conv": (deform_conv_forward, deform_conv_backward),
     "deform_conv_layer": (deform_conv_layer_forward, deform_conv_layer_backward),
     "deform_ps_roi_pool": (deform_ps_roi_pool_forward, deform_ps_roi_pool_backward),
     "deform_roi_pool": (deform_roi_pool_forward, deform_roi_pool_backward),
+    "ms_deform_attn": (ms_deform_attn_forward, ms_deform_attn_backward),
     "ps_roi_align": (ps_roi_align_forward, ps_roi_align_backward),
     "ps_roi_pool": (ps_roi_pool_forward, ps_roi_pool_backward),
     "roi_align": (roi_align_forward, roi_align_backward),
@@ -42,14 +48,23 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
     offsets, mask = np.zeros((1, 2, 3, 3), kind), np.ones((1, 1, 3, 3), kind)
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
     trans = np.zeros((1, 2, 2, 2), kind)
+    last, points = np.ones((1, 3, 3, 2), kind), np.ones((1, 3, 3, 3), kind)  # channels last; a kernel of one point
+    levels = {
+        "spatial_shapes": ((3, 3),),
+        "sampling_locations": np.zeros((1, 1, 1, 1, 1, 2), kind),
+        "attention_weights": np.ones((1, 1, 1, 1, 1), kind),
+    }
     layer = (x, w, np.zeros((3, 40, 1, 1), kind), np.zeros(3, kind))
     return {
         "bilinear_sample": ((x, np.ones((1, 1, 2), kind)), {}),
         "conv": ((x, w, np.zeros(2, kind)), {}),
+        "dcnv3": ((last, points[..., :2], points[..., :1]), {"kernel_size": 1}),
+        "dcnv4": ((last, points), {"kernel_size": 1, "groups": 1}),
         "deform_conv": ((x, offsets, w, np.zeros(2, kind)), {"mask": mask}),
         "deform_conv_layer": (layer, {"modulated": True}),
         "deform_ps_roi_pool": ((x, rois, trans), {**size, "group_size": 2}),
         "deform_roi_pool": ((x, rois, trans, bin_mask), size),
+        "ms_deform_attn": ((np.ones((1, 9, 1, 2), kind),), levels),
         "ps_roi_align": ((x, rois), size),
         "ps_roi_pool": ((x, rois), size),
         "roi_align": ((x, rois), size),

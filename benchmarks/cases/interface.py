@@ -11,12 +11,13 @@ from benchmarks.rivals.contender import Contender
 
 
 class Target(NamedTuple):
-    """A target speed for numdcn, at every case and number of threads."""
+    """A target speed for numdcn, with every number of threads."""
 
     direction: str
     against: str  # a contender, or "fastest": the fastest rival
     limit: float
     times_faster: bool = True  # their time / numdcn's >= limit; else numdcn's / theirs <= limit
+    cases: tuple[str, ...] = ()  # all if empty
 
 
 class Operator:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.problems import MAKERS, SMALL, TINY, Expected, Problem, make
 from benchmarks.gpu.reference import SIGNED, expected
-from benchmarks.gpu.rivals import as_numdcn, rival
+from benchmarks.gpu.rivals import Rival, as_numdcn, rivals
 
 DTYPES = ("float32", "tf32", "float64", "float16", "bfloat16")
 
@@ -135,13 +135,19 @@ def _with_worst(status: tuple[str, str]) -> tuple[str, float, str]:
 
 
 def against_rival(device: Device, problem: Problem, wanted: dict[str, Expected], dtype: str) -> Iterator[Verdict]:
-    """numdcn's results minus torchvision's, within twice the bound."""
+    """numdcn's results minus those of every rival, within twice the bound."""
     if not device.torch_runs or problem.operator == "deform_conv_layer":
         return
     arrays = {n: None if a is None else device.tensor(a, dtype) for n, a in problem.arrays.items()}
-    other = rival(device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, dtype))
-    if other is None:
-        return
+    grad_y = device.tensor(problem.grad_y, dtype)
+    for other in rivals(device.torch, problem.operator, arrays, problem.keywords, grad_y):
+        yield from _against(device, problem, wanted, dtype, other, arrays)
+
+
+def _against(
+    device: Device, problem: Problem, wanted: dict[str, Expected], dtype: str, other: Rival, arrays: dict[str, Any]
+) -> Iterator[Verdict]:
+    """The same for one rival, on these tensors."""
     label = f"{dtype}, against {other.name}"
     try:
         given = give(device, problem, dtype)

@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks.gpu.problems import to_bfloat16
 from benchmarks.harness.machine import version
-from numdcn._call.install import install
 
 NUMPY = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
 
@@ -53,6 +52,8 @@ class Device:
 
     def __init__(self, simulated: bool) -> None:
         if importlib.util.find_spec("numba_cuda") is None:
+            from numdcn._call.install import install
+
             raise NoGPU(f"numba-cuda is not installed: {install('cuda')}")
         from numba import cuda
 

@@ -7,10 +7,13 @@ contains them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from benchmarks.cases.layers import CASES
+from benchmarks.gpu import problems
 from benchmarks.gpu.page import tell
+from benchmarks.gpu.reference import SIGNED
 from benchmarks.harness.report import number, table
 from benchmarks.harness.targets import geometric_mean
 from benchmarks.rivals.layer import Case
@@ -103,6 +106,29 @@ def floor(case: Case, direction: str, dtype: str) -> Floor:
         return Floor(arrays * size, product, corners * size)
     gradients = sum(elements(case, name) for name in case.differentiable)
     return Floor((arrays + gradients) * size, 2 * product, corners * (size + GRAD_BYTES))
+
+
+def weighted_cases() -> dict[str, Any]:
+    """The timed cases of ms_deform_attn, dcnv3 and dcnv4, by row."""
+    return {f"{name} {label}": case for name, cases in problems.CASES.items() for label, case in cases.items()}
+
+
+def weighted_floor(case: Any, direction: str, dtype: str) -> Floor:
+    """The floor of such a row. Few queries do not read every pixel. Locations and offsets stay float32 beside half
+    images. A sample costs four multiply-adds per channel, its gradients eight, in float32 for half types too."""
+    size = BYTES[dtype]
+    moved = {name: math.prod(shape) * (4 if name in SIGNED else size) for name, shape in case.shapes.items()}
+    image, gathered = case.differentiable[0], math.prod(case.layout.rows) * case.layout.depth
+    arrays = sum(moved.values()) - moved[image] + min(moved[image], 4 * gathered * size)
+    if direction == "forward":
+        return Floor(arrays, 8 * gathered, 4 * gathered * size)
+    gradients = sum(moved[name] for name in case.differentiable)
+    return Floor(arrays + gradients, 16 * gathered, 4 * gathered * (size + GRAD_BYTES))
+
+
+def weighted_bound(case: Any, direction: str, dtype: str, rates: Rates) -> tuple[str, float]:
+    """The resource that limits it, and its seconds."""
+    return weighted_floor(case, direction, dtype).bound(rates, "float32")
 
 
 # Assumed fraction of each unit's rate that the planned kernels reach, and torchvision's.
@@ -213,6 +239,25 @@ def floors_table(direction: str, rates: Rates = H100) -> list[str]:
     return table(head, rows)
 
 
+def weighted_table(direction: str, rates: Rates = H100) -> list[str]:
+    """The same of attention, DCNv3 and DCNv4."""
+    head = ["row", "case", "MB moved", "memory ms", "GFLOP", "float32 ms", "corners GB", "L2 ms", "decides"]
+    rows = []
+    for name, case in weighted_cases().items():
+        both = [weighted_floor(case, direction, dtype) for dtype in ("float32", "float16")]
+        cells = [
+            [number(one.moved / 1e6) for one in both],
+            [ms(one.moved / rates.memory) for one in both],
+            [number(both[0].operations / 1e9)],
+            [ms(both[0].operations / rates.float32)],
+            [number(one.corners / 1e9) for one in both],
+            [ms(one.corners / rates.l2) for one in both],
+            [one.bound(rates, "float32")[0] for one in both],
+        ]
+        rows.append([name, case.text, *map(" / ".join, cells)])
+    return table(head, rows)
+
+
 RIVAL = {"float32": "float32", "tf32": "float32", "float16": "float16"}  # the torchvision type each is compared with
 TARGETS = {  # speed relative to torchvision, mean over S1 to S6 at batch 16; tf32 against its float32
     "forward": {"float32": 1.2, "tf32": 2.0, "float16": 2.5},
@@ -245,6 +290,8 @@ def text() -> str:
     lines = []
     for direction in ("forward", "backward"):
         lines += [f"Floors, {direction}:", "", *floors_table(direction)]
+    for direction in ("forward", "backward"):
+        lines += [f"Floors of attention, DCNv3 and DCNv4, {direction}:", "", *weighted_table(direction)]
     for direction in ("forward", "backward"):
         lines += [f"Predicted milliseconds, {direction}:", "", *plans_table(direction)]
     return "\n".join(lines).rstrip() + "\n"

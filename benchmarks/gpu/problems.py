@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.cases import ms_deform_attn, windows
+from benchmarks.cases.operators import operator as known
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 ROUNDINGS = 6  # of one term, in addition to those of the sum
@@ -215,6 +219,49 @@ def pooling(operator: str) -> Callable[[Draw, Size], Problem]:
     return make
 
 
+def attention(draw: Draw, size: Size, unequal: bool) -> Problem:
+    """ms_deform_attn. If the levels have equally many points, no point lies where slopes jump: compiled rivals take
+    another slope at -1."""
+    counts = (1, 3) if unequal else (2, 2)
+    heads = 2 if unequal else size.channels // 8  # eight channels fill 16 bytes in every type but float64
+    levels = tuple((size.height >> k, size.width >> k) for k in range(len(counts)))
+    pixels, depth = sum(height * width for height, width in levels), size.channels // heads
+    rows = size.batch, size.points, heads
+    shape = (*rows, sum(counts)) if unequal else (*rows, len(levels), counts[0])
+    arrays = {
+        "value": draw.normal(size.batch, pixels, heads, depth),
+        "sampling_locations": draw.grid(-1 / 4, 5 / 4, 1 / 32, *shape, 2) + (0 if unequal else 1 / 64),
+        "attention_weights": draw.grid(-1, 1, 1 / 64, *shape),
+    }
+    keywords = {"spatial_shapes": levels, **({"points_per_level": counts} if unequal else {})}
+    return Problem("ms_deform_attn", arrays, keywords, draw.normal(*rows[:2], size.channels))
+
+
+STRIDED = {
+    "kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "offset_scale": 2.0,
+    "remove_center": True,
+}  # fmt: skip
+
+
+def window(draw: Draw, size: Size, packed: bool, strided: bool) -> Problem:
+    """dcnv3, or dcnv4 if `packed`."""
+    points, groups = (14, 2) if strided else (windows.POINTS, size.channels // 8)
+    x = draw.normal(size.batch, size.height, size.width, size.channels)
+    out = size.batch, size.height // 2 if strided else size.height, size.width - 4 if strided else size.width
+    arrays = {
+        "x": x,
+        "offsets": draw.grid(-2, 2, 1 / 16, *out, 2 * points * groups),
+        "mask": draw.grid(-1, 1, 1 / 64, *out, points * groups),
+    }
+    keywords: dict[str, Any] = STRIDED if strided else {"padding": 1}
+    if packed:
+        used, channels = 3 * points * groups, -(-3 * points * groups // 8) * 8
+        both = windows.pack(arrays["offsets"], arrays["mask"], groups, channels)
+        both[..., used:] = draw.normal(*out, channels - used)  # never read
+        arrays, keywords = {"x": x, "offset_mask": both}, {**keywords, "groups": groups}
+    return Problem("dcnv4" if packed else "dcnv3", arrays, keywords, draw.normal(*out, size.channels))
+
+
 MAKERS: dict[str, dict[str, Callable[[Draw, Size], Problem]]] = {
     "bilinear_sample": {"points": points},
     "conv": {"plain": lambda draw, size: convolution(draw, size, False)},
@@ -230,9 +277,47 @@ MAKERS: dict[str, dict[str, Callable[[Draw, Size], Problem]]] = {
         name: {"boxes": pooling(name)}
         for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_roi_pool", "deform_ps_roi_pool")
     },
+    "ms_deform_attn": {"levels": partial(attention, unequal=False), "unequal": partial(attention, unequal=True)},
+    **{
+        name: {label: partial(window, packed=packed, strided=label == "strided") for label in ("plain", "strided")}
+        for name, packed in (("dcnv3", False), ("dcnv4", True))
+    },
 }
 
 
 def make(operator: str, label: str, size: Size, seed: int) -> Problem:
     """The random problem of an operator."""
     return MAKERS[operator][label](Draw(seed), size)
+
+
+Case = ms_deform_attn.AttentionCase | windows.WindowCase
+STAGES = "c1", "c3", "d1"
+CASES: dict[str, dict[str, Case]] = {  # timed in the sizes of published networks, which are the CPU benchmark's
+    name: {case: known(name).cases[case] for case in cases}
+    for name, cases in (("ms_deform_attn", ("encoder", "decoder", "rt-detr")), ("dcnv3", STAGES), ("dcnv4", STAGES))
+}
+
+
+def published(operator: str, case: Case, seed: int) -> Problem:
+    """The problem of such a case. Its positions are exact: offsets are multiples of 2**-9 of a pixel; locations, which
+    only float32 and float64 hold, of 2**-14 of a level that is less than 1024 pixels long."""
+    draw = Draw(seed)
+    arrays = dict(zip(case.differentiable, case.draw(draw.rng), strict=True))
+    for name, a in arrays.items():
+        located = name == "sampling_locations"
+        arrays[name] = np.round(a * 2**14) / 2**14 if located else common(a).astype(np.float64)
+    return Problem(operator, arrays, case.options, draw.normal(*case.shapes["y"]))
+
+
+def case_of(operator: str, arrays: Arrays, keywords: dict[str, Any]) -> Case | None:
+    """The case that a problem of these operators is; None if there is no such case."""
+    if operator == "ms_deform_attn":
+        if "points_per_level" in keywords:
+            return None
+        (n, _, m, depth), (_, queries, _, _, points, _) = arrays["value"].shape, arrays["sampling_locations"].shape
+        return ms_deform_attn.AttentionCase("", keywords["spatial_shapes"], queries, n, m, depth, points)
+    if {name: value for name, value in keywords.items() if name != "groups"} != {"padding": 1}:
+        return None
+    n, h, w, channels = arrays["x"].shape
+    groups = keywords["groups"] if operator == "dcnv4" else arrays["mask"].shape[3] // windows.POINTS
+    return windows.WindowCase("", h, w, groups, operator == "dcnv4", n, channels // groups)

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.problems import Arrays, Expected, Problem
+from benchmarks.cases.windows import pack, unpack
+from benchmarks.gpu.problems import CASES, Arrays, Expected, Problem
 
-SIGNED = ("offsets", "rois", "points", "trans")  # coordinates: absolute values would move samples
+# Coordinates: absolute values would move samples, and they may be float32 beside half images.
+SIGNED = ("offsets", "rois", "points", "trans", "sampling_locations")
 
 
 def positive(arrays: Arrays, coordinates: tuple[str, ...] = SIGNED) -> Arrays:
@@ -21,6 +23,8 @@ def expected(problem: Problem) -> dict[str, Expected]:
     """y and every gradient."""
     if problem.operator == "deform_conv_layer":
         return _layer(problem)
+    if problem.operator == "dcnv4":
+        return _packed(problem)
     values = problem.call("forward", problem.arrays) | problem.call("backward", problem.arrays, problem.grad_y)
     terms, lengths = _terms(problem), _lengths(problem)
     return {name: Expected(value, terms[name], lengths[name]) for name, value in values.items()}
@@ -33,7 +37,9 @@ def _terms(problem: Problem) -> dict[str, np.ndarray]:
         y = problem.call("forward", problem.arrays)["y"]
         return {"y": np.zeros_like(y), **problem.call("backward", problem.arrays, grad_y)}
     terms = problem.call("forward", arrays) | problem.call("backward", arrays, grad_y)
-    if problem.operator == "deform_conv":
+    if problem.operator in CASES:
+        terms[_names(problem.operator)[0]] = _weighted_point_terms(problem, arrays, grad_y)
+    elif problem.operator == "deform_conv":
         terms["offsets"] = _offset_terms(problem, arrays, grad_y)
     elif problem.operator == "bilinear_sample":
         terms["points"] = _point_terms(problem, arrays, grad_y)
@@ -72,6 +78,44 @@ def _point_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.nda
     return total
 
 
+def _names(operator: str) -> tuple[str, str]:
+    """The arrays of points and of weights."""
+    return ("sampling_locations", "attention_weights") if operator == "ms_deform_attn" else ("offsets", "mask")
+
+
+def _weighted_point_terms(problem: Problem, arrays: Arrays, grad_y: np.ndarray) -> np.ndarray:
+    """For the gradient of a location or an offset, likewise. Bases, taps and offset_scale are whole
+    numbers, so an offset times the latter is as far beyond a pixel as its sample; a location in pixels of its level is
+    half a pixel farther."""
+    points, weights = _names(problem.operator)
+    at = arrays[points].reshape(*arrays[weights].shape, 2)
+    half, scale = 0.0, np.full(2, problem.keywords.get("offset_scale", 1.0))
+    if problem.operator == "ms_deform_attn":
+        half, scale = 0.5, np.array(problem.keywords["spatial_shapes"], np.float64)[:, None, ::-1]
+        counts = problem.keywords.get("points_per_level")
+        scale = scale if counts is None else np.repeat(scale[:, 0], counts, axis=0)
+    cell, total = np.floor(at * scale - half) + half, np.zeros_like(at)
+    for axis in (0, 1):
+        for step in (0, 1):
+            moved = at.copy()
+            moved[..., axis] = ((cell + step) / scale)[..., axis]
+            given = arrays | {points: moved.reshape(arrays[points].shape)}
+            total[..., axis] += problem.call("backward", given, grad_y, wrt=weights)[weights]
+    return (scale * arrays[weights][..., None] * total).reshape(arrays[points].shape)
+
+
+def _packed(problem: Problem) -> dict[str, Expected]:
+    """dcnv4, as dcnv3."""
+    keywords, both = dict(problem.keywords), problem.arrays["offset_mask"]
+    groups = keywords.pop("groups")
+    offsets, mask = unpack(both, groups, _points_of(keywords))
+    given = {"x": problem.arrays["x"], "offsets": offsets, "mask": mask}
+    found = expected(Problem("dcnv3", given, keywords, problem.grad_y))
+    moved, weighted = found.pop("offsets"), found.pop("mask")
+    value, terms = (pack(a, b, groups, both.shape[3]) for a, b in zip(moved[:2], weighted[:2], strict=True))
+    return found | {"offset_mask": Expected(value, terms, moved.length)}
+
+
 def _shift_terms(problem: Problem, grad_y: np.ndarray) -> dict[str, np.ndarray]:
     """For the gradients of bins' shifts: a slope is at most twice the largest pixel."""
     keywords, arrays = problem.keywords, problem.arrays
@@ -90,6 +134,8 @@ def _shift_terms(problem: Problem, grad_y: np.ndarray) -> dict[str, np.ndarray]:
 
 def _lengths(problem: Problem) -> dict[str, float]:
     """Approximately how many terms each result sums."""
+    if problem.operator in CASES:
+        return _weighted_lengths(problem)
     arrays, (n, c, *size) = problem.arrays, problem.arrays["x"].shape
     if "w" in arrays:
         per_group, taps = arrays["w"].shape[1], math.prod(arrays["w"].shape[2:])
@@ -104,6 +150,25 @@ def _lengths(problem: Problem) -> dict[str, float]:
     results = math.prod(problem.grad_y.shape[2:]) * len(problem.grad_y)
     touched = 16 + 4 * results / (n * math.prod(size))
     return dict.fromkeys(("y", "x"), touched) | dict.fromkeys(("points", "offsets", "mask", "trans"), 16.0 * c)
+
+
+def _points_of(keywords: dict[str, Any]) -> int:
+    """The points of a group of dcnv3 or dcnv4."""
+    return math.prod(keywords.get("kernel_size", (3, 3))) - keywords.get("remove_center", False)
+
+
+def _weighted_lengths(problem: Problem) -> dict[str, float]:
+    """The same for ms_deform_attn and dcnv3; of value, in the level whose pixels are touched most often."""
+    arrays, (points, weights) = problem.arrays, _names(problem.operator)
+    if problem.operator == "ms_deform_attn":
+        image, levels, shape = "value", problem.keywords["spatial_shapes"], arrays[weights].shape
+        heads, count = shape[2], math.prod(shape[3:])
+    else:
+        image, levels, count = "x", [arrays["x"].shape[1:3]], _points_of(problem.keywords)
+        heads = arrays[weights].shape[3] // count
+    samples = arrays[weights].size / (len(arrays[image]) * heads * len(levels))  # of a head and level
+    lengths = {"y": 4.0 * count, image: 16 + 4 * samples / min(map(math.prod, levels))}
+    return lengths | dict.fromkeys((points, weights), 4.0 * problem.grad_y.shape[-1] / heads)
 
 
 def _layer(problem: Problem) -> dict[str, Expected]:

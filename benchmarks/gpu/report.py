@@ -7,8 +7,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.floors import BATCHES, DENSE, RIVAL, ROWS, TARGETS, Rates, floor, row
-from benchmarks.gpu.timing import TIMED, median
+from benchmarks.gpu.floors import (
+    BATCHES,
+    DENSE,
+    RIVAL,
+    ROWS,
+    TARGETS,
+    Rates,
+    floor,
+    ms,
+    row,
+    weighted_bound,
+    weighted_cases,
+)
+from benchmarks.gpu.timing import OTHERS_TIMED, TIMED, median
 from benchmarks.harness.machine import slug
 from benchmarks.harness.report import number, quartiles, table
 from benchmarks.harness.targets import Judged, Values, geometric_mean, judge, ratio
@@ -87,6 +99,14 @@ def rows_table(results: dict[str, Any], direction: str) -> list[str]:
     return table(["row", "batch", *columns], lines) if columns else ["Nothing was measured.", ""]
 
 
+def roofline_cell(bound: tuple[str, float], record: dict[str, Any]) -> str:
+    """A floor, and its share of a call's time."""
+    (what, least), seconds, busy = bound, median(record), record.get("busy")
+    share = "" if seconds is None else f": {100 * least / seconds:.0f} %"
+    share += "" if busy is None or seconds is None else f" ({100 * least / busy:.0f} %)"
+    return f"{ms(least)} {what}{share}"
+
+
 def roofline_table(results: dict[str, Any], direction: str) -> list[str]:
     """The highest of each row's floors, and its share of a call's time."""
     times, rates = Times(results), Rates(**results["rates"])
@@ -94,12 +114,8 @@ def roofline_table(results: dict[str, Any], direction: str) -> list[str]:
     for name, batch in dict.fromkeys((r["row"], r["batch"]) for r in results["rows"]):
         cells = [name, str(batch)]
         for dtype in TIMED:
-            what, least = floor(row(name, batch), direction, dtype).bound(rates, dtype)
-            seconds = times.seconds(name, batch, direction, f"numdcn {dtype}")
-            busy = times.records.get((name, batch, direction, f"numdcn {dtype}"), {}).get("busy")
-            share = "" if seconds is None else f": {100 * least / seconds:.0f} %"
-            share += "" if busy is None or seconds is None else f" ({100 * least / busy:.0f} %)"
-            cells.append(f"{number(1e3 * least)} {what}{share}")
+            bound = floor(row(name, batch), direction, dtype).bound(rates, dtype)
+            cells.append(roofline_cell(bound, times.records.get((name, batch, direction, f"numdcn {dtype}"), {})))
         lines.append(cells)
     return table(["row", "batch", *TIMED], lines)
 
@@ -113,6 +129,20 @@ def other_table(results: dict[str, Any]) -> list[str]:
         cells = [cell(found.get((name, direction, c)), results["simulated"]) for c in contenders]
         lines.append([f"`{name}`", direction, *([told["status"]] * len(contenders) if told else cells)])
     return table(["operator", "", *contenders], lines) if contenders else ["Nothing was measured.", ""]
+
+
+def weighted_roofline_table(results: dict[str, Any]) -> list[str]:
+    """The same of attention, DCNv3 and DCNv4."""
+    rates, cases = Rates(**results["rates"]), weighted_cases()
+    found = {(r["row"], r["direction"], r["contender"]): r for r in results["operators"]}
+    lines = []
+    for name, direction in dict.fromkeys((r["row"], r["direction"]) for r in results["operators"] if r["row"] in cases):
+        cells = [f"`{name}`", direction]
+        for dtype in OTHERS_TIMED:
+            bound = weighted_bound(cases[name], direction, dtype, rates)
+            cells.append(roofline_cell(bound, found.get((name, direction, f"numdcn {dtype}"), {})))
+        lines.append(cells)
+    return table(["operator", "", *OTHERS_TIMED], lines) if lines else ["Nothing was measured.", ""]
 
 
 def issue_table(results: dict[str, Any]) -> list[str]:
@@ -187,7 +217,12 @@ def text(results: dict[str, Any], figure: str | None) -> str:
             "",
             *([NO_SPEEDS, ""] if simulated else roofline_table(results, direction)),
         ]
-    lines += ["## The other operators, at a detector's sizes", "", *other_table(results)]
+    lines += ["## The other operators, at sizes of detectors and backbones", "", *other_table(results)]
+    lines += [
+        "The highest floor of attention, DCNv3 and DCNv4, in the same form:",
+        "",
+        *([NO_SPEEDS, ""] if simulated else weighted_roofline_table(results)),
+    ]
     lines += ["## Issuing a call", "", *issue_table(results)]
     bad = problems(results)
     lines += ["## What was not right", "", *(bad or ["Nothing."]), ""]

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIMULATOR = "NUMBA_ENABLE_CUDASIM"
 OPERATORS = (
     "deform_conv", "conv", "deform_conv_layer", "bilinear_sample", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool",
-    "deform_roi_pool", "deform_ps_roi_pool", "arrays",
+    "deform_roi_pool", "deform_ps_roi_pool", "ms_deform_attn", "dcnv3", "dcnv4", "arrays",
 )  # fmt: skip
 LIMIT = 460.0  # seconds for the whole run
 CHECKS = 0.55  # share of these for tests and comparisons
@@ -50,7 +50,7 @@ def arguments_parser() -> argparse.ArgumentParser:
         "--floors", action="store_true", help="print the floors and the plan of every row, measure nothing"
     )
     parser.add_argument("--parts", default="tests,compare,time", help="default: tests,compare,time")
-    parser.add_argument("--operators", default=",".join(OPERATORS), help="to compare; default: all")
+    parser.add_argument("--operators", default=",".join(OPERATORS), help="to compare and time; default: all")
     parser.add_argument("--kinds", help="types to compare, such as float32,bfloat16; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="of timing; default: 5")
     parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds of the whole run; default: {LIMIT:g}")
@@ -201,9 +201,11 @@ def timed(args: argparse.Namespace, device: Any, clock_seconds: float) -> dict[s
             print(f"  {clock.left():4.0f} s left  {line}", file=sys.stderr, flush=True)
 
         rates, found["rate_lines"] = timing.measured_rates(device)
-        found["issue"] = timing.issue_times(device, say)
-        found["rows"] = timing.time_rows(device, rows_clock, args.rounds, args.seed, say)
-        found["operators"] = timing.time_operators(device, clock, args.rounds, say)
+        operators = args.operators.split(",")
+        found["issue"] = timing.issue_times(device, operators, say)
+        if "deform_conv" in operators:
+            found["rows"] = timing.time_rows(device, rows_clock, args.rounds, args.seed, say)
+        found["operators"] = timing.time_operators(device, clock, args.rounds, operators, say)
     return {**found, "rates": rates._asdict()}
 
 

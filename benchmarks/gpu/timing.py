@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,14 @@ from benchmarks.cases.layers import tiny
 from benchmarks.gpu.compare import Given, fetch, give, judge
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.floors import BATCHES, ROWS, Rates, nominal, row
-from benchmarks.gpu.problems import DETECTOR, MAKERS, SMALL, TINY, Problem, make
+from benchmarks.gpu.problems import CASES, DETECTOR, MAKERS, SMALL, TINY, Problem, make, published
 from benchmarks.gpu.reference import expected
-from benchmarks.gpu.rivals import plain_convolution, rival, torchvision_ops
+from benchmarks.gpu.rivals import plain_convolution, rivals, torchvision_ops
 from benchmarks.gpu.rows import Reference, Sampled, fresh, taken
 from benchmarks.rivals.layer import Case
 
 TIMED = ("float32", "tf32", "float16", "bfloat16")
+OTHERS_TIMED = ("float32", "float16")  # of operators other than deform_conv
 WHOLE = 6  # factor by which a bound may exceed that at the sampled elements
 SLICE = 0.008  # seconds per turn
 
@@ -148,8 +150,7 @@ class RowRun:
             if not call:
                 a = self.arrays(dtype, torch=True)
                 given = {n: a.get(n) for n in ("x", "offsets", "w", "mask")}
-                made = rival(self.device.torch, "deform_conv", given, keywords_of(self.case), a["grad_y"])
-                assert made is not None
+                (made,) = rivals(self.device.torch, "deform_conv", given, keywords_of(self.case), a["grad_y"])
                 call.append(made.forward if direction == "forward" else made.backward)
             return call[0]()  # type: ignore[no-any-return]
 
@@ -242,62 +243,81 @@ def summary(records: list[dict[str, Any]], simulated: bool) -> str:
     return "; ".join(told)
 
 
-def time_operators(device: Device, clock: Clock, rounds: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The other operators at a detector's sizes, float32 and float16."""
-    records: list[dict[str, Any]] = []
-    for seed, (operator, labels) in enumerate(MAKERS.items()):
-        if operator == "deform_conv":
+def timed_problems(simulated: bool, operators: Iterable[str]) -> Iterator[tuple[str, Callable[[], Problem]]]:
+    """The rows of operators other than deform_conv, and what makes their problems: at a detector's sizes, or those of
+    published networks."""
+    for seed, (operator, labels) in enumerate(MAKERS.items(), 500):
+        if operator not in operators or operator == "deform_conv":
             continue
+        if operator not in CASES:
+            yield operator, partial(make, operator, next(iter(labels)), TINY if simulated else DETECTOR, seed)
+            continue
+        for name, case in list(CASES[operator].items())[: 1 if simulated else None]:
+            chosen = case.tiny()._replace(depth=8) if simulated else case
+            yield f"{operator} {name}", partial(published, operator, chosen, seed)
+
+
+def time_operators(
+    device: Device, clock: Clock, rounds: int, operators: Iterable[str], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The other operators, float32 and float16."""
+    records: list[dict[str, Any]] = []
+    for name, problem_of in timed_problems(device.simulated, operators):
         if clock.left() < 0:
             records.append(
-                {"row": operator, "direction": "forward", "contender": "all", "status": "no time left", "detail": ""}
+                {"row": name, "direction": "forward", "contender": "all", "status": "no time left", "detail": ""}
             )
             continue
-        problem = make(operator, next(iter(labels)), TINY if device.simulated else DETECTOR, 500 + seed)
         try:
+            problem = problem_of()
             wanted = expected(problem)
         except Exception as error:
-            records.append({"row": operator, "direction": "forward", "contender": "reference", **failed(error)})
-            say(f"{operator}: no reference: {failed(error)['detail']}")
+            records.append({"row": name, "direction": "forward", "contender": "reference", **failed(error)})
+            say(f"{name}: no reference: {failed(error)['detail']}")
             continue
         for direction in ("forward", "backward"):
             found = list(_time_operator(device, problem, wanted, direction, rounds))
-            records += [{"row": operator, "direction": direction, **record} for record in found]
-            say(f"{operator} {direction}: {summary(found, device.simulated)}")
+            records += [{"row": name, "direction": direction, **record} for record in found]
+            say(f"{name} {direction}: {summary(found, device.simulated)}")
+        device.free()
     return records
 
 
 def _time_operator(
     device: Device, problem: Problem, wanted: Any, direction: str, rounds: int
 ) -> Iterator[dict[str, Any]]:
-    dtypes, entries, rivals = ("float32", "float16"), [], []
-    for dtype in dtypes:
+    entries, others = [], []
+    for dtype in OTHERS_TIMED:
         given = give(device, problem, dtype)
         entries.append(Entry(f"numdcn {dtype}", dtype, lambda given=given: given.call(direction)))  # type: ignore[misc]
         if device.torch_runs:
             arrays = {n: None if a is None else device.tensor(a, dtype) for n, a in problem.arrays.items()}
+            grad_y = device.tensor(problem.grad_y, dtype)
             try:
-                other = rival(
-                    device.torch, problem.operator, arrays, problem.keywords, device.tensor(problem.grad_y, dtype)
-                )
+                found = rivals(device.torch, problem.operator, arrays, problem.keywords, grad_y)
             except (RuntimeError, NotImplementedError, KeyError):  # unsupported type
                 continue
-            call = None if other is None else other.forward if direction == "forward" else other.backward
-            if other is not None and call is not None:
-                rivals.append(Entry(f"{other.name} {dtype}", dtype, call, checked=False))
+            for other in found:
+                call = other.forward if direction == "forward" else other.backward
+                if call is not None:
+                    others.append(Entry(f"{other.name} {dtype}", dtype, call, checked=False))
 
     def check(entry: Entry, results: dict[str, Any]) -> str:
         got = fetch(device, Given(problem, {}, None, entry.dtype), results)
         return judge(got, wanted, entry.dtype, problem.rounded)[1]
 
-    yield from measure(device, entries + rivals, check, rounds)
+    yield from measure(device, entries + others, check, rounds)
 
 
-def issue_times(device: Device, say: Callable[[str], None], runs: int = 200) -> list[dict[str, Any]]:
+def issue_times(
+    device: Device, operators: Iterable[str], say: Callable[[str], None], runs: int = 200
+) -> list[dict[str, Any]]:
     """Host seconds to issue a call, without waiting, for small problems, next to torchvision's."""
     records = []
     chosen = (("deform_conv", "plain"), ("roi_align", "boxes"), ("bilinear_sample", "points"))
     for operator, label in chosen:
+        if operator not in operators:
+            continue
         problem = make(operator, label, TINY if device.simulated else SMALL._replace(batch=1), 900)
         for direction in ("forward", "backward"):
             calls: dict[str, Callable[[], Any]] = {}
@@ -306,9 +326,9 @@ def issue_times(device: Device, say: Callable[[str], None], runs: int = 200) -> 
             if device.torch_runs:
                 arrays = {n: None if a is None else device.tensor(a, "float32") for n, a in problem.arrays.items()}
                 grad_y = device.tensor(problem.grad_y, "float32")
-                other = rival(device.torch, operator, arrays, problem.keywords, grad_y)
-                if other is not None and other.backward is not None:
-                    calls[other.name] = other.forward if direction == "forward" else other.backward
+                for other in rivals(device.torch, operator, arrays, problem.keywords, grad_y):
+                    if other.backward is not None:
+                        calls[other.name] = other.forward if direction == "forward" else other.backward
             for name, call in calls.items():
                 record: dict[str, Any] = {
                     "row": operator,

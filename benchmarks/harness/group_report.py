@@ -49,15 +49,16 @@ class OperatorReport(Report):
     def rows(self) -> list[Row]:
         return [self.row(case, d) for case in self.cases for d in DIRECTIONS if d in self.plan["directions"]]
 
-    def target(self, direction: str) -> Target | None:
-        return next((t for t in self.operator.targets if t.direction == direction), None)
+    def target(self, case: str, direction: str) -> Target | None:
+        fitting = (t for t in self.operator.targets if t.direction == direction and case in (t.cases or self.cases))
+        return next(fitting, None)
 
     def judged(self) -> list[list[str]]:
         """Rows of the table of targets."""
         rows = []
         for case in self.cases:
             for direction in (d for d in DIRECTIONS if d in self.plan["directions"]):
-                target = self.target(direction)
+                target = self.target(case, direction)
                 row = self.row(case, direction, target.against if target else "fastest")
                 rows.append([self.operator.name, case, direction, *self.judge(row, target)])
         return rows
@@ -191,7 +192,7 @@ def draw(axis: Any, direction: str, places: list[tuple[OperatorReport, str]]) ->
     most = max(len(report.plan["threads"]) for report, _ in places)
     values = [1.0]
     for place, (report, case) in enumerate(places):
-        row, target = report.row(case, direction), report.target(direction)
+        row, target = report.row(case, direction), report.target(case, direction)
         for index, threads in enumerate(report.plan["threads"]):
             if threads not in row.ratios:
                 continue

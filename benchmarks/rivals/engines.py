@@ -12,6 +12,26 @@ from benchmarks.rivals.contender import Contender, Unsupported
 from benchmarks.rivals.layer import Case, Inputs
 
 
+def onnx_model(
+    onnx: Any,
+    nodes: list[Any],
+    inputs: dict[str, tuple[int, ...]],
+    y_shape: tuple[int, ...],
+    opset: int,
+    constants: dict[str, np.ndarray] | None = None,
+) -> Any:
+    """A model with float32 inputs and the result y."""
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info(name, number, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", number, y_shape)],
+        [onnx.numpy_helper.from_array(a, name) for name, a in (constants or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
 class OnnxRuntime(Contender):
     """onnxruntime's DeformConv, with weights as an initializer so that it can pack them."""
 
@@ -48,15 +68,10 @@ class OnnxRuntime(Contender):
         constants: dict[str, np.ndarray] | None = None,
     ) -> None:
         """The session of a single node with float32 inputs, and its y."""
-        helper, number = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        graph = helper.make_graph(
-            [node],
-            "layer",
-            [helper.make_tensor_value_info(name, number, shape) for name, shape in inputs.items()],
-            [helper.make_tensor_value_info("y", number, y_shape)],
-            [self.onnx.numpy_helper.from_array(a, name) for name, a in (constants or {}).items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        self.open(onnx_model(self.onnx, [node], inputs, y_shape, opset, constants), y_shape)
+
+    def open(self, model: Any, y_shape: tuple[int, ...]) -> None:
+        """The session of a model, and its y."""
         options = self.runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -127,7 +142,10 @@ class OpenVino(Contender):
 
     def build(self, node: Any, parameters: list[Any], y_shape: tuple[int, ...]) -> None:
         """The request of one node and its y."""
-        model = self.openvino.Model([node], parameters, "layer")
+        self.open(self.openvino.Model([node], parameters, "layer"), y_shape)
+
+    def open(self, model: Any, y_shape: tuple[int, ...]) -> None:
+        """The request of a model and its y."""
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,

@@ -52,7 +52,7 @@ def receive(table: Table, arrays: Arrays) -> Arrays:
     if all(type(value) is np.ndarray or value is None for value in arrays):  # the usual case
         views: list[Any] = [value if value is None else value.view() for value in arrays]
         return type(arrays)(*views)
-    seen = type(arrays)(**{argument.field: received(argument.of(arrays), argument.name) for argument in table})
+    seen = arrays._replace(**{a.field: received(a.of(arrays), a.name) for a in table})  # type: ignore[attr-defined]
     on_gpu = {name: value for name, value in named(table, seen).items() if device_array_of(value) is not None}
     if on_gpu:
         first = next(iter(on_gpu))
@@ -129,16 +129,17 @@ def _narrow(dtype: Any) -> bool:
     return dtype.itemsize == 2
 
 
-def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any) -> Any:
-    """Raise unless `grad_y` has the shape of y and the dtype and place of x. Returns it as `receive` does."""
+def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any, name: str = "x") -> Any:
+    """Raise unless `grad_y` has the shape of y and the dtype and place of x, which may have another name. Returns it
+    as `receive` does."""
     grad_y = received(grad_y, "grad_y")
     check_array("grad_y", grad_y, None, axes)
-    check_place("grad_y", grad_y, "x", x)
+    check_place("grad_y", grad_y, name, x)
     if device_array_of(grad_y) is not None:
         join(grad_y, x)
     if grad_y.dtype != x.dtype:
         raise TypeError(
-            f"`grad_y` has dtype {grad_y.dtype} but `x` has {x.dtype}; expected one dtype for all arrays"
+            f"`grad_y` has dtype {grad_y.dtype} but `{name}` has {x.dtype}; expected one dtype for all arrays"
             + hints.cast("grad_y", grad_y, x.dtype)
         )
     if grad_y.shape != shape:

@@ -105,12 +105,16 @@ class DeviceArray:
         """Whether the elements are contiguous in C order and aligned to their size."""
         return strides_of(self.shape, self.strides) and self.address % self.dtype.itemsize == 0
 
-    def reshaped(self, *shape: int) -> DeviceArray:
-        """A contiguous array in another shape."""
-        args = (self.framework, self.device, self.address, self.dtype)
-        made = DeviceArray(self.owner, *args, shape, c_strides(shape), self.stream)
+    def view(self, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> DeviceArray:
+        """The same memory with another shape and strides; its first element is `offset` elements after this array's."""
+        args = (self.framework, self.device, self.address + offset * self.dtype.itemsize, self.dtype)
+        made = DeviceArray(self.owner, *args, shape, strides, self.stream, self.writable)
         made.keep = self
         return made
+
+    def reshaped(self, *shape: int) -> DeviceArray:
+        """A contiguous array in another shape."""
+        return self.view(shape, c_strides(shape))
 
     def slice(self, index: int, count: int) -> DeviceArray:
         """One of `count` equal slices along the first axis of a contiguous array."""

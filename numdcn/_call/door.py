@@ -49,7 +49,7 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[st
     """The result of a public function."""
     framework = None
     try:
-        first = args[0] if args else keywords.get("grad_y", keywords.get("x", keywords.get("w")))
+        first = args[0] if args else _first(keywords)
         if type(first) is np.ndarray or (framework := host_framework_of(first)) is None:
             return function(*args, **keywords)
         usual = framework.usual(args, keywords)
@@ -75,6 +75,11 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[st
         if not text:
             raise
     raise wrong(text)
+
+
+def _first(keywords: dict[str, Any]) -> Any:
+    """The array that comes first, of arguments that are all given by keyword."""
+    return next((keywords[name] for name in ("grad_y", "x", "value", "w") if name in keywords), None)
 
 
 def _entered(function: Callable[..., Any], error: BaseException) -> bool:
@@ -115,6 +120,8 @@ def misfit(function: Callable[..., Any], args: tuple[Any, ...], keywords: dict[s
     return (
         f"{name} takes {len(places)} arguments by position ({', '.join(places)}), {len(args)} were given; pass by keyword: "
         f"{', '.join(key for key in parameters if key not in places)}{hints.order(*arrays)}"
+        + "; starts of levels and im2col_step are not needed"
+        * ("spatial_shapes" in places)
     )
 
 
@@ -123,13 +130,20 @@ INFERRED = (  # names elsewhere, arguments of the function, what they are inferr
     (hints.OFFSET_GROUPS, {"offset_w"}, "offset_w.shape[0] / (2*kh*kw), or / (3*kh*kw) if modulated"),
     (hints.OFFSET_GROUPS, {"w", "offsets"}, "offsets.shape[1] / (2*kh*kw)"),
     (("kernel_size", "kernel_shape"), {"w"}, "w.shape[2:]"),
+    (("groups", "group"), {"mask", "offset_scale"}, "mask.shape[-1] / number of points"),
+    (("group_channels",), {"offset_scale"}, "x.shape[-1] / groups"),
 )
 NEEDLESS = (  # names elsewhere, an argument of the function, why it needs none of them
     (("im2col_step",), "x", "batches of any size fit; leave it out"),
+    (("im2col_step",), "value", "batches of any size fit; leave it out"),
+    (("value_level_start_index", "level_start_index"), "spatial_shapes", "levels follow one another; leave it out"),
+    (("softmax",), "offset_mask", "none is applied; leave it out"),
     (("pool_mode", "mode"), "sampling_ratio", "only the average exists; leave it out"),
     (("mode",), "points", "only bilinear interpolation exists; leave it out"),
     (("align_corners", "padding_mode"), "points", "points are pixels: see docs/migrating.md"),
 )
+
+PER_AXIS = {"kernel": "kernel_size", "stride": "stride", "pad": "padding", "dilation": "dilation"}
 
 
 def _meant(given: str, names: tuple[str, ...]) -> str:
@@ -142,6 +156,9 @@ def _meant(given: str, names: tuple[str, ...]) -> str:
             return f": {reason}"
     if given in ("output_height", "output_width") and "output_size" in names:
         return ", expected `output_size=(height, width)`"
+    axis = next((name for part, name in PER_AXIS.items() if given in (f"{part}_h", f"{part}_w")), "")
+    if axis in names:
+        return f", expected `{axis}=({axis}_y, {axis}_x)`"
     here = hints.named_here(given, names)
     if here:
         return f", expected `{here}`"

@@ -95,6 +95,9 @@ def axes(name: str, value: Any, ndim: int, layout: str) -> str:
         return ""
     if name == "rois" and missing == 1 and value.shape == (5,):
         return "; use rois[None]"
+    if missing == 1 and layout.startswith(("(N, H, W,", "(N, S, M,")):
+        row = "pixels in one row (N, H*W, C)" if layout.startswith("(N, H") else "heads in one row (N, S, M*D)"
+        return f"; use {name}[None] for one image, {name}.reshape{layout.replace('groups*D', 'C')} for {row}"
     if not layout.startswith("(N, C, H, W") or missing not in (1, 2):
         return f"; use {name}[None]" if layout.startswith("(N,") and missing == 1 else ""
     if missing == 2:
@@ -157,12 +160,16 @@ def fitting_padding(p: Any, array: Any, channels: int) -> str:
     shape = getattr(array, "shape", ())
     if len(shape) != 4 or shape[:2] != (p.batch, channels) or shape[2:] == p.out_size:
         return ""
-    padding = _padding(p, shape[2:])
+    return would_fit(padding_for(p, shape[2:]))
+
+
+def would_fit(padding: Any) -> str:
+    """Which padding would fit; None if none does."""
     return "" if padding is None else f"; padding={padding} would fit with this stride and dilation"
 
 
-def _padding(p: Any, size: Any) -> Any:
-    """The padding that makes the result of a `Convolution` this high and wide; None if none does."""
+def padding_for(p: Any, size: Any) -> Any:
+    """The padding that makes the result of a `Convolution` or `Window` this high and wide; None if none does."""
     totals = []
     for i, wanted in enumerate(size):
         least = (wanted - 1) * p.stride[i] + p.dilation[i] * (p.kernel[i] - 1) + 1 - p.in_size[i]
@@ -182,21 +189,21 @@ def channels_last(p: Any, x: Any, offsets: Any, w: Any) -> str:
     or with the padding given."""
     n, *size, c = x.shape
     wanted = tuple(offsets.shape[2:])
-    if wanted == p.out_size or isinstance(_padding(p, wanted), int):
+    if wanted == p.out_size or isinstance(padding_for(p, wanted), int):
         return ""
     if not _fit_shapes((n, c, *size), offsets.shape, w.shape):
         return ""
     padded = ((size[i] + 2 * p.before[i] - p.dilation[i] * (p.kernel[i] - 1) - 1) // p.stride[i] + 1 for i in range(2))
-    if tuple(padded) != wanted and not isinstance(_padding(p._replace(in_size=tuple(size)), wanted), int):
+    if tuple(padded) != wanted and not isinstance(padding_for(p._replace(in_size=tuple(size)), wanted), int):
         return ""
     return turned(x)
 
 
-def turned(x: Any) -> str:
-    """How x gets its channels in front."""
+def turned(x: Any, axes: tuple[int, ...] = (0, 3, 1, 2), given: str = "channels-last", name: str = "x") -> str:
+    """How an array gets its axes in another order; as it is given, x gets its channels in front."""
     if isinstance(x, DeviceArray) and x.framework.name == "numba":
         return ""
-    return f"; use x.{_turn(x)}(0, 3, 1, 2) if x is channels-last"
+    return f"; use {name}.{_turn(x)}{axes} if {name} is {given}"
 
 
 def _shortest(pairs: list[tuple[int, int]]) -> Any:
@@ -241,7 +248,10 @@ def _fit_weights(x: Any, w: Any) -> bool:
 
 
 def gradient_first(names: tuple[str, ...], args: tuple[Any, ...]) -> str:
-    """The order of a convolution's backward, where its arrays come without grad_y, or with grad_y behind them."""
+    """The order of a backward's arrays, where they come without grad_y, or with grad_y behind them."""
+    if "spatial_shapes" in names:
+        late = names[:1] == ("grad_y",) and len(args) > 1 and len(_shape(args[0])) == 4 and len(_shape(args[1])) == 2
+        return f"; grad_y comes first: {', '.join(names)}" if late else ""
     count = 3 if names[1:4] == ("x", "offsets", "w") else 2 if names[1:3] == ("x", "w") else 0
     if names[:1] != ("grad_y",) or not count or len(args) < count:
         return ""
@@ -275,6 +285,13 @@ ELSEWHERE = {  # the names of arguments in this package, and what they are calle
     "sampling_ratio": ("sample_num",),
     "sample_per_part": ("sampling_ratio", "samples_per_part"),
     "offset_groups": OFFSET_GROUPS,
+    "value": ("values", "input_flatten"),
+    "spatial_shapes": ("value_spatial_shapes_list", "value_spatial_shapes", "input_spatial_shapes", "value_shapes"),
+    "sampling_locations": ("sampling_loc",),
+    "attention_weights": ("attn_weight", "attn_weights"),
+    "points_per_level": ("num_points_list", "num_points"),
+    "offset_mask": ("offset", "offsets_mask"),
+    "groups": ("group",),
     "return_argmax": ("return_indices",),
 }
 FUNCTIONS = {  # what is called otherwise in torchvision, MMCV, torch
@@ -282,6 +299,11 @@ FUNCTIONS = {  # what is called otherwise in torchvision, MMCV, torch
     "modulated_deform_conv2d": "numdcn.deform_conv_forward with mask=",
     "DeformConv2d": "numdcn.deform_conv_layer_forward, or numdcn.deform_conv_forward for given offsets",
     "grid_sample": "numdcn.bilinear_sample_forward",
+    "multi_scale_deformable_attn_pytorch": "numdcn.ms_deform_attn_forward",
+    "MSDeformAttnFunction": "numdcn.ms_deform_attn_forward",
+    "MultiScaleDeformableAttnFunction": "numdcn.ms_deform_attn_forward",
+    "DCNv3Function": "numdcn.dcnv3_forward",
+    "DCNv4Function": "numdcn.dcnv4_forward",
     "ops": "the functions of numdcn itself, such as numdcn.deform_conv_forward",
 }
 

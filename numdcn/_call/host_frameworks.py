@@ -18,6 +18,7 @@ from numdcn._call.checks import describe
 from numdcn._call.results import aligned_results
 
 _HOST = 1  # the device type of host memory in DLPack
+NUMBERS = ("spatial_shapes", "points_per_level")  # which may be of NumPy beside arrays of another framework
 
 
 class HostFramework:
@@ -304,6 +305,8 @@ class Loan:
         if isinstance(value, tuple) and hasattr(value, "_fields"):  # gradients to fill
             parts = [self._seen(part, f"{self._name(place)}.{key}") for key, part in zip(kind._fields, value)]
             return kind(*parts)
+        if isinstance(value, np.ndarray) and self._name(place) in NUMBERS:
+            return value
         if framework is not None or isinstance(value, np.ndarray) or (kind not in _by_type and has_interface(value)):
             raise TypeError(self._mixture(self._name(place), value, framework))
         return value
@@ -355,7 +358,7 @@ def operator_of(function: Callable[..., Any]) -> str:
 def mixture(function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
     """The text of an error if the arguments hold arrays of another framework beside the NumPy arrays; else ""."""
     names = _parameters(function)
-    given = [*zip(names, args), *keywords.items()]
+    given = [pair for pair in (*zip(names, args), *keywords.items()) if pair[0] not in NUMBERS]
     first = next((name for name, value in given if isinstance(value, np.ndarray)), "")
     for name, value in given:
         framework = host_framework_of(value)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 Result = TypeVar("Result")
+_PLAIN = {int, bool, float, type(None)}
 MOST = 512  # problems; beyond, all are forgotten
 
 _known: dict[tuple[Any, ...], Any] = {}
@@ -16,7 +17,7 @@ _known: dict[tuple[Any, ...], Any] = {}
 def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Result:
     """`make(arrays, *options)`, which may depend on nothing but the dtypes and shapes of the arrays, and the options.
 
-    Only for NumPy arrays and options that are ints, bools, or tuples of ints.
+    Only for NumPy arrays and options that are numbers, bools, None, or tuples of ints.
     """
     key: list[Any] = [make]
     for array in arrays:
@@ -28,7 +29,7 @@ def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Resul
         else:
             return make(arrays, *options)
     for option in options:
-        if type(option) is not int and type(option) is not bool and not _are_ints(option):
+        if type(option) not in _PLAIN and not _are_ints(option):
             return make(arrays, *options)
         key.append(type(option))  # True equals 1, but is no stride
     known = (*key, *options)

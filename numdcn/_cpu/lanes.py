@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -89,3 +90,36 @@ def sum1(typingctx, a):
         return builder.extract_element(value, ir.Constant(I32, 0))
 
     return a.element(a), codegen
+
+
+def _pick_lanes(a: Any, picks: Callable[[int], list[int]]) -> Any:
+    """Signature and code of an intrinsic that picks lanes of two vectors one after the other."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return shuffle(builder, args[0], args[1], picks(a.count))
+
+    return a(a, a), codegen
+
+
+@intrinsic
+def even_lanes(typingctx, a, b):
+    """Lanes 0, 2, 4, ... of a, then of b."""
+    return _pick_lanes(a, lambda count: list(range(0, 2 * count, 2)))
+
+
+@intrinsic
+def odd_lanes(typingctx, a, b):
+    """Lanes 1, 3, 5, ... of a, then of b."""
+    return _pick_lanes(a, lambda count: list(range(1, 2 * count, 2)))
+
+
+@intrinsic
+def alternate_low(typingctx, a, b):
+    """The first half of a and b, their lanes in turn: a0, b0, a1, b1, ..."""
+    return _pick_lanes(a, lambda count: [i // 2 + i % 2 * count for i in range(count)])
+
+
+@intrinsic
+def alternate_high(typingctx, a, b):
+    """The second half of a and b, their lanes in turn."""
+    return _pick_lanes(a, lambda count: [count // 2 + i // 2 + i % 2 * count for i in range(count)])

@@ -193,6 +193,18 @@ def store_masked(typingctx, p, index, value, mask):
 
 
 @intrinsic
+def first_lanes(typingctx, count, vector):
+    """A mask for a vector like `vector`: its first `count` lanes, which may be none or more than there are."""
+    mask = Vec(types.boolean, vector.count)
+
+    def codegen(context, builder, sig, args):
+        numbers = ir.Constant(ir.VectorType(I64, vector.count), list(range(vector.count)))
+        return builder.icmp_signed("<", numbers, splat_value(builder, args[0], vector.count))
+
+    return mask(types.int64, vector), codegen
+
+
+@intrinsic
 def width(typingctx, one):
     """Lanes of a full register of the type of `one`, a constant to the compiler."""
     count = lanes(one)

@@ -142,21 +142,24 @@ def widen(element):
     return element if isinstance(element, np.float64) else np.float32(element)
 
 
+def narrowed(context: Any, builder: Any, value: Any, number: Any, target: Any) -> Any:
+    """IR: a value of type `number` as an element of type `target`."""
+    if target != types.uint16:
+        return context.cast(builder, value, number, target)
+    value = context.cast(builder, value, number, types.float32)
+    pattern = builder.bitcast(value, I32)
+    odd = builder.and_(builder.lshr(pattern, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+    rounded = builder.lshr(builder.add(builder.add(pattern, ir.Constant(I32, 0x7FFF)), odd), ir.Constant(I32, 16))
+    unknown = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(unknown, ir.Constant(I32, 0x7FFF), rounded), I16)
+
+
 @intrinsic
 def _narrow(typingctx, number, kind):
-    target = kind.dtype
-
     def codegen(context, builder, sig, args):
-        if target != types.uint16:
-            return context.cast(builder, args[0], number, target)
-        value = context.cast(builder, args[0], number, types.float32)
-        pattern = builder.bitcast(value, I32)
-        odd = builder.and_(builder.lshr(pattern, ir.Constant(I32, 16)), ir.Constant(I32, 1))
-        rounded = builder.lshr(builder.add(builder.add(pattern, ir.Constant(I32, 0x7FFF)), odd), ir.Constant(I32, 16))
-        unknown = builder.fcmp_unordered("uno", value, value)
-        return builder.trunc(builder.select(unknown, ir.Constant(I32, 0x7FFF), rounded), I16)
+        return narrowed(context, builder, args[0], number, kind.dtype)
 
-    return target(number, kind), codegen
+    return kind.dtype(number, kind), codegen
 
 
 @compiled_as(_narrow)

@@ -111,10 +111,12 @@ _register(operator.and_, _Binary, None, lambda b, x, y: b.and_(x, y))
 _register(operator.or_, _Binary, None, lambda b, x, y: b.or_(x, y))
 
 
-_register(operator.ge, _Comparison, lambda b, x, y: b.fcmp_ordered(">=", x, y), None)
+_register(
+    operator.ge, _Comparison, lambda b, x, y: b.fcmp_ordered(">=", x, y), lambda b, x, y: b.icmp_signed(">=", x, y)
+)
 
 
-_register(operator.lt, _Comparison, lambda b, x, y: b.fcmp_ordered("<", x, y), None)
+_register(operator.lt, _Comparison, lambda b, x, y: b.fcmp_ordered("<", x, y), lambda b, x, y: b.icmp_signed("<", x, y))
 
 
 _register(operator.ne, _Comparison, lambda b, x, y: b.fcmp_unordered("!=", x, y), None)

@@ -18,10 +18,13 @@ import numpy as np
 from numdcn import (
     bilinear_sample,
     conv,
+    dcnv3,
+    dcnv4,
     deform_conv,
     deform_conv_layer,
     deform_ps_roi_pool,
     deform_roi_pool,
+    ms_deform_attn,
     ps_roi_align,
     ps_roi_pool,
     roi_align,
@@ -29,17 +32,21 @@ from numdcn import (
 )
 from numdcn._call.arguments import Table
 from numdcn._call.checks import padding_per_axis, per_axis
+from numdcn._call.levels import level_points, level_shapes
 
 DOORS = {
     door.__name__.rpartition(".")[2]: door
     for door in (
-        bilinear_sample, conv, deform_conv, deform_conv_layer, deform_ps_roi_pool, deform_roi_pool, ps_roi_align, ps_roi_pool,
-        roi_align, roi_pool,
+        bilinear_sample, conv, dcnv3, dcnv4, deform_conv, deform_conv_layer, deform_ps_roi_pool, deform_roi_pool,
+        ms_deform_attn, ps_roi_align, ps_roi_pool, roi_align, roi_pool,
     )
 }  # fmt: skip
 NAMES = tuple(DOORS)
 REQUIRED = inspect.Parameter.empty
-KINDS = {"IntPerAxis": "axes", "Padding": "padding", "int": "int", "float": "float", "bool": "bool"}
+KINDS = {
+    "IntPerAxis": "axes", "Padding": "padding", "LevelShapes": "shapes", "LevelPoints": "ints", "int": "int",
+    "float": "float", "bool": "bool",
+}  # fmt: skip
 PER_CALL = {"out", "check", "allow_tf32", "return_argmax"}  # how it is computed rather than what
 INTEGERS = {"argmax"}  # the residuals that are int32; others have the dtype in which the operator computes
 
@@ -48,7 +55,9 @@ class Option(NamedTuple):
     """An argument that is no array."""
 
     name: str
-    kind: str  # "axes": (y, x); "padding": ((top, bottom), (left, right)); "int", "float" or "bool"
+    # "axes": (y, x); "padding": ((top, bottom), (left, right)); "shapes": (y, x) of any number of levels; "ints": any
+    # number of them, or None; "int", "float" or "bool"
+    kind: str
     default: Any  # REQUIRED if there is none
 
     def full(self, value: Any) -> Any:
@@ -58,7 +67,9 @@ class Option(NamedTuple):
         if self.kind == "padding":
             before, after = padding_per_axis(value)
             return (before[0], after[0]), (before[1], after[1])
-        return value
+        if self.kind == "shapes":
+            return level_shapes(value)
+        return level_points(value) if self.kind == "ints" else value
 
 
 class Operator(NamedTuple):
@@ -109,7 +120,8 @@ class Operator(NamedTuple):
     def check(self, arrays: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Raise the errors of a call, but for those about numbers. Only shape and dtype are used, so `shaped` will do."""
         fields = {argument.field: array for argument, array in zip(self.arrays, arrays, strict=True)}
-        given = {"arrays": self.family(**fields), "check": False, **options}
+        absent: dict[str, Any] = dict.fromkeys(self.family._fields)  # type: ignore[attr-defined]
+        given = {"arrays": self.family(**absent | fields), "check": False, **options}
         self.problem(**{name: given[name] for name in inspect.signature(self.problem).parameters})
 
     def run(self, arrays: Sequence[Any], options: Mapping[str, Any], **more: Any) -> tuple[Any, ...]:

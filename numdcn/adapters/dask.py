@@ -76,8 +76,8 @@ def _shapes_only(arrays: Sequence[Any]) -> list[Any]:
 
 
 def _in_chunks(table: Table, arrays: Sequence[Any]) -> list[Any]:
-    """Arrays in one chunk; those with a batch axis, along that, in the chunks of x."""
-    x = next(array for argument, array in zip(table, arrays) if argument.name == "x")
+    """Arrays in one chunk; those with a batch axis, along that, in the chunks of the images."""
+    x = next(array for argument, array in zip(table, arrays) if argument.name in ("x", "value"))
     return [
         array if array is None else array.rechunk((x.chunks[0] if _batched(argument) else -1, *[-1] * (array.ndim - 1)))
         for argument, array in zip(table, arrays)

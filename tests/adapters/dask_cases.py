@@ -27,6 +27,11 @@ def arrays(name, dtype=np.float32):
         "deform_conv_layer": {
             "x": (N, C, H, W), "w": (C_OUT, C, 3, 3), "offset_w": (modulated, C, 3, 3), "offset_b": (modulated,), "bias": (C_OUT,),
         },
+        "dcnv3": {"x": (N, H, W, C), "offsets": (N, HO, WO, 36), "mask": (N, HO, WO, 18)},
+        "dcnv4": {"x": (N, H, W, C), "offset_mask": (N, HO, WO, 56)},
+        "ms_deform_attn": {
+            "value": (N, 26, 2, 3), "sampling_locations": (N, 5, 2, 3, 2), "attention_weights": (N, 5, 2, 3),
+        },
     }  # fmt: skip
     return {key: rng.standard_normal(shape).astype(dtype) for key, shape in shapes[name].items()}
 
@@ -34,6 +39,10 @@ def arrays(name, dtype=np.float32):
 def options(name):
     """The other arguments of a call."""
     more = {"modulated": True, "mask_scale": 2} if name == "deform_conv_layer" else {}
+    if name == "ms_deform_attn":
+        return {"spatial_shapes": ((4, 5), (2, 3)), "points_per_level": (1, 2)}
+    if name == "dcnv4":
+        more = {"groups": 2}
     return {} if name == "bilinear_sample" else {**GEOMETRY, **more}
 
 
@@ -44,7 +53,7 @@ def lazy(given):
         if array.shape[0] != N or key == "w":
             made[key] = array
         else:
-            made[key] = da.from_array(array, chunks=(CHUNKS, 3, 2, 4)[: array.ndim] if key == "x" else 2)
+            made[key] = da.from_array(array, chunks=(CHUNKS, 3, 2, 4)[: array.ndim] if key in ("x", "value") else 2)
     return made
 
 

@@ -16,6 +16,9 @@ OPTIONS = {
     "deform_roi_pool": {"output_size": (2, 3), "gamma": 0.2},
     "deform_ps_roi_pool": {"output_size": 3, "group_size": 2, "trans_std": 0.3},
     "bilinear_sample": {},
+    "dcnv3": {"padding": ((1, 0), (2, 1)), "kernel_size": (3, 2), "offset_scale": 0.5},
+    "dcnv4": {"groups": 2, "padding": 1},
+    "ms_deform_attn": {"spatial_shapes": ((4, 5), (2, 3)), "points_per_level": (1, 2)},
 }
 SHAPES = {
     "conv": {"x": (2, 4, 8, 9), "w": (6, 2, 3, 3), "bias": (6,)},
@@ -40,8 +43,16 @@ SHAPES = {
     "deform_roi_pool": {"x": (2, 3, 8, 9), "offsets": (3, 2, 2, 3), "mask": (3, 1, 2, 3)},
     "deform_ps_roi_pool": {"x": (2, 8, 8, 9), "trans": (3, 4, 2, 2)},
     "bilinear_sample": {"x": (2, 4, 8, 9), "points": (2, 5, 3, 2)},
+    "dcnv3": {"x": (2, 8, 9, 4), "offsets": (2, 7, 11, 24), "mask": (2, 7, 11, 12)},
+    "dcnv4": {"x": (2, 8, 9, 4), "offset_mask": (2, 8, 9, 56)},
+    "ms_deform_attn": {
+        "value": (2, 26, 2, 3),
+        "sampling_locations": (2, 5, 2, 3, 2),
+        "attention_weights": (2, 5, 2, 3),
+    },
 }
 NAMES = [made.name for made in operators()]
+CHANNELS_FIRST = [made.name for made in operators() if made.arrays[0].axes.startswith("(N, C")]
 
 
 def arrays_of(name, dtype=np.float32, seed=0):

@@ -1,5 +1,6 @@
 """The page on a framework of one's own: its tape against finite differences and the plain functions, its tables, TensorFlow."""
 
+import inspect
 import re
 
 import numpy as np
@@ -69,7 +70,10 @@ def test_all_operators_on_the_tape(page, op):
     """Their gradients are those of the plain backward."""
     rng = np.random.default_rng(0)
     small, more = _small_calls(np.dtype(np.float64))[op.name]
-    given = dict(zip((argument.name for argument in op.arrays), small)) | {"mask": more.pop("mask", None)}
+    given = dict(zip(inspect.signature(op.forward).parameters, small))
+    names = {argument.name for argument in op.arrays}
+    more = {key: value for key, value in (given | more).items() if key not in names}
+    given |= {key: value for key, value in _small_calls(np.dtype(np.float64))[op.name][1].items() if key in names}
     arrays = [
         array
         if array is None or argument.name == "rois"

@@ -164,7 +164,7 @@ def test_every_operator_has_kernels():
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
     assert len(jobs()) > 20
     modules = {maker.make.__module__ for maker in makers().values()}
-    for room in ("conv", "roi", "points"):
+    for room in ("attention", "conv", "roi", "points"):
         assert any(m.startswith(f"numdcn._cuda.{room}.") for m in modules), room
 
 

@@ -20,36 +20,39 @@ from emulator_programs import CASES
 from tools.ptx_emulator import build
 
 
-def compared(name):
-    """What a comparison printed, and what the emulator reported: threads, warps, blocks and streams scheduled as on
+def emulated(*command, **options):
+    """What a Python command printed, and what the emulator reported: threads, warps, blocks and streams scheduled as on
     a GPU."""
-    options = {"RACES": "shared", "SEED": "3", "LAZY": "1"}
+    options = {"RACES": "shared", "SEED": "3", "LAZY": "1", **options}
     env = {
         **os.environ,
         **{f"PTX_EMULATOR_{key}": value for key, value in options.items()},
         "PYTHONPATH": str(ROOT),
         "NUMDCN_QUIET": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "tools.ptx_emulator",
-        sys.executable,
-        "-W",
-        "ignore",
-        "tests/support/emulator_programs.py",
-    ]
-    done = subprocess.run([*command, name], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    command = [sys.executable, "-m", "tools.ptx_emulator", sys.executable, "-W", "ignore", *command]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def compared(name):
+    """The differences of a case, and what the emulator reported."""
+    printed, reports = emulated("tests/support/emulator_programs.py", name)
+    return json.loads(printed), reports
+
+
+def prepare():
+    """Skip if the emulator cannot run; else build its driver, once for all processes."""
+    reason = build.missing() or ("there is a real GPU" if device.count_gpus() else None)
+    if reason:
+        pytest.skip(reason)
+    build.driver(build.cache())
 
 
 @pytest.fixture(scope="module")
 def comparisons():
-    reason = build.missing() or ("there is a real GPU" if device.count_gpus() else None)
-    if reason:
-        pytest.skip(reason)
-    build.driver(build.cache())  # once, for all processes
+    prepare()
     with concurrent.futures.ThreadPoolExecutor(test_compile.WORKERS) as pool:
         return dict(zip(CASES, pool.map(compared, CASES)))
 
@@ -60,4 +63,15 @@ def test_deform_conv_on_the_emulator(comparisons, name):
     errors, reports = comparisons[name]
     assert len(errors) == 1 + 2 * 5  # y, and the gradients twice
     assert not {what: error for what, error in errors.items() if not error < CASES[name].tolerance}
+    assert not reports
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_attention_on_the_emulator(capability):
+    """With 16-byte atomic adds and without."""
+    prepare()
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cuda/test_attention.py", "-k", "networks"]
+    printed, reports = emulated(*command, CAPABILITY=capability)
+    assert "5 passed" in printed
     assert not reports

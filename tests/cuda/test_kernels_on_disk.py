@@ -76,6 +76,7 @@ def test_processes_that_keep_variants_at_once(tmp_path):
     assert not [row for row in rows if row[0] != row[1]]
 
 
+@pytest.mark.full
 def test_real_kernels_are_kept(tmp_path):
     """On a GPU, or an emulated one: processes that compile at the same time are right, and the next one compiles
     nothing."""

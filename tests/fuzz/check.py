@@ -118,7 +118,23 @@ MORE = {"roi_pool": given_argmax, "deform_conv_layer": given_offsets}
 
 # Invalid calls.
 
-INTS = ("stride", "padding", "dilation", "output_size", "group_size", "sample_per_part", "sampling_ratio")
+INTS = (
+    "stride", "padding", "dilation", "output_size", "group_size", "sample_per_part", "sampling_ratio", "kernel_size", "groups",
+)  # fmt: skip
+NO_LEVELS = [
+    3,
+    None,
+    (),
+    ((2, 2), 3),
+    ((2, 0),),
+    ((1.0, 1),),
+    ((1, 1, 1),),
+    "2x2",
+    np.ones((1, 2)),
+    {(2, 2)},
+    ((2**31, 1),),
+]
+NO_COUNTS = [3, (), (1.0,), (0,), (True,), "1", np.ones(1), (2**31,), {1}]
 NO_INTS = [2.0, "2", None, True, b"1", 1j, object(), np.float32(1), np.timedelta64(1), np.array([1]), 2**70, (1, 2.5)]
 NO_INTS += [(1, 2, 3), (), {1}, slice(2)]
 NO_NUMBERS = ["1", None, 1j, True, (1.0,), np.nan, np.inf, -np.inf, np.timedelta64(1), np.array([1.0]), 10**400]
@@ -169,6 +185,8 @@ def having(p, name, value):
 
 
 def wrong_values(name, p):
+    if name in ("spatial_shapes", "points_per_level"):
+        return NO_LEVELS if name == "spatial_shapes" else NO_COUNTS
     if name in INTS:
         return NO_INTS + [-1] * (name != "sampling_ratio") + [0] * (name not in ("padding", "sampling_ratio"))
     if isinstance(p.params[name], (bool, np.bool_)):

@@ -9,21 +9,27 @@ import zlib
 import numpy as np
 import test_bilinear_sample
 import test_conv
+import test_dcnv3
+import test_dcnv4
 import test_deform_conv
 import test_deform_conv_layer
 import test_deform_ps_roi_pool
 import test_deform_roi_pool
+import test_ms_deform_attn
 import test_ps_roi_align
 import test_ps_roi_pool
 import test_roi_align
 import test_roi_pool
 from conv_cases import Case
+from dcn_cases import Case as Window
+from dcn_cases import odd_positions
 from roi_cases import KINDS
 from roi_cases import Case as Boxes
 from roi_family import HUGE
 from test_deform_conv_properties import draw_offsets
 
-COORDINATES = ("rois", "offsets", "points", "trans", "offset_w", "offset_b")  # odd ones are drawn with the problem
+# odd ones are drawn with the problem
+COORDINATES = ("rois", "offsets", "points", "trans", "offset_w", "offset_b", "sampling_locations", "offset_mask")
 
 
 class Dice:
@@ -106,6 +112,46 @@ def bilinear_sample(dice):
     return test_bilinear_sample.make(case, dice.dtype, dice.seed, odd)
 
 
+def windows(make):
+    """Draws a window for `make`, of dcnv3 or dcnv4, with an image large enough, with its padding, for one output."""
+
+    def draw(dice):
+        dilation, kernel, padding = dice.pair(1, 3), dice.pair(1, 4), (dice.pair(0, 3), dice.pair(0, 3))
+        more_pixels = dice.much([dice.pair(0, 7)], [dice.pair(50, 70)])
+        case = Window(
+            batch=dice.much([0, 1, 1, 2, 3], [2, 5]),
+            groups=dice.one(1, 1, 2, 3, 5),
+            depth=dice.much([1, 1, 2, 3, 4, 8, 16, 17, 33], [16, 32]),
+            size=tuple(
+                max(1, dilation[a] * (kernel[a] - 1) + 1 - sum(padding[a])) + n for a, n in enumerate(more_pixels)
+            ),
+            kernel=kernel,
+            stride=dice.pair(1, 3),
+            padding=padding,
+            dilation=dilation,
+            scale=dice.one(1.0, 1.0, 0.5, 2.0, -1.0),
+            remove_center=kernel[0] % 2 == kernel[1] % 2 == 1 and kernel != (1, 1) and dice.chance(0.3),
+        )
+        return make(dice, case, odd_positions(case, dice.dtype, dice.one(0.1, 0.7, 1.0), dice.one(0.0, 0.0, 0.01, 0.2)))
+
+    return draw
+
+
+def ms_deform_attn(dice):
+    sizes = [(dice.one(1, 2, 4, 8), dice.one(1, 2, 4, 8)) for _ in range(dice.one(1, 1, 2, 3, 5))]
+    unequal = tuple(dice.one(1, 2, 3, 5) for _ in sizes)
+    case = test_ms_deform_attn.Case(
+        batch=dice.much([0, 1, 1, 2, 3], [2, 5]),
+        heads=dice.one(1, 1, 2, 3, 8),
+        depth=dice.much([1, 1, 2, 3, 4, 8, 16, 17, 33], [16, 32]),
+        levels=tuple(sizes),
+        points=dice.one(1, 2, 4, unequal),
+        queries=dice.much([0, 1, 1, 2, 7, 20], [900, 1500]),
+    )
+    odd = test_ms_deform_attn.odd_positions(case, dice.dtype, dice.one(0.1, 0.7, 1.0), dice.one(0.0, 0.0, 0.01, 0.2))
+    return test_ms_deform_attn.make(case, dice.dtype, dice.seed, odd)
+
+
 def boxes(make, channels_of=1, **params):
     """Draws boxes and images for `make`, and for each of `params` one of its values (the default, if it is None)."""
 
@@ -151,6 +197,8 @@ RATIOS = [None, -1, 0, 1, 2, 3]
 DRAW = {
     "bilinear_sample": bilinear_sample,
     "conv": conv,
+    "dcnv3": windows(lambda dice, case, odd: test_dcnv3.make(case, dice.dtype, dice.seed, odd)),
+    "dcnv4": windows(lambda dice, case, odd: test_dcnv4.make(case, dice.dtype, dice.seed, odd, dice.chance(0.5))),
     "deform_conv": deform_conv,
     "deform_conv_layer": deform_conv_layer,
     "deform_ps_roi_pool": boxes(
@@ -167,6 +215,7 @@ DRAW = {
         sampling_ratio=RATIOS,
         gamma=[None, 0.0, 0.25, 1.0, -0.5, 1e30],
     ),
+    "ms_deform_attn": ms_deform_attn,
     "ps_roi_align": boxes(pooled(test_ps_roi_align), sampling_ratio=RATIOS),
     "ps_roi_pool": boxes(pooled(test_ps_roi_pool)),
     "roi_align": boxes(pooled(test_roi_align), sampling_ratio=RATIOS, aligned=[None, False, True]),
@@ -197,11 +246,13 @@ def draw(operator, dice):
         p = odd_numbers(dice, p)
     if dice.chance(0.05) and not dice.large:
         p = p.map(lambda _, array: np.broadcast_to(array[:1], array.shape))
-    return p._replace(params={name: other_form(dice, value) for name, value in p.params.items()})
+    return p._replace(params={name: other_form(dice, value, name) for name, value in p.params.items()})
 
 
-def other_form(dice, value):
-    """The same value as an int, a list, or a NumPy number."""
+def other_form(dice, value, name):
+    """The same value as an int, a list, or a NumPy number or array."""
+    if name in ("spatial_shapes", "points_per_level"):
+        return dice.one(value, list(value), np.array(value))
     if isinstance(value, tuple) and isinstance(value[0], int) and value[0] == value[1] and dice.chance(0.5):
         value = value[0]
     if isinstance(value, tuple):

@@ -172,11 +172,14 @@ INTS = {
     **dict.fromkeys(("roi_align", "ps_roi_align", "deform_roi_pool"), ("output_size", "sampling_ratio")),
     **dict.fromkeys(("roi_pool", "ps_roi_pool"), ("output_size",)),
     "deform_ps_roi_pool": ("output_size", "group_size", "sample_per_part"),
+    "dcnv3": ("kernel_size", "stride", "padding", "dilation"),
+    "dcnv4": ("groups", "kernel_size", "stride", "padding", "dilation"),
 }
 FLOATS = {
     **dict.fromkeys(("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"), ("spatial_scale",)),
     "deform_roi_pool": ("spatial_scale", "gamma"),
     "deform_ps_roi_pool": ("spatial_scale", "trans_std"),
+    **dict.fromkeys(("dcnv3", "dcnv4"), ("offset_scale",)),
 }
 NO_NUMBERS = [
     np.timedelta64(1),

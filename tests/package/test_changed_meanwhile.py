@@ -17,6 +17,7 @@ SCRIBBLED = [
     *[(operator, "rois") for operator in BOXES],
     *[("roi_pool", "argmax"), ("deform_roi_pool", "offsets"), ("deform_ps_roi_pool", "trans")],
     ("deform_conv", "offsets"),
+    ("dcnv3", "offsets"),
 ]
 
 
@@ -70,7 +71,7 @@ def test_the_boxes_that_were_checked_are_those_that_are_used(operator, meanwhile
             assert_same_bits(array, right[name], name)
 
 
-@pytest.mark.parametrize("operator", [*BOXES, "bilinear_sample", "deform_conv"])
+@pytest.mark.parametrize("operator", [*BOXES, "bilinear_sample", "deform_conv", "dcnv3"])
 def test_shapes_that_are_changed_in_place(operator, meanwhile):
     """The sizes that were checked hold for the memory that is read, whatever happens to the caller's arrays."""
     arrays, more = scribbles.arguments(operator)

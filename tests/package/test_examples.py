@@ -16,13 +16,15 @@ EXAMPLES = sorted({path.name for path in (ROOT / "examples").glob("*.py") if pat
 
 
 def test_there_are_examples():
-    assert {"detect_boxes.py", "from_loops_to_simd.py", "quickstart.py"} <= {*EXAMPLES}
+    assert {"attend.py", "detect_boxes.py", "from_loops_to_simd.py", "quickstart.py"} <= {*EXAMPLES}
 
 
 def arguments(name, folder):
     """Arguments with which an example draws something in a folder."""
     if name == "from_loops_to_simd.py":
         return "--size", 37, "--picture", folder / "times.png"  # not a multiple of the tiles
+    if name == "attend.py":
+        return "--quick", "--out", folder
     return "--out", folder
 
 
@@ -42,6 +44,14 @@ def test_an_example_runs_and_draws(name, tmp_path):
     assert any(path.stat().st_size > 1000 for path in tmp_path.rglob("*.png")), "it draws nothing"
     after = files()
     assert after == before, f"it leaves {sorted(after - before)} in the repository"
+
+
+def test_queries_that_did_not_learn_fail(tmp_path):
+    """Eight steps are too few."""
+    pytest.importorskip("matplotlib", reason="the examples need the demo extra")
+    pytest.importorskip("sklearn", reason="the examples need the demo extra")
+    done = run_python(["examples/attend.py"], "--steps", 8, "--out", tmp_path, MPLBACKEND="Agg", check=False)
+    assert done.returncode == 1 and "FAILED: loss" in done.stderr, done.stderr
 
 
 def test_the_readmes_python_runs():

@@ -117,7 +117,7 @@ def test_the_wings_never_meet(path):
 
 def test_the_wings_have_the_same_rooms():
     rooms = [{p.name for p in (PACKAGE / wing).iterdir() if (p / "__init__.py").exists()} for wing in ("_cpu", "_cuda")]
-    assert rooms[0] == rooms[1] == {"conv", "roi", "points"}
+    assert rooms[0] == rooms[1] == {"attention", "conv", "roi", "points"}
     for wing in ("_cpu", "_cuda"):
         for room in rooms[0]:
             functions = functions_of(PACKAGE / wing / room / "run.py")

@@ -69,3 +69,28 @@ def test_an_error_is_not_remembered():
     for _ in range(2):
         with pytest.raises(ValueError, match="`offsets`"):
             numdcn.deform_conv_forward(x, offsets, w, padding=1)
+
+
+def test_options_of_dcnv3_and_levels():
+    """Floats are remembered too, and None."""
+    last, moved, mask = np.ones((1, 3, 3, 2), "f"), np.zeros((1, 3, 3, 2), "f"), np.ones((1, 3, 3, 1), "f")
+    numdcn.dcnv3_forward(last, moved, mask, kernel_size=1, offset_scale=1.0, remove_center=False)
+    for name, value in (("offset_scale", True), ("remove_center", 0), ("kernel_size", 1.0)):
+        with pytest.raises(TypeError, match=f"`{name}`"):
+            numdcn.dcnv3_forward(last, moved, mask, **{"kernel_size": 1, name: value})
+    moved[...] = 1
+    near, far = (numdcn.dcnv3_forward(last, moved, mask, kernel_size=1, offset_scale=s) for s in (1.0, 3.0))
+    assert near.any() and not far.any()
+    value, points, weights = (
+        np.ones((1, 6, 1, 2), "f"),
+        np.zeros((1, 1, 1, 2, 1, 2), "f"),
+        np.ones((1, 1, 1, 2, 1), "f"),
+    )
+    numdcn.ms_deform_attn_forward(value, ((1, 2), (2, 2)), points, weights)
+    for levels in ([[1, 2], [2, 2]], np.array([[1, 2], [2, 2]])):
+        numdcn.ms_deform_attn_forward(value, levels, points, weights)
+        with pytest.raises(ValueError, match="points_per_level"):
+            numdcn.ms_deform_attn_forward(value, levels, points, weights, points_per_level=(1, 1))
+    for size in (True, 1.0):
+        with pytest.raises(TypeError, match="spatial_shapes"):
+            numdcn.ms_deform_attn_forward(value, ((size, 2), (2, 2)), points, weights)

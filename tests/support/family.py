@@ -365,10 +365,10 @@ class Family(Joined):
 def assert_images_are_independent(backend, problem, per_image):
     """The bits of an image's results do not depend on the contents or presence of other images.
 
-    `per_image` names the arrays, besides x and grad_y, whose first axis is that of the images.
+    `per_image` names the arrays, besides the first and grad_y, whose first axis is that of the images.
     """
-    result, g = main(problem.forward(backend)), outputs(problem.backward(backend))
-    for n in (0, len(problem["x"]) - 1):
+    x, result, g = problem.operator.arrays[0], main(problem.forward(backend)), outputs(problem.backward(backend))
+    for n in (0, len(problem[x]) - 1):
 
         def others_spoilt(array, n=n):
             return np.where(
@@ -376,10 +376,10 @@ def assert_images_are_independent(backend, problem, per_image):
             )
 
         for change, at in ((others_spoilt, n), (lambda array, n=n: array[n : n + 1], 0)):
-            p = problem.map(lambda name, a, change=change: change(a) if name in ("x", "grad_y", *per_image) else a)
+            p = problem.map(lambda name, a, change=change: change(a) if name in (x, "grad_y", *per_image) else a)
             assert_same_bits(main(p.forward(backend))[at], result[n], "y")
             other = outputs(p.backward(backend))
-            for name in ("x", *per_image):
+            for name in (x, *per_image):
                 assert_same_bits(other[name][at], g[name][n], f"gradient of {name}")
 
 

@@ -252,13 +252,15 @@ class GPU(Joined):
         host, plain = cpu(self.operator.name), self.errors.usual(np.float32)
         for row_name, value, *_ in self.errors.wrong:
             if row_name in self.operator.arrays:
-                p = plain.holding(**{row_name: value})
+                p = on_gpu = plain.holding(**{row_name: value})
             else:
                 p = plain._replace(params={**plain.params, row_name: value})
+                kept = Host(value) if isinstance(value, np.ndarray) else value
+                on_gpu = plain._replace(params={**plain.params, row_name: kept})
             checked = {"check": True} if "rois" in self.operator.arrays else {}
             for direction in ("forward", "backward"):
                 want = message(lambda: getattr(p, direction)(host))  # noqa: B023 - called at once
-                assert message(lambda: getattr(p, direction)(gpu, **checked)) == want, (row_name, value)  # noqa: B023
+                assert message(lambda: getattr(on_gpu, direction)(gpu, **checked)) == want, (row_name, value)  # noqa: B023
 
     def test_wrong_shapes_of_the_output_gradient(self, gpu):
         host, plain = cpu(self.operator.name), self.usual(np.float32)
@@ -277,11 +279,11 @@ class GPU(Joined):
                 for run in (p.forward, p.backward):
                     with pytest.raises(ValueError, match=f"`{name}` is .* but `.*` is .*in one place"):
                         run(gpu)
-        p = plain._replace(grad_y=Host(plain.grad_y))
-        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*in one place"):
+        p, first = plain._replace(grad_y=Host(plain.grad_y)), self.operator.arrays[0]
+        with pytest.raises(ValueError, match=f"`grad_y` is .* but `{first}` is .*in one place"):
             p.backward(gpu)
         host = plain.holding(**{name: Host(plain[name]) for name in names})
-        with pytest.raises(ValueError, match="`grad_y` is .* but `x` is .*in one place"):
+        with pytest.raises(ValueError, match=f"`grad_y` is .* but `{first}` is .*in one place"):
             host.backward(gpu)
         y, g = main(plain.forward(gpu)), plain.backward(gpu)
         with pytest.raises(ValueError, match="`out(.y)?` is .* but `.*` is .*in one place"):
@@ -293,16 +295,16 @@ class GPU(Joined):
     @pytest.mark.full
     def test_out_overlapping_an_input(self, gpu):
         """Overlap is detected on the device as on the host."""
-        p = self.usual(np.float32)
-        y = main(p.forward(gpu))
-        buffer = np.zeros(p["x"].size + y.size - 1, np.float32)
-        x, room = buffer[: p["x"].size].reshape(p["x"].shape), buffer[p["x"].size - 1 :].reshape(y.shape)
-        x[...] = p["x"]
-        with pytest.raises(ValueError, match="`out` overlaps `x`"):
-            p.holding(x=x).forward(gpu, out=room)
-        g = p.backward(gpu, wrt="x")
-        with pytest.raises(ValueError, match=r"`out.x` overlaps `x`"):
-            p.backward(gpu, out=only(g._replace(x=p["x"]), ["x"]))
+        p, first = self.usual(np.float32), self.operator.arrays[0]
+        y, array = main(p.forward(gpu)), p[first]
+        buffer = np.zeros(array.size + y.size - 1, np.float32)
+        x, room = buffer[: array.size].reshape(array.shape), buffer[array.size - 1 :].reshape(y.shape)
+        x[...] = array
+        with pytest.raises(ValueError, match=f"`out` overlaps `{first}`"):
+            p.holding(**{first: x}).forward(gpu, out=room)
+        g = p.backward(gpu, wrt=first)
+        with pytest.raises(ValueError, match=rf"`out.{first}` overlaps `{first}`"):
+            p.backward(gpu, out=only(g._replace(**{first: array}), [first]))
 
 
 class RoIs:

@@ -30,13 +30,14 @@ def _array(*shape):
 
 
 def _calls():
-    """Five operators, forward and backward, each call taking a few milliseconds at most."""
+    """Six operators, forward and backward, each call taking a few milliseconds at most."""
     x, w, offsets = _array(1, 32, 38, 40), _array(36, 32, 3, 3), _array(1, 18, 38, 40)
     points, rois = _array(1, 9000, 2) * 9 + 12, np.array([[0, 1, 2, 15, 17], [0, 3.5, 0, 22, 12]] * 64, np.float32)
     arguments = {
         "deform_conv": ((x, offsets, w), {"padding": 1}),
         "conv": ((x, w), {"padding": 1}),
         "bilinear_sample": ((x, points), {}),
+        "dcnv3": ((_array(1, 38, 40, 32), _array(1, 38, 40, 36), _array(1, 38, 40, 18)), {"padding": 1}),
         "roi_align": ((x, rois), {"output_size": 7}),
         "deform_roi_pool": ((x, rois, _array(128, 2, 7, 7)), {"output_size": 7}),
     }

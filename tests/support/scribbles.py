@@ -29,6 +29,10 @@ def arguments(operator):
         return {"x": x, "points": 8 * draw(N, 2 * R, 2)}, {}
     if operator == "deform_conv":
         return {"x": x, "offsets": 4 * draw(N, 18, 41, 40), "w": draw(4, 4, 3, 3)}, {"padding": (17, 17)}
+    if operator == "dcnv3":
+        return {"x": draw(N, 30, 31, C), "offsets": 8 * draw(N, 30, 31, 18), "mask": draw(N, 30, 31, 9)}, {
+            "padding": (1, 1)
+        }
     boxes = {"x": x, "rois": np.concatenate([rng.integers(0, N, (R, 1)), 8 * draw(R, 4)], axis=1, dtype=np.float32)}
     size = {"output_size": (2, 2)}
     if operator == "deform_roi_pool":

@@ -34,6 +34,16 @@ def arrays_of_numpy(x: Floats, w: Floats, offsets: Floats, bias: Floats | None, 
     assert_type(numdcn.roi_align_backward(x, x, rois, (7, 6), wrt="x").x, Floats | None)
     assert_type(numdcn.deform_roi_pool_backward(x, x, rois, None, x, output_size=7, wrt={"mask"}).mask, Floats | None)
     assert_type(numdcn.deform_ps_roi_pool_forward(x, rois, output_size=7, group_size=7), Floats)
+    assert_type(numdcn.dcnv3_forward(x, offsets, w, offset_scale=2.0, out=x), Floats)
+    assert_type(numdcn.dcnv4_backward(x, x, w, groups=2, wrt="offset_mask").offset_mask, Floats | None)
+
+
+def levels_of_numpy(x: Floats, w: Floats, sizes: NDArray[np.int64]) -> None:
+    for shapes in (sizes, [(3, 4)], ((3, 4), (1, 2))):
+        assert_type(numdcn.ms_deform_attn_forward(x, shapes, x, w, points_per_level=[1, 2]), Floats)
+    g = numdcn.ms_deform_attn_backward(x, x, [(3, 4)], x, w, wrt=["value", "sampling_locations"])
+    assert_type(g, numdcn.MSDeformAttnGradients[Floats])
+    assert_type(g.sampling_locations, Floats | None)
 
 
 def results_of_several_arrays(x: Floats, w: Floats, rois: Floats, asked: bool) -> None:
@@ -63,6 +73,8 @@ def boxes_of_another_type(x: Floats, rois: Doubles) -> None:
 
 def no_arrays(x: Floats, w: Floats, rois: Floats) -> None:
     numdcn.conv_forward("x", w)  # type: ignore[type-var]
+    numdcn.ms_deform_attn_forward(x, 3, x, w)  # type: ignore[arg-type]
+    numdcn.dcnv4_forward(x, w)  # type: ignore[call-arg]
     numdcn.conv_forward([[1.0]], [[1.0]])  # type: ignore[type-var]
     numdcn.conv_forward(None, w)  # type: ignore[type-var]
     numdcn.conv_forward(x, 1.0)  # type: ignore[arg-type]

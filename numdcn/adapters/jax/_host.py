@@ -18,7 +18,10 @@ Order = tuple[int, ...] | None  # of axes; None: as they are
 def axes_of(made: Operator) -> dict[str, str]:
     """The axes of each array by name, as tables write them. Those of y and its gradient begin as those of x, or of the boxes."""
     table = {argument.name: argument.axes for argument in (*made.arrays, *made.residuals)}
-    y = "(R, C" if any(axes.startswith("(R,") for axes in table.values()) else "(N, C"
+    if not made.arrays[0].axes.startswith("(N, C"):  # channels last by nature, whatever the layout
+        y = "(N, ..."
+    else:
+        y = "(R, C" if any(axes.startswith("(R,") for axes in table.values()) else "(N, C"
     return {"y": y, "grad_y": y, **table}
 
 
@@ -26,7 +29,7 @@ def from_nhwc(axes: str, ndim: int) -> Order:
     """The order that makes the axes of numdcn from those of channels-last arrays; weights are HWIO there."""
     if axes.endswith(" C"):  # y
         return (0, ndim - 1, *range(1, ndim - 1))
-    if ndim != 4 or "..." in axes:
+    if ndim != 4 or "..." in axes or axes.startswith(("(N, H", "(N, S", "(N, Q")):
         return None
     return (0, 3, 1, 2) if axes.startswith(("(N,", "(R,")) else (3, 2, 0, 1)
 

@@ -1,0 +1,1 @@
+"""Weighted samples of channels-last images: deformable attention, DCNv3, DCNv4. Calls enter at `run`."""
