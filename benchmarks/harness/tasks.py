@@ -1,7 +1,7 @@
 """The tasks of numdcn's kernels, timed one by one: a `worker` whose kernels are compiled with a `next_task` that notes the time.
 
-numdcn's code is as always. Here its kernels' `next_task` is exchanged before they are compiled, and while a call is measured, so are
-the functions that `launch` calls. The process needs a NUMBA_CACHE_DIR of its own: no other one may load these kernels.
+numdcn's code is as always. This process exchanges its kernels' `next_task` before they are compiled, and functions that
+`launch` calls. It needs a NUMBA_CACHE_DIR of its own, so that no other process loads these kernels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 import numdcn._cpu
-from benchmarks.harness.schedule import MOST, Launch
+from benchmarks.harness.schedule import MOST, Launch, Waking
 from benchmarks.harness.worker import SET_BYTES, Served, serve
-from numdcn._cpu import threads
+from numdcn._cpu import team, threads
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.parameters import parameters, unpack
 from numdcn._cpu.team import _pause, _read
@@ -97,7 +97,7 @@ class TimedTasks(Served):
                 setattr(module, "next_task", stamped_task)  # noqa: B010 - mypy
         self.log = np.zeros((CAPACITY, 2), np.int64)
         self.runs: list[Run] = []
-        self.run = threads.run
+        setattr(threads, "parameters", self.parameters)  # noqa: B010
         self.alone = True  # no helpers, however many are asked for
 
     def parameters(self, values: Any) -> tuple[Any, int]:
@@ -111,7 +111,7 @@ class TimedTasks(Served):
         entered = now()
         name = next(key[0].__name__ for key, found in threads._codes.items() if found[0] == code)
         begin = now()
-        failed = self.run(board, code, wide, values, counter, 0 if self.alone else helpers)
+        failed = team.run(board, code, wide, values, counter, 0 if self.alone else helpers)
         end = now()
         count = ctypes.c_int64.from_address(counter).value
         if not 0 < count < CAPACITY:
@@ -121,9 +121,9 @@ class TimedTasks(Served):
         return failed
 
     def watched(self, action: Callable[[], Any], **more: Any) -> tuple[float, list[Run], float]:
-        """Start, launches and end of an action."""
+        """Start, launches and end of an action; `more` are other functions of `threads` to exchange meanwhile."""
         self.runs = []
-        with patch.multiple(threads, run=self.run_stamped, parameters=self.parameters, **more):
+        with patch.multiple(threads, run=self.run_stamped, **more):
             start = now()
             result = action()
             end = now()
@@ -171,7 +171,8 @@ class TimedTasks(Served):
                 last = run.end
             table.append(np.median(rows[1:], axis=0).tolist())
         self.alone = True
-        return dict(zip(("pauses", "first", "second", "join"), zip(*sorted(table), strict=True), strict=True))
+        columns = np.array(sorted(table)).T.tolist()
+        return dict(zip(Waking._fields, columns, strict=True))
 
 
 def launches_of(calls: list[tuple[float, list[Run], float]], wanted: list[int]) -> tuple[list[Launch], float]:

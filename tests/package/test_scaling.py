@@ -108,7 +108,7 @@ def test_the_pictures(tmp_path):
             (np.abs(pixels - np.array([*bytes.fromhex(colour[1:])]) / 255).max(-1) < 0.02).sum()
             for colour in scaling_report.COLOURS[:3]
         ]
-        assert [count > 200 for count in counts] == [number < lines for number in range(3)], counts
+        assert [count > 100 for count in counts] == [number < lines for number in range(3)], counts
 
 
 @pytest.mark.full
