@@ -18,10 +18,10 @@ CLOSE = 0.1  # how far a measured speed-up may be from the predicted one
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 STYLES = ("-", "--")
 WORDS = """
-Every task of every launch of a call is timed alone on one core. From these times follows how long the call takes on more cores: tasks
-are taken in order by whoever is free, launches follow one another, what is between them runs on one core, and threads come late by
-what waking them costs. Caches, memory and the clock rate are those of one busy core: where cores share them, a call takes longer.
-Medians, float32. `python -m benchmarks.scaling` measures this.
+Every task of every launch of a call is timed alone on one core, in CPU time. From these times follows how long the call
+takes on more cores: tasks are taken in order by whoever is free, launches follow one another, what is between them runs on
+one core, and threads come late by what waking them costs. Caches, memory and the clock rate are those of one busy core:
+where cores share them, a call takes longer. Medians, float32. `python -m benchmarks.scaling` measures this.
 """
 
 
@@ -68,7 +68,7 @@ def markdown(results: dict[str, Any], pictures: list[str]) -> str:
     lines = ["# Predicted speed-up on many cores", WORDS]
     lines += [f"- {name}: {value}" for name, value in about.items()] + [""]
     lines += [f"![Predicted speed-up by the number of cores, {name}]({name})\n" for name in pictures]
-    lines += ["## Targets", "", *verdicts(results), "", *targets(results)]
+    lines += [*verdicts(results), "", *targets(results)]
     for direction in DIRECTIONS:
         rows = measured_rows(results, direction)
         if rows:
@@ -101,7 +101,7 @@ def targets(results: dict[str, Any]) -> list[str]:
             ]
             cells.append([row["case"], direction, *values])
     head = ["deform_conv", "", *(f"{cores} cores, target {limit:g}" for cores, limit in TARGETS.items())]
-    return table(head, cells) if cells else []
+    return ["## Targets: predicted speed-up", "", *table(head, cells)] if cells else []
 
 
 def checked(results: dict[str, Any]) -> list[str]:
@@ -139,7 +139,7 @@ def draw(results: dict[str, Any], direction: str, path: Path) -> None:
         draw_panel(axis, name, group)
     title = f"{direction}: predicted speed-up by cores, from tasks timed on one core"
     figure.suptitle(f"{title}\n{results['machine']['cpu']}, float32", fontsize=12)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.15 / figure.get_figheight()))
     figure.savefig(path, dpi=100, facecolor="white")
     pyplot.close(figure)
 
@@ -168,6 +168,7 @@ def draw_panel(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
     axis.set_ylim(0.9, MOST)
     axis.grid(linewidth=0.3)
     axis.set_title(name, fontsize=10)
+    axis.set_xlabel("cores", fontsize=8, labelpad=1)
     handles = [line for _, line in sorted(lines, key=lambda pair: -pair[0])]
     extra = [line for line in axis.lines if line.get_label().startswith("targets")]
     axis.legend(

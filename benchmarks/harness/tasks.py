@@ -34,27 +34,30 @@ CAPACITY = 1 << 20  # numbers of tasks for which there is room; the last row tak
 MEETINGS = 200  # for each pause
 
 
-def now() -> float:
-    """Seconds on the clock that the kernels read."""
-    return time.clock_gettime(time.CLOCK_MONOTONIC)
+def stamping(clock: int) -> Any:
+    """`next_task`, which also writes the time to the row of this number, in the log whose address stands before the
+    counter."""
+
+    def make(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            counter, last = builder.inttoptr(args[0], I64.as_pointer()), ir.Constant(I64, CAPACITY - 1)
+            task = builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
+            log = builder.load(builder.gep(counter, [ir.Constant(I64, -1)]))
+            row = builder.select(builder.icmp_unsigned("<", task, last), task, last)
+            timespec = builder.inttoptr(builder.add(log, builder.mul(row, ir.Constant(I64, 16))), I64.as_pointer())
+            function_type = ir.FunctionType(I32, [I32, I64.as_pointer()])
+            function = cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime")
+            builder.call(function, [ir.Constant(I32, clock), timespec])
+            return task
+
+        return types.int64(types.intp), codegen
+
+    return intrinsic(make)
 
 
-@intrinsic
-def stamped_task(typingctx: Any, address: Any) -> Any:
-    """`next_task`, which also writes the time to the row of this number, in the log whose address stands before the counter."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        counter, last = builder.inttoptr(args[0], I64.as_pointer()), ir.Constant(I64, CAPACITY - 1)
-        task = builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "monotonic")
-        log = builder.load(builder.gep(counter, [ir.Constant(I64, -1)]))
-        row = builder.select(builder.icmp_unsigned("<", task, last), task, last)
-        timespec = builder.inttoptr(builder.add(log, builder.mul(row, ir.Constant(I64, 16))), I64.as_pointer())
-        clock = ir.FunctionType(I32, [I32, I64.as_pointer()])
-        function = cgutils.get_or_insert_function(builder.module, clock, "clock_gettime")
-        builder.call(function, [ir.Constant(I32, time.CLOCK_MONOTONIC), timespec])
-        return task
-
-    return types.int64(types.intp), codegen
+# Tasks are timed by the thread's own clock, which stands still while other processes have the core.
+OWN, COMMON = time.CLOCK_THREAD_CPUTIME_ID, time.CLOCK_MONOTONIC
+timed_task, met_task = stamping(OWN), stamping(COMMON)
 
 
 class Meeting(NamedTuple):
@@ -68,7 +71,7 @@ def meet(one: Any, params: Any, counter: Any, slot: Any) -> Any:
     """As many tasks as threads, which wait for each other: every thread has one."""
     a = unpack(params, Meeting)
     while True:
-        if stamped_task(counter) >= a.expected:
+        if met_task(counter) >= a.expected:
             return
         while _read(counter) < a.expected:
             _pause()
@@ -94,11 +97,14 @@ class TimedTasks(Served):
         for found in pkgutil.walk_packages(numdcn._cpu.__path__, "numdcn._cpu."):
             module = importlib.import_module(found.name)
             if hasattr(module, "next_task"):
-                setattr(module, "next_task", stamped_task)  # noqa: B010 - mypy
+                setattr(module, "next_task", timed_task)  # noqa: B010 - mypy
         self.log = np.zeros((CAPACITY, 2), np.int64)
         self.runs: list[Run] = []
         setattr(threads, "parameters", self.parameters)  # noqa: B010
-        self.alone = True  # no helpers, however many are asked for
+        self.clock = OWN  # and then no helpers, however many are asked for
+
+    def now(self) -> float:
+        return time.clock_gettime(self.clock)
 
     def parameters(self, values: Any) -> tuple[Any, int]:
         """The original's, with the address of the log in the word before the counter."""
@@ -108,25 +114,25 @@ class TimedTasks(Served):
 
     def run_stamped(self, board: int, code: int, wide: int, values: int, counter: int, helpers: int) -> int:
         """The original `run`, and what came of it."""
-        entered = now()
+        entered = self.now()
         name = next(key[0].__name__ for key, found in threads._codes.items() if found[0] == code)
-        begin = now()
-        failed = team.run(board, code, wide, values, counter, 0 if self.alone else helpers)
-        end = now()
+        begin = self.now()
+        failed = team.run(board, code, wide, values, counter, 0 if self.clock == OWN else helpers)
+        end = self.now()
         count = ctypes.c_int64.from_address(counter).value
         if not 0 < count < CAPACITY:
             raise RuntimeError(f"{name} took {count} numbers from its counter")
         stamps = self.log[:count] @ np.array([1, 1e-9])
-        self.runs.append(Run(name, helpers + 1, entered, begin, stamps, end, now()))
+        self.runs.append(Run(name, helpers + 1, entered, begin, stamps, end, self.now()))
         return failed
 
     def watched(self, action: Callable[[], Any], **more: Any) -> tuple[float, list[Run], float]:
         """Start, launches and end of an action; `more` are other functions of `threads` to exchange meanwhile."""
         self.runs = []
         with patch.multiple(threads, run=self.run_stamped, **more):
-            start = now()
+            start = self.now()
             result = action()
-            end = now()
+            end = self.now()
         del result
         return start, self.runs, end
 
@@ -159,18 +165,18 @@ class TimedTasks(Served):
     def wake(self, pauses: list[float]) -> dict[str, list[float]]:
         """Medians for two threads that meet after a pause, in seconds: the pause; from the launch to the first task, to the
         second; and from the end of both to the launch's."""
-        self.alone = False
+        self.clock = COMMON
         table: list[list[float]] = []
         for pause in pauses:
-            rows, last = [], now()
+            rows, last = [], self.now()
             for _ in range(MEETINGS):
-                while now() < last + pause:
+                while self.now() < last + pause:
                     pass
                 _, (run,), _ = self.watched(lambda: threads.launch(meet, np.float32(1), Meeting(2), 2))
                 rows.append([run.begin - last, *(run.stamps[:2] - run.begin), run.end - run.stamps[-1]])
                 last = run.end
             table.append(np.median(rows[1:], axis=0).tolist())
-        self.alone = True
+        self.clock = OWN
         columns = np.array(sorted(table)).T.tolist()
         return dict(zip(Waking._fields, columns, strict=True))
 
