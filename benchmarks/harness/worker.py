@@ -55,13 +55,14 @@ class Worker:
         spin: bool = False,
         env: dict[str, str] | None = None,
         python: str = sys.executable,
+        module: str = "benchmarks.harness.worker",
     ) -> None:
         self.contender, self.threads = contender, threads
         variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | ({} if spin else PASSIVE) | (env or {})
         kept = dict(os.environ) if python == sys.executable else own_environment()
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by close
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.harness.worker", operator, contender, str(threads), str(int(spin))],
+            [python, "-m", module, operator, contender, str(threads), str(int(spin))],
             cwd=ROOT,
             env=kept | variables,
             stdin=subprocess.PIPE,
@@ -265,8 +266,8 @@ def reset_peak() -> int:
     return status_bytes("VmRSS")
 
 
-def serve(operator_name: str, name: str, threads: int, spin: bool) -> None:
-    """Answers requests until stdin ends. Libraries that print cannot interfere: stdout is redirected first."""
+def serve(operator_name: str, name: str, threads: int, spin: bool, kind: type[Served] = Served) -> None:
+    """Answers requests until stdin ends, as methods of a `kind`. Libraries that print cannot interfere: stdout is redirected first."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if hasattr(os, "sched_setaffinity"):
@@ -275,7 +276,7 @@ def serve(operator_name: str, name: str, threads: int, spin: bool) -> None:
         sys.path.insert(0, checkout)
         importlib.import_module("numdcn")
         sys.path.remove(checkout)  # the benchmarks are those of this folder
-    served = Served(operator_name, name, threads, spin)
+    served = kind(operator_name, name, threads, spin)
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")

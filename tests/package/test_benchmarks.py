@@ -11,7 +11,7 @@ from checks import ROOT, run_python
 from benchmarks import chart, run
 from benchmarks.cases.layers import CASES
 from benchmarks.cases.operators import GROUPS
-from benchmarks.harness import group_report, report, terminal, worker
+from benchmarks.harness import group_report, report, scaling_report, terminal, worker
 from benchmarks.rivals.contender import Unsupported
 from benchmarks.rivals.frameworks import check_columns
 
@@ -146,6 +146,10 @@ def test_committed_reports_are_those_of_the_committed_results(path):
     results, picture = json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".png").name
     if "plan" in results:
         text = report.Report(results).markdown(picture)
+    elif path.stem.endswith("-scaling"):
+        text = scaling_report.markdown(
+            results, [f"{path.stem}-{direction}.png" for direction in ("forward", "backward")]
+        )
     else:
         group = next(name for name in GROUPS if path.stem.endswith(name))
         text = group_report.markdown([group_report.OperatorReport(one) for one in results.values()], group, picture)
