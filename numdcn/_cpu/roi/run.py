@@ -23,8 +23,10 @@ from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backwa
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._cpu.tile import MOST_PIXELS
 
-READS = 32.0  # approximate operations of a bin per channel,
-COMPARISONS = 16.0  # or if it is a maximum
+# What a bin costs per channel, in multiply-adds of a product; about half of what the benchmarks measured.
+READS = 100.0
+COMPARISONS = 100.0  # if it is a maximum
+PLANE_READS = 2000.0  # if it reads planes, which hardly anything shares
 CHANNEL_BLOCK = 16  # channels per task of a position-sensitive backward
 SHARED_BYTES = 8 * 2**20  # of lists that bins share; remaking longer ones is cheap next to reading their pixels
 
@@ -253,7 +255,7 @@ def pool_planes(
     dtype, source = y.dtype, _adjacent(x)
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
-    threads = plan_threads(tasks, READS * y.size)
+    threads = plan_threads(tasks, PLANE_READS * y.size)
     with Scratch(threads * call.workspace_bytes) as (workspaces,):
         launch(
             planes_forward, dtype.type(1), call._replace(x=place(source), y=place(y), workspaces=workspaces), threads
@@ -275,7 +277,7 @@ def pool_planes_gradients(
     dtype, source = grad_y.dtype, _adjacent(x) if with_sums else x
     call = _planes_call(p, boxes, group_size, shifts, dtype)
     tasks = group_size[0] * group_size[1] * call.classes * call.blocks
-    threads = plan_threads(tasks, READS * grad_y.size)
+    threads = plan_threads(tasks, PLANE_READS * grad_y.size)
     sums = np.empty((call.classes, call.blocks, p.box_count, *p.bins, 2), dtype) if with_sums else None
     with ExitStack() as stack:
         target = None if grad_x is None else stack.enter_context(output(grad_x, _is_adjacent))
