@@ -122,7 +122,7 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
             most = max(most, (end - first + 2) * row_bytes)
     longest = max(level.points for level in p.levels)
     chunk = max(1, POINTS // longest)
-    pitch = chunk * longest + OVERRUN
+    pitch = -(-chunk * longest // OVERRUN) * OVERRUN + OVERRUN  # a multiple, so that pixels begin at cache lines
     kept = Numbers(band_rows)
     bands = Bands(len(kept) // 3, kept.address, chunk, pitch, padded)
     chunk_bytes = pitch * (NUMBER_ROWS * 8 + 4 * dtype.itemsize) + chunk * padded * dtype.itemsize
