@@ -20,6 +20,12 @@ def sizes(case, dtype=np.float32):
     return problem(arrays, case.levels, case.points if isinstance(case.points, tuple) else None)
 
 
+def division(dtype):
+    """How the work of the case is divided at present."""
+    bands, _, rows = run._bands(sizes(CASE), dtype)
+    return list(rows.memory), bands.chunk, run._sizes(sizes(CASE), dtype).tile
+
+
 @pytest.fixture
 def divided(monkeypatch):
     """A function that sets constants of the division of work; all are as before afterwards."""
@@ -43,12 +49,12 @@ def divided(monkeypatch):
     "constants",
     [
         {"BAND_BYTES": 1},  # two rows
-        {"BAND_POINTS": 100},
-        {"POINTS": 1},
+        {"BAND_POINTS": 100, "TILES": 40},
+        {"POINTS": 1},  # chunks of one query
         {"POINTS": 16},
-        {"TILES": 1},
+        {"TILES": 64},
         {"TILE": 1},
-        {"TILES": 1, "POINTS": 30, "BAND_BYTES": 4000},
+        {"TILES": 7, "POINTS": 30, "BAND_BYTES": 4000},
     ],
     ids=str,
 )
@@ -56,9 +62,9 @@ def test_no_division_of_the_work_changes_a_bit(divided, constants, dtype):
     p = make(CASE, dtype)
     divided(BAND_BYTES=2**40, BAND_POINTS=2**40, POINTS=2**20, TILE=2**20, TILES=1)  # none
     y, g = p.forward(cpu("ms_deform_attn")), p.backward(cpu("ms_deform_attn"))
-    whole = run._bands(sizes(CASE), p.dtype)[0], run._sizes(sizes(CASE), p.dtype)
+    whole = division(p.dtype)
     divided(**constants)
-    assert whole != (run._bands(sizes(CASE), p.dtype)[0], run._sizes(sizes(CASE), p.dtype))
+    assert division(p.dtype) != whole
     assert_same(p.forward(cpu("ms_deform_attn")), y)
     assert_same(p.backward(cpu("ms_deform_attn")), g)
     assert_same(p.backward(cpu("ms_deform_attn"), wrt="value"), type(g)(value=g.value))
