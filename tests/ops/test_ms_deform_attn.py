@@ -125,6 +125,8 @@ CASES = [
     Case(levels=((13, 11), (3, 300)), heads=2, depth=8, queries=70, batch=2),
     Case(levels=((2, 2), (16, 16)), points=(5, 1), queries=40, spread=20.0, depth=3),
     Case(levels=((1, 1),) * 6, points=1, heads=2, depth=3),
+    Case(levels=((40, 9), (3, 5)), points=(60, 3), queries=600, depth=5),  # many bands; a tile has several chunks
+    Case(levels=((4, 4), (2, 2)), points=(600, 1), queries=3, depth=3),  # one query has more points than a chunk
     Case(queries=0, heads=2, depth=3),
     Case(batch=0, heads=2, depth=3),
     Case(batch=17, heads=1, depth=4, queries=3),

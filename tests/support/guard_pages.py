@@ -1,4 +1,4 @@
-"""Runs an operator on arrays next to inaccessible pages: `python -m guard_pages before|after OPERATOR`.
+"""Runs an operator on arrays and scratch memory next to inaccessible pages: `python -m guard_pages before|after OPERATOR`.
 
 A program for family.py, run in a separate process because a stray access kills it. It runs the `cases` and the `wild`
 problems of the TestFamily in the operator's test file. Linux only.
@@ -12,27 +12,52 @@ import sys
 import numpy as np
 from checks import cpu
 
+from numdcn._call.scratch import Scratch
+
 KEPT = []  # maps must outlive the arrays
 
 
-def guarded(array, end):
-    """A copy of array whose first byte follows, or whose last byte precedes, an inaccessible page."""
+def region(nbytes, end):
+    """(a map, the offset in it of `nbytes` bytes whose first follows, or whose last precedes, an inaccessible page)"""
     page = mmap.PAGESIZE
-    room = max(1, -(-array.nbytes // page)) * page
-    region = mmap.mmap(-1, room + page)
-    KEPT.append(region)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
-    wall, first = (start, page) if end == "before" else (start + room, room - array.nbytes)
+    room = max(1, -(-nbytes // page)) * page
+    made = mmap.mmap(-1, room + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(made))
+    wall, first = (start, page) if end == "before" else (start + room, room - nbytes)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(page), 0) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
-    view = np.frombuffer(region, array.dtype, array.size, first).reshape(array.shape)
+    return made, first
+
+
+def guarded(array, end):
+    """A copy of array in such memory."""
+    made, first = region(array.nbytes, end)
+    KEPT.append(made)
+    view = np.frombuffer(made, array.dtype, array.size, first).reshape(array.shape)
     view[...] = array
     return view
 
 
+def guard_scratch(end):
+    """Let each buffer of scratch memory be such memory, full of NaN."""
+
+    def enter(self):
+        self.buffer = [region(size, end) for size in self.sizes]
+        views = [np.frombuffer(made, np.uint8, size, first) for (made, first), size in zip(self.buffer, self.sizes)]
+        for view in views:
+            view[...] = 0xFF
+        return [view.ctypes.data for view in views]
+
+    def leave(self, *error):
+        del self.buffer
+
+    Scratch.__enter__, Scratch.__exit__ = enter, leave
+
+
 def main(end, operator):
     described, backend = importlib.import_module(f"test_{operator}").TestFamily, cpu(operator)
+    guard_scratch(end)
     for name, case in {**described.cases, **described.wild}.items():
         for dtype in (np.float32, np.float64):
             plain = case(dtype)

@@ -59,10 +59,10 @@ class Notes(NamedTuple):
 
     levels: int
     level_rows: int  # address of (levels, 5) int64: height, width, pixels before it, first point, points
-    rows: int  # address of (B, tiles, M, levels, 2) int64: a tile's first row of a cell with a point, one past the last; 0: not wanted
-    points: (
-        int  # address of three arrays (B, M, T, Q): y, x and weight; (T, Q) of a level's points is (Q, points) instead
+    rows: (
+        int  # address of (B, tiles, M, levels, 2) int64: the first row that a tile adds to, and the last; 0: not wanted
     )
+    points: int  # address of three arrays (B, M, T, Q), y, x and weight, where a level's part (T, Q) is (Q, T)
     count: int  # elements of each array
 
 

@@ -35,7 +35,7 @@ def forward(p: Attention, arrays: AttentionArrays, y: np.ndarray, options: Optio
     value = _dense(arrays.value)
     sizes = _sizes(p, y.dtype)
     table, keep = _table(p, y.dtype, *_steps(value))
-    threads = plan_threads(sizes.batch * sizes.tiles, READS * y.size * p.points)
+    threads = plan_threads(sizes.batch * sizes.tiles, READS * y.size * sizes.points)
     with output(y, _is_dense) as target, Scratch(threads * sizes.workspace_bytes) as (workspaces,):
         call = ForwardCall(
             sizes, table, place(value), points_place(arrays.points), place(arrays.weights), place(target), workspaces
@@ -53,7 +53,7 @@ def backward(
     by_points, by_value = grads.points is not None or grads.weights is not None, grads.value is not None
     rows_bytes = sizes.batch * sizes.tiles * p.heads * notes.levels * 16 if by_value else 0
     points_bytes = 3 * notes.count * sizes.one_bytes if by_value else 0
-    threads = plan_threads(sizes.batch * sizes.tiles, 2 * READS * grad_y.size * p.points)
+    threads = plan_threads(sizes.batch * sizes.tiles, 2 * READS * grad_y.size * sizes.points)
     workspaces_bytes = threads * sizes.workspace_bytes
     with Scratch(rows_bytes, points_bytes, workspaces_bytes) as (rows, points, workspaces), ExitStack() as stack:
         targets: list[Any] = [None if g is None else stack.enter_context(output(g, _is_dense)) for g in grads]
@@ -81,7 +81,7 @@ def _spread(
     table, also = _table(p, dtype, *_steps(grad_value))
     workspace = max(sizes.workspace_bytes, -(-band_bytes // 4096) * 4096)
     tiles, tasks = sizes.batch * sizes.tiles, sizes.batch * p.heads * bands.bands
-    threads = plan_threads(max(tasks, tiles), 2 * READS * grad_y.size * p.points)
+    threads = plan_threads(max(tasks, tiles), 2 * READS * grad_y.size * sizes.points)
     with Scratch(threads * workspace) as (workspaces,):
         call = SpreadCall(
             sizes, bands, notes, table, points_place(arrays.points), place(arrays.weights), place(grad_y),
@@ -122,7 +122,7 @@ def _bands(p: Attention, dtype: np.dtype) -> tuple[Bands, int, Any]:
             most = max(most, (end - first + 2) * row_bytes)
     longest = max(level.points for level in p.levels)
     chunk = max(1, POINTS // longest)
-    pitch = chunk * longest + OVERRUN
+    pitch = -(-chunk * longest // OVERRUN) * OVERRUN + OVERRUN  # a multiple, so that pixels begin at cache lines
     kept = Numbers(band_rows)
     bands = Bands(len(kept) // 3, kept.address, chunk, pitch, padded)
     chunk_bytes = pitch * (NUMBER_ROWS * 8 + 4 * dtype.itemsize) + chunk * padded * dtype.itemsize

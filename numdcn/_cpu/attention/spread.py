@@ -1,10 +1,10 @@
 """CPU kernels of the gradient of value.
 
-First the points of all queries are noted by head and level (`plan.Notes`), by `note_points` unless `points` did it. Then a task owns a
-band of rows of one head of one level of an image, so no two tasks add to the same memory, and the order of additions is
-that of the queries, however many bands there are. It adds up its band in its workspace, in images with a rim, so that
-all four corners of a point are somewhere; then it writes the band once. Tiles of queries without a point in the band
-are skipped.
+First the points of all queries are noted by head and level (`plan.Notes`), by `note_points` unless `point_gradients` did
+it. Then a task owns a band of rows of one head of one level of an image, so no two tasks add to the same memory, and the
+order of additions is that of the queries, however many bands there are. It adds up its band in its workspace, in images
+with a rim, so that all four corners of a point are somewhere; then it writes the band once. Tiles of queries without a
+point in the band are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from numdcn._formulas.bilinear import cell, corner_weights
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like, select
 
-POINTS = 512  # looked at at a time, at least
+POINTS = 512  # per chunk, at most, unless a single query has more
 AHEAD = 32  # queries, of prefetches
 CELL, POINT, GRADIENT, NUMBER_ROWS = range(4)  # rows of `Chunk.numbers`
 
@@ -43,7 +43,7 @@ class Bands(NamedTuple):
 
     bands: int  # of a head, all levels together
     band_rows: int  # address of (bands, 3) int64: level, first row, end
-    chunk: int  # queries whose points are looked at at a time
+    chunk: int  # queries whose points are planned together
     pitch: int  # elements per row of a chunk
     padded: int  # elements per pixel of a band: the channels, rounded up to full registers
 
