@@ -23,7 +23,8 @@ from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.threads import launch, plan_threads
 
 TILE = 64  # queries per task, at most
-TILES = 64  # per image, at least, if there are as many queries
+SMALL_TILE = 4  # queries per task, at least
+TILES = 64  # per image, at least, if there are enough queries
 BAND_BYTES = 256 * 1024  # of the sums of a band, at most, if it has more than two rows
 BAND_POINTS = 1024  # that a call has for each band, at least, if bands are to share the work alone
 READS = 24.0  # cost of a sample of a channel, in multiply-adds of a product
@@ -155,7 +156,7 @@ def points_place(points: np.ndarray | None) -> PointsPlace:
 @functools.lru_cache(256)
 def _sizes(p: Attention, dtype: np.dtype) -> Sizes:
     """The sizes of a call."""
-    size, tile = dtype.itemsize, min(TILE, max(1, p.queries // TILES))
+    size, tile = dtype.itemsize, min(TILE, max(SMALL_TILE, p.queries // TILES))
     plan_bytes = -(-_pitch(p) * (CORNER_ROWS * 8 + PLAN_ROWS * size) // 64) * 64
     workspace = -(-(plan_bytes + (p.channels + OVERRUN) * size) // 4096) * 4096
     twice = [round(2 * origin) for origin in p.grid.origin]
