@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 from checks import cpu
+from halves import halved
 
 KEPT = []  # maps must outlive the arrays
 
@@ -34,8 +35,8 @@ def guarded(array, end):
 def main(end, operator):
     described, backend = importlib.import_module(f"test_{operator}").TestFamily, cpu(operator)
     for name, case in {**described.cases, **described.wild}.items():
-        for dtype in (np.float32, np.float64):
-            plain = case(dtype)
+        for dtype in (np.float32, np.float64, np.float16):
+            plain = case(dtype) if dtype != np.float16 else halved(case(np.float32), *2 * [np.dtype(dtype)])[0]
             if not all(plain[array].size for array in ("grad_y", *plain.given())):
                 continue  # a map cannot be empty
             problem = plain.map(lambda _, array: guarded(array, end))
