@@ -103,7 +103,7 @@ def convert(array: np.ndarray, single: np.ndarray, back: bool) -> None:
     if _is_dense(bits, single):
         _launch(kernel, bits, single, kind)
         return
-    ways = (
+    ways: Any = (
         (["writeonly", "contig"], ["readonly", "contig"]) if back else (["readonly", "contig"], ["writeonly", "contig"])
     )
     pieces = np.nditer((bits, single), ["external_loop", "buffered"], ways, order="K", buffersize=PIECE)

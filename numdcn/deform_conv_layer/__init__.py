@@ -204,9 +204,10 @@ def _in_float32(
     p: Problem, grad_y: Any, arrays: LayerArrays, offsets: Any, mask: Any, grads: dict[str, Any], calls: Any
 ) -> None:
     """Fill the gradients, of a half type on the CPU: the two convolutions' parts of x's are added in float32."""
+    names: Any = tuple(grads)
     g = deform_conv_layer_backward(
         in_float32(grad_y), *map(in_float32, arrays[:5]), offsets=in_float32(offsets), mask=in_float32(mask),
-        modulated=p.modulated, mask_scale=p.mask_scale, wrt=tuple(grads), **calls,
+        modulated=p.modulated, mask_scale=p.mask_scale, wrt=names, **calls,
     )  # fmt: skip
     for name, grad in grads.items():
         rounded(getattr(g, name), grad.dtype, grad)

@@ -12,7 +12,6 @@ import device
 import family
 import family_errors
 import family_gpu
-import family_halves
 import ml_dtypes
 import numpy as np
 import pytest
@@ -191,31 +190,6 @@ class TestFamily(family.Family):
                 ahead, behind = (p.having(**{name: p[name] + s * direction}).forward(subject) for s in (step, -step))
                 slope = dot(p.grad_y, ahead - behind) / (2 * step)
                 np.testing.assert_allclose(slope, dot(getattr(g, name), direction), rtol=1e-6, atol=1e-5, err_msg=name)
-
-
-class TestHalfTypes(family_halves.HalfTypes):
-    """Offsets and mask are results: they are rounded, once, before the second convolution reads them."""
-
-    described = TestFamily
-
-    def predicted(self, narrow, wide):
-        """The forward's offsets and mask as float32, which are compared with those of the forward in float32."""
-        result, exact = narrow.forward(LIBRARY), wide.forward(LIBRARY)
-        family_halves.assert_rounded(result._replace(y=None), exact._replace(y=None))
-        return {
-            name: None if a is None else a.astype(np.float32) for name, a in result._asdict().items() if name != "y"
-        }
-
-    def expected(self, backend, narrow, wide):
-        made = numdcn.DeformConvLayerResult(None, **self.predicted(narrow, wide))
-        return family_halves.expected_of_narrow(narrow, wide, want=expected(wide, made))
-
-    def in_float32(self, backend, narrow, wide):
-        made = self.predicted(narrow, wide)
-        y = numdcn.deform_conv_forward(
-            wide["x"], made["offsets"], wide["w"], wide["bias"], mask=made["mask"], **geometry_of(wide)
-        )
-        return y, wide.backward(backend, **made)
 
 
 class TestErrors(family_errors.Errors):
