@@ -1,233 +1,65 @@
-"""float16 and bfloat16 in memory: kernels that widen them to float32, and round float32 to them.
-
-Widening is exact. Rounding goes to the nearest number, of two as near to the one whose last bit is 0; subnormal numbers
-are kept, a NaN stays one, and what float16 cannot hold becomes infinite. Where the processor converts float16 itself,
-LLVM's `fpext` and `fptrunc` become its instructions; elsewhere they would call a library, so integers do the same.
-(bfloat16 is the upper half of a float32. AVX512-BF16 is not used: its rounding drops subnormal numbers.)
-"""
+"""Kernels that widen arrays of float16 and bfloat16 to float32, and round float32 to them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.parameters import unpack
-from numdcn._cpu.simd import full, load_like, narrow, next_task, pointer, store, vector_at, width
-from numdcn._formulas.jit import helper, target
-from numdcn._formulas.vectors import I32, Vec, llvm_type
+from numdcn._cpu.simd import at, full, load_like, narrow, next_task, pointer, store, width
+from numdcn._formulas.jit import helper
 
-FLOAT16, BFLOAT16 = 0, 1
 STRETCH = 1 << 14  # elements of a task
-I16 = ir.IntType(16)
-
-
-def converts_float16() -> bool:
-    """Whether the target has instructions between float16 and float32."""
-    architecture, _, features = target()
-    return "f16c" in features or architecture in ("aarch64", "arm64")
-
-
-def _like(vector: ir.VectorType, element: Any) -> ir.VectorType:
-    return ir.VectorType(element, vector.count)
-
-
-def _number(vector: ir.VectorType, value: int) -> Any:
-    """IR: an integer in every lane."""
-    return ir.Constant(vector, [value] * vector.count)
-
-
-class _Bits:
-    """IR of 32-bit integers, lane by lane; ints stand for constants."""
-
-    def __init__(self, builder: Any, vector: ir.VectorType) -> None:
-        self.builder, self.vector = builder, vector
-
-    def _pair(self, a: Any, b: Any) -> tuple[Any, Any]:
-        made = tuple(_number(self.vector, value) if isinstance(value, int) else value for value in (a, b))
-        return made[0], made[1]
-
-    def add(self, a: Any, b: Any) -> Any:
-        return self.builder.add(*self._pair(a, b))
-
-    def both(self, a: Any, b: Any) -> Any:
-        return self.builder.and_(*self._pair(a, b))
-
-    def either(self, a: Any, b: Any) -> Any:
-        return self.builder.or_(*self._pair(a, b))
-
-    def left(self, a: Any, count: int) -> Any:
-        return self.builder.shl(a, _number(self.vector, count))
-
-    def right(self, a: Any, count: int) -> Any:
-        return self.builder.lshr(a, _number(self.vector, count))
-
-    def where_less(self, a: Any, limit: int, yes: Any, no: Any) -> Any:
-        """`yes` where a, not negative, is below the limit, else `no`."""
-        return self.builder.select(self.builder.icmp_signed("<", a, _number(self.vector, limit)), *self._pair(yes, no))
-
-
-def _widened_float16(builder: Any, halves: Any) -> Any:
-    """IR: the float32s that these bits of float16 stand for, without the processor's help."""
-    vector = _like(halves.type, I32)
-    floats, bits = _like(vector, ir.FloatType()), _Bits(builder, vector)
-    wide = builder.zext(halves, vector)
-    magnitude = bits.both(wide, 0x7FFF)
-    shifted = bits.left(magnitude, 13)  # exponent and mantissa in their places, the exponent too small by 112
-    unit = ir.Constant(floats, [2.0**-24] * floats.count)  # of the subnormal numbers
-    small = builder.bitcast(builder.fmul(builder.sitofp(magnitude, floats), unit), vector)
-    quiet = bits.where_less(magnitude, 0x7C01, 0, 1 << 22)  # an instruction makes every NaN a quiet one, too
-    special = bits.either(bits.add(shifted, 224 << 23), quiet)  # infinities and NaN
-    normal = bits.where_less(magnitude, 0x7C00, bits.add(shifted, 112 << 23), special)
-    sign = bits.left(bits.both(wide, 0x8000), 16)
-    return builder.bitcast(bits.either(sign, bits.where_less(magnitude, 0x0400, small, normal)), floats)
-
-
-def _rounded_float16(builder: Any, singles: Any) -> Any:
-    """IR: bits of the float16s nearest to float32s, without the processor's help."""
-    floats, vector = singles.type, _like(singles.type, I32)
-    bits = _Bits(builder, vector)
-    whole = builder.bitcast(singles, vector)
-    magnitude = bits.both(whole, 0x7FFFFFFF)
-    even = bits.both(bits.right(magnitude, 13), 1)
-    normal = bits.right(bits.add(bits.add(magnitude, 0xFFF - (112 << 23)), even), 13)
-    # the last place of 0.5 is the unit of the subnormal numbers, so adding 0.5 rounds to them
-    half = ir.Constant(floats, [0.5] * floats.count)
-    moved = builder.bitcast(builder.fadd(builder.bitcast(magnitude, floats), half), vector)
-    finite = bits.where_less(magnitude, 0x38800000, bits.add(moved, -0x3F000000), normal)  # below 2^-14
-    nan = bits.either(bits.both(bits.right(magnitude, 13), 0x1FF), 0x7E00)
-    special = bits.where_less(magnitude, 0x7F800001, 0x7C00, nan)
-    made = bits.where_less(magnitude, 0x477FF000, finite, special)  # from 65520 on infinite
-    return builder.trunc(bits.either(made, bits.both(bits.right(whole, 16), 0x8000)), _like(vector, I16))
-
-
-def _widened_bfloat16(builder: Any, halves: Any) -> Any:
-    """IR: the float32s that these bits of bfloat16 stand for."""
-    vector = _like(halves.type, I32)
-    wide = _Bits(builder, vector).left(builder.zext(halves, vector), 16)
-    return builder.bitcast(wide, _like(vector, ir.FloatType()))
-
-
-def _rounded_bfloat16(builder: Any, singles: Any) -> Any:
-    """IR: bits of the bfloat16s nearest to float32s."""
-    vector = _like(singles.type, I32)
-    bits = _Bits(builder, vector)
-    whole = builder.bitcast(singles, vector)
-    upper = bits.right(whole, 16)
-    number = bits.right(bits.add(bits.add(whole, 0x7FFF), bits.both(upper, 1)), 16)
-    is_number = bits.both(whole, 0x7FFFFFFF)
-    made = bits.where_less(is_number, 0x7F800001, number, bits.either(upper, 0x40))
-    return builder.trunc(made, _like(vector, I16))
-
-
-def _unaligned(instruction: Any) -> Any:
-    """IR: a load or store at any address."""
-    instruction.align = 1
-    return instruction
-
-
-@intrinsic
-def load_half(typingctx, p, index, kind, vector):
-    """Elements of a half type starting at element `index` of p, a pointer to 16-bit integers, as a float32 vector like
-    `vector`. `kind` is FLOAT16 or BFLOAT16."""
-    if not isinstance(vector, Vec) or not isinstance(kind, types.IntegerLiteral):
-        return None
-
-    def codegen(context, builder, sig, args):
-        singles = llvm_type(vector)
-        halves = _unaligned(builder.load(vector_at(builder, args[0], args[1], _like(singles, I16))))
-        if kind.literal_value == BFLOAT16:
-            return _widened_bfloat16(builder, halves)
-        if converts_float16():
-            return builder.fpext(builder.bitcast(halves, _like(singles, ir.HalfType())), singles)
-        return _widened_float16(builder, halves)
-
-    return vector(p, types.intp, kind, vector), codegen
-
-
-@intrinsic
-def store_half(typingctx, p, index, value, kind):
-    """Round a float32 vector to a half type, and write it as `load_half` reads it."""
-    if not isinstance(value, Vec) or not isinstance(kind, types.IntegerLiteral):
-        return None
-
-    def codegen(context, builder, sig, args):
-        singles = args[2]
-        if kind.literal_value == BFLOAT16:
-            halves = _rounded_bfloat16(builder, singles)
-        elif converts_float16():
-            halves = builder.fptrunc(singles, _like(singles.type, ir.HalfType()))
-            halves = builder.bitcast(halves, _like(singles.type, I16))
-        else:
-            halves = _rounded_float16(builder, singles)
-        _unaligned(builder.store(halves, vector_at(builder, args[0], args[1], halves.type)))
-        return context.get_dummy_value()
-
-    return types.void(p, types.intp, value, kind), codegen
 
 
 class ConvertCall(NamedTuple):
-    """Parameters of `widen` and `round_off`."""
+    """Parameters of the kernels here."""
 
-    halves: int  # address of the elements in a half type,
-    singles: int  # and in float32
-    count: int
-    kind: int  # FLOAT16 or BFLOAT16
-
-
-@helper
-def _widen(halves, singles, first, last, kind, one):
-    vector, single, i = full(one), narrow(one, 1), first
-    while i <= last - width(one):
-        store(singles, i, load_half(halves, i, kind, vector))
-        i += width(one)
-    while i < last:
-        store(singles, i, load_half(halves, i, kind, single))
-        i += 1
+    source: int  # address
+    target: int  # address
+    count: int  # elements
 
 
 @helper
-def _round_off(halves, singles, first, last, kind, one):
-    vector, single, i = full(one), narrow(one, 1), first
-    while i <= last - width(one):
-        store_half(halves, i, load_like(singles, i, vector), kind)
-        i += width(one)
-    while i < last:
-        store_half(halves, i, load_like(singles, i, single), kind)
-        i += 1
-
-
-@kernel
-def widen(one, params, counter, slot):
-    """singles = halves. A task is a stretch of elements."""
+def _copy(of_source, of_target, params, counter, one):
+    """target = source, as elements of the types of `of_source` and `of_target`. A task is a stretch of elements."""
     a = unpack(params, ConvertCall)
-    halves, singles = pointer(a.halves, np.uint16(0)), pointer(a.singles, one)
+    step, vector, single = width(one), full(one), narrow(one, 1)
     while True:
         first = next_task(counter) * STRETCH
         if first >= a.count:
             return
-        last = min(first + STRETCH, a.count)
-        if a.kind == BFLOAT16:
-            _widen(halves, singles, first, last, BFLOAT16, one)
-        else:
-            _widen(halves, singles, first, last, FLOAT16, one)
+        source, target = at(pointer(a.source, of_source), first), at(pointer(a.target, of_target), first)
+        count, i = min(STRETCH, a.count - first), 0
+        while i <= count - step:
+            store(target, i, load_like(source, i, vector))
+            i += step
+        while i < count:
+            store(target, i, load_like(source, i, single))
+            i += 1
 
 
 @kernel
-def round_off(one, params, counter, slot):
-    """halves = singles, rounded. A task is a stretch of elements."""
-    a = unpack(params, ConvertCall)
-    halves, singles = pointer(a.halves, np.uint16(0)), pointer(a.singles, one)
-    while True:
-        first = next_task(counter) * STRETCH
-        if first >= a.count:
-            return
-        last = min(first + STRETCH, a.count)
-        if a.kind == BFLOAT16:
-            _round_off(halves, singles, first, last, BFLOAT16, one)
-        else:
-            _round_off(halves, singles, first, last, FLOAT16, one)
+def widen_float16(one, params, counter, slot):
+    """target (float32) = source (float16)."""
+    _copy(np.uint16(0), one, params, counter, one)
+
+
+@kernel
+def widen_bfloat16(one, params, counter, slot):
+    """target (float32) = source (bfloat16)."""
+    _copy(np.int16(0), one, params, counter, one)
+
+
+@kernel
+def round_to_float16(one, params, counter, slot):
+    """target (float16) = source (float32)."""
+    _copy(one, np.uint16(0), params, counter, one)
+
+
+@kernel
+def round_to_bfloat16(one, params, counter, slot):
+    """target (bfloat16) = source (float32)."""
+    _copy(one, np.int16(0), params, counter, one)

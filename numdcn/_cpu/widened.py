@@ -14,13 +14,26 @@ from numdcn._call.arrays import is_half
 from numdcn._call.options import Options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.halves import BFLOAT16, FLOAT16, STRETCH, ConvertCall, round_off, widen
+from numdcn._cpu.halves import (
+    STRETCH,
+    ConvertCall,
+    round_to_bfloat16,
+    round_to_float16,
+    widen_bfloat16,
+    widen_float16,
+)
 from numdcn._cpu.threads import launch, plan_threads
 
 PIECE = 1 << 16  # elements of an array with gaps that are gathered, or spread, at a time
 CONVERSION = 16.0  # cost of an element, in multiply-adds
 SINGLE = np.dtype(np.float32)
 ONE = SINGLE.type(1)
+_KERNELS = {  # by whether the half type is float16, and whether it is the result
+    (True, False): widen_float16,
+    (True, True): round_to_float16,
+    (False, False): widen_bfloat16,
+    (False, True): round_to_bfloat16,
+}
 
 
 class Widened:
@@ -33,13 +46,28 @@ class Widened:
 
     def forward(self, p: Any, arrays: Arrays, y: np.ndarray, options: Options) -> None:
         """Fill y, and what other results there are among the arrays."""
-        with Singles(arrays, (y,)) as (seen, (target,)):
-            self.room.forward(p, type(arrays)(*seen), target, options)
+        others = self._without_images(p, arrays)
+        with Singles(others, (y,)) as (seen, (target,)):
+            self.room.forward(p, _with_images(type(arrays)(*seen), arrays), target, options)
 
     def backward(self, p: Any, grad_y: np.ndarray, arrays: Arrays, grads: Arrays, options: Options) -> None:
         """Fill the gradients in `grads`."""
-        with Singles((grad_y, *arrays), grads) as ((first, *seen), targets):
-            self.room.backward(p, first, type(arrays)(*seen), type(grads)(*targets), options)
+        others, other_grads = self._without_images(p, arrays), self._without_images(p, grads)
+        with Singles((grad_y, *others), other_grads) as ((first, *seen), targets):
+            read, filled = _with_images(type(arrays)(*seen), arrays), _with_images(type(grads)(*targets), grads)
+            self.room.backward(p, first, read, filled, options)
+
+    def _without_images(self, p: Any, arrays: Arrays) -> Arrays:
+        """The arrays without those that the kernels convert themselves, where they copy them anyway."""
+        takes = getattr(self.room, "takes_half_images", None)
+        return arrays._replace(x=None) if takes is not None and takes(p) else arrays  # type: ignore[attr-defined]
+
+
+def _with_images(arrays: Arrays, given: Arrays) -> Arrays:
+    """The arrays with the images of `given`, if they have none."""
+    if getattr(arrays, "x", given) is None:
+        return arrays._replace(x=given.x)  # type: ignore[attr-defined]
+    return arrays
 
 
 class Singles:
@@ -95,21 +123,19 @@ def _core(array: np.ndarray) -> np.ndarray:
 
 def convert(array: np.ndarray, single: np.ndarray, back: bool) -> None:
     """Copy the numbers of an array of a half type to a contiguous float32 array in the same order, or `back`."""
-    kind = FLOAT16 if array.dtype == np.float16 else BFLOAT16
-    kernel = round_off if back else widen
+    if not array.size:
+        return
     bits = array.view(np.uint16)
-    if not bits.size:
-        return
+    source, target = (single, bits) if back else (bits, single)
+    kernel = _KERNELS[bool(array.dtype == np.float16), back]
     if _is_dense(bits, single):
-        _launch(kernel, bits, single, kind)
+        _launch(kernel, source, target)
         return
-    ways: Any = (
-        (["writeonly", "contig"], ["readonly", "contig"]) if back else (["readonly", "contig"], ["writeonly", "contig"])
-    )
-    pieces = np.nditer((bits, single), ["external_loop", "buffered"], ways, order="K", buffersize=PIECE)
+    ways: Any = (["readonly", "contig"], ["writeonly", "contig"])
+    pieces = np.nditer((source, target), ["external_loop", "buffered"], ways, order="K", buffersize=PIECE)
     with pieces:
-        for some_bits, singles in pieces:
-            _launch(kernel, some_bits, singles, kind)
+        for piece, room in pieces:
+            _launch(kernel, piece, room)
 
 
 def _is_dense(bits: np.ndarray, single: np.ndarray) -> bool:
@@ -119,10 +145,10 @@ def _is_dense(bits: np.ndarray, single: np.ndarray) -> bool:
     )
 
 
-def _launch(kernel: Any, bits: np.ndarray, singles: np.ndarray, kind: int) -> None:
-    count = bits.size
+def _launch(kernel: Any, source: np.ndarray, target: np.ndarray) -> None:
+    count = source.size
     threads = plan_threads(-(-count // STRETCH), CONVERSION * count)
-    launch(kernel, ONE, ConvertCall(bits.ctypes.data, singles.ctypes.data, count, kind), threads)
+    launch(kernel, ONE, ConvertCall(source.ctypes.data, target.ctypes.data, count), threads)
 
 
 def widened(array: np.ndarray) -> np.ndarray:

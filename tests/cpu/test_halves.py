@@ -108,8 +108,10 @@ def assembly(**environment):
     """(whether the target is said to convert float16, the machine code of both conversions as text)"""
     code = (
         "from numba.core import types\nfrom numdcn._cpu import halves\n"
-        "print(halves.converts_float16())\n"
-        "for kernel in (halves.widen, halves.round_off):\n"
+        "from numdcn._formulas.halves import converts_float16\n"
+        "print(converts_float16())\n"
+        "for name in ('widen_float16', 'round_to_float16', 'widen_bfloat16', 'round_to_bfloat16'):\n"
+        "    kernel = getattr(halves, name)\n"
         "    signature = (types.float32, types.int64, types.int64, types.int64)\n"
         "    kernel.compile(signature)\n"
         "    print(kernel.overloads[signature].library.get_asm_str())\n"

@@ -16,6 +16,11 @@ from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_bl
 from numdcn._cpu.threads import launch, plan_threads
 
 
+def takes_half_images(p: Sampling) -> bool:
+    """Whether x and its gradient may be of a half type."""
+    return True
+
+
 def forward(p: Sampling, arrays: PointArrays, y: np.ndarray, options: Options) -> None:
     """Fill y."""
     with output(y) as target:
