@@ -120,6 +120,7 @@ def assembly(**environment):
     return first == "True", text
 
 
+@pytest.mark.full
 @on_x86
 def test_instructions_that_the_target_lacks_are_not_used(tmp_path):
     for number, machine in enumerate([*MACHINES.values(), CONVERTING, {}]):
