@@ -101,10 +101,12 @@ class Singles:
         core = _core(array)
         single = self._room(core)
         convert(core, single, back=False)
-        return np.broadcast_to(single, array.shape)
+        return single if core is array else np.broadcast_to(single, array.shape)
 
     def _room(self, array: np.ndarray) -> np.ndarray:
         """Room for the numbers of an array, in the order in which its own are in memory."""
+        if array.flags.c_contiguous:  # the usual case
+            return self.scratch.array(next(self.addresses), array.shape, SINGLE)
         order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
         shape = [array.shape[axis] for axis in order]
         return self.scratch.array(next(self.addresses), shape, SINGLE).transpose(np.argsort(order))
@@ -140,6 +142,8 @@ def convert(array: np.ndarray, single: np.ndarray, back: bool) -> None:
 
 def _is_dense(bits: np.ndarray, single: np.ndarray) -> bool:
     """Whether the elements of two arrays follow each other without gaps, in the same order."""
+    if bits.flags.c_contiguous and single.flags.c_contiguous:  # the usual case
+        return True
     return all(
         n == 1 or 2 * stride == other for n, stride, other in zip(bits.shape, bits.strides, single.strides, strict=True)
     )
