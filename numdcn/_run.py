@@ -18,7 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 from numdcn._call.arguments import Table, named
+from numdcn._call.arrays import is_half
 from numdcn._call.attention_views import Attentions
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import DEFAULT, Options
@@ -89,6 +92,47 @@ def modulation(array: Any) -> Any:
     return on_cpu
 
 
+def is_half_on_cpu(array: Any) -> bool:
+    """Whether an array is a NumPy array of float16 or bfloat16, of which the CPU's kernels know nothing."""
+    return is_half(array.dtype) and not on_gpu(array)
+
+
+def _room(family: Family, array: Any) -> Any:
+    """The kernels of a family for an array."""
+    room = family(array)
+    if not is_half_on_cpu(array):
+        return room
+    from numdcn._cpu.widened import Widened
+
+    return Widened(room)
+
+
+def in_float32(value: Any) -> Any:
+    """A float32 copy of a NumPy array, or of prepared weights, of a half type; anything else as it is."""
+    if value is None or not is_half_on_cpu(getattr(value, "array", value)):
+        return value
+    from numdcn._cpu.widened import widened, widened_weights
+
+    return widened(value) if isinstance(value, np.ndarray) else widened_weights(value)
+
+
+def rounded(single: Any, dtype: Any, out: Any = None) -> Any:
+    """A float32 NumPy array rounded to a half type, into `out` or a new array; for another dtype the array itself."""
+    if single is None or not is_half(dtype) or on_gpu(single):
+        return single
+    from numdcn._cpu.widened import convert
+
+    made = np.empty(single.shape, dtype) if out is None else out
+    convert(made, np.ascontiguousarray(single), back=True)
+    return made
+
+
+def _without_unread(table: Table, arrays: Any) -> Any:
+    """The arrays of a backward; those of which it reads the shape alone as shapes without numbers."""
+    unread = {a.field: a.of(arrays) for a in table if not a.saved and a.of(arrays) is not None}
+    return arrays._replace(**{field: np.broadcast_to(np.float32(0), a.shape) for field, a in unread.items()})
+
+
 def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, options: Options = DEFAULT) -> Any:
     """Compute y of shape `p.out_shape` into `out`, or into a new array, and return it."""
     first = table[0].of(arrays)
@@ -97,7 +141,7 @@ def run_forward(family: Family, table: Table, p: Any, arrays: Any, out: Any, opt
     else:
         y = output_array("out", out, p.out_shape, first.dtype, named(table, arrays))
     if y.size:
-        family(y).forward(p, arrays, y, options)
+        _room(family, y).forward(p, arrays, y, options)
     return given_back(y, out)
 
 
@@ -117,7 +161,8 @@ def run_backward(
     filled = {a.field: grads[a.name] for a in table if a.name in grads and grads[a.name].size}
     if filled and grad_y.size:
         wanted = type(arrays)(*map(filled.get, arrays._fields))
-        family(grad_y).backward(p, grad_y, arrays, wanted, options)
+        read = _without_unread(table, arrays) if is_half_on_cpu(grad_y) else arrays  # the others need no copy
+        _room(family, grad_y).backward(p, grad_y, read, wanted, options)
     else:
         for grad in filled.values():
             clear(grad)

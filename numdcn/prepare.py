@@ -8,7 +8,7 @@ from numdcn._call.arrays import AnyArray, check_array, received
 from numdcn._call.checks import integer
 from numdcn._call.door import door
 from numdcn._call.prepared import PreparedWeights
-from numdcn._run import on_gpu
+from numdcn._run import in_float32, on_gpu
 
 
 @door
@@ -19,7 +19,7 @@ def prepare_weights(w: AnyArray, *, groups: int = 1) -> PreparedWeights:
     later changes to w do not affect it. On the CPU it is packed for the forward; each backward packs w anew.
 
     Args:
-        w: weights `(C_out, C/groups, kh, kw)`, float32 or float64 (on a GPU also float16 or bfloat16).
+        w: weights `(C_out, C/groups, kh, kw)`, float16, bfloat16, float32 or float64.
         groups: number of convolution groups, which cannot be inferred from w alone.
 
     Returns:
@@ -45,5 +45,5 @@ def prepare_weights(w: AnyArray, *, groups: int = 1) -> PreparedWeights:
     from numdcn._cpu.conv.pack import packed_panels
 
     prepared = PreparedWeights(np.array(seen, order="C"), groups)
-    packed_panels(prepared)
+    packed_panels(in_float32(prepared))
     return prepared

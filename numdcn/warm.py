@@ -80,7 +80,8 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
     environment variable NUMDCN_QUIET is 1.
 
     Args:
-        dtype: float32 or float64, as anything `numpy.dtype` accepts.
+        dtype: float32, float64, float16 or bfloat16, as anything `numpy.dtype` accepts. The last two add their conversions to
+            what float32 needs.
         backward: whether to compile the backward too.
         operators: name or names of operators, such as "conv" or ("roi_align", "deform_conv_layer"), or "all".
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from numdcn._call import hints
 from numdcn._call.checks import describe
-from numdcn._call.device_array import BFLOAT16, DeviceArray
+from numdcn._call.device_array import BFLOAT16, DeviceArray, name_of
 from numdcn._call.frameworks import framework_of
 
 
@@ -24,8 +24,10 @@ class AnyArray(Protocol):
 
 
 Array = TypeVar("Array", bound=AnyArray)  # one kind for all arrays and results of a call
+FLOAT16 = np.dtype(np.float16)
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-GPU_FLOATS = (*FLOATS, np.dtype(np.float16), BFLOAT16)
+GPU_FLOATS = (*FLOATS, FLOAT16, BFLOAT16)
+WANTED = "float16, bfloat16, float32 or float64"
 
 
 def received(value: Any, name: str = "") -> Any:
@@ -73,36 +75,39 @@ def is_masked(value: Any) -> bool:
     return type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
+def is_half(dtype: Any) -> bool:
+    """Whether this is float16 or bfloat16, in native byte order. NumPy knows bfloat16 where a package has registered a
+    dtype of that name, as ml_dtypes does."""
+    return dtype.itemsize == 2 and (dtype == FLOAT16 or name_of(dtype) == "bfloat16")
+
+
 def check_dtype(name: str, value: Any) -> np.dtype:
-    """`value` as a dtype, if it is float32 or float64."""
+    """`value` as a dtype, if it is one that operators accept."""
     try:
         kind = np.dtype(value)
     except Exception:  # of several kinds, for a text or a dict
         kind = None
-    if kind is None or kind not in FLOATS:
-        raise TypeError(f"`{name}` is {describe(value)}, expected float32 or float64")
+    if kind is None or not (kind in FLOATS or is_half(kind)):
+        raise TypeError(f"`{name}` is {describe(value)}, expected {WANTED}")
     return kind
 
 
 def check_array(name: str, value: Any, ndim: int | None, layout: str) -> None:
-    """Raise unless `value` is a float32 or float64 array (on a GPU also float16 or bfloat16), with `ndim` axes if
-    given."""
+    """Raise unless `value` is a float16, bfloat16, float32 or float64 array, with `ndim` axes if given."""
     if isinstance(value, DeviceArray):
         if value.dtype not in GPU_FLOATS:
-            wanted = "float16, bfloat16, float32 or float64"
-            raise TypeError(f"`{name}` has dtype {value.dtype}, expected {wanted}{hints.cast(name, value, FLOATS[0])}")
+            raise TypeError(f"`{name}` has dtype {value.dtype}, expected {WANTED}{hints.cast(name, value, FLOATS[0])}")
     elif not isinstance(value, np.ndarray) or is_masked(value):
         raise TypeError(
             f"`{name}` is {describe(value)}, expected a NumPy array or one on a GPU, of shape {layout}"
             + hints.to_array(name, value)
         )
-    elif value.dtype not in FLOATS:
+    elif value.dtype not in FLOATS and not is_half(value.dtype):
         native = value.dtype.newbyteorder("=")
-        came, wanted = (value.dtype.str, " in native byte order") if native in FLOATS else (value.dtype, "")
-        usual = native if native in FLOATS else FLOATS[0]
-        raise TypeError(
-            f"`{name}` has dtype {came}, expected float32 or float64{wanted}{hints.cast(name, value, usual)}"
-        )
+        swapped = native in (*FLOATS, FLOAT16)
+        came, wanted = (value.dtype.str, " in native byte order") if swapped else (value.dtype, "")
+        usual = native if swapped else FLOATS[0]
+        raise TypeError(f"`{name}` has dtype {came}, expected {WANTED}{wanted}{hints.cast(name, value, usual)}")
     if ndim is not None and value.ndim != ndim:
         raise ValueError(
             f"`{name}` has shape {value.shape}, expected {ndim} axes: {layout}{hints.axes(name, value, ndim, layout)}"

@@ -19,7 +19,7 @@ def cast(name: str, value: Any, dtype: Any) -> str:
     if getattr(value.dtype, "kind", "f") not in "biufO":  # complex numbers, dates, text, records
         return ""
     kind, array = np.dtype(dtype).name if isinstance(dtype, type) else dtype.name, getattr(value, "array", value)
-    how = f"{name}.astype(np.{kind})"
+    how = f"{name}.astype({'ml_dtypes' if kind == 'bfloat16' else 'np'}.{kind})"
     if isinstance(array, DeviceArray):
         named = {"torch": f"{name}.to(torch.{kind})", "cupy": f"{name}.astype(cupy.{kind})"}
         how = named.get(array.framework.name, "")

@@ -15,6 +15,7 @@ import numpy as np
 
 from numdcn._call.arrays import has_interface
 from numdcn._call.checks import describe
+from numdcn._call.device_array import name_of
 from numdcn._call.results import aligned_results
 
 _HOST = 1  # the device type of host memory in DLPack
@@ -67,7 +68,7 @@ class Torch(HostFramework):
 
     name, maker_name = "torch.Tensor", "torch.from_numpy"
     words = (
-        (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
+        (r"\.astype\((?:np|ml_dtypes)\.(\w+)\)", r".to(torch.\1)"),
         (r"\.transpose\(", ".permute("),
         (r"np\.insert\(rois, 0, n, axis=1\)", "torch.nn.functional.pad(rois, (1, 0), value=n)"),
         (r"np\.asarray\((\w+), np\.(\w+)\)", r"torch.as_tensor(\1, dtype=torch.\2)"),
@@ -77,7 +78,6 @@ class Torch(HostFramework):
     def __init__(self, torch: Any) -> None:
         self.torch, self.forward_mode = torch, torch.autograd.forward_ad
         self.tensor, self.from_numpy = torch.Tensor, torch.from_numpy
-        self.halves = (torch.float16, torch.bfloat16)
 
     def here(self, value: Any) -> bool:
         return value.is_cpu or value.is_meta
@@ -92,10 +92,12 @@ class Torch(HostFramework):
                     f"requires gradients, which are not recorded here{_instead(function, 'tensor.detach()')}"
                 )
             value = value.detach()
-        if value.itemsize == 2 and value.dtype in self.halves:
-            raise TypeError(
-                f"has dtype {value.dtype}, expected torch.float32 or torch.float64{_instead(function, 'tensor.float()')}"
-            )
+        if value.dtype is self.torch.bfloat16 and not value.is_meta:
+            known = sys.modules.get("ml_dtypes")
+            if known is None:
+                ways = _instead(function, "tensor.float()", "import ml_dtypes")
+                raise TypeError(f"has dtype torch.bfloat16, expected one that NumPy knows, as float16 or float32{ways}")
+            return self.seen(value.view(self.torch.int16), function).view(known.bfloat16)
         try:
             return value.numpy()
         except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
@@ -115,7 +117,7 @@ class Torch(HostFramework):
         kind, count = self.tensor, len(args)
         try:
             plain = [
-                t.numpy() if type(t) is kind and not t.requires_grad and t.itemsize != 2 else _option(t)
+                t.numpy() if type(t) is kind and not t.requires_grad else _option(t)
                 for t in (*args, *keywords.values())
             ]
         except (LookupError, RuntimeError, TypeError, ValueError):  # explained by `seen`
@@ -123,6 +125,8 @@ class Torch(HostFramework):
         return plain[:count], dict(zip(keywords, plain[count:]))
 
     def back(self, array: np.ndarray) -> Any:
+        if array.itemsize == 2 and name_of(array.dtype) == "bfloat16":
+            return self.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
         return self.from_numpy(array)
 
 
@@ -171,11 +175,6 @@ class Jax(HostFramework):
     def seen(self, value: Any, function: Callable[..., Any]) -> np.ndarray:
         if self.is_traced(value):
             raise TypeError(self.reason(function))
-        if value.dtype.itemsize == 2 and value.dtype.name in ("float16", "bfloat16"):
-            raise TypeError(
-                f"has dtype {value.dtype}, expected float32 or float64; use array.astype(np.float32), or "
-                f"numdcn.adapters.jax.{operator_of(function)}, which accepts it"
-            )
         return np.asarray(value)
 
     def call(self, function: Callable[..., Any], args: Any, keywords: Any) -> Any:
@@ -183,7 +182,10 @@ class Jax(HostFramework):
             return function(*args, **keywords)
 
     def back(self, array: np.ndarray) -> Any:
-        return (self.from_dlpack if array.flags.forc else self.copy)(array)  # JAX has no other strides
+        exported = (
+            array.flags.forc and name_of(array.dtype) != "bfloat16"
+        )  # JAX has no other strides, NumPy no such DLPack
+        return (self.from_dlpack if exported else self.copy)(array)
 
 
 class Dask(HostFramework):

@@ -8,7 +8,7 @@ import numpy as np
 
 from numdcn._call import hints
 from numdcn._call.arguments import Argument, Table, check_arguments
-from numdcn._call.checks import check_countable, flag, integer, number, per_axis
+from numdcn._call.checks import check_countable, coordinate_dtype, flag, integer, number, per_axis
 from numdcn._call.frameworks import host_copy
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
@@ -115,7 +115,7 @@ def check_rois(
         )
     bins = per_axis("output_size", output_size, 1)
     scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
-    boxes = np.array(rois, order="C") if isinstance(rois, np.ndarray) else None
+    boxes = np.array(rois, coordinate_dtype(rois.dtype), order="C") if isinstance(rois, np.ndarray) else None
     if flag("check", check) or boxes is not None:
         _check_boxes(host_copy(rois) if boxes is None else boxes, x.shape[0])
     channels = x.shape[1]

@@ -4,6 +4,7 @@ the first time costs about half a millisecond per megabyte."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -95,6 +96,11 @@ class Scratch:
         self.buffer = _take(sum(self.sizes) + _ALIGNMENT)
         addresses = accumulate(self.sizes, initial=self.buffer.address)
         return list(addresses)[:-1]  # drop the end address
+
+    def array(self, address: int, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An array at an address of one of the buffers, for the duration of the block."""
+        memory = self.buffer.memory
+        return np.ndarray(shape, dtype, memory, address - memory.ctypes.data)
 
     def __exit__(self, *error: object) -> None:
         buffer = self.__dict__.pop("buffer")  # keep no reference, so that it is freed at once unless kept below

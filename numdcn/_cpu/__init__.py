@@ -3,7 +3,8 @@
 A call enters at `conv.run`, `points.run` or `roi.run`. These choose a blocking (`conv.blocking`, `points_blocking`),
 take scratch memory, copy x to zero-padded images (`images`; position-sensitive boxes read x in place) and launch the
 kernels of their folder in threads (`threads`, `team`). `arrays` deals with the caller's arrays, `modulation` with a
-layer's arithmetic between its convolutions, in NumPy.
+layer's arithmetic between its convolutions, in NumPy. The kernels know float32 and float64; for float16 and bfloat16
+`widened` stands before the `run`, converting with the kernels of `halves`.
 
 The building blocks of kernels, from the bottom up: `jit` (decorators, register tiles), `simd` and `lanes` (vectors and
 memory), `parameters` (how a record reaches a kernel), `layout` (images and matrices), `tile` and `tile_io` (output

@@ -8,8 +8,14 @@ from collections.abc import Callable
 import numpy as np
 
 from numdcn._call.arguments import Arrays
+from numdcn._call.arrays import is_half
 from numdcn._call.results import Output, Outputs
 from numdcn._cpu.parameters import NOWHERE, Place
+
+
+def computed(dtype: np.dtype) -> np.dtype:
+    """The type in which numbers of a type are computed: float32 for a half type, else the type itself."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
 
 
 def is_addressable(array: np.ndarray) -> bool:

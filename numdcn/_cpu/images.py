@@ -5,16 +5,18 @@ They run before and after an operator's kernels, and transpose in the same per-t
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cpu.arrays import place
+from numdcn._call.arrays import is_half
+from numdcn._cpu.arrays import computed, place
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import COPY_PIXELS, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
 from numdcn._cpu.parameters import Numbers, Place, unpack
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer
 from numdcn._cpu.threads import launch
+from numdcn._formulas.jit import helper
 
 
 class ImagesCall(NamedTuple):
@@ -35,9 +37,10 @@ class ImagesCall(NamedTuple):
     workspace_bytes: int  # per thread
 
 
-@kernel
-def pack_images(one, params, counter, slot):
-    """Copy x to zero-padded channels-last images. A task is a block of pixels of one image."""
+@helper
+def _pack(of_x, one, params, counter, slot):
+    """Copy x, of elements of the type of `of_x`, to zero-padded channels-last images. A task is a block of pixels of one
+    image."""
     a = unpack(params, ImagesCall)
     x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
@@ -52,13 +55,13 @@ def pack_images(one, params, counter, slot):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
             clear_padding(image, first, last, a.size, channel_end - channel, one - one)
-            source = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
+            source = at(pointer(x.address, of_x), n * x.strides[0] + channel * x.strides[1])
             to_channels_last(source, x.strides[1:], first, last, a.size, channel_end - channel, image, buffer)
 
 
-@kernel
-def unpack_images(one, params, counter, slot):
-    """Copy the gradients of the zero-padded images to x. A task is a block of pixels of one image."""
+@helper
+def _unpack(of_x, one, params, counter, slot):
+    """Copy the gradients of the zero-padded images to x. Tasks and types as in `_pack`."""
     a = unpack(params, ImagesCall)
     x, bounds = a.plain, pointer(a.bounds, np.int64(0))
     buffer = pointer(a.workspaces + slot * a.workspace_bytes, one)
@@ -73,8 +76,44 @@ def unpack_images(one, params, counter, slot):
         for block_ in range(a.blocks):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
-            target = at(pointer(x.address, one), n * x.strides[0] + channel * x.strides[1])
+            target = at(pointer(x.address, of_x), n * x.strides[0] + channel * x.strides[1])
             from_channels_last(image, first, last, a.size, channel_end - channel, target, x.strides[1:], buffer)
+
+
+@kernel
+def pack_images(one, params, counter, slot):
+    """`_pack` of the type of the images."""
+    _pack(one, one, params, counter, slot)
+
+
+@kernel
+def pack_float16(one, params, counter, slot):
+    """`_pack` of float16."""
+    _pack(np.uint16(0), one, params, counter, slot)
+
+
+@kernel
+def pack_bfloat16(one, params, counter, slot):
+    """`_pack` of bfloat16."""
+    _pack(np.int16(0), one, params, counter, slot)
+
+
+@kernel
+def unpack_images(one, params, counter, slot):
+    """`_unpack` to the type of the images."""
+    _unpack(one, one, params, counter, slot)
+
+
+@kernel
+def unpack_float16(one, params, counter, slot):
+    """`_unpack` to float16."""
+    _unpack(np.uint16(0), one, params, counter, slot)
+
+
+@kernel
+def unpack_bfloat16(one, params, counter, slot):
+    """`_unpack` to bfloat16."""
+    _unpack(np.int16(0), one, params, counter, slot)
 
 
 class ClearCall(NamedTuple):
@@ -96,7 +135,8 @@ def clear(one, params, counter, slot):
 
 
 class PaddedImages:
-    """Blocked images in scratch memory. `bounds` holds the first channel of each block, then the number of channels."""
+    """Blocked images in scratch memory, in float32 for arrays of a half type. `bounds` holds the first channel of each
+    block, then the number of channels."""
 
     def __init__(
         self, address: int, image_size: int, bounds: Numbers, workspaces: int, workspace_bytes: int, threads: int
@@ -119,12 +159,21 @@ class PaddedImages:
 
     def pack(self, x: np.ndarray) -> None:
         """Copy x (N, C, H, W) into these images."""
-        launch(pack_images, x.dtype.type(1), self._call(x), self._threads(x))
+        kernel = _suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
+        launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def unpack(self, x: np.ndarray) -> None:
         """Copy these images to x."""
-        launch(unpack_images, x.dtype.type(1), self._call(x), self._threads(x))
+        kernel = _suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
+        launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def clear(self, batch: int, dtype: np.dtype) -> None:
         """Fill the images with zeros."""
         launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)
+
+
+def _suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:
+    """The kernel for arrays of a type."""
+    if not is_half(dtype):
+        return plain
+    return of_float16 if dtype == np.float16 else of_bfloat16

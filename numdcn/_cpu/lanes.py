@@ -10,6 +10,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numdcn._cpu.simd import load_value, store_value
+from numdcn._formulas.halves import number_type
 from numdcn._formulas.jit import lanes
 from numdcn._formulas.vectors import I32, I64, Vec
 
@@ -22,11 +23,13 @@ def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
 @intrinsic
 def transpose(typingctx, source, stride, target, target_stride):
     """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the number of lanes of a full register."""
-    count = lanes(source.dtype)
+    number = number_type(source.dtype)
+    count = lanes(number)
 
     def codegen(context, builder, sig, args):
-        vector = ir.VectorType(context.get_value_type(source.dtype), count)
-        rows = [load_value(builder, args[0], builder.mul(args[1], ir.Constant(I64, i)), vector) for i in range(count)]
+        vector = ir.VectorType(context.get_value_type(number), count)
+        places = [[builder.mul(args[n], ir.Constant(I64, i)) for i in range(count)] for n in (1, 3)]
+        rows = [load_value(builder, args[0], place, vector, source.dtype) for place in places[0]]
         step = 1
         while step < count:  # exchange the off-diagonal blocks of step x step elements
             for i in range(count):
@@ -36,11 +39,11 @@ def transpose(typingctx, source, stride, target, target_stride):
                     high = [j + step if not j & step else count + j for j in range(count)]
                     rows[i], rows[i + step] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
             step *= 2
-        for i in range(count):
-            store_value(builder, rows[i], args[2], builder.mul(args[3], ir.Constant(I64, i)))
+        for row, place in zip(rows, places[1], strict=True):
+            store_value(builder, row, args[2], place, target.dtype)
         return context.get_dummy_value()
 
-    return types.void(source, types.intp, source, types.intp), codegen
+    return types.void(source, types.intp, target, types.intp), codegen
 
 
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:

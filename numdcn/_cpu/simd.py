@@ -6,6 +6,8 @@ register, `load_like(p, i, v)` as many lanes as v has. `full(scalar)` and `narro
 Vectors may overrun: in scratch memory, a loop over full registers reads and writes up to one register past the last
 valid element. Every buffer there has room for that: at least 64 bytes, `OVERRUN` elements. The caller's arrays are
 never accessed past their ends; prefetches may go anywhere.
+
+A pointer to 16-bit integers is one to a half type (`_formulas.halves`): loads widen to float32, stores round to it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from numdcn._formulas import halves
 from numdcn._formulas.jit import lanes
 from numdcn._formulas.vectors import I32, I64, Vec, llvm_type, splat_value, suffix
 
@@ -27,16 +30,29 @@ def vector_at(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> 
     return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
 
 
-def load_value(builder: Any, pointer: Any, index: Any, vector: ir.VectorType) -> Any:
-    """IR: an unaligned vector load."""
-    loaded = builder.load(vector_at(builder, pointer, index, vector))
-    loaded.align = 4
-    return loaded
+def load_value(builder: Any, pointer: Any, index: Any, vector: ir.VectorType, element: Any = None) -> Any:
+    """IR: an unaligned vector load; `element` is the Numba type of what is in memory, if it may be a half type."""
+    half = halves.number_type(element) != element
+    kind = ir.VectorType(halves.I16, vector.count) if half else vector
+    loaded = builder.load(vector_at(builder, pointer, index, kind))
+    loaded.align = 1 if half else 4
+    return halves.widened(builder, loaded, element) if half else loaded
 
 
-def store_value(builder: Any, value: Any, pointer: Any, index: Any) -> None:
-    """IR: an unaligned vector store."""
-    builder.store(value, vector_at(builder, pointer, index, value.type)).align = 4
+def store_value(builder: Any, value: Any, pointer: Any, index: Any, element: Any = None) -> None:
+    """IR: an unaligned vector store; `element` as in `load_value`."""
+    half = halves.number_type(element) != element
+    if half:
+        value = halves.rounded(builder, value, element)
+    builder.store(value, vector_at(builder, pointer, index, value.type)).align = 1 if half else 4
+
+
+def _load_scalar(builder: Any, pointer: Any, index: Any, element: Any) -> Any:
+    """IR: one element of a Numba type."""
+    if halves.number_type(element) == element:
+        return builder.load(builder.gep(pointer, [index]))
+    lane = load_value(builder, pointer, index, ir.VectorType(ir.FloatType(), 1), element)
+    return builder.extract_element(lane, ir.Constant(I32, 0))
 
 
 @intrinsic
@@ -110,8 +126,9 @@ def at(typingctx, p, index):
 @intrinsic
 def load(typingctx, p, index):
     """A full register starting at element `index`."""
-    vec = Vec(p.dtype, lanes(p.dtype))
-    return vec(p, types.intp), lambda context, builder, sig, args: load_value(builder, *args, llvm_type(vec))
+    number = halves.number_type(p.dtype)
+    vec = Vec(number, lanes(number))
+    return vec(p, types.intp), lambda context, builder, sig, args: load_value(builder, *args, llvm_type(vec), p.dtype)
 
 
 @intrinsic
@@ -120,8 +137,8 @@ def load_like(typingctx, p, index, vector):
 
     def codegen(context, builder, sig, args):
         if isinstance(vector, Vec):
-            return load_value(builder, args[0], args[1], llvm_type(vector))
-        return builder.load(builder.gep(args[0], [args[1]]))
+            return load_value(builder, args[0], args[1], llvm_type(vector), p.dtype)
+        return _load_scalar(builder, args[0], args[1], p.dtype)
 
     return vector(p, types.intp, vector), codegen
 
@@ -129,7 +146,8 @@ def load_like(typingctx, p, index, vector):
 @intrinsic
 def load_scalar(typingctx, p, index):
     """Element `index`."""
-    return p.dtype(p, types.intp), lambda context, builder, sig, args: builder.load(builder.gep(args[0], [args[1]]))
+    result = halves.number_type(p.dtype)
+    return result(p, types.intp), lambda context, builder, sig, args: _load_scalar(builder, *args, p.dtype)
 
 
 @intrinsic
@@ -151,9 +169,13 @@ def store(typingctx, p, index, value):
 
     def codegen(context, builder, sig, args):
         if isinstance(value, Vec):
-            store_value(builder, args[2], args[0], args[1])
+            store_value(builder, args[2], args[0], args[1], p.dtype)
+            return context.get_dummy_value()
+        number = halves.number_type(p.dtype)
+        cast = context.cast(builder, args[2], sig.args[2], number)
+        if number != p.dtype:
+            store_value(builder, splat_value(builder, cast, 1), args[0], args[1], p.dtype)
         else:
-            cast = context.cast(builder, args[2], sig.args[2], p.dtype)
             builder.store(cast, builder.gep(args[0], [args[1]]))
         return context.get_dummy_value()
 

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-HALVES = (torch.float16, torch.bfloat16)  # computed in float32, as numdcn has no half types on the CPU
+HALVES = (
+    torch.float16,
+    torch.bfloat16,
+)  # computed in float32 here: a bfloat16 tensor has no NumPy array unless ml_dtypes is imported
 
 
 def widened(tensor: Any) -> Any:

@@ -26,7 +26,7 @@ def bilinear_sample_forward(x: Array, points: Array, *, out: Array | None = None
         (py, px) = points[n, ..., :]
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         points: coordinates `(N, ..., 2)` in pixels, y first: (0, 0) is the centre of the first pixel.
         out: array to fill, `(N, C, ...)`; must not overlap any input.
 

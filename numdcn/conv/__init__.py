@@ -42,7 +42,7 @@ def conv_forward(
     Here c' is the index of c in its group, and padding_y, padding_x are the padding before x.
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         w: weights `(C_out, C/groups, kh, kw)`, or the result of `prepare_weights`. `groups` is inferred from the
             shapes.
         bias: `(C_out,)`, or None.

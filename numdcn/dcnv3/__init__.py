@@ -47,8 +47,7 @@ def dcnv3_forward(
     after a removed one move up.
 
     Args:
-        x: images, channels last, `(N, H, W, groups*D)`, float32 or float64 (on a GPU also float16 or bfloat16), any
-            strides.
+        x: images, channels last, `(N, H, W, groups*D)`, float16, bfloat16, float32 or float64, any strides.
         offsets: displacements in pixels of x, before offset_scale, `(N, Ho, Wo, groups*P*2)`; for each point x, then y.
         mask: weights of the points, `(N, Ho, Wo, groups*P)`, any numbers; no softmax is applied.
         kernel_size: an int, or one per axis (y, x). P is `kh*kw`, one less with remove_center.

@@ -42,8 +42,7 @@ def dcnv4_forward(
         mask[n, i, j, g*P + k]            = offset_mask[n, i, j, 3*P*g + 2*P + k]
 
     Args:
-        x: images, channels last, `(N, H, W, groups*D)`, float32 or float64 (on a GPU also float16 or bfloat16), any
-            strides.
+        x: images, channels last, `(N, H, W, groups*D)`, float16, bfloat16, float32 or float64, any strides.
         offset_mask: `(N, Ho, Wo, 3*groups*P)`, or that many channels rounded up to a multiple of 8; further channels are
             not read.
         groups: number of groups, each of which has offsets and weights of its own.

@@ -47,7 +47,7 @@ def deform_conv_forward(
     Here padding_y, padding_x are the padding before x.
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         offsets: displacements in pixels of x, `(N, 2*offset_groups*kh*kw, Ho, Wo)`; for each tap y, then x.
         w: weights `(C_out, C/groups, kh, kw)`, or the result of `prepare_weights`.
         bias: `(C_out,)`, or None.

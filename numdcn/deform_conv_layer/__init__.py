@@ -15,7 +15,7 @@ from numdcn._call.options import options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.remembered import remembered
 from numdcn._call.results import given_back, gradients_back, new_like, output_array, wanted_gradients
-from numdcn._run import clear, modulation
+from numdcn._run import clear, in_float32, is_half_on_cpu, modulation, rounded
 from numdcn.conv import ConvGradients, conv_backward, conv_forward
 from numdcn.deform_conv import DeformConvGradients, deform_conv_backward, deform_conv_forward
 from numdcn.deform_conv_layer.problem import ARGUMENTS, RESULTS, LayerArrays, Problem, problem
@@ -56,7 +56,7 @@ def deform_conv_layer_forward(
         y       = deform_conv(x, offsets, w, bias, mask=mask)
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         w: weights `(C_out, C/groups, kh, kw)`, or the result of `prepare_weights`.
         offset_w: weights of the predicting convolution, `(2*offset_groups*kh*kw, C, kh, kw)`, or `3*...` if modulated.
         offset_b: its bias, `(2*offset_groups*kh*kw,)`, or `3*...` if modulated; or None.
@@ -173,7 +173,10 @@ def deform_conv_layer_backward(
     if grads.keys() != {"bias"} and (given is None or (p.modulated and given_mask is None)):
         again, mask_again = _predict(p, arrays, calls)
         given, given_mask = again if given is None else given, mask_again if given_mask is None else given_mask
-    elif given is None:  # the gradient of the bias does not depend on offsets
+    if is_half_on_cpu(arrays.x):
+        _in_float32(p, grad_y, arrays, given, given_mask, grads, calls)
+        return gradients_back(DeformConvLayerGradients, grads, out)
+    if given is None:  # the gradient of the bias does not depend on offsets
         given = new_like((p.out_shape[0], p.offset_channels, *p.out_shape[2:]), arrays.x.dtype, arrays.x)
         given_mask = None
         clear(given)
@@ -190,9 +193,24 @@ def deform_conv_layer_backward(
 
 
 def _predict(p: Problem, arrays: LayerArrays, calls: Any) -> tuple[Any, Any]:
-    """The offsets, and the mask if the layer is modulated."""
-    z = received(conv_forward(arrays.x, arrays.offset_w, arrays.offset_b, **calls))
-    return modulation(z).split_prediction(z, p.offset_channels, p.mask_scale) if p.modulated else (z, None)
+    """The offsets, and the mask if the layer is modulated, in the type of x."""
+    dtype = arrays.x.dtype
+    z = received(conv_forward(*map(in_float32, (arrays.x, arrays.offset_w, arrays.offset_b)), **calls))
+    offsets, mask = modulation(z).split_prediction(z, p.offset_channels, p.mask_scale) if p.modulated else (z, None)
+    return rounded(offsets, dtype), rounded(mask, dtype)
+
+
+def _in_float32(
+    p: Problem, grad_y: Any, arrays: LayerArrays, offsets: Any, mask: Any, grads: dict[str, Any], calls: Any
+) -> None:
+    """Fill the gradients, of a half type on the CPU: the two convolutions' parts of x's are added in float32."""
+    names: Any = tuple(grads)
+    g = deform_conv_layer_backward(
+        in_float32(grad_y), *map(in_float32, arrays[:5]), offsets=in_float32(offsets), mask=in_float32(mask),
+        modulated=p.modulated, mask_scale=p.mask_scale, wrt=names, **calls,
+    )  # fmt: skip
+    for name, grad in grads.items():
+        rounded(getattr(g, name), grad.dtype, grad)
 
 
 def _through_prediction(
@@ -242,7 +260,7 @@ def deform_conv_layer_init(
         offset_groups: number of contiguous blocks of channels that share their offsets.
         modulated: whether to predict a mask too.
         bias: whether to make one.
-        dtype: float32 or float64.
+        dtype: float16, bfloat16, float32 or float64.
         seed: for the random weights: an int, a NumPy generator, or None for different weights each time.
 
     w and bias are uniform in `±1/sqrt(fan_in)`, as in torchvision and mmcv; `fan_in = in_channels/groups * kh * kw`.
@@ -252,7 +270,7 @@ def deform_conv_layer_init(
         A `DeformConvLayerParameters` of w, offset_w, offset_b and bias (None without one).
 
     Raises:
-        TypeError: a size is not an integer, or the dtype is not float32 or float64.
+        TypeError: a size is not an integer, or the dtype is none of these.
         ValueError: a size is below 1, or not a multiple of its groups.
 
     Sources: He et al., Delving deep into rectifiers (2015), with a = sqrt(5); Dai et al. (2017) for the zeros.

@@ -43,7 +43,7 @@ def deform_ps_roi_pool_forward(
                                                                           left_ij + v*w/Pw/sample_per_part)
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides; C a multiple of
             `group_size**2`.
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image; corners are rounded to
             whole pixels, halves away from zero, and both ends count.

@@ -41,7 +41,7 @@ def deform_roi_pool_forward(
                                                                          left_ij + j*w/Pw + (v + 0.5)*w/Pw/qw)
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         offsets: `(R, 2, Ph, Pw)`, x first, then y, in units of gamma times the size of the box; None for zeros.
         mask: modulation `(R, 1, Ph, Pw)`, or None for ones.

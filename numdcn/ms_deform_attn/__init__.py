@@ -39,7 +39,7 @@ def ms_deform_attn_forward(
 
     Args:
         value: pixels of all levels, `(N, S, M, D)`: one level after the other, each row by row; M heads of D channels.
-            float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+            float16, bfloat16, float32 or float64, any strides.
         spatial_shapes: (height, width) of each of the L levels, in host memory: a sequence of pairs, or an integer array
             `(L, 2)`. The sum of height*width is S.
         sampling_locations: `(N, Q, M, L, P, 2)`, x, then y, as fractions of the level: 0 and 1 are the outer edges of its

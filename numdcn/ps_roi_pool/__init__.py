@@ -35,7 +35,7 @@ def ps_roi_pool_forward(
         y[r,c,i,j] = mean over the rows and columns of the bin that lie in the image, of x[n, (c*Ph + i)*Pw + j]
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides; C a multiple of
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides; C a multiple of
             `Ph*Pw`.
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).

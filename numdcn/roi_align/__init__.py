@@ -38,7 +38,7 @@ def roi_align_forward(
                                                             left + j*bin_w + (v + 0.5)*bin_w/qw)
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
         spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.

@@ -13,7 +13,7 @@ from numdcn._call.checks import IntPerAxis, flag
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.results import given_back, new_like
-from numdcn._call.roi import RoIArrays
+from numdcn._call.roi import ROIS, RoIArrays, X
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.roi_pool.problem import ARGUMENTS, RESULTS, check_argmax, problem
 
@@ -79,7 +79,7 @@ def roi_pool_forward(
         y[r,c,i,j] = max over the rows and columns of the bin that lie in the image, of x[n,c]
 
     Args:
-        x: images `(N, C, H, W)`, float32 or float64 (on a GPU also float16 or bfloat16), any strides.
+        x: images `(N, C, H, W)`, float16, bfloat16, float32 or float64, any strides.
         rois: boxes `(R, 5)`: batch index, x1, y1, x2, y2, in coordinates of the original image.
         output_size: bins of a box, Ph and Pw; an int, or one per axis (y, x).
         spatial_scale: factor from box coordinates to pixels of x, such as 1/8 for features of stride 8.
@@ -165,5 +165,5 @@ def roi_pool_backward(
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     if argmax is not None:
         arrays = arrays._replace(argmax=check_argmax(argmax, p, arrays.x))
-    table = (*ARGUMENTS, *RESULTS)
+    table = (X, ROIS) if argmax is None else (*ARGUMENTS, *RESULTS)  # without the positions x is read again
     return run_backward(poolings, table, p, grad_y, arrays, RoIPoolGradients, wrt, out, options(deterministic))

@@ -55,12 +55,11 @@ def test_arguments_are_never_written():
         numdcn.conv_forward(**arrays, out=y)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "int32", "bool"])
+@pytest.mark.parametrize("dtype", ["int16", "int32", "bool"])
 def test_other_types(dtype):
     arrays = {key: jnp.asarray(value).astype(dtype) for key, value in arrays_of("conv").items()}
-    with pytest.raises(TypeError, match=f"`x` has dtype {dtype}, expected float32 or float64; use") as error:
+    with pytest.raises(TypeError, match=f"`x` has dtype {dtype}, expected float16, bfloat16, float32 or float64; use"):
         numdcn.conv_forward(**arrays)
-    assert ("numdcn.adapters.jax.conv" in str(error.value)) == (dtype in ("float16", "bfloat16"))
 
 
 def test_traced_values():

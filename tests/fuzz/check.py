@@ -10,6 +10,7 @@ from checks import LAYOUTS, Backend, assert_same_bits, cpu, reference
 from family import assert_same, blank, check_against_naive, expected, main, only, outputs
 from family_errors import WRONG_KINDS, wrong_outs
 from guard_pages import KEPT, guarded
+from halves import HALVES, halved
 
 import numdcn
 from fuzz.draw import COORDINATES, Dice, draw
@@ -53,6 +54,22 @@ def use(dice, backend, p):
     another_way(dice, backend, p, result, g)
     if p.operator.name in MORE:
         MORE[p.operator.name](dice, backend, p, g)
+    if p.dtype == np.float32 and p.operator.name != "deform_conv_layer" and dice.chance(0.3):
+        in_a_half_type(dice, backend, p)
+
+
+def in_a_half_type(dice, backend, p):
+    """The bits of float32, rounded: a result of the layer, which rounds in between, has others."""
+    kind, single = dice.one(*HALVES.values()), np.dtype(np.float32)
+    finer = "rois" in p.given() or dice.chance(0.5)  # corners of boxes must stay finite
+    narrow, wide = halved(p, kind, single if finer else kind)
+    placed = narrow.map(lambda _, array: dice.one(*LAYOUTS.values())(array))
+    for right, made in (
+        (wide.forward(backend), placed.forward(backend)),
+        (wide.backward(backend), placed.backward(backend)),
+    ):
+        rounded = {name: array.astype(outputs(made)[name].dtype) for name, array in outputs(right).items()}
+        assert_same(made, rounded["y"] if isinstance(right, np.ndarray) else type(right)(**rounded))
 
 
 def against_reference(backend, p):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS, said, special_coordinates
@@ -128,6 +129,10 @@ class TestFamily(family.Family):
     cases, large = table(make, CASES), table(make, LARGE)
     smooth = table(lambda case, dtype: make(case, dtype, draw=between_pixels(case)), SMOOTH)
     wild = table(lambda case, dtype: make(case, dtype, draw=odd_points(case, dtype, 0.7, 0.1)), WILD)
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

@@ -8,6 +8,7 @@ import math
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS
@@ -130,6 +131,10 @@ def usual(dtype):
 class TestFamily(family.Family):
     operator, usual = OPERATOR, staticmethod(usual)
     cases, smooth, large = table(make, CASES), table(make, SMOOTH), table(make, LARGE)
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

@@ -9,6 +9,7 @@ import dcn_cases
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS, said
@@ -51,6 +52,10 @@ class TestFamily(family.Family):
 
 
 # x (3, 4, 5, 8), kernel (2, 3), padding (1, 0): y (3, 5, 3, 8), offsets (3, 5, 3, 24), mask (3, 5, 3, 12)
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
+
+
 class TestErrors(family_errors.Errors):
     operator, usual = OPERATOR, staticmethod(usual)
     wrong = (

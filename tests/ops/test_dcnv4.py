@@ -6,6 +6,7 @@ import dcn_cases
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS, assert_same_bits, cpu, dot, reference, said
@@ -100,6 +101,10 @@ class TestFamily(family.Family):
 
 
 # x (3, 4, 5, 8), groups 2, kernel (2, 3), padding (1, 0): y (3, 5, 3, 8), offset_mask (3, 5, 3, 40), of which 36 are used
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
+
+
 class TestErrors(family_errors.Errors):
     operator, usual = OPERATOR, staticmethod(usual)
     wrong = (

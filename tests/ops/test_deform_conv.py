@@ -10,6 +10,7 @@ import math
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS, assert_same_bits, said
@@ -170,6 +171,10 @@ class TestFamily(family.Family):
     smooth = table(lambda case, dtype: make(case, dtype, offsets=between_pixels), SMOOTH)
     large = table(make, LARGE.values())
     wild = table(lambda case, dtype: make(case, dtype, offsets=wild_offsets), GUARDED)
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

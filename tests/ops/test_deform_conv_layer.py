@@ -12,6 +12,7 @@ import device
 import family
 import family_errors
 import family_gpu
+import ml_dtypes
 import numpy as np
 import pytest
 from checks import LAYOUTS, ROUNDINGS, assert_close, cpu, dot, reference, said
@@ -279,7 +280,7 @@ class TestGPU(family_gpu.GPU):
         """Offsets, mask and their gradients are rounded on the way: all bounds are those of the narrow type."""
         result = narrow.forward(device.on(gpu.name, "deform_conv_layer"))
         assert result.offsets.dtype == result.mask.dtype == narrow.dtype
-        info = family_gpu.ml_dtypes.finfo(narrow.dtype)
+        info = ml_dtypes.finfo(narrow.dtype)
         result = type(result)(*(array.astype(np.float32) for array in result))
         check_prediction(wide, result, float(info.eps))
         ratio = float(info.eps) / np.finfo(np.float32).eps

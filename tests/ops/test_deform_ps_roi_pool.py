@@ -5,6 +5,7 @@ import functools
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -108,6 +109,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(between_kinks, [c._replace(params=PARAMS[n]) for c in SMOOTH for n in (1, 2, 3)])
     wild = table(functools.partial(special, seed=0, share=0.7, classes=2), roi_cases.WILD)
     large = table(make, [LARGE_PLANES, LARGE._replace(params=PARAMS[1])])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

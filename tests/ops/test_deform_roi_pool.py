@@ -7,6 +7,7 @@ import pathlib
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -103,6 +104,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(between_kinks, [case._replace(params=PARAMS[n]) for case in SMOOTH for n in (0, 2, 3)])
     wild = table(functools.partial(special, seed=0, share=0.7), roi_cases.WILD)
     large = table(make, [LARGE, LARGE._replace(params={"sampling_ratio": 2})])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 from checks import LAYOUTS, assert_message, said, special_coordinates
@@ -166,6 +167,10 @@ class TestFamily(family.Family):
 
 
 # value (3, 30, 2, 5), sampling_locations (3, 4, 2, 2, 3, 2), attention_weights (3, 4, 2, 2, 3), y (3, 4, 10)
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
+
+
 class TestErrors(family_errors.Errors):
     operator, usual = OPERATOR, staticmethod(usual)
     wrong = (

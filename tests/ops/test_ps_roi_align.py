@@ -3,6 +3,7 @@
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -55,6 +56,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(make, [case._replace(params=params) for case in SMOOTH for params in PARAMS[:2]])
     wild = table(make, roi_cases.WILD)
     large = table(make, [LARGE_PLANES, LARGE_PLANES._replace(params={"sampling_ratio": 2})])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

@@ -3,6 +3,7 @@
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -36,6 +37,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(make, SMOOTH)
     wild = table(make, roi_cases.WILD)
     large = table(make, [LARGE_PLANES])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

@@ -5,6 +5,7 @@ import pathlib
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -49,6 +50,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(make, [case._replace(params=params) for case in SMOOTH for params in PARAMS[:3]])
     wild = table(make, roi_cases.WILD)
     large = table(make, [LARGE, LARGE._replace(params={"sampling_ratio": 2})])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

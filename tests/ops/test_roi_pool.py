@@ -7,6 +7,7 @@ import device
 import family
 import family_errors
 import family_gpu
+import family_halves
 import numpy as np
 import pytest
 import roi_cases
@@ -62,6 +63,10 @@ class TestFamily(family.Family, RoIFamily):
     smooth = table(spread_out, SMOOTH)
     wild = table(make, roi_cases.WILD)
     large = table(make, [LARGE])
+
+
+class TestHalfTypes(family_halves.HalfTypes):
+    described = TestFamily
 
 
 class TestErrors(family_errors.Errors):

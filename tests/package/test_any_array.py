@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from array_kinds import KINDS, OFFSETS, Shown, W, X, tensors
 from checks import assert_same_bits, run_python
+from halves import HALVES
 
 import numdcn
 from numdcn._call.door import door
@@ -82,6 +83,33 @@ def test_by_position(name, kind):
     fields = (lambda result: tuple(result)) if isinstance(want, tuple) else (lambda result: (result,))
     assert type(got) is type(want) or not isinstance(want, tuple)
     same(fields(got), fields(want), kind)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_types(framework, dtype, request):
+    """Results in the type and the bits that NumPy's arrays give, into memory of the caller too."""
+    module = request.getfixturevalue(framework)
+    if framework == "torch":
+        make = lambda array: module.from_numpy(array.astype(np.float32)).to(getattr(module, dtype))  # noqa: E731
+    else:
+        make = lambda array: module.numpy.asarray(array.astype(np.float32)).astype(dtype)  # noqa: E731
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(array.shape).astype(HALVES[dtype]) for array in (X, OFFSETS, W)]
+    y = numdcn.deform_conv_forward(*arrays)
+    want = [y, *numdcn.deform_conv_backward(y, *arrays)]
+    made = [make(array) for array in arrays]
+    got = numdcn.deform_conv_forward(*made)
+    results = [got, *numdcn.deform_conv_backward(got, *made)]
+    if framework == "torch":
+        out = module.zeros(y.shape, dtype=got.dtype)
+        assert numdcn.deform_conv_forward(*made, out=out) is out
+        results, want = [*results, out], [*want, y]
+    for result, right in zip(results, want):
+        if right is not None:
+            assert str(result.dtype).removeprefix("torch.") == dtype
+            seen = result.float().numpy() if framework == "torch" else np.asarray(result, np.float32)
+            assert_same_bits(seen, right.astype(np.float32))
 
 
 WRITABLE = [name for name in KINDS if name != "jax"]  # whose arrays never change

@@ -1,11 +1,12 @@
 """Arrays of other frameworks that the plain functions refuse, and in which words."""
 
 import re
+import textwrap
 
 import numpy as np
 import pytest
 from array_kinds import OFFSETS, ROIS, Exporter, Lone, Shown, W, X, tensors
-from checks import assert_same_bits
+from checks import assert_same_bits, run_python
 
 import numdcn
 
@@ -16,6 +17,7 @@ def refused(call, text, error=TypeError):
     assert type(raised.value) is error and re.search(text, str(raised.value)), str(raised.value)
 
 
+TYPES = "float16, bfloat16, float32 or float64"
 ADAPTER = "; use numdcn.adapters.torch.deform_conv2d"
 
 
@@ -41,17 +43,18 @@ OF_TORCH = {  # how a tensor is spoilt, and the error
         lambda torch, x: torch.view_as_complex(torch.stack([x, x], dim=-1)).conj().imag,
         f"cannot be seen by NumPy .*resolve_neg.*{ADAPTER}$",
     ),
-    "float16": (
-        lambda torch, x: x.half(),
-        f"has dtype torch.float16, expected torch.float32 or torch.float64{ADAPTER}, or tensor.float\\(\\)$",
+    "int": (
+        lambda torch, x: x.int(),
+        f"has dtype int32, expected {TYPES}; use {{}}.to\\(torch.float32\\)$",
     ),
-    "bfloat16": (
-        lambda torch, x: x.bfloat16(),
-        f"has dtype torch.bfloat16, expected torch.float32 or torch.float64{ADAPTER}, or tensor.float\\(\\)$",
+    "bool": (
+        lambda torch, x: x.bool(),
+        f"has dtype bool, expected {TYPES}; use {{}}.to\\(torch.float32\\)$",
     ),
-    "int": (lambda torch, x: x.int(), "has dtype int32, expected float32 or float64; use {}.to\\(torch.float32\\)$"),
-    "bool": (lambda torch, x: x.bool(), "has dtype bool, expected float32 or float64; use {}.to\\(torch.float32\\)$"),
-    "complex": (lambda torch, x: x.to(torch.complex64), "has dtype complex64, expected float32 or float64$"),
+    "complex": (
+        lambda torch, x: x.to(torch.complex64),
+        "has dtype complex64, expected float16, bfloat16, float32 or float64$",
+    ),
     "numpy": (
         lambda torch, x: x.numpy(),
         "is an ndarray .*, but `x` is a torch.Tensor; expected one kind for all arrays; use torch.from_numpy\\({}\\)$",
@@ -83,10 +86,36 @@ def test_gradients_of_other_functions(torch):
     refused(lambda: numdcn.conv_backward(x, x, w), "; use torch.nn.functional.conv2d, or tensor.detach\\(\\)$")
     refused(lambda: numdcn.prepare_weights(w), "`w` requires gradients, .* here; use tensor.detach\\(\\)$")
     refused(lambda: numdcn.prepare_weights(w.to("meta").detach()), "`w` has no numbers$")
-    rois = torch.from_numpy(ROIS)
-    refused(
-        lambda: numdcn.roi_align_forward(x.half(), rois, 2), "; use numdcn.adapters.torch.roi_align, or tensor.float"
-    )
+
+
+def test_half_types_among_others(torch):
+    """In the words of torch."""
+    x, offsets, w = tensors(torch)
+    text = "`w` has dtype float32 but `x` has {}; expected one dtype for all arrays; use w.to\\(torch.{}\\)$"
+    for kind in ("float16", "bfloat16"):
+        half = x.to(getattr(torch, kind))
+        refused(lambda: numdcn.deform_conv_forward(half, offsets, w), text.format(kind, kind))  # noqa: B023
+
+
+def test_bfloat16_where_numpy_does_not_know_it(torch):
+    """ml_dtypes is not imported for it."""
+    program = """
+        import sys, torch, numdcn
+        x, w = torch.ones(1, 1, 4, 4, dtype=torch.bfloat16), torch.ones(1, 1, 3, 3, dtype=torch.bfloat16)
+        assert "ml_dtypes" not in sys.modules
+        try:
+            numdcn.conv_forward(x, w)
+        except TypeError as error:
+            print(error)
+        import ml_dtypes
+        print(numdcn.conv_forward(x, w).dtype)
+    """
+    lines = run_python(textwrap.dedent(program)).stdout.splitlines()
+    ways = "; use torch.nn.functional.conv2d, or tensor.float(), or import ml_dtypes"
+    assert lines == [
+        f"`x` has dtype torch.bfloat16, expected one that NumPy knows, as float16 or float32{ways}",
+        "torch.bfloat16",
+    ]
 
 
 def test_parameters_without_gradients(torch):
@@ -172,8 +201,9 @@ def test_values_of_jax_that_are_refused(jax):
     refused(lambda: jax.jit(deform)(x, offsets, w), f"`x` is a traced JAX value, .*; use {adapter}$")
     refused(lambda: jax.jit(lambda w: deform(x, offsets, w))(w), f"`w` is a traced JAX value, .*; use {adapter}$")
     refused(lambda: jax.grad(lambda x: deform(x, offsets, w).sum())(x), f"`x` is a traced JAX value, .*{adapter}$")
-    refused(lambda: deform(x.astype("bfloat16"), offsets, w), f"`x` has dtype bfloat16, .*{adapter}")
-    refused(lambda: deform(x.astype(int), offsets, w), "`x` has dtype int32, expected float32 or float64")
+    refused(
+        lambda: deform(x.astype(int), offsets, w), "`x` has dtype int32, expected float16, bfloat16, float32 or float64"
+    )
     refused(lambda: deform(x, offsets, w, out=jax.numpy.zeros((1, 6, 6, 6))), "`out` is read-only", ValueError)
 
 
@@ -181,7 +211,8 @@ def test_errors_of_arrays_with_dlpack():
     """Without advice that is about NumPy."""
     x, w = Exporter(X), Exporter(W)
     refused(
-        lambda: numdcn.conv_forward(Exporter(X.astype(int)), w), "`x` has dtype int64, expected float32 or float64$"
+        lambda: numdcn.conv_forward(Exporter(X.astype(int)), w),
+        "`x` has dtype int64, expected float16, bfloat16, float32 or float64$",
     )
     refused(lambda: numdcn.conv_forward(x, W.tolist()), "expected an array_kinds.Exporter of shape [^;]*$")
     refused(lambda: numdcn.conv_forward(Exporter(X[0]), w), "use x\\[None\\] for an image", ValueError)

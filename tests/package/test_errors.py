@@ -1,5 +1,6 @@
 """Errors name the way out, where there is one."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -189,10 +190,22 @@ WAYS_OUT = {
         lambda: conv(stride=np.array([1, 1])),
         "expected an int of at least 1, or a tuple of two: (y, x); use stride.tolist()",
     ),
-    "ints": (lambda: conv(X.astype(int)), "has dtype int64, expected float32 or float64; use x.astype(np.float32)"),
-    "half": (lambda: conv(w=W.astype(np.float16)), "expected float32 or float64; use w.astype(np.float32)"),
+    "ints": (
+        lambda: conv(X.astype(int)),
+        "has dtype int64, expected float16, bfloat16, float32 or float64; use x.astype(np.float32)",
+    ),
+    "half": (lambda: conv(w=W.astype(np.float16)), "expected one dtype for all arrays; use w.astype(np.float32)"),
+    "bits of a half type": (
+        lambda: conv(X.astype(np.uint16)),
+        "has dtype uint16, expected float16, bfloat16, float32 or float64; use x.astype(np.float32)",
+    ),
+    "to bfloat16": (
+        lambda: conv(X.astype(ml_dtypes.bfloat16)),
+        "expected one dtype for all arrays; use w.astype(ml_dtypes.bfloat16)",
+    ),
+    "byte order of a half type": (lambda: conv(X.astype(">f2")), "in native byte order; use x.astype(np.float16)"),
     "byte order": (lambda: conv(X.astype(">f8")), "in native byte order; use x.astype(np.float64)"),
-    "complex": (lambda: conv(X.astype(complex)), "expected float32 or float64"),
+    "complex": (lambda: conv(X.astype(complex)), "expected float16, bfloat16, float32 or float64"),
     "a mixture": (
         lambda: deform(offsets=OFFSETS.astype(float)),
         "expected one dtype for all arrays; use offsets.astype(np.float32)",

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from checks import run_python
@@ -139,7 +140,7 @@ print("compiled", len(before), "then", sorted(path.name for path in added))
 
 @pytest.mark.parametrize(
     "arguments, error",
-    [({"dtype": np.float16}, TypeError), ({"dtype": "int32"}, TypeError), ({"dtype": object()}, TypeError)],
+    [({"dtype": np.uint16}, TypeError), ({"dtype": "int32"}, TypeError), ({"dtype": object()}, TypeError)],
 )
 def test_warmup_errors(arguments, error):
     with pytest.raises(error, match="dtype"):
@@ -147,7 +148,7 @@ def test_warmup_errors(arguments, error):
 
 
 def test_warmup_takes_names_and_dtypes():
-    for dtype in ("float32", np.float32, np.dtype(np.float32)):
+    for dtype in ("float32", np.float32, np.dtype(np.float32), "float16", ml_dtypes.bfloat16):
         numdcn.warmup(dtype, backward=False)
     numdcn.warmup()
 

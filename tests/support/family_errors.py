@@ -21,7 +21,7 @@ WRONG_KINDS = {  # for an array: replacement, exception, what was given, what wa
     "tuple": (lambda a: (1.0, 2.0), TypeError, "tuple", "array"),
     "number": (lambda a: 3.0, TypeError, "float", "array"),
     "masked": (lambda a: np.ma.masked_array(a), TypeError, "MaskedArray", "array"),
-    "float16": (lambda a: a.astype(np.float16), TypeError, "float16", "float32"),
+    "uint16": (lambda a: a.astype(np.uint16), TypeError, "uint16", "float32"),  # the bits of a half type
     "int64": (lambda a: a.astype(np.int64), TypeError, "int64", "float32"),
     "complex64": (lambda a: a.astype(np.complex64), TypeError, "complex64", "float32"),
     "bool": (lambda a: a.astype(bool), TypeError, "bool", "float32"),

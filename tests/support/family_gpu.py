@@ -9,46 +9,18 @@ Used like family.Family, by a class in the operator's test file:
         full = TestFamily.cases  # of any size, for a real GPU
         errors = TestErrors  # the family_errors.Errors whose rows must be rejected as on the CPU
 
-float16 and bfloat16 are compared with the reference for the same numbers in float32: sums are kept in float32 and
-rounded once, so half a unit of the narrower type is added to the float32 bound, for the result, and for the terms if
-they are rounded before they are multiplied (`rounds_terms`).
+float16 and bfloat16 are compared with the reference for the same numbers in float32, within the bounds of halves.py.
 """
 
 import functools
 
 import device
-import ml_dtypes
 import numpy as np
 import pytest
 from checks import LAYOUTS, assert_close, assert_same_bits, cpu
 from device import Host
 from family import Joined, assert_same, blank, expected, magnitudes, main, only, outputs
-
-HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
-def halved(problem, kind, coordinates):
-    """(the problem in a narrow type, coordinates in that type or another; the same numbers as float32)"""
-    kinds = dict.fromkeys(problem.operator.coordinates, coordinates)
-    with np.errstate(over="ignore"):
-        narrow = problem.map(lambda name, a: a.astype(kinds.get(name, kind)))
-    return narrow, narrow.map(lambda _, a: a.astype(np.float32))
-
-
-def expected_of_narrow(narrow, wide, rounds_terms):
-    """{name: (value, bound)} for a problem in a narrow type, whose numbers `wide` has as float32."""
-    want, sizes = expected(wide), None
-    if rounds_terms:
-        sizes = (narrow.operator.magnitudes or magnitudes)(wide)
-    for name, (value, bound) in want.items():
-        kind = narrow.grad_y.dtype if name == "y" else narrow[name].dtype
-        unit = float(ml_dtypes.finfo(kind).eps) / 2
-        with np.errstate(invalid="ignore"):
-            bound = bound + unit * (np.abs(value) + bound) + float(ml_dtypes.finfo(kind).smallest_subnormal)
-            if rounds_terms:
-                bound = bound + float(ml_dtypes.finfo(narrow.grad_y.dtype).eps) / 2 * np.abs(sizes[name])
-        want[name] = value, bound
-    return want
+from halves import HALVES, expected_of_narrow, half_types, halved
 
 
 def message(call):
@@ -70,17 +42,13 @@ class GPU(Joined):
     def pytest_generate_tests(self, metafunc):
         super().pytest_generate_tests(metafunc)
         if "half" in metafunc.fixturenames:
-            metafunc.parametrize("half, coordinates", self.half_types(), ids=lambda kind: str(kind))
+            metafunc.parametrize("half, coordinates", half_types(self.operator), ids=lambda kind: str(kind))
 
         if "full_case" in metafunc.fixturenames:
             full = list(self.full.items()) if "cuda" in device.KINDS else [("none", None)]
             metafunc.parametrize("full_case", [make for _, make in full], ids=[name for name, _ in full])
         if "small" in metafunc.fixturenames:
             metafunc.parametrize("small", [self.usual, *self.others.values()], ids=["usual", *self.others])
-
-    def half_types(self):
-        narrow = [(kind, kind) for kind in HALVES.values()]
-        return narrow + [(kind, np.dtype(np.float32)) for kind in HALVES.values() if self.operator.coordinates]
 
     def expected(self, gpu, p):
         """{name: (value, bound)}; an operator whose results determine which gradients are right asks `gpu` for them."""

@@ -6,11 +6,13 @@ problems of the TestFamily in the operator's test file. Linux only.
 
 import ctypes
 import importlib
+import math
 import mmap
 import sys
 
 import numpy as np
 from checks import cpu
+from halves import halved
 
 from numdcn._call.scratch import Scratch
 
@@ -49,18 +51,28 @@ def guard_scratch(end):
             view[...] = 0xFF
         return [view.ctypes.data for view in views]
 
+    def array(self, address, shape, dtype):
+        memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(address)
+        return np.frombuffer(memory, dtype).reshape(shape)
+
     def leave(self, *error):
         del self.buffer
 
-    Scratch.__enter__, Scratch.__exit__ = enter, leave
+    Scratch.__enter__, Scratch.array, Scratch.__exit__ = enter, array, leave
+
+
+def in_float16(problem):
+    """The problem in float16, boxes excepted: far corners would be infinite."""
+    kind = np.dtype(np.float16)
+    return halved(problem, kind, np.dtype(np.float32) if "rois" in problem.given() else kind)[0]
 
 
 def main(end, operator):
     described, backend = importlib.import_module(f"test_{operator}").TestFamily, cpu(operator)
     guard_scratch(end)
     for name, case in {**described.cases, **described.wild}.items():
-        for dtype in (np.float32, np.float64):
-            plain = case(dtype)
+        for dtype in (np.float32, np.float64, np.float16):
+            plain = case(dtype) if dtype != np.float16 else in_float16(case(np.float32))
             if not all(plain[array].size for array in ("grad_y", *plain.given())):
                 continue  # a map cannot be empty
             problem = plain.map(lambda _, array: guarded(array, end))

@@ -30,6 +30,11 @@ from numdcn._cpu.threads import launch, plan_threads
 SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
+def takes_half_images(p: Convolution) -> bool:
+    """Whether x and its gradient may be of a half type."""
+    return True
+
+
 def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
     """Fill y."""
     with output(y) as target:
@@ -39,7 +44,7 @@ def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options)
 def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     """Fill y; all arrays are addressable."""
     x, w = arrays.x, arrays.w
-    dtype = x.dtype
+    dtype = y.dtype
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
     tasks = count_tasks.py_func(p, blocking)
     # work per pixel, in multiply-adds: its product, and the cost of making its columns and writing its outputs
@@ -78,7 +83,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     if not columns_wanted and grads.w is None:
         return
     x, w = arrays.x, arrays.w
-    dtype = x.dtype
+    dtype = grad_y.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     size = dtype.itemsize
     # Each block of channels has its own sums in each band of images. If `together` is 2, a task takes two blocks.

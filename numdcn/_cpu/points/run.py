@@ -18,6 +18,11 @@ from numdcn._cpu.threads import launch, plan_threads
 SAMPLING = 80.0  # what a sample of a channel costs, in multiply-adds of a product; half of what was measured forward
 
 
+def takes_half_images(p: Sampling) -> bool:
+    """Whether x and its gradient may be of a half type."""
+    return True
+
+
 def forward(p: Sampling, arrays: PointArrays, y: np.ndarray, options: Options) -> None:
     """Fill y."""
     with output(y) as target:

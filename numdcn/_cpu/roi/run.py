@@ -31,6 +31,11 @@ CHANNEL_BLOCK = 16  # channels per task of a position-sensitive backward
 SHARED_BYTES = 8 * 2**20  # of lists that bins share; remaking longer ones is cheap next to reading their pixels
 
 
+def takes_half_images(p: Pooling) -> bool:
+    """Whether x and its gradient may be of a half type."""
+    return p.cells is None and not isinstance(p.rule, WholePixels)  # others read or fill x in place
+
+
 def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> None:
     """Fill y, and `arrays.argmax` if there is one."""
     x, _, shifts, mask, argmax = addressable_arrays(arrays)

@@ -90,7 +90,7 @@ _CHANGES = (  # to the docstrings of the plain functions, where they do not hold
     (rf"(?m)^    (?:{'|'.join(sorted(PER_CALL))}): .*\n(?:     +.*\n)*", ""),
     (r",\s+or the result of `prepare_weights`", ""),
     (
-        r"float32 or float64 \(on a GPU also\s+float16 or bfloat16\), any\s+strides",
+        r"float16, bfloat16, float32 or float64, any\s+strides",
         "float16, bfloat16, float32 or float64, one type for all arrays",
     ),
     (r",? or is on a GPU", ""),
