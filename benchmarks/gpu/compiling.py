@@ -136,7 +136,7 @@ def told(job: Job) -> dict[str, Any]:
     }
     if not job.late and (job.process.returncode or kernels != len(done)):
         record["trouble"] = f"exit code {job.process.returncode}: {job.last_line}"
-    return record
+    return {**record, "text": sentence(record)}
 
 
 def sentence(record: dict[str, Any]) -> str:

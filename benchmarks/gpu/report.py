@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.compiling import sentence
 from benchmarks.gpu.floors import BATCHES, DENSE, RIVAL, ROWS, TARGETS, Rates, floor, row
 from benchmarks.gpu.timing import TIMED, median
 from benchmarks.harness.machine import slug
@@ -176,7 +175,7 @@ def text(results: dict[str, Any], figure: str | None) -> str:
     lines += [f"Note: {note}\n" for note in results["notes"]]
     head = ["what", "measured", "wanted", "verdict"]
     lines += ["## Targets", "", *table(head, [list(one) for one in targets(results)], left=4)]
-    lines += ["## Compiled", "", sentence(results["compiled"]) if results["compiled"] else "Not asked for.", ""]
+    lines += ["## Compiled", "", results["compiled"].get("text", "Not asked for."), ""]
     lines += ["## Tests", "", results["tests"], ""]
     lines += ["## Right or wrong", "", *verdict_lines(results)]
     lines += [

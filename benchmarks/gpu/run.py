@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         with stage("compile"):
             operators = compiling.ROOMS if "tests" in args.parts.split(",") else args.operators.split(",")
             results["compiled"] = compiling.compile_all(operators, start + STAGES["compile"] * args.limit)
-        print(f"  {compiling.sentence(results['compiled'])}", file=sys.stderr, flush=True)
+        print(f"  {results['compiled']['text']}", file=sys.stderr, flush=True)
     with stage("check"):
         results |= check(args, start + STAGES["check"] * args.limit)
     return finish(args, device, results, stage, start)

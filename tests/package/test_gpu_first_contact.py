@@ -134,15 +134,15 @@ def test_a_compiler_that_ends(started):
     code = f"print({json.dumps({'kernels': 2})!r}); print({json.dumps(LINE)!r}); print({json.dumps({**LINE, 'compiled': False})!r})"
     record = compiling.told(finished(started(code)))
     assert (record["kernels"], record["done"], record["compiled"], record["stopped"]) == (2, 2, 1, False)
-    assert compiling.is_well(record) and "STOPPED" not in compiling.sentence(record)
+    assert compiling.is_well(record) and "STOPPED" not in record["text"]
 
 
 def test_a_compiler_that_fails_or_dies(started):
     bad = json.dumps({**LINE, "error": "ValueError: no"})
     record = compiling.told(finished(started(f"print({json.dumps({'kernels': 1})!r}); print({bad!r})")))
-    assert not compiling.is_well(record) and "1 FAILED, the first is k: ValueError: no" in compiling.sentence(record)
+    assert not compiling.is_well(record) and "1 FAILED, the first is k: ValueError: no" in record["text"]
     record = compiling.told(finished(started(f"print({json.dumps({'kernels': 2})!r}); raise SystemExit('killed')")))
-    assert not compiling.is_well(record) and "exit code 1: killed" in compiling.sentence(record)
+    assert not compiling.is_well(record) and "exit code 1: killed" in record["text"]
 
 
 # Processes that are stopped.
