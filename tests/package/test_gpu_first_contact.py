@@ -11,7 +11,7 @@ import time
 
 import device
 import pytest
-from checks import ROOT, run_python
+from checks import ROOT, limit, run_python
 
 from benchmarks.gpu import compiling, jobs, run, testing, versions
 from benchmarks.gpu.versions import Installed, Library
@@ -307,7 +307,7 @@ run.timing.time_rows = run.timing.issue_times = lambda *_: []
 run.timing.MAKERS = {"bilinear_sample": run.timing.MAKERS["bilinear_sample"]}
 sys.exit(run.main(sys.argv[1:]))
 """
-    given = ["--out", tmp_path, "--operators", "bilinear_sample", "--kinds", "float32", "--limit", "600"]
+    given = ["--out", tmp_path, "--operators", "bilinear_sample", "--kinds", "float32", "--limit", limit(600)]
     done = run_python(
         ["-m", "tools.ptx_emulator", sys.executable, "-c", code, *given], PYTHONPATH=os.environ.get("PYTHONPATH", ROOT),
         PYTHONSAFEPATH=None, timeout=900, check=False,
