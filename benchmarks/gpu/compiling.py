@@ -32,6 +32,14 @@ ROOMS = {  # the folder of numdcn/_cuda that has an operator's kernels
     ),
 }
 
+STORED = {  # the kinds of arrays, and the types in which kernels see them
+    "float32": "float32",
+    "tf32": "float32",
+    "float64": "float64",
+    "float16": "float16",
+    "bfloat16": "uint16",
+}
+
 
 def makers() -> dict[str, Any]:
     """Every kernel of the library, by name."""
@@ -63,9 +71,15 @@ def heaviness() -> dict[tuple[str, str], int]:
     return found
 
 
-def chosen(operators: Iterable[str]) -> list[tuple[str, int]]:
-    """(kernel, number of the variant) of what these operators need, the heaviest first. An operator that ROOMS lacks may need
-    any."""
+def takes(constants: tuple[Any, ...], kinds: set[str]) -> bool:
+    """Whether a variant may be needed for arrays of these kinds: sums, and perhaps coordinates, are float32 beside them."""
+    named = {str(constant) for constant in constants} & set(STORED.values())
+    return named <= {STORED.get(kind, kind) for kind in kinds} | {"float32"}
+
+
+def chosen(operators: Iterable[str], kinds: Iterable[str] = STORED) -> list[tuple[str, int]]:
+    """(kernel, number of the variant) of what these operators need for these kinds of arrays, the heaviest first. An operator
+    that ROOMS lacks may need any."""
     rooms, known = {ROOMS.get(name, "") for name in operators}, heaviness()
     found = []
     for name, maker in makers().items():
@@ -73,7 +87,7 @@ def chosen(operators: Iterable[str]) -> list[tuple[str, int]]:
         if room in ROOMS.values() and room not in rooms and "" not in rooms:
             continue
         for number, constants in enumerate(maker.variants()):
-            if runs(maker, constants):
+            if runs(maker, constants) and takes(constants, {*kinds}):
                 weight = known.get((name, " ".join(map(str, constants))), 0)
                 found.append((-weight, name, number))
     return [(name, number) for _, name, number in sorted(found)]
@@ -94,9 +108,9 @@ def load(job: tuple[str, int]) -> dict[str, Any]:
     return {"kernel": name, "variant": number, "seconds": seconds, "compiled": compiled, "error": error}
 
 
-def compiler(operators: Iterable[str]) -> int:
+def compiler(operators: Iterable[str], kinds: Iterable[str]) -> int:
     """The child process."""
-    jobs = chosen(operators)
+    jobs = chosen(operators, kinds)
     print(json.dumps({"kernels": len(jobs)}), flush=True)
     context = multiprocessing.get_context("spawn")
     workers = max(1, min(len(available_cpus()), len(jobs)))
@@ -106,9 +120,10 @@ def compiler(operators: Iterable[str]) -> int:
     return 0
 
 
-def compile_all(operators: Iterable[str], deadline: float) -> dict[str, Any]:
+def compile_all(operators: Iterable[str], kinds: Iterable[str], deadline: float) -> dict[str, Any]:
     """Runs the child process until the deadline; what it did."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--compiler", "--operators", ",".join(operators)]
+    command += ["--kinds", ",".join(kinds)]
     with tempfile.TemporaryDirectory() as folder:
         job = Job("compile", command, Path(folder))
         try:

@@ -62,7 +62,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--parts", default=PARTS, help=f"default: {PARTS}")
     parser.add_argument("--operators", default=",".join(OPERATORS), help="to compare; default: all")
-    parser.add_argument("--kinds", help="types to compare, such as float32,bfloat16; default: all")
+    parser.add_argument("--kinds", help="types to compile and compare, such as float32,bfloat16; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="of timing; default: 5")
     parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds of the whole run; default: {LIMIT:g}")
     parser.add_argument("--seed", type=int, help="of the inputs; default: another each time")
@@ -73,6 +73,11 @@ def arguments_parser() -> argparse.ArgumentParser:
     parser.add_argument("--worker", metavar="OPERATOR", help=argparse.SUPPRESS)  # a single comparing process
     parser.add_argument("--compiler", action="store_true", help=argparse.SUPPRESS)  # the process of stage 2
     return parser
+
+
+def kinds_of(args: argparse.Namespace) -> Iterable[str]:
+    """The types to compile and compare."""
+    return args.kinds.split(",") if args.kinds else DTYPES
 
 
 def worker_command(operator: str, args: argparse.Namespace) -> list[str]:
@@ -181,9 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.simulator:
         os.environ[SIMULATOR] = "1"  # before numba.cuda is imported, here and in child processes
     if args.compiler:
-        return compiling.compiler(args.operators.split(","))
+        return compiling.compiler(args.operators.split(","), kinds_of(args))
     if args.worker:
-        return worker(args.worker, args.simulator, args.kinds.split(",") if args.kinds else DTYPES)
+        return worker(args.worker, args.simulator, kinds_of(args))
     if args.report:
         print(report.write(json.loads(args.report.read_text(encoding="utf-8")), args.report.parent))
         return 0
@@ -255,8 +260,10 @@ def run(args: argparse.Namespace) -> int:
     results["about"] |= {"date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), "seed": str(args.seed)}
     if "compile" in args.parts.split(",") and not args.simulator:
         with stage("compile"):
-            operators = compiling.ROOMS if "tests" in args.parts.split(",") else args.operators.split(",")
-            results["compiled"] = compiling.compile_all(operators, start + STAGES["compile"] * args.limit)
+            everything = "tests" in args.parts.split(",")  # they need all kernels
+            operators = list(compiling.ROOMS) if everything else args.operators.split(",")
+            kinds = DTYPES if everything else kinds_of(args)
+            results["compiled"] = compiling.compile_all(operators, kinds, start + STAGES["compile"] * args.limit)
         print(f"  {results['compiled']['text']}", file=sys.stderr, flush=True)
     with stage("check"):
         results |= check(args, start + STAGES["check"] * args.limit)

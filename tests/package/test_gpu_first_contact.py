@@ -20,7 +20,7 @@ from tools.ptx_emulator import build
 FITS = Installed(
     "580.65.06", (13, 0), (9, 0), *[Library((13, 0), "/lib/it.so")] * 3, ((8, 0), (9, 0), (10, 0)), "2.13", "13.0", True
 )
-EVERY = ",".join(compiling.ROOMS)
+EVERY, KINDS = ",".join(compiling.ROOMS), ",".join(compiling.STORED)
 COUNTED = """
 import sys
 import pytest, device
@@ -89,14 +89,14 @@ from numdcn._cuda import jit
 jit.has_vector_reductions = lambda device: sys.argv[2] == "9"
 from benchmarks.gpu import compiling
 makers = compiling.makers()
-found = compiling.chosen(sys.argv[1].split(","))
+found = compiling.chosen(sys.argv[1].split(","), sys.argv[3].split(","))
 print(json.dumps([(name, " ".join(map(str, list(makers[name].variants())[number]))) for name, number in found]))
 """
 
 
-def chosen(operators, capability="9"):
+def chosen(operators, capability="9", kinds=KINDS):
     pytest.importorskip("numba_cuda", reason="needs the cuda extra")
-    found = json.loads(run_python(CHOSEN, operators, capability).stdout)
+    found = json.loads(run_python(CHOSEN, operators, capability, kinds).stdout)
     return [tuple(one) for one in found]
 
 
@@ -107,6 +107,9 @@ def test_kernels_to_compile():
     assert {name.split(".")[1] for name, _ in some} & {"attention", "conv", "roi", "points"} == {"points"}
     assert any(name.startswith("_cuda.layout.") for name, _ in some)
     assert {*chosen("a new one")} == {*every}
+    half = {variant for _, variant in chosen("bilinear_sample", kinds="float16")}
+    assert "float16 float32" in half and {*chosen("conv", kinds="tf32")} == {*chosen("conv", kinds="float32")}
+    assert not [variant for variant in half if "float64" in variant or "uint16" in variant]
     known = compiling.heaviness()
     weights = [known[one] for one in every]
     assert weights == sorted(weights, reverse=True) and weights[0] > 200 > 40 > weights[-1]
@@ -303,6 +306,8 @@ import sys
 from benchmarks.gpu import run, testing
 testing.files = lambda: ["tests/cuda/test_device_memory.py"]
 testing.command = lambda file, before=testing.command: [*before(file), "-k", "cuda and scatter"]
+real = run.compiling.compile_all
+run.compiling.compile_all = lambda operators, kinds, deadline: real(["bilinear_sample"], ["float32"], deadline)
 run.timing.time_rows = run.timing.issue_times = lambda *_: []
 run.timing.MAKERS = {"bilinear_sample": run.timing.MAKERS["bilinear_sample"]}
 sys.exit(run.main(sys.argv[1:]))
@@ -316,6 +321,8 @@ sys.exit(run.main(sys.argv[1:]))
     results = json.loads(path.read_text(encoding="utf-8"))
     told = done.stdout + done.stderr
     assert results["simulated"] and results["stages"].keys() == {"versions", "compile", "check", "time"}, told
+    compiled = results["compiled"]
+    assert 5 < compiled["kernels"] == compiled["done"] and not compiled["failed"], told
     assert results["about"]["nvJitLink"].startswith(results["about"]["libnvvm"].split()[0])
     assert results["tests_verdict"] == "right", results["tests"]
     assert {v["status"] for v in results["verdicts"]} == {"right"}, told
