@@ -6,7 +6,7 @@ Its stages, each of which may take a share of the time limit (STAGES):
 1. versions: of the driver, the compiler, the linker, the packages; what does not go together is told in words, and a small
    kernel is compiled, linked and loaded. If that fails, so would the rest: it ends.
 2. compile: all kernels, on all CPUs, into the cache on disk.
-3. check: the GPU tests start first, then every operator is compared with the CPU's results and with torchvision's.
+3. check: the GPU tests, and in turn with them every operator is compared with the CPU's results and with torchvision's.
 4. time: the rows, contenders in turn.
 
 It writes gpu-<name>.md and .json before stage 4 and again at the end, then with a .png. A watchdog ends a GPU that hangs.
@@ -22,6 +22,7 @@ import contextlib
 import datetime
 import faulthandler
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -117,17 +118,22 @@ def tests_verdict(args: argparse.Namespace, files: list[str], jobs: dict[str, Jo
     return testing.text(outcomes), testing.verdict(outcomes)
 
 
+def alternately(first: dict[str, list[str]], second: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The entries of both, one of each in turn while there are any."""
+    pairs = itertools.zip_longest(first.items(), second.items())
+    return dict(item for pair in pairs for item in pair if item is not None)
+
+
 def check(args: argparse.Namespace, deadline: float) -> dict[str, Any]:
-    """The tests, which start first, and the comparisons."""
+    """The tests and the comparisons, which start in turn, so that neither waits until no time is left."""
     wanted, operators = args.parts.split(","), [name for name in args.operators.split(",") if name]
     files: list[str] = []
     if "tests" in wanted and not args.simulator and importlib.util.find_spec("pytest") is not None:
         files = testing.files()
     commands = {file: testing.command(file) for file in files}
-    if "compare" in wanted:
-        commands |= {name: worker_command(name, args) for name in operators}
+    comparisons = {name: worker_command(name, args) for name in operators if "compare" in wanted}
     with tempfile.TemporaryDirectory() as folder:
-        jobs = run_jobs(commands, Path(folder), deadline)
+        jobs = run_jobs(alternately(commands, comparisons), Path(folder), deadline)
         tests, verdict = tests_verdict(args, files, jobs)
         verdicts = verdicts_of(operators, jobs) if "compare" in wanted else []
     return {"tests": tests, "tests_verdict": verdict, "verdicts": verdicts}

@@ -192,6 +192,18 @@ def test_jobs_at_a_deadline(tmp_path, monkeypatch):
     assert {name: job.late for name, job in found.items()} == {"a": False, "b": True}
 
 
+def test_tests_and_comparisons_start_in_turn():
+    a, b = {"t1": ["1"], "t2": ["2"]}, {name: [name] for name in "abc"}
+    assert list(run.alternately(a, b).items()) == [
+        ("t1", ["1"]),
+        ("a", ["a"]),
+        ("t2", ["2"]),
+        ("b", ["b"]),
+        ("c", ["c"]),
+    ]
+    assert list(run.alternately(b, {})) == list(run.alternately({}, b)) == [*"abc"]
+
+
 # Tests.
 
 
