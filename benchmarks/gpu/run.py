@@ -208,28 +208,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def smoke() -> str:
-    """Compiles, links and loads the smallest kernel; what went wrong."""
+    """Compiles, links and loads the smallest kernel, even if it is on disk, where another compiler may have put it; what went
+    wrong."""
     try:
         maker = compiling.makers()["_cuda.layout.fill"]
-        maker(*next(iter(maker.variants()))).load(0)
+        kernel = maker(*next(iter(maker.variants())))
+        kernel.dispatcher._cache.disable()
+        kernel.load(0)
     except Exception as error:
         return f"The smallest kernel cannot be loaded: {type(error).__name__}: {error}"
     return ""
 
 
 def look(device: Device) -> tuple[dict[str, Any], list[str]]:
-    """Stage 1: (facts and notes for the report, what does not go together)."""
+    """Stage 1: (facts and notes for the report, why no kernel can run). What should not go together but does is a note."""
     facts: dict[str, Any] = {"about": device.about(), "notes": []}
     if device.simulator:
         return facts, []
     found = versions.installed(device)
     facts["about"] |= found.rows()
-    facts["notes"] = versions.notes(found)
+    misfits, failed = versions.misfits(found), smoke()
+    facts["notes"] = versions.notes(found) + ([] if failed else misfits)
     for name, value in facts["about"].items():
         print(f"  {name}: {value}", file=sys.stderr)
     for note in facts["notes"]:
         print(f"  NOTE: {note}", file=sys.stderr, flush=True)
-    return facts, versions.misfits(found) + list(filter(None, [smoke()]))
+    return facts, (misfits or [failed]) if failed else []
 
 
 def run(args: argparse.Namespace) -> int:
@@ -252,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"No GPU: {error}. Nothing was measured. `--simulator --out FOLDER` goes through it all without one.")
         return NO_GPU
     if trouble:
-        print("Nothing was run, as this does not go together:", *trouble, sep="\n- ")
+        print("Nothing was run, as no kernel can be loaded:", *trouble, sep="\n- ")
         return NO_GPU
     if device.simulated and args.out is None:
         print("A GPU that is simulated needs --out FOLDER: its report tells no speeds.")

@@ -338,3 +338,31 @@ sys.exit(run.main(sys.argv[1:]))
     assert results["about"]["nvJitLink"].startswith(results["about"]["libnvvm"].split()[0])
     assert results["tests_verdict"] == "right", results["tests"]
     assert {v["status"] for v in results["verdicts"]} == {"right"}, told
+
+
+SMOKE = """
+import sys
+from benchmarks.gpu import compiling, run
+fill = compiling.makers()["_cuda.layout.fill"]
+kernel = fill(*next(iter(fill.variants())))
+kernel.load(0)  # on disk, from now on
+fill._compiled.clear()
+from numba.cuda.cudadrv import driver
+def refused(*_):
+    raise RuntimeError("nvJitLinkError: ERROR_OUTDATED_LIBRARY")
+assert not run.smoke()
+fill._compiled.clear()
+driver._Linker.complete = refused
+print(run.smoke())
+"""
+
+
+@pytest.mark.full
+def test_a_linker_that_refuses_is_found_though_a_kernel_is_on_disk():
+    reason = build.missing() or ("there is a real GPU" if device.count_gpus() else None)
+    if reason:
+        pytest.skip(reason)
+    told = run_python(
+        ["-m", "tools.ptx_emulator", sys.executable, "-c", SMOKE], PYTHONPATH=ROOT, PYTHONSAFEPATH=None
+    ).stdout
+    assert "The smallest kernel cannot be loaded: RuntimeError: CUDA's linker, nvJitLink" in told
