@@ -61,6 +61,11 @@ class Job:
         return (self.output.strip().splitlines() or [""])[-1][:300]
 
 
+def end_if_told() -> None:
+    """A SIGTERM ends this process as an exception does, so that its jobs end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def slots() -> int:
     """How many jobs run beside each other; some have child processes."""
     return max(2, min(12, 3 * len(available_cpus()) // 4))

@@ -36,7 +36,7 @@ from typing import Any
 from benchmarks.gpu import compiling, floors, report, testing, timing, versions
 from benchmarks.gpu.compare import DTYPES, worker
 from benchmarks.gpu.device import Device, NoGPU
-from benchmarks.gpu.jobs import ROOT, Job, run_jobs
+from benchmarks.gpu.jobs import ROOT, Job, end_if_told, run_jobs
 
 SIMULATOR = "NUMBA_ENABLE_CUDASIM"
 OPERATORS = (
@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if args.simulator and args.out is None:
         parser.error("--simulator needs --out FOLDER: its report tells no speeds")
+    end_if_told()
     faulthandler.dump_traceback_later(args.limit + HANG, exit=True)
     try:
         return run(args)

@@ -6,6 +6,8 @@ import json
 import os
 import pathlib
 import re
+import signal
+import subprocess
 import sys
 import time
 
@@ -20,7 +22,6 @@ from tools.ptx_emulator import build
 FITS = Installed(
     "580.65.06", (13, 0), (9, 0), *[Library((13, 0), "/lib/it.so")] * 3, ((8, 0), (9, 0), (10, 0)), "2.13", "13.0", True
 )
-EVERY, KINDS = ",".join(compiling.ROOMS), ",".join(compiling.STORED)
 COUNTED = """
 import sys
 import pytest, device
@@ -86,34 +87,40 @@ def test_operators_have_rooms():
 CHOSEN = """
 import json, sys
 from numdcn._cuda import jit
-jit.has_vector_reductions = lambda device: sys.argv[2] == "9"
 from benchmarks.gpu import compiling
 makers = compiling.makers()
-found = compiling.chosen(sys.argv[1].split(","), sys.argv[3].split(","))
-print(json.dumps([(name, " ".join(map(str, list(makers[name].variants())[number]))) for name, number in found]))
+for operators, kinds, vectors in json.loads(sys.argv[1]):
+    jit.has_vector_reductions = lambda device: vectors
+    found = compiling.chosen(operators, kinds)
+    print(json.dumps([(name, " ".join(map(str, list(makers[name].variants())[number]))) for name, number in found]))
 """
 
 
-def chosen(operators, capability="9", kinds=KINDS):
-    pytest.importorskip("numba_cuda", reason="needs the cuda extra")
-    found = json.loads(run_python(CHOSEN, operators, capability, kinds).stdout)
-    return [tuple(one) for one in found]
-
-
 def test_kernels_to_compile():
-    """Those that an operator can launch, each once, the heaviest first."""
-    every, some = chosen(EVERY), chosen("bilinear_sample")
-    assert len({*every}) == len(every) and {*some} < {*every}
-    assert {name.split(".")[1] for name, _ in some} & {"attention", "conv", "roi", "points"} == {"points"}
-    assert any(name.startswith("_cuda.layout.") for name, _ in some)
-    assert {*chosen("a new one")} == {*every}
-    half = {variant for _, variant in chosen("bilinear_sample", kinds="float16")}
-    assert "float16 float32" in half and {*chosen("conv", kinds="tf32")} == {*chosen("conv", kinds="float32")}
-    assert not [variant for variant in half if "float64" in variant or "uint16" in variant]
+    """Those that operators can launch for some kinds of arrays, each once, the heaviest first."""
+    pytest.importorskip("numba_cuda", reason="needs the cuda extra")
+    operators, kinds = [*compiling.ROOMS], [*compiling.STORED]
+    asked = {
+        "every": (operators, kinds, True),
+        "new": (["a new one"], kinds, True),
+        "no vectors": (operators, kinds, False),
+        "points": (["bilinear_sample"], kinds, True),
+        "half": (["bilinear_sample"], ["float16"], True),
+        "tf32": (["conv"], ["tf32"], True),
+        "float32": (["conv"], ["float32"], True),
+    }
+    lines = run_python(CHOSEN, json.dumps([*asked.values()])).stdout.splitlines()
+    lists = {name: [tuple(one) for one in json.loads(line)] for name, line in zip(asked, lines, strict=True)}
+    found = {name: {*one} for name, one in lists.items()}
+    assert found["new"] == found["every"] and len(found["every"]) == len(lists["every"])
+    assert found["no vectors"] < found["every"] > found["points"] > found["half"] and found["tf32"] == found["float32"]
+    parts = {name.split(".")[1] for name, _ in found["points"]}
+    assert parts & {*compiling.ROOMS.values()} == {"points"} and "layout" in parts
+    half = {variant for _, variant in found["half"]}
+    assert "float16 float32" in half and not [one for one in half if "float64" in one or "uint16" in one]
     known = compiling.heaviness()
-    weights = [known[one] for one in every]
+    weights = [known[one] for one in lists["every"]]
     assert weights == sorted(weights, reverse=True) and weights[0] > 200 > 40 > weights[-1]
-    assert {*chosen(EVERY, "8")} < {*every}  # without 16-byte atomic adds
 
 
 @pytest.fixture
@@ -168,16 +175,41 @@ time.sleep(600)
         time.sleep(0.02)
     job.finish()
     assert job.late and job.output.startswith("begun")
-    child = int((tmp_path / "child").read_text())
-    while time.monotonic() < end:  # until whoever adopted it has fetched its status
+    assert gone(int((tmp_path / "child").read_text()))
+
+
+def gone(pid, seconds=30):
+    """Whether a process ends in time. Whoever adopted it may not have fetched its status yet."""
+    end = time.monotonic() + limit(seconds)
+    while time.monotonic() < end:
         try:
-            if pathlib.Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-                break
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
         except OSError:
-            break
+            return True
         time.sleep(0.02)
-    else:
-        pytest.fail("the child lives")
+    return False
+
+
+LEFT = """
+import pathlib, sys, time
+from benchmarks.gpu import jobs
+jobs.end_if_told()
+code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); print('ready', flush=True); time.sleep(600)"
+folder = pathlib.Path(sys.argv[1])
+jobs.run_jobs({"a": [sys.executable, "-c", code, str(folder / "pid")]}, folder, time.monotonic() + 600)
+"""
+
+
+def test_jobs_of_a_process_that_is_told_to_end(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", LEFT, str(tmp_path)], env=env)
+    told, end = tmp_path / "a.txt", time.monotonic() + limit(30)
+    while not (told.exists() and "ready" in told.read_text()) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(limit(30)) == 128 + signal.SIGTERM
+    assert gone(int((tmp_path / "pid").read_text()))
 
 
 def test_jobs_at_a_deadline(tmp_path, monkeypatch):
