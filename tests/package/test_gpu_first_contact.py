@@ -356,7 +356,7 @@ run.timing.time_rows = run.timing.issue_times = lambda *_: []
 run.timing.MAKERS = {"bilinear_sample": run.timing.MAKERS["bilinear_sample"]}
 sys.exit(run.main(sys.argv[1:]))
 """
-    given = ["--out", tmp_path, "--operators", "bilinear_sample", "--kinds", "float32", "--limit", limit(600)]
+    given = ["--out", tmp_path, "--operators", "bilinear_sample", "--kinds", "float32", "--limit", str(limit(600))]
     done = run_python(
         ["-m", "tools.ptx_emulator", sys.executable, "-c", code, *given], PYTHONPATH=os.environ.get("PYTHONPATH", ROOT),
         PYTHONSAFEPATH=None, timeout=900, check=False,
