@@ -11,17 +11,20 @@ from benchmarks.gpu.jobs import ROOT, Job
 from benchmarks.harness.report import table
 
 MARK = "cuda and not large"
-HINT = re.compile(r"\bgpu\b|family_gpu|device\.KINDS|mark\.cuda")  # in the source of a file that has such tests
+HINT = re.compile(
+    r"family_gpu\.\w+\)|\bgpu\b[,)]|[=*,] ?device\.KINDS|mark\.cuda"
+)  # in the source of a file that has such tests
 LINE = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-COLLECTED = re.compile(r"^collected (\d+) items?(?:.* / (\d+) selected)?", re.MULTILINE)
+COLLECTED = re.compile(r"collected (\d+) items?(?:.* / (\d+) selected)?")
 NOTHING_COLLECTED = 5  # an exit code of pytest
 
 
 def files() -> list[str]:
-    """The files that may have tests of a GPU, the longest first."""
+    """The files that may have tests of a GPU: those of memory and streams first, then the longest."""
     sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
     found = [path for path, text in sources.items() if HINT.search(text)]
-    return [path.relative_to(ROOT).as_posix() for path in sorted(found, key=lambda path: -len(sources[path]))]
+    found.sort(key=lambda path: (path.parent.name != "cuda", -len(sources[path])))
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 def command(file: str) -> list[str]:

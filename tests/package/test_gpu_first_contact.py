@@ -247,7 +247,7 @@ class Told:
         self.process, self.last_line = argparse.Namespace(returncode=code), output.splitlines()[-1]
 
 
-HEAD = "collected 9 items / 6 deselected / 3 selected\n\n"
+HEAD = "collecting ... collected 9 items / 6 deselected / 3 selected\n\n"
 GOOD, SKIP = "tests/a.py::test_a[cuda-1 x] PASSED [ 33%]\n", "tests/a.py::test_b[cuda] SKIPPED (why) [ 66%]\n"
 BAD = "tests/a.py::test_c[cuda] FAILED [100%]\n"
 
@@ -261,7 +261,7 @@ BAD = "tests/a.py::test_c[cuda] FAILED [100%]\n"
         (Told(HEAD + GOOD + BAD, -9, late=True), "failed"),
         (Told(HEAD + GOOD, -11), "failed"),
         (Told(HEAD + SKIP + SKIP), "failed"),
-        (Told("collected 9 items / 9 deselected / 0 selected\n", 5), "none"),
+        (Told("collecting ... collected 9 items / 9 deselected / 0 selected\n", 5), "none"),
         (Told("ImportError: no", 4), "failed"),
         (None, "not started"),
     ],
