@@ -1,5 +1,5 @@
 """Arrays, times and names of one GPU, through torch if it sees one, else through numba.cuda, which may be its
-simulator."""
+simulator, or see an emulated GPU (tools/ptx_emulator)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.gpu.problems import to_bfloat16
 from benchmarks.harness.machine import version
 
+EMULATOR = "PTX emulator"  # as the emulated GPU's name begins
 NUMPY = {"float64": np.float64, "float32": np.float32, "float16": np.float16}
 
 
@@ -48,7 +49,7 @@ def _torch() -> Any:
 
 
 class Device:
-    """One GPU, or Numba's simulator of one (which reports no times)."""
+    """One GPU, or Numba's simulator of one. A simulated or emulated one reports no times and takes tiny problems."""
 
     def __init__(self, simulated: bool) -> None:
         if importlib.util.find_spec("numba_cuda") is None:
@@ -57,25 +58,29 @@ class Device:
             raise NoGPU(f"numba-cuda is not installed: {install('cuda')}")
         from numba import cuda
 
-        self.cuda, self.simulated = cuda, simulated
+        self.cuda, self.simulator = cuda, simulated
         try:
             available = simulated or cuda.is_available()
         except Exception as error:  # a broken driver
             raise NoGPU(f"the CUDA driver does not answer: {error}") from None
         if not available:
             raise NoGPU("the CUDA driver sees none, or there is no driver")
+        self.simulated = simulated or self._numba_name().startswith(EMULATOR)
         self.torch = _torch()
-        self.on_torch = bool(not simulated and self.torch is not None and self.torch.cuda.is_available())
+        self.on_torch = bool(not self.simulated and self.torch is not None and self.torch.cuda.is_available())
         self.place = "cuda" if self.on_torch else "cpu"  # of torch's operators; the CPU in a simulation
         if self.torch is not None:
             self.torch.set_grad_enabled(False)
 
     @property
     def name(self) -> str:
-        if self.simulated:
+        if self.simulator:
             return "simulator"
         if self.on_torch:
             return str(self.torch.cuda.get_device_name())
+        return self._numba_name()
+
+    def _numba_name(self) -> str:
         name = self.cuda.get_current_device().name
         return name.decode() if isinstance(name, bytes) else str(name)
 
@@ -87,7 +92,7 @@ class Device:
     def dtypes(self) -> dict[str, str]:
         """The types that arrays can have here, each with a reason if it is not available."""
         bfloat16 = ""
-        if self.simulated and importlib.util.find_spec("ml_dtypes") is None:
+        if self.simulator and importlib.util.find_spec("ml_dtypes") is None:
             bfloat16 = "in the simulator it needs ml_dtypes"
         return {"float32": "", "float64": "", "float16": "", "bfloat16": bfloat16}
 
@@ -99,7 +104,7 @@ class Device:
             return self.tensor(values, dtype)
         if dtype != "bfloat16":
             return self.cuda.to_device(np.ascontiguousarray(values, NUMPY[dtype]))
-        if self.simulated:
+        if self.simulator:
             import ml_dtypes
 
             return self.cuda.to_device(np.ascontiguousarray(values).astype(ml_dtypes.bfloat16))
@@ -125,7 +130,7 @@ class Device:
         """Wait until all work is done."""
         if self.on_torch:
             self.torch.cuda.synchronize()
-        elif not self.simulated:
+        elif not self.simulator:
             self.cuda.synchronize()
 
     def free(self) -> None:
@@ -170,21 +175,12 @@ class Device:
     def about(self) -> dict[str, str]:
         """Facts for the report."""
         rows = {"GPU": self.name}
-        if not self.simulated:
+        if not self.simulator:
             device = self.cuda.get_current_device()
             rows["compute capability"] = ".".join(map(str, device.compute_capability))
             rows["multiprocessors"] = str(device.MULTIPROCESSOR_COUNT)
-            rows["driver's CUDA"] = ".".join(map(str, self._driver()))
-        packages = ("numba", "numba-cuda", "numpy", "torch", "torchvision")
-        rows |= {name: version(name) for name in packages}
+        else:
+            rows |= {name: version(name) for name in ("numba", "numba-cuda", "numpy", "torch", "torchvision")}
         if self.on_torch:
             rows["cuDNN"] = str(self.torch.backends.cudnn.version())
         return rows
-
-    def _driver(self) -> tuple[int, ...]:
-        try:
-            from numba.cuda.cudadrv.driver import driver
-
-            return tuple(driver.get_version())
-        except (ImportError, AttributeError):
-            return ()

@@ -17,6 +17,8 @@ FILE = "registers.csv"  # in tests/ or a subfolder; written by a test
 REGISTERS = 65536  # per multiprocessor
 THREADS, WARP = 256, 32
 STEP = 8  # granularity of registers per thread
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100a")
+MOST_RUN = "sm_90a"  # of an H100 or H200
 
 
 def blocks(registers: int) -> int:
@@ -31,12 +33,14 @@ def span(low: float, high: float) -> str:
 
 def row(name: str, records: list[dict[str, str]]) -> list[str]:
     """The line of one kernel."""
-    registers = sorted(int(r["registers"]) for r in records)
+    variants = {(r["kernel"], r["variant"]) for r in records}
+    by_arch = {arch: sorted(int(r["registers"]) for r in records if r["arch"] == arch) for arch in ARCHITECTURES}
     shared = sorted(int(r["shared"]) / 1024 for r in records)
-    held = span(blocks(registers[-1]), blocks(registers[0]))
+    most = by_arch[MOST_RUN]
     spilled = sum(int(r["stack"]) + int(r["spills"]) > 0 for r in records)
-    cells = [span(registers[0], registers[-1]), span(shared[0], shared[-1]), held, str(spilled)]
-    return [name, str(len(records)), *cells]
+    cells = [span(found[0], found[-1]) if found else "-" for found in by_arch.values()]
+    cells += [span(shared[0], shared[-1]), span(blocks(most[-1]), blocks(most[0])), str(spilled)]
+    return [name, str(len(variants)), *cells]
 
 
 def most_registers(kernel: tuple[str, list[dict[str, str]]]) -> tuple[int, str]:
@@ -56,14 +60,8 @@ def text() -> str:
             kernels.setdefault(name, []).append(record)
     rows = [row(f"`{name}`", records) for name, records in sorted(kernels.items(), key=most_registers)]
     rows.append(row("all", [record for records in kernels.values() for record in records]))
-    head = [
-        "kernel",
-        "variants",
-        "registers",
-        "shared KB",
-        f"blocks by registers ({THREADS} threads)",
-        "with stack or spills",
-    ]
+    head = ["kernel", "variants", *(f"{arch}: registers" for arch in ARCHITECTURES), "shared KB"]
+    head += [f"{MOST_RUN}: blocks by registers ({THREADS} threads)", "with stack or spills"]
     return "\n".join(table(head, rows, left=1)).rstrip() + "\n"
 
 

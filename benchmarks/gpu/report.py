@@ -184,19 +184,28 @@ def problems(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def stages(results: dict[str, Any]) -> str:
+    """How long the run and its stages took; a run whose times are missing has not ended."""
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["stages"].items())
+    whole = f"the run took {results['seconds']:.0f} s: {each}"
+    return whole if "time" in results["stages"] else f"{whole}; NOT ENDED"
+
+
 def text(results: dict[str, Any], figure: str | None) -> str:
     """The report."""
     simulated = results["simulated"]
     lines = [f"# {results['about']['GPU']}", ""]
     if simulated:
         lines += [
-            f"{NO_SPEEDS}. Numba's simulator ran the kernels one thread at a time on tiny problems; no GPU was used.",
+            f"{NO_SPEEDS}. Numba's simulator, or an emulator, ran the kernels on tiny problems; no GPU was used.",
             "",
         ]
     lines += [f"- {name}: {value}" for name, value in results["about"].items()]
-    lines += [f"- {line}" for line in results["rate_lines"]] + [f"- the run took {results['seconds']:.0f} s", ""]
+    lines += [f"- {line}" for line in results["rate_lines"]] + [f"- {stages(results)}", ""]
+    lines += [f"Note: {note}\n" for note in results["notes"]]
     head = ["what", "measured", "wanted", "verdict"]
     lines += ["## Targets", "", *table(head, [list(one) for one in targets(results)], left=4)]
+    lines += ["## Compiled", "", results["compiled"].get("text", "Not asked for."), ""]
     lines += ["## Tests", "", results["tests"], ""]
     lines += ["## Right or wrong", "", *verdict_lines(results)]
     lines += [

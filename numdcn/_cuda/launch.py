@@ -93,6 +93,10 @@ class Kernel:
         self._rooms.append(room)
         check(error, "a kernel could not be launched")
 
+    def load(self, device: int) -> None:
+        """Have the kernel on a device before its first launch: compiled, or read from the disk cache, and loaded."""
+        on_device(device, lambda: self._handles.get(device) or self._load(device))
+
     def _load(self, device: int) -> Any:
         """The kernel on a device: compiled, or read from the disk cache (`_cache`)."""
         with self._lock, notice.waiting("GPU", getattr(self.dispatcher, "_cache", None)):

@@ -29,9 +29,11 @@ def compiled_as(intrinsic: Any) -> Callable[[Any], Any]:
 
 
 def asm(builder: Any, result: Any, text: str, constraints: str, values: Any, effect: bool) -> Any:
-    """IR: inline PTX."""
+    """IR: inline PTX. What the lanes of a warp do together (`.sync`) is convergent: the compiler may not move it to where
+    fewer of them come by."""
     kind = ir.FunctionType(result, [v.type for v in values])
-    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values))
+    attributes = ("convergent",) if ".sync" in text else ()
+    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), list(values), attrs=attributes)
 
 
 def place_of(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Every CUDA kernel, in every variant, is compiled to machine code for compute capability 8.0 and 9.0 by the real
-compiler.
+"""Every CUDA kernel, in every variant, becomes the machine code that runs: optimised at link time, as numba-cuda does, for
+compute capabilities 8.0, 8.9, 9.0 (an H100 or H200 gets sm_90a) and, if the compiler has it, 10.0 (sm_100a).
 
-No driver and no GPU is needed, only the wheels of the extra `cuda`. What the compiler reports for each is compared with
+Tests compile every variant for 8.0 and 9.0, every SHARE-th for the others too.
+No driver and no GPU is needed, only the wheels of the extra `cuda`. What the assembler reports for each is compared with
 registers.csv: registers per thread, bytes of shared memory per block, of stack and of spilled registers per thread.
 
 - Registers may differ by REGISTERS: Numba's instruction order varies (with one compiler version, two runs differ by up to
@@ -9,12 +10,14 @@ registers.csv: registers per thread, bytes of shared memory per block, of stack 
 - Shared memory is determined by the source. Stack and spills are 0 unless the table says otherwise: a local array that is
   not kept in registers, or too many live values, would cost memory accesses in the innermost loop.
 - No kernel that stores other types contains a float64 instruction: on most GPUs these are 2 to 64 times as slow.
+- Inline PTX that a warp executes together is convergent: the compiler must not move it to where fewer lanes come by.
 
 `python -m tests.cuda.test_compile --write` rewrites the table; the diff then shows the cost of a change.
 """
 
 import concurrent.futures
 import csv
+import functools
 import importlib
 import importlib.util
 import multiprocessing
@@ -23,6 +26,7 @@ import pathlib
 import re
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 
@@ -30,7 +34,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TABLE = HERE / "registers.csv"
 COLUMNS = ("kernel", "variant", "arch", "registers", "shared", "stack", "spills")
-ARCHITECTURES = ((8, 0), (9, 0))
+ARCHITECTURES = ((8, 0), (8, 9), (9, 0, "a"), (10, 0, "a"))  # as numba-cuda names what it compiles for
+ALWAYS = ((8, 0), (9, 0, "a"))
+MOST_RUN = (9, 0, "a")
+SHARE = 5
 REGISTERS = 24
 WORKERS = int(os.environ.get("NUMDCN_TEST_WORKERS", 2))
 
@@ -72,10 +79,23 @@ def jobs():
     return [(name, told(constants)) for name, maker in sorted(makers().items()) for constants in maker.variants()]
 
 
+def sm(arch):
+    """An architecture, as named in the table."""
+    return "sm_" + "".join(map(str, arch))
+
+
+@functools.cache
+def supported():
+    """The architectures that the installed compiler has."""
+    from numba.cuda.cudadrv import nvrtc
+
+    return [arch for arch in ARCHITECTURES if arch[:2] in nvrtc.get_supported_ccs()]
+
+
 def rows_to_come():
     """(kernel, variant, architecture) of the expected rows."""
     return {
-        (name, told(constants), "sm_{}{}".format(*arch))
+        (name, told(constants), sm(arch))
         for name, maker in makers().items()
         for constants in maker.variants()
         for arch in architectures(maker, constants)
@@ -85,7 +105,7 @@ def rows_to_come():
 def architectures(maker, constants):
     """The architectures a variant is compiled for: those from `_needs` on."""
     least = maker.needs(*constants) if hasattr(maker, "needs") else _needs(maker, constants)
-    return [arch for arch in ARCHITECTURES if arch >= least]
+    return [arch for arch in supported() if arch >= least]
 
 
 def _needs(maker, constants):
@@ -95,42 +115,59 @@ def _needs(maker, constants):
     return (9, 0) if flags.get("VECTORS") else (8, 0)
 
 
-def compiled(job):
-    """The rows of the table for a job, and the lines of its PTX with float64. The PTX is that of the lowest
-    architecture, as for others only the name differs."""
-    from numba import cuda
+class Compiled(NamedTuple):
+    """What became of a variant."""
+
+    rows: list  # of the table
+    doubles: list  # lines of the PTX with float64
+    together: list  # inline PTX that a warp executes together, a line of LLVM IR for each
+
+
+def compiled(job, wanted=ARCHITECTURES):
+    """A variant for these architectures: types are found once, as numba-cuda does for a GPU of 9.0, the rest for each."""
+    from numba.cuda import compiler
 
     name, variant = job
     maker = makers()[name]
     constants = next(c for c in maker.variants() if told(c) == variant)
-    wanted = architectures(maker, constants)
-    ptx, _ = cuda.compile(
-        maker.make(*constants), maker.signature(*constants), device=False, abi="numba", cc=wanted[0], output="ptx",
+    library, _ = compiler._compile_pyfunc_with_fixup(  # what `cuda.compile` and the dispatcher do; of its library they ask one output
+        maker.make(*constants), maker.signature(*constants), device=False, abi="numba", cc=MOST_RUN[:2],
         **maker.options(*constants),
     )  # fmt: skip
-    doubles = [line.strip() for line in ptx.splitlines() if re.search(r"\.f64\b", line)]
-    return [(name, variant, "sm_{}{}".format(*arch), *assembled(ptx, arch)) for arch in wanted], doubles
+    rows = [
+        (name, variant, sm(arch), *assembled(library, arch))
+        for arch in architectures(maker, constants)
+        if arch in wanted
+    ]
+    ptx, _ = linked(library, MOST_RUN, "ptx", ptx=True)
+    doubles = [line.strip() for line in ptx.decode().splitlines() if re.search(r"\.f64\b", line)]
+    llvm = library.get_llvm_str().splitlines()
+    return Compiled(rows, doubles, [line.strip() for line in llvm if " asm " in line and ".sync" in line])
 
 
-def assembled(ptx, arch):
-    """(registers, shared memory, stack, spills) of PTX assembled into a cubin."""
+def linked(library, arch, target, **options):
+    """(code, log) of a library of numba-cuda, optimised at link time."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
-    options = LinkerOptions(arch="sm_{}{}".format(*arch), ptxas_options=["-v"])
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-    code, log = linker.link("cubin").code, linker.get_info_log()
+    code = ObjectCode.from_ltoir(bytes(library.get_ltoir(cc=arch)))
+    linker = Linker(code, options=LinkerOptions(arch=sm(arch), link_time_optimization=True, **options))
+    return bytes(linker.link(target).code), linker.get_info_log()
+
+
+def assembled(library, arch):
+    """(registers, shared memory, stack, spills) of the machine code."""
+    code, log = linked(library, arch, "cubin", ptxas_options=["-v"])
     assert code[:4] == b"\x7fELF" and "Used" in log, log
-    patterns = (r"Used (\d+) registers", r"(\d+) bytes stack", r"(\d+) bytes spill stores")
-    registers, stack, spills = (max(map(int, re.findall(pattern, log)), default=0) for pattern in patterns)
-    shared = sum(map(int, re.findall(r"^\s*(?:\.\w+ )*\.shared [^;]*\[(\d+)\];", ptx, re.MULTILINE)))  # not in the log
-    return registers, shared, stack, spills
+    patterns = (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes stack", r"(\d+) bytes spill stores")
+    return tuple(max(map(int, re.findall(pattern, log)), default=0) for pattern in patterns)
 
 
-def compile_all(wanted):
-    """Rows of all jobs, as a pool of processes finishes them."""
+def compile_all(wanted, share=1):
+    """What becomes of all jobs, as a pool of processes finishes them; every share-th is compiled for all architectures."""
+    chosen = [ARCHITECTURES if number % share == 0 else ALWAYS for number in range(len(wanted))]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        yield from pool.map(compiled, wanted)
+        yield from pool.map(compiled, wanted, chosen)
 
 
 def read_table():
@@ -149,11 +186,11 @@ def results():
     if reason:
         pytest.skip(reason)
     start, wanted = time.perf_counter(), jobs()
-    found = list(compile_all(wanted))
+    found = list(compile_all(wanted, SHARE))
     print(f"\n{len(found)} variants compiled in {time.perf_counter() - start:.0f} s")
     print("{:<48} {:<28} {:<6} {:>9} {:>7} {:>6} {:>6}".format(*COLUMNS))
-    for rows, _ in found:
-        for row in rows:
+    for one in found:
+        for row in one.rows:
             print("{:<48} {:<28} {:<6} {:>9} {:>7} {:>6} {:>6}".format(*row))
     return found
 
@@ -171,13 +208,16 @@ def test_every_operator_has_kernels():
 @pytest.mark.full
 def test_registers_and_memory(results):
     """As in the table: no more stack or spills, about as many registers."""
-    table = read_table()
-    rows = {row[:3]: row[3:] for rows, _ in results for row in rows}
-    assert rows.keys() == rows_to_come()
-    assert rows.keys() == table.keys(), (
-        f"registers.csv is not of these kernels: {sorted(rows.keys() ^ table.keys())[:4]}; write it anew by "
+    known = {*map(sm, supported())}
+    table = {key: row for key, row in read_table().items() if key[2] in known}
+    rows = {row[:3]: row[3:] for one in results for row in one.rows}
+    wanted = rows_to_come()
+    assert table.keys() == wanted, (
+        f"registers.csv is not of these kernels: {sorted(wanted ^ table.keys())[:4]}; write it anew by "
         "python -m tests.cuda.test_compile --write"
     )
+    assert {key for key in wanted if key[2] in map(sm, ALWAYS)} <= rows.keys() <= wanted
+    assert {key[2] for key in rows} == known
     wrong = []
     for key, (registers, shared, stack, spills) in rows.items():
         r, s, k, p = table[key]
@@ -188,23 +228,33 @@ def test_registers_and_memory(results):
 
 @pytest.mark.full
 def test_no_stack_and_no_spills(results):
-    assert not [row for rows, _ in results for row in rows if row[5] or row[6]]
+    assert not [row for one in results for row in one.rows if row[5] or row[6]]
 
 
 @pytest.mark.full
 def test_no_float64_in_narrower_kernels(results):
-    wrong = {rows[0][:2]: lines[:3] for rows, lines in results if not rows[0][1].startswith("float64") and lines}
+    wrong = {
+        one.rows[0][:2]: one.doubles[:3] for one in results if one.doubles and not one.rows[0][1].startswith("float64")
+    }
     assert not wrong
+
+
+@pytest.mark.full
+def test_what_a_warp_does_together_is_convergent(results):
+    """Products, and reads of their operands. (Shuffles and barriers are the compiler's own, which knows.)"""
+    lines = [line for one in results for line in one.together]
+    assert any("mma.sync" in line for line in lines) and any("ldmatrix.sync" in line for line in lines)
+    assert not [line for line in lines if not line.endswith(" convergent")]
 
 
 def main():
     """Compiles everything and prints a line for each: `--write` writes the table, a name selects kernels."""
     start, names = time.perf_counter(), [a for a in sys.argv[1:] if a != "--write"]
     table = []
-    for rows, lines in compile_all([job for job in jobs() if not names or names[0] in job[0]]):
-        for row in rows:
-            print(*row, f"{len(lines)} lines of float64, after {time.perf_counter() - start:.0f} s", flush=True)
-        table += rows
+    for one in compile_all([job for job in jobs() if not names or names[0] in job[0]]):
+        for row in one.rows:
+            print(*row, f"{len(one.doubles)} lines of float64, after {time.perf_counter() - start:.0f} s", flush=True)
+        table += one.rows
     if "--write" in sys.argv and not names:
         write_table(table)
         print(f"{TABLE} written")

@@ -2,7 +2,7 @@
 tests).
 
 Each case runs in a separate process (emulator_programs.py). The wheels of the extra `cuda` are needed.
-`python -m tools.ptx_emulator python -m pytest tests/ops/test_conv.py -k cuda` runs any other GPU test there.
+`python -m tools.ptx_emulator python -m pytest -m cuda tests/ops/test_conv.py` runs any other GPU test there.
 """
 
 import concurrent.futures

@@ -83,6 +83,9 @@ def test_no_speed_of_what_is_wrong(tmp_path):
     wrong = {**row, "contender": "numdcn float32", "status": "WRONG", "detail": "y is off by 9 bounds"}
     results = {
         "simulated": False,
+        "stages": {"check": 2.0},
+        "notes": ["torch is not installed."],
+        "compiled": {},
         "about": {"GPU": "Some GPU"},
         "rate_lines": [],
         "seconds": 1.0,
@@ -95,6 +98,7 @@ def test_no_speed_of_what_is_wrong(tmp_path):
     }
     text = report.write(results, tmp_path).read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("| S1 | 16 |"))
+    assert "check 2 s; NOT ENDED" in text and "Note: torch is not installed." in text
     assert "WRONG" in line and "1.00" in line and "y is off by 9 bounds" in text
     judged = report.targets(results)
     assert all(one.verdict == "not measured" for one in judged)

@@ -169,15 +169,20 @@ def limit(seconds):
     return math.ceil(seconds * float(os.environ.get("NUMDCN_TEST_TIME", 1)))
 
 
+def python_path():
+    """A PYTHONPATH for child processes: numdcn and the tests, before what it holds already."""
+    import numdcn
+
+    paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), *FOLDERS, os.environ.get("PYTHONPATH")]
+    return os.pathsep.join(filter(None, paths))
+
+
 def run_python(code, *arguments, timeout=180, check=True, **environment):
     """Runs a program in a new interpreter that can import numdcn and the tests; a value of None removes a variable.
 
     `timeout` is for a normal machine; see `limit`.
     """
-    import numdcn
-
-    paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), *FOLDERS]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    env = {**os.environ, "PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
     for name, value in environment.items():
         env.pop(name, None)
         if value is not None:

@@ -9,7 +9,6 @@ import atexit
 import ctypes
 import importlib.util
 import os
-import pathlib
 import pickle
 import struct
 import subprocess
@@ -18,7 +17,8 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from checks import FOLDERS, ROOT, Backend, limit
+import pytest
+from checks import ROOT, Backend, limit, python_path
 
 SECONDS = limit(300)  # limit for a call
 
@@ -116,10 +116,7 @@ class Server:
         self.simulated, self.process, self.lock = simulated, None, threading.Lock()
 
     def start(self):
-        import numdcn
-
-        paths = [str(pathlib.Path(numdcn.__file__).resolve().parents[1]), *FOLDERS]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+        env = {**os.environ, "PYTHONPATH": python_path(), "PYTHONSAFEPATH": "1"}
         env.pop("NUMBA_ENABLE_CUDASIM", None)
         if self.simulated:
             env["NUMBA_ENABLE_CUDASIM"] = "1"
@@ -202,7 +199,10 @@ def count_gpus():
         return 0
 
 
-KINDS = [
-    "simulator",
-    *["cuda"] * (count_gpus() > 0),
-]  # a missing GPU is reported in the header of the test run, not as a skip
+def kinds():
+    """The parameters of tests that run on a device. Those of a real GPU have the mark `cuda`, so that `-m cuda` selects what
+    runs there and nothing else. A missing GPU is reported in the header of the test run, not as a skip."""
+    return ["simulator", *[pytest.param("cuda", marks=pytest.mark.cuda)] * (count_gpus() > 0)]
+
+
+KINDS = kinds()

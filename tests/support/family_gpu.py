@@ -45,8 +45,10 @@ class GPU(Joined):
             metafunc.parametrize("half, coordinates", half_types(self.operator), ids=lambda kind: str(kind))
 
         if "full_case" in metafunc.fixturenames:
-            full = list(self.full.items()) if "cuda" in device.KINDS else [("none", None)]
-            metafunc.parametrize("full_case", [make for _, make in full], ids=[name for name, _ in full])
+            full = [pytest.param(make, id=name, marks=pytest.mark.cuda) for name, make in self.full.items()]
+            if not device.count_gpus():
+                full = [pytest.param(None, id="none")]
+            metafunc.parametrize("full_case", full)
         if "small" in metafunc.fixturenames:
             metafunc.parametrize("small", [self.usual, *self.others.values()], ids=["usual", *self.others])
 
