@@ -44,7 +44,7 @@ def divided(monkeypatch):
     forget()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "constants",
     [

@@ -36,7 +36,8 @@ def test_interrupts_at_random_moments(threads):
     run_program("interrupts", COUNT, threads, random.randrange(10**6))
 
 
-@pytest.mark.parametrize("direction", ["forward", pytest.param("backward", marks=FULL)])
+@FULL
+@pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_an_interrupt_at_every_instruction(direction):
     run_program("every_instruction", direction)
 

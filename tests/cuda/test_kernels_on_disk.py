@@ -62,6 +62,7 @@ def compiler():
         pytest.skip(reason)
 
 
+@pytest.mark.full
 def test_processes_that_keep_variants_at_once(tmp_path):
     """Each variant is found again, unmixed."""
     with ThreadPoolExecutor(PROCESSES) as pool:

@@ -33,7 +33,11 @@ def files():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.full) if name == "detect_boxes.py" else name for name in EXAMPLES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full) if name in ("attend.py", "detect_boxes.py") else name
+        for name in EXAMPLES
+    ],
 )
 def test_an_example_runs_and_draws(name, tmp_path):
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")
