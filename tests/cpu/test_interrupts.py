@@ -74,6 +74,7 @@ def test_an_interrupt_while_kernels_are_compiled_and_then_the_end(tmp_path):
     run_program("ends_while_compiling", NUMBA_CACHE_DIR=tmp_path)
 
 
+@FULL
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may become a user with a limit")
 def test_no_thread_can_be_started():
     run_program("no_thread")

@@ -32,12 +32,12 @@ def files():
     return {*ROOT.glob("*"), *(path for path in ROOT.glob("examples/**/*") if "__pycache__" not in path.parts)}
 
 
+LONG = ("attend.py", "detect_boxes.py", "from_loops_to_simd.py", "smooth.py")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.full) if name in ("attend.py", "detect_boxes.py") else name
-        for name in EXAMPLES
-    ],
+    [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in EXAMPLES],
 )
 def test_an_example_runs_and_draws(name, tmp_path):
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")
@@ -50,6 +50,7 @@ def test_an_example_runs_and_draws(name, tmp_path):
     assert after == before, f"it leaves {sorted(after - before)} in the repository"
 
 
+@pytest.mark.full
 def test_queries_that_did_not_learn_fail(tmp_path):
     """Eight steps are too few."""
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")

@@ -302,7 +302,8 @@ class Family(Joined):
         assert all(intact() for _, intact in (*pairs.values(), *outs))
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="protected pages are tested on Linux")
-    @pytest.mark.parametrize("end", [pytest.param("before", marks=pytest.mark.full), "after"])
+    @pytest.mark.full
+    @pytest.mark.parametrize("end", ["before", "after"])
     def test_no_read_or_write_outside_the_arrays(self, end):
         """Every array touches an inaccessible page; a fault kills the process."""
         assert "all cases ran" in run_python(["-m", "guard_pages"], end, self.operator.name).stdout
