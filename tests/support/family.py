@@ -293,8 +293,7 @@ class Family(Joined):
     def test_nothing_outside_the_arrays_is_written(self, backend, dtype):
         plain = self.usual(dtype)
         pairs = {name: embedded(plain[name]) for name in ("grad_y", *plain.given())}
-        p = plain.map(lambda name, _: pairs[name][0])
-        outs = []
+        p, outs = plain.map(lambda name, _: pairs[name][0]), []
         for run in (p.forward, p.backward):
             out = blank(run(backend), layout=lambda array: outs.append(embedded(array)) or outs[-1][0])
             run(backend, out=out)
