@@ -38,9 +38,22 @@ class ImagesCall(NamedTuple):
 
 
 @helper
-def _pack(of_x, one, params, counter, slot):
-    """Copy x, of elements of the type of `of_x`, to zero-padded channels-last images. A task is a block of pixels of one
-    image."""
+def _fill_image(image, x, strides, first, last, size, channels, zero, buffer):
+    """Copy pixels first to last of x to a zero-padded image."""
+    clear_padding(image, first, last, size, channels, zero)
+    to_channels_last(x, strides, first, last, size, channels, image, buffer)
+
+
+@helper
+def _read_image(image, x, strides, first, last, size, channels, zero, buffer):
+    """Copy pixels first to last of a zero-padded image to x."""
+    from_channels_last(image, first, last, size, channels, x, strides, buffer)
+
+
+@helper
+def _copy(copy, of_x, one, params, counter, slot):
+    """Copy between x, of elements of the type of `of_x`, and zero-padded channels-last images, by `copy`. A task is a
+    block of pixels of one image."""
     a = unpack(params, ImagesCall)
     x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
@@ -54,66 +67,44 @@ def _pack(of_x, one, params, counter, slot):
         for block_ in range(a.blocks):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
-            clear_padding(image, first, last, a.size, channel_end - channel, one - one)
-            source = at(pointer(x.address, of_x), n * x.strides[0] + channel * x.strides[1])
-            to_channels_last(source, x.strides[1:], first, last, a.size, channel_end - channel, image, buffer)
-
-
-@helper
-def _unpack(of_x, one, params, counter, slot):
-    """Copy the gradients of the zero-padded images to x. Tasks and types as in `_pack`."""
-    a = unpack(params, ImagesCall)
-    x, bounds = a.plain, pointer(a.bounds, np.int64(0))
-    buffer = pointer(a.workspaces + slot * a.workspace_bytes, one)
-    pixels = a.size[0] * a.size[1]
-    blocks = (pixels + COPY_PIXELS - 1) // COPY_PIXELS
-    while True:
-        task = next_task(counter)
-        if task >= a.batch * blocks:
-            return
-        n, first = task // blocks, task % blocks * COPY_PIXELS
-        last = min(first + COPY_PIXELS, pixels)
-        for block_ in range(a.blocks):
-            channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
-            image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
-            target = at(pointer(x.address, of_x), n * x.strides[0] + channel * x.strides[1])
-            from_channels_last(image, first, last, a.size, channel_end - channel, target, x.strides[1:], buffer)
+            planes = at(pointer(x.address, of_x), n * x.strides[0] + channel * x.strides[1])
+            copy(image, planes, x.strides[1:], first, last, a.size, channel_end - channel, one - one, buffer)
 
 
 @kernel
 def pack_images(one, params, counter, slot):
-    """`_pack` of the type of the images."""
-    _pack(one, one, params, counter, slot)
+    """Copy x to images of its type."""
+    _copy(_fill_image, one, one, params, counter, slot)
 
 
 @kernel
 def pack_float16(one, params, counter, slot):
-    """`_pack` of float16."""
-    _pack(np.uint16(0), one, params, counter, slot)
+    """Copy x in float16 to images."""
+    _copy(_fill_image, np.uint16(0), one, params, counter, slot)
 
 
 @kernel
 def pack_bfloat16(one, params, counter, slot):
-    """`_pack` of bfloat16."""
-    _pack(np.int16(0), one, params, counter, slot)
+    """Copy x in bfloat16 to images."""
+    _copy(_fill_image, np.int16(0), one, params, counter, slot)
 
 
 @kernel
 def unpack_images(one, params, counter, slot):
-    """`_unpack` to the type of the images."""
-    _unpack(one, one, params, counter, slot)
+    """Copy the gradients of images to x of their type."""
+    _copy(_read_image, one, one, params, counter, slot)
 
 
 @kernel
 def unpack_float16(one, params, counter, slot):
-    """`_unpack` to float16."""
-    _unpack(np.uint16(0), one, params, counter, slot)
+    """Copy the gradients of images to x in float16."""
+    _copy(_read_image, np.uint16(0), one, params, counter, slot)
 
 
 @kernel
 def unpack_bfloat16(one, params, counter, slot):
-    """`_unpack` to bfloat16."""
-    _unpack(np.int16(0), one, params, counter, slot)
+    """Copy the gradients of images to x in bfloat16."""
+    _copy(_read_image, np.int16(0), one, params, counter, slot)
 
 
 class ClearCall(NamedTuple):

@@ -169,6 +169,20 @@ def limit(seconds):
     return math.ceil(seconds * float(os.environ.get("NUMDCN_TEST_TIME", 1)))
 
 
+def with_threads(run, counts):
+    """The results of `run()` with each number of threads."""
+    import numdcn
+
+    before, results = numdcn.get_num_threads(), []
+    try:
+        for count in counts:
+            numdcn.set_num_threads(count)
+            results.append(run())
+    finally:
+        numdcn.set_num_threads(before)
+    return results
+
+
 def python_path():
     """A PYTHONPATH for child processes: numdcn and the tests, before what it holds already."""
     import numdcn

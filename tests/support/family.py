@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import checks
 import numpy as np
 import pytest
 from checks import LAYOUTS, ROUNDINGS, assert_close, assert_same_bits, dot, reference, run_python, threads_asked_for
@@ -348,18 +349,11 @@ class Family(Joined):
 
     def test_the_same_bits_for_any_number_of_threads(self, backend, large_case, dtype):
         """In every run."""
-        import numdcn
-
-        p, before, results = large_case(dtype), numdcn.get_num_threads(), []
-        try:
-            for threads in (1, 2, 7, 3, 2):
-                numdcn.set_num_threads(threads)
-                results.append((p.forward(backend), p.backward(backend)))
-        finally:
-            numdcn.set_num_threads(before)
-        for y, g in results[1:]:
-            assert_same(y, results[0][0])
-            assert_same(g, results[0][1])
+        p = large_case(dtype)
+        first, *others = checks.with_threads(lambda: (p.forward(backend), p.backward(backend)), (1, 2, 7, 3, 2))
+        for y, g in others:
+            assert_same(y, first[0])
+            assert_same(g, first[1])
 
 
 def assert_images_are_independent(backend, problem, per_image):

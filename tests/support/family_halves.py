@@ -11,7 +11,7 @@ is the library's own; both are compared with the naive reference as well.
 
 import numpy as np
 import pytest
-from checks import LAYOUTS, assert_close, assert_message, assert_same_bits
+from checks import LAYOUTS, assert_close, assert_message, assert_same_bits, with_threads
 from family import Family, Joined, assert_same, blank, outputs
 from halves import HALVES, expected_of_narrow, half_types, halved
 
@@ -95,18 +95,11 @@ class HalfTypes(Joined):
 
     @pytest.mark.full
     def test_the_same_bits_for_any_number_of_threads(self, backend, large_case, half):
-        import numdcn
-
-        p, before, results = halved(large_case(np.float32), half, half)[0], numdcn.get_num_threads(), []
-        try:
-            for threads in (1, 2, 7):
-                numdcn.set_num_threads(threads)
-                results.append((p.forward(backend), p.backward(backend)))
-        finally:
-            numdcn.set_num_threads(before)
-        for y, g in results[1:]:
-            assert_same(y, results[0][0])
-            assert_same(g, results[0][1])
+        p = halved(large_case(np.float32), half, half)[0]
+        first, *others = with_threads(lambda: (p.forward(backend), p.backward(backend)), (1, 2, 7))
+        for y, g in others:
+            assert_same(y, first[0])
+            assert_same(g, first[1])
 
     def test_mixtures_of_types(self, backend, half):
         """An array in another type is named, with its type and the type that was expected."""
