@@ -17,8 +17,9 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numdcn._cpu.jit import block, has_32_registers, register_tile
+from numdcn._cpu.pairs import dot_value
 from numdcn._cpu.simd import at, load_scalar, load_value, prefetch_value, store_value, width
-from numdcn._formulas.jit import lanes
+from numdcn._formulas.jit import helper, lanes
 from numdcn._formulas.vectors import I64, fma_value, splat_value
 
 CHUNK_BYTES = 768  # of one row of A: then a chunk of B's panel and of A's rows fit in L1 together
@@ -65,7 +66,9 @@ def panel_width(columns: int, dtype: Any) -> int:
     return min((w for w in panel_widths(dtype) if w >= columns), default=panel_widths(dtype)[0])
 
 
-def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], args: Any) -> list[Any]:
+def _product(
+    builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], multiply_add: Any, args: Any
+) -> list[Any]:
     """IR: the loop over k. Leaves the builder after it; returns the accumulators, row by row."""
     a, b, b_pitch, prefetched, prefetch_step, k_end = args
     zero = ir.Constant(vector, None)
@@ -88,7 +91,7 @@ def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[
     for r in range(rows):
         scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * strides[0])]))
         broadcast = splat_value(builder, scalar, vector.count)
-        new += [fma_value(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
+        new += [multiply_add(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
     k_next = builder.add(k, ir.Constant(I64, 1))
     steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [b_pitch]))]
     steps.append((prefetched_k, builder.gep(prefetched_k, [prefetch_step])))
@@ -123,7 +126,7 @@ def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
     return BLOCK_ROWS, (1, block_size(itemsize))
 
 
-def _tile(layout: str, width_index: int) -> Any:
+def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
     """A register tile of width `panel_widths(...)[width_index]`, for A in `layout`.
 
     `prefetched` is memory needed soon: each step over k prefetches one line of it and advances by `prefetch_step`
@@ -140,9 +143,8 @@ def _tile(layout: str, width_index: int) -> Any:
         def codegen(context, builder, sig, args):
             a, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args
             vector = ir.VectorType(context.get_value_type(element), count)
-            sums = _product(
-                builder, rows, vector, columns // count, strides, (a, b, b_pitch, prefetched, prefetch_step, k_end)
-            )
+            inner = a, b, b_pitch, prefetched, prefetch_step, k_end
+            sums = _product(builder, rows, vector, columns // count, strides, multiply_add, inner)
             _write(
                 builder,
                 sums,
@@ -160,8 +162,28 @@ def _tile(layout: str, width_index: int) -> Any:
 
 
 _rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
+_pairs_wide, _pairs_single, _pairs_narrow = (_tile("rows", i, dot_value) for i in (0, 1, -1))
 _packed_wide, _packed_single, _packed_narrow = (_tile("packed", i) for i in (0, 1, -1))
 _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -1))
+
+
+@helper
+def _multiply(wide, single, narrow, a, rows, k, b, next_chunk, c, overwrite):
+    """`multiply_rows` by register tiles of the three widths."""
+    step, panel = width(load_scalar(a.pointer, 0)), b.width
+    prefetch_step = panel * ROWS // max(rows, ROWS)
+    for j in range(b.count):
+        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
+        prefetched = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
+        for r in range(0, rows, ROWS):
+            a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
+            if panel == VECTORS * step:
+                wide(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+            elif panel == step:
+                single(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+            else:
+                narrow(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+            prefetched = at(prefetched, prefetch_step * k)
 
 
 @block
@@ -171,20 +193,13 @@ def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
     Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. The next
     product's B is `next_chunk` elements after this one; it is only prefetched.
     """
-    step, panel = width(load_scalar(a.pointer, 0)), b.width
-    prefetch_step = panel * ROWS // max(rows, ROWS)
-    for j in range(b.count):
-        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
-        prefetched = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
-        for r in range(0, rows, ROWS):
-            a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
-            if panel == VECTORS * step:
-                _rows_wide(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
-            elif panel == step:
-                _rows_single(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
-            else:
-                _rows_narrow(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
-            prefetched = at(prefetched, prefetch_step * k)
+    _multiply(_rows_wide, _rows_single, _rows_narrow, a, rows, k, b, next_chunk, c, overwrite)
+
+
+@block
+def multiply_pairs(a, rows, k, b, next_chunk, c, overwrite):
+    """`multiply_rows` where the elements of A and B are pairs of bfloat16, two rows of B side by side."""
+    _multiply(_pairs_wide, _pairs_single, _pairs_narrow, a, rows, k, b, next_chunk, c, overwrite)
 
 
 @block

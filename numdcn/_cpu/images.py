@@ -12,7 +12,15 @@ import numpy as np
 from numdcn._call.arrays import is_half
 from numdcn._cpu.arrays import computed, place
 from numdcn._cpu.jit import kernel
-from numdcn._cpu.layout import COPY_PIXELS, clear_padding, fill, from_channels_last, padded_pixels, to_channels_last
+from numdcn._cpu.layout import (
+    COPY_PIXELS,
+    clear_padding,
+    fill,
+    from_channels_last,
+    padded_pixels,
+    pairs_to_channels_last,
+    to_channels_last,
+)
 from numdcn._cpu.parameters import Numbers, Place, unpack
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer
 from numdcn._cpu.threads import launch
@@ -42,6 +50,13 @@ def _fill_image(image, x, strides, first, last, size, channels, zero, buffer):
     """Copy pixels first to last of x to a zero-padded image."""
     clear_padding(image, first, last, size, channels, zero)
     to_channels_last(x, strides, first, last, size, channels, image, buffer)
+
+
+@helper
+def _fill_pairs(image, x, strides, first, last, size, channels, zero, buffer):
+    """`_fill_image` of pairs of channels."""
+    clear_padding(image, first, last, size, channels, zero)
+    pairs_to_channels_last(x, strides, first, last, size, channels, image, buffer)
 
 
 @helper
@@ -87,6 +102,12 @@ def pack_float16(one, params, counter, slot):
 def pack_bfloat16(one, params, counter, slot):
     """Copy x in bfloat16 to images."""
     _copy(_fill_image, np.int16(0), one, params, counter, slot)
+
+
+@kernel
+def pack_pairs(one, params, counter, slot):
+    """Copy x in bfloat16 to images of pairs of neighbouring channels, in a single block."""
+    _copy(_fill_pairs, np.int16(0), one, params, counter, slot)
 
 
 @kernel
@@ -152,6 +173,10 @@ class PaddedImages:
         """Copy x (N, C, H, W) into these images."""
         kernel = _suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
         launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
+
+    def pack_pairs(self, x: np.ndarray) -> None:
+        """Copy x in bfloat16 into these images, whose channels are pairs."""
+        launch(pack_pairs, np.float32(1), self._call(x), self._threads(x))
 
     def unpack(self, x: np.ndarray) -> None:
         """Copy these images to x."""

@@ -20,6 +20,20 @@ def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), picks))
 
 
+def exchanged(builder: Any, rows: list[Any]) -> list[Any]:
+    """IR: the columns of a square block, given as the vectors of its rows."""
+    rows, count, step = list(rows), len(rows), 1
+    while step < count:  # exchange the off-diagonal blocks of step x step elements
+        for i in range(count):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                low = [j if not j & step else count + j - step for j in range(count)]
+                high = [j + step if not j & step else count + j for j in range(count)]
+                rows[i], rows[i + step] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
+        step *= 2
+    return rows
+
+
 @intrinsic
 def transpose(typingctx, source, stride, target, target_stride):
     """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the number of lanes of a full register."""
@@ -30,16 +44,7 @@ def transpose(typingctx, source, stride, target, target_stride):
         vector = ir.VectorType(context.get_value_type(number), count)
         places = [[builder.mul(args[n], ir.Constant(I64, i)) for i in range(count)] for n in (1, 3)]
         rows = [load_value(builder, args[0], place, vector, source.dtype) for place in places[0]]
-        step = 1
-        while step < count:  # exchange the off-diagonal blocks of step x step elements
-            for i in range(count):
-                if not i & step:
-                    a, b = rows[i], rows[i + step]
-                    low = [j if not j & step else count + j - step for j in range(count)]
-                    high = [j + step if not j & step else count + j for j in range(count)]
-                    rows[i], rows[i + step] = shuffle(builder, a, b, low), shuffle(builder, a, b, high)
-            step *= 2
-        for row, place in zip(rows, places[1], strict=True):
+        for row, place in zip(exchanged(builder, rows), places[1], strict=True):
             store_value(builder, row, args[2], place, target.dtype)
         return context.get_dummy_value()
 

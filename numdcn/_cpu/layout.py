@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numdcn._cpu.lanes import transpose
+from numdcn._cpu.pairs import load_pair, transpose_pairs
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
@@ -93,8 +94,44 @@ def _padded_index(q, size):
 
 
 @helper
+def _element(source, stride, c, q):
+    """Element q of plane c, of planes `stride` elements apart."""
+    return load_scalar(source, c * stride + q)
+
+
+@helper
+def _transpose(source, stride, c, q, target, pitch):
+    """Transpose a square of planes from c and elements from q on."""
+    transpose(at(source, c * stride + q), stride, target, pitch)
+
+
+@helper
+def _pair(source, stride, c, q):
+    """The pair of elements q of planes 2c and 2c + 1."""
+    return load_pair(source, 2 * c * stride + q, stride)
+
+
+@helper
+def _transpose_pairs(source, stride, c, q, target, pitch):
+    """Transpose a square of pairs of planes from c and elements from q on."""
+    transpose_pairs(at(source, 2 * c * stride + q), 2 * stride, stride, target, pitch, width(load_scalar(target, 0)))
+
+
+@helper
 def to_channels_last(source, strides, first, last, size, channels, image, block):
     """Copy pixels first to last (reading order) of one (c, h, w) image into a zero-padded one; block: L*L elements."""
+    _to_channels_last(_element, _transpose, source, strides, first, last, size, channels, image, block)
+
+
+@helper
+def pairs_to_channels_last(source, strides, first, last, size, channels, image, block):
+    """`to_channels_last` where each channel of the image is a pair of neighbouring channels in bfloat16."""
+    _to_channels_last(_pair, _transpose_pairs, source, strides, first, last, size, channels, image, block)
+
+
+@helper
+def _to_channels_last(element, square, source, strides, first, last, size, channels, image, block):
+    """`to_channels_last`, by `element` or squares of elements."""
     step = width(load_scalar(block, 0))
     flat = strides[2] == 1 and strides[1] == size[1]
     if not flat or channels < step or last - first < step:
@@ -102,7 +139,7 @@ def to_channels_last(source, strides, first, last, size, channels, image, block)
             y = q // size[1]
             source_q, target = y * strides[1] + (q - y * size[1]) * strides[2], _padded_index(q, size) * channels
             for c in range(channels):
-                store(image, target + c, load_scalar(source, source_q + c * strides[0]))
+                store(image, target + c, element(source, strides[0], c, source_q))
         return
     for q_tile in range(first, last, 4 * step):
         for c in range(0, channels, step):
@@ -112,9 +149,9 @@ def to_channels_last(source, strides, first, last, size, channels, image, block)
                 first_q = _padded_index(q_, size)
                 if _padded_index(q_ + step - 1, size) == first_q + step - 1:  # all in one row
                     spot = at(image, first_q * channels + c_)
-                    transpose(at(source, c_ * strides[0] + q_), strides[0], spot, channels)
+                    square(source, strides[0], c_, q_, spot, channels)
                     continue
-                transpose(at(source, c_ * strides[0] + q_), strides[0], block, step)
+                square(source, strides[0], c_, q_, block, step)
                 for i in range(step):
                     store(image, _padded_index(q_ + i, size) * channels + c_, load(block, i * step))
 

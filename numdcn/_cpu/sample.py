@@ -9,6 +9,7 @@ from __future__ import annotations
 from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import Image, columns_from, image_from, sink_from
+from numdcn._cpu.pairs import firsts, pairs_of, seconds
 from numdcn._cpu.simd import full, load, load_like, load_scalar, narrow, store, width
 from numdcn._cpu.tile import (
     BASE_X,
@@ -79,36 +80,62 @@ def weights_of(tile, pixel, vector):
 
 
 @helper
-def _sample_vectors(vector, lanes, vectors, image, tile, columns):
+def _sample(weights, mask, around):
+    """mask * the sample of a cell."""
+    return mask * value(weights, around)
+
+
+@helper
+def _sample_pair(weights, mask, around):
+    """`_sample` of the two numbers of each pair."""
+    c00, c01, c10, c11 = around
+    first = _sample(weights, mask, (firsts(c00), firsts(c01), firsts(c10), firsts(c11)))
+    return pairs_of(first, _sample(weights, mask, (seconds(c00), seconds(c01), seconds(c10), seconds(c11))))
+
+
+@helper
+def _sample_vectors(sample, vector, lanes, vectors, image, tile, columns):
     """`sample_tap` for `vectors` vectors of channels, each like `vector`, with `lanes` elements."""
     for pixel in range(tile.pixels):
         index = load_scalar(tile.index, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
         for v in range(vectors):
-            sample = value(weights, corners(image, index + v * lanes, vector))
-            store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
+            made = sample(weights, mask, corners(image, index + v * lanes, vector))
+            store(columns.pointer, pixel * columns.pitch + v * lanes, made)
 
 
-@block
-def sample_tap(image, tile, count, columns):
-    """columns[pixel, c] = mask * sample of channel c of `image` at a pixel of the tile, for c < count, as planned."""
+@helper
+def _sample_channels(sample, image, tile, count, columns):
+    """`sample_tap`, by `_sample` or `_sample_pair`."""
     one = load_scalar(tile.rows, BASE_Y)
     step, c = width(one), 0
     while c < count:
         source, target, rest = image_from(image, c), columns_from(columns, c), count - c
         if rest >= step:
             vectors = min(rest // step, 4)
-            _sample_vectors(full(one), step, vectors, source, tile, target)
+            _sample_vectors(sample, full(one), step, vectors, source, tile, target)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _sample_vectors(narrow(one, 8), 8, 1, source, tile, target)
+            _sample_vectors(sample, narrow(one, 8), 8, 1, source, tile, target)
             c += 8
         elif step > 4 and rest >= 4:
-            _sample_vectors(narrow(one, 4), 4, 1, source, tile, target)
+            _sample_vectors(sample, narrow(one, 4), 4, 1, source, tile, target)
             c += 4
         else:
-            _sample_vectors(one, 1, 1, source, tile, target)
+            _sample_vectors(sample, one, 1, 1, source, tile, target)
             c += 1
+
+
+@block
+def sample_tap(image, tile, count, columns):
+    """columns[pixel, c] = mask * sample of channel c of `image` at a pixel of the tile, for c < count, as planned."""
+    _sample_channels(_sample, image, tile, count, columns)
+
+
+@block
+def sample_pairs(image, tile, count, columns):
+    """`sample_tap` where elements are pairs of bfloat16; samples are computed in float32 and rounded."""
+    _sample_channels(_sample_pair, image, tile, count, columns)
 
 
 @helper

@@ -73,10 +73,10 @@ def write_plane(plane, strides, tile, source):
 
 
 @block
-def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
+def write_tile(one, of_y, y, bias, n, first, count, tile, sums, buffer):
     """y[n, first : first + count] at the pixels of a tile = sums, one row per pixel, + bias if there is one.
 
-    `y` and `bias` are places. The lines for one register of channels start `step * step` elements into `buffer`.
+    Elements of y have the type of `of_y`. `y` and `bias` are places. The lines for one register of channels start `step * step` elements into `buffer`.
     """
     step, strides, biased = width(one), y.strides, bias.address != 0
     line_pitch = (tile.pixels + step - 1) // step * step
@@ -90,7 +90,7 @@ def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
             line = at(lines, i * line_pitch)
             for p in range(0, line_pitch if biased else 0, step):
                 store(line, p, load(line, p) + full(added))
-            plane = at(pointer(y.address, one), n * strides[0] + channel * strides[1])
+            plane = at(pointer(y.address, of_y), n * strides[0] + channel * strides[1])
             write_plane(plane, strides[2:], tile, line)
 
 

@@ -46,6 +46,12 @@ class Widened:
 
     def forward(self, p: Any, arrays: Arrays, y: np.ndarray, options: Options) -> None:
         """Fill y, and what other results there are among the arrays."""
+        computes = getattr(self.room, "computes_in_half", None)
+        if computes is not None and computes(p, y.dtype):
+            with Singles(arrays._replace(x=None, w=None), ()) as (seen, _):  # type: ignore[attr-defined]
+                given = type(arrays)(*seen)._replace(x=arrays.x, w=arrays.w)  # type: ignore[attr-defined]
+                self.room.forward(p, given, y, options)
+            return
         others = self._without_images(p, arrays)
         with Singles(others, (y,)) as (seen, (target,)):
             self.room.forward(p, _with_images(type(arrays)(*seen), arrays), target, options)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numdcn._cpu.gemm import Panels, multiply_rows
+from numdcn._cpu.gemm import Panels
 from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
-from numdcn._cpu.sample import copy_tap, plan_tap, sample_tap
+from numdcn._cpu.sample import copy_tap, plan_tap, sample_pairs, sample_tap
 from numdcn._cpu.simd import at, load, load_scalar, pointer, store, width
 from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y
 from numdcn._cpu.tile_io import read_plane
@@ -63,6 +63,18 @@ def copy_chunk(one, call, n, tile, image, chunk, columns):
 @helper
 def sample_chunk(one, call, n, tile, image, chunk, columns):
     """Sample one chunk of a tile's columns. Offsets are read and taps planned anew for each chunk."""
+    _sample_chunk(sample_tap, one, call, n, tile, image, chunk, columns)
+
+
+@helper
+def sample_chunk_of_pairs(one, call, n, tile, image, chunk, columns):
+    """`sample_chunk` where channels are pairs of bfloat16."""
+    _sample_chunk(sample_pairs, one, call, n, tile, image, chunk, columns)
+
+
+@helper
+def _sample_chunk(sample, one, call, n, tile, image, chunk, columns):
+    """`sample_chunk`, tap by tap by `sample`."""
     p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
     first = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
@@ -78,7 +90,7 @@ def sample_chunk(one, call, n, tile, image, chunk, columns):
                 stop = min(c_end, (c_group + 1) * chunks.channels)
                 k = ((c_group - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
                 k += c - c_group * chunks.channels - chunk.channel
-                sample_tap(image_from(image, c), tile, stop - c, columns_from(columns, k))
+                sample(image_from(image, c), tile, stop - c, columns_from(columns, k))
                 c = stop
 
 
@@ -96,8 +108,9 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
 
 
 @helper
-def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels):
-    """Multiply a chunk of columns by its weights, for `panels` panels of outputs starting at `first_panel`."""
+def multiply_chunk(multiply, one, call, chunk, columns, pixels, sums, first_panel, panels):
+    """Multiply a chunk of columns by its weights, for `panels` panels of outputs starting at `first_panel`, by
+    `multiply`: `gemm.multiply_rows`, or `multiply_pairs` where channels are pairs of bfloat16."""
     p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
     if blocking.depthwise:
@@ -112,7 +125,7 @@ def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels)
         w = at(weights, (g * packed.panels + first_panel) * panel_size)
         w = at(w, (chunk.tap * chunks.channels + chunk.channel) * packed.panel)
         group_sums = at(sums.pointer, (g - chunk.group) * blocking.rows * sums.pitch)
-        multiply_rows(
+        multiply(
             columns_from(columns, (g - chunk.group) * depth), pixels, depth, Panels(w, packed.panel, panels, panel_size),
             depth * packed.panel, Matrix(group_sums, sums.pitch), (chunk.tap == 0) & (chunk.channel == 0),
         )  # fmt: skip

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.blocking import ForwardBlocking
-from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk
+from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk, sample_chunk_of_pairs
+from numdcn._cpu.gemm import multiply_pairs, multiply_rows
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
@@ -47,11 +50,12 @@ def count_tasks(p, blocking):
 
 
 @helper
-def compute_tiles(one, params, counter, slot, make_columns):
-    """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
+def compute_tiles(make_columns, multiply, of_y, one, params, counter, slot):
+    """y, of elements of the type of `of_y`, tile by tile. A task is a tile and a block of groups, or of panels of
+    outputs.
 
     `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n:
-    `sample_chunk` or `copy_chunk`, inlined here like every helper.
+    `sample_chunk` or `copy_chunk`, inlined here like every helper. `multiply` is `multiply_rows` or `multiply_pairs`.
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
@@ -79,22 +83,34 @@ def compute_tiles(one, params, counter, slot, make_columns):
         for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
             chunk = chunk_at(blocking.chunks, number)
             make_columns(one, call, n, tile, image, chunk, columns)
-            multiply_chunk(one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
+            multiply_chunk(multiply, one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
         group = block_ * blocking.chunks.groups_per_chunk
         for g in range(group, min(group + blocking.chunks.groups_per_chunk, blocking.chunks.groups)):
             done = Matrix(at(sums.pointer, (g - group) * blocking.rows * sums.pitch), sums.pitch)
             count = min(panels * blocking.weights.panel, outputs - o)
-            write_tile(one, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)
+            write_tile(one, of_y, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)
 
 
 @kernel
 def forward_sampled(one, params, counter, slot):
     """y from sampled columns, tile by tile."""
-    compute_tiles(one, params, counter, slot, sample_chunk)
+    compute_tiles(sample_chunk, multiply_rows, one, one, params, counter, slot)
 
 
 @kernel
 def forward_copied(one, params, counter, slot):
     """y from copied columns, tile by tile."""
-    compute_tiles(one, params, counter, slot, copy_chunk)
+    compute_tiles(copy_chunk, multiply_rows, one, one, params, counter, slot)
+
+
+@kernel
+def forward_sampled_pairs(one, params, counter, slot):
+    """y in bfloat16 from sampled columns; elements of images, columns and weights are pairs of bfloat16."""
+    compute_tiles(sample_chunk_of_pairs, multiply_pairs, np.int16(0), one, params, counter, slot)
+
+
+@kernel
+def forward_copied_pairs(one, params, counter, slot):
+    """`forward_sampled_pairs` from copied columns."""
+    compute_tiles(copy_chunk, multiply_pairs, np.int16(0), one, params, counter, slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -127,13 +128,23 @@ def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
     launch(pack_weights, w.dtype.type(1), values, min(threads, how.groups * how.panels))
 
 
-def packed_panels(w: PreparedWeights) -> int:
-    """The address of prepared weights, packed when first needed."""
-    if "panels" not in w.layouts:
-        how = packing(w.shape, w.groups, w.dtype)
-        storage = np.empty((how.size + OVERRUN) * w.dtype.itemsize + 64, np.uint8)
+def packed_once(
+    w: PreparedWeights,
+    layout: str,
+    how: Packing,
+    dtype: np.dtype,
+    pack_into: Callable[[np.ndarray, Packing, int, int], None],
+) -> int:
+    """The address of prepared weights in a layout with elements of a type, packed when first needed."""
+    if layout not in w.layouts:
+        storage = np.empty((how.size + OVERRUN) * dtype.itemsize + 64, np.uint8)
         address = -(-storage.ctypes.data // 64) * 64
-        pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
-        w.layouts.setdefault("panels", (address, storage))  # another thread may have been first
-    address, _ = w.layouts["panels"]
+        pack_into(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
+        w.layouts.setdefault(layout, (address, storage))  # another thread may have been first
+    address, _ = w.layouts[layout]
     return int(address)
+
+
+def packed_panels(w: PreparedWeights) -> int:
+    """The address of prepared weights in panels."""
+    return packed_once(w, "panels", packing(w.shape, w.groups, w.dtype), w.dtype, pack)

@@ -9,7 +9,7 @@ from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.options import Options
 from numdcn._call.prepared import PreparedWeights
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import addressable, addressable_arrays, output, outputs, place
+from numdcn._cpu.arrays import addressable, addressable_arrays, computed, output, outputs, place
 from numdcn._cpu.conv.backward import (
     BackwardArrays,
     BackwardCall,
@@ -18,8 +18,17 @@ from numdcn._cpu.conv.backward import (
     finish_weights,
 )
 from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
-from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, count_tasks, forward_copied, forward_sampled
+from numdcn._cpu.conv.forward import (
+    ForwardArrays,
+    ForwardCall,
+    count_tasks,
+    forward_copied,
+    forward_copied_pairs,
+    forward_sampled,
+    forward_sampled_pairs,
+)
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
+from numdcn._cpu.conv.pairs import multiplies, pack_pairs, packed_pairs, paired
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import channel_bounds
@@ -30,9 +39,22 @@ from numdcn._cpu.threads import launch, plan_threads
 SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
+_KERNELS = {  # by whether there are offsets, and whether channels are pairs
+    (True, False): forward_sampled,
+    (False, False): forward_copied,
+    (True, True): forward_sampled_pairs,
+    (False, True): forward_copied_pairs,
+}
+
+
 def takes_half_images(p: Convolution) -> bool:
     """Whether x and its gradient may be of a half type."""
     return True
+
+
+def computes_in_half(p: Convolution, dtype: np.dtype) -> bool:
+    """Whether the forward takes weights of a half type too, and fills y."""
+    return multiplies(p, dtype)
 
 
 def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
@@ -44,7 +66,9 @@ def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options)
 def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     """Fill y; all arrays are addressable."""
     x, w = arrays.x, arrays.w
-    dtype = y.dtype
+    dtype, pairs = computed(y.dtype), y.dtype != computed(y.dtype)
+    if pairs:
+        p = paired(p)
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
     tasks = count_tasks.py_func(p, blocking)
     # work per pixel, in multiply-adds: its product, and the cost of making its columns and writing its outputs
@@ -57,16 +81,16 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     ) as memory:
         images, weights, workspaces = memory
         bounds = channel_bounds(p.in_channels, p.in_channels)
-        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
+        padded = PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
+        (padded.pack_pairs if pairs else padded.pack)(x)
         if prepared:
-            weights = packed_panels(w)
+            weights = (packed_pairs if pairs else packed_panels)(w)
         else:
-            pack(w, blocking.weights, weights, threads)
+            (pack_pairs if pairs else pack)(w, blocking.weights, weights, threads)
         a = ForwardArrays(
             place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
         )  # fmt: skip
-        kernel = forward_sampled if p.offset_groups else forward_copied
-        launch(kernel, one, ForwardCall(p, blocking, a), threads)
+        launch(_KERNELS[p.offset_groups > 0, pairs], one, ForwardCall(p, blocking, a), threads)
 
 
 def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:

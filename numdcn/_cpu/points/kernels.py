@@ -69,7 +69,7 @@ def forward_tiles(one, params, counter, slot):
             count = min(blocking.panel, a.channels - c)
             whole = (count + 3) // 4 * 4 if count > 1 else 1  # faster, and the overrun is never read
             sample_tap(image_from(image, c), tile, whole, samples)
-            write_tile(one, a.y, NOWHERE, n, c, count, tile, samples, buffer)
+            write_tile(one, one, a.y, NOWHERE, n, c, count, tile, samples, buffer)
 
 
 @kernel

@@ -154,7 +154,7 @@ def pool_forward(one, params, counter, slot):
                 else:
                     scale = mask_of(one, a.mask, grid, r, first + p) / divisor
                     pool_bin(image_from(image, c), y, x, count, scale, target)
-            write_tile(one, a.y, NOWHERE, r, c, count, tile, samples, buffer)
+            write_tile(one, one, a.y, NOWHERE, r, c, count, tile, samples, buffer)
 
 
 @helper

@@ -122,10 +122,10 @@ def max_bins(one, params, counter, slot):
                 columns = (load_scalar(ranges, 2 * j), load_scalar(ranges, 2 * j + 1))
                 spot, source = p * blocking.pitch, image_from(image, c)
                 max_bin(one, source, rows, columns, a.size[1], count, at(maxima.pointer, spot), at(positions, spot))
-            write_tile(one, a.values, NOWHERE, r, c, count, tile, maxima, buffer)
+            write_tile(one, one, a.values, NOWHERE, r, c, count, tile, maxima, buffer)
             if a.positions.address:
                 lines = pointer(base + blocking.tile_bytes + blocking.rows * blocking.pitch * a.itemsize, np.float32(0))
-                write_tile(np.float32(0), a.positions, NOWHERE, r, c, count, tile, moved, lines)
+                write_tile(np.float32(0), np.float32(0), a.positions, NOWHERE, r, c, count, tile, moved, lines)
 
 
 class MaxBackwardCall(NamedTuple):
