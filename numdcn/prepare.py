@@ -43,11 +43,9 @@ def prepare_weights(w: AnyArray, *, groups: int = 1) -> PreparedWeights:
 
         return PreparedWeights(copied(seen), groups)
     from numdcn._cpu.conv.pack import packed_panels
-    from numdcn._cpu.conv.pairs import multiplies_weights, packed_pairs
+    from numdcn._cpu.conv.pairs import multiplies_weights
 
     prepared = PreparedWeights(np.array(seen, order="C"), groups)
-    if multiplies_weights(prepared.shape, groups, prepared.dtype):
-        packed_pairs(prepared)
-    else:
-        packed_panels(in_float32(prepared))
+    as_pairs = multiplies_weights(prepared.shape, groups, prepared.dtype)
+    packed_panels(prepared if as_pairs else in_float32(prepared))
     return prepared

@@ -34,21 +34,46 @@ def exchanged(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def store_rows(builder: Any, rows: list[Any], target: Any, stride: Any, element: Any, count: Any = None) -> None:
+    """IR: the rows, or the first `count` of them, `stride` elements of a Numba type apart."""
+    for i, row in enumerate(rows):
+        place = builder.mul(stride, ir.Constant(I64, i))
+        if count is None:
+            store_value(builder, row, target, place, element)
+            continue
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, i), count), likely=True):
+            store_value(builder, row, target, place, element)
+
+
+def _transpose(context: Any, builder: Any, source_type: Any, target_type: Any, args: Any, count: Any = None) -> Any:
+    """IR: `transpose` or `transpose_some`."""
+    source, stride, target, target_stride = args
+    number = number_type(source_type.dtype)
+    vector = ir.VectorType(context.get_value_type(number), lanes(number))
+    places = [builder.mul(stride, ir.Constant(I64, i)) for i in range(vector.count)]
+    rows = [load_value(builder, source, place, vector, source_type.dtype) for place in places]
+    store_rows(builder, exchanged(builder, rows), target, target_stride, target_type.dtype, count)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def transpose(typingctx, source, stride, target, target_stride):
     """target[j * target_stride + i] = source[i * stride + j] for i, j < L, the number of lanes of a full register."""
-    number = number_type(source.dtype)
-    count = lanes(number)
 
     def codegen(context, builder, sig, args):
-        vector = ir.VectorType(context.get_value_type(number), count)
-        places = [[builder.mul(args[n], ir.Constant(I64, i)) for i in range(count)] for n in (1, 3)]
-        rows = [load_value(builder, args[0], place, vector, source.dtype) for place in places[0]]
-        for row, place in zip(exchanged(builder, rows), places[1], strict=True):
-            store_value(builder, row, args[2], place, target.dtype)
-        return context.get_dummy_value()
+        return _transpose(context, builder, source, target, args)
 
     return types.void(source, types.intp, target, types.intp), codegen
+
+
+@intrinsic
+def transpose_some(typingctx, source, stride, target, target_stride, count):
+    """`transpose` for j < `count` alone, at most L. Reads as if `count` were L."""
+
+    def codegen(context, builder, sig, args):
+        return _transpose(context, builder, source, target, args[:4], args[4])
+
+    return types.void(source, types.intp, target, types.intp, types.intp), codegen
 
 
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:

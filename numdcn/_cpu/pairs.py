@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from numdcn._cpu.lanes import exchanged, shuffle
-from numdcn._cpu.simd import load_value, store_value
+from numdcn._cpu.lanes import exchanged, shuffle, store_rows
+from numdcn._cpu.simd import load_value
 from numdcn._formulas.halves import I16
 from numdcn._formulas.jit import lanes, simd_bytes, target
 from numdcn._formulas.vectors import I32, I64, Vec, call_llvm
@@ -121,15 +121,13 @@ def load_pair(typingctx, halves, index, distance):
 def transpose_pairs(typingctx, halves, stride, distance, target, target_stride, count):
     """target[j * target_stride + i] = the pair of halves[i * stride + j] and halves[i * stride + j + distance], for i <
     L, the number of lanes of a full register, and j < `count`, at most L. Reads as if `count` were L."""
-    size = lanes(types.float32)
+    size, vector = lanes(types.float32), ir.VectorType(_F32, lanes(types.float32))
 
     def codegen(context, builder, sig, args):
         halves, stride, distance, target, target_stride, count = args
-        places = [[builder.mul(n, ir.Constant(I64, i)) for i in range(size)] for n in (stride, target_stride)]
-        rows = [_pairs_at(builder, halves, place, distance, size) for place in places[0]]
-        for i, (row, place) in enumerate(zip(exchanged(builder, rows), places[1], strict=True)):
-            with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, i), count), likely=True):
-                store_value(builder, builder.bitcast(row, ir.VectorType(_F32, size)), target, place)
+        places = [builder.mul(stride, ir.Constant(I64, i)) for i in range(size)]
+        rows = [builder.bitcast(_pairs_at(builder, halves, place, distance, size), vector) for place in places]
+        store_rows(builder, exchanged(builder, rows), target, target_stride, types.float32, count)
         return context.get_dummy_value()
 
     integer = types.intp

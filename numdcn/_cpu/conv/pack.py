@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._call.arrays import is_half
 from numdcn._call.prepared import PreparedWeights
-from numdcn._cpu.arrays import place
+from numdcn._cpu.arrays import computed, place
 from numdcn._cpu.gemm import panel_width
 from numdcn._cpu.jit import kernel
+from numdcn._cpu.lanes import transpose_some
+from numdcn._cpu.pairs import load_pair, transpose_pairs
 from numdcn._cpu.parameters import unpack
-from numdcn._cpu.simd import OVERRUN, at, load_scalar, next_task, pointer, store
+from numdcn._cpu.simd import OVERRUN, at, load_scalar, next_task, pointer, store, width
 from numdcn._cpu.threads import launch, plan_threads
+from numdcn._formulas.jit import helper
 
 
 class Packing(NamedTuple):
@@ -74,26 +77,69 @@ def packing(shape: tuple[int, ...], groups: int, dtype: np.dtype) -> Packing:
     return Packing(groups, outputs, channels, taps, panel, -(-outputs // panel))
 
 
-@kernel
-def pack_weights(one, params, counter, slot):
-    """packed[group, panel, tap * channels + channel, output] from w (outputs, channels, kh, kw). A task is a panel."""
+@helper
+def _number(source, index, distance):
+    """Element `index`."""
+    return load_scalar(source, index)
+
+
+@helper
+def _square(source, stride, distance, target, target_stride, count):
+    """`transpose_some`."""
+    transpose_some(source, stride, target, target_stride, count)
+
+
+@helper
+def _pack_panels(number, square, together, of_w, one, params, counter):
+    """packed[group, panel, tap * channels + channel, output] from w (outputs, channels, kh, kw). A task is a panel.
+
+    Each number in `packed` stands for `together` neighbouring channels of w, whose elements have the type of `of_w`;
+    `number` reads one, `square` transposes as many outputs as a register has lanes and up to as many taps.
+    """
     a = unpack(params, PackWeights)
     how, strides = a.how, a.strides
-    source, target = pointer(a.w, one), pointer(a.packed, one)
-    rows = how.taps * how.channels
+    source, target, step = pointer(a.w, of_w), pointer(a.packed, one), width(one)
+    channel = how.taps * together  # elements of w, if it is dense
+    end = how.groups * how.outputs * how.channels * channel
+    dense = strides[3] == 1 and strides[2] == a.kernel_width and strides[1] == how.taps
+    dense = dense and strides[0] == how.channels * channel
     while True:
         task = next_task(counter)
         if task >= how.groups * how.panels:
             return
-        group, first = task // how.panels, task % how.panels * how.panel
-        outputs = min(how.panel, how.outputs - first)
-        for c in range(how.channels):
-            for tap in range(how.taps):
-                spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
-                row = at(target, (task * rows + tap * how.channels + c) * how.panel)
-                column = at(source, (group * how.outputs + first) * strides[0] + c * strides[1] + spot)
-                for o in range(how.panel):
-                    store(row, o, load_scalar(column, o * strides[0]) if o < outputs else one - one)
+        first, panel = task % how.panels * how.panel, at(target, task * how.taps * how.channels * how.panel)
+        for o in range(0, how.panel, step):
+            outputs = min(step, how.panel - o)
+            present = min(outputs, how.outputs - first - o)
+            rows = at(source, (task // how.panels * how.outputs + first + o) * strides[0])
+            room = end - (task // how.panels * how.outputs + first + o + step - 1) * strides[0]  # from the last row on
+            for c in range(how.channels):
+                row, packed, tap = at(rows, c * together * strides[1]), at(panel, c * how.panel + o), 0
+                pitch = how.channels * how.panel
+                while tap < how.taps:
+                    # a square is read whole
+                    if dense and present == step and (c + 1) * channel - how.taps + tap + step <= room:
+                        taps = min(step, how.taps - tap)
+                        square(at(row, tap), strides[0], strides[1], at(packed, tap * pitch), pitch, taps)
+                        tap += taps
+                        continue
+                    spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
+                    for i in range(outputs):
+                        w = number(row, spot + i * strides[0], strides[1]) if i < present else one - one
+                        store(packed, tap * pitch + i, w)
+                    tap += 1
+
+
+@kernel
+def pack_weights(one, params, counter, slot):
+    """Pack w in its type."""
+    _pack_panels(_number, _square, 1, one, one, params, counter)
+
+
+@kernel
+def pack_pairs(one, params, counter, slot):
+    """Pack w in bfloat16 as pairs of channels."""
+    _pack_panels(load_pair, transpose_pairs, 2, np.int16(0), one, params, counter)
 
 
 @kernel
@@ -123,28 +169,30 @@ def pack_blocks(one, params, counter, slot):
 
 
 def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
-    """Pack an addressable array into memory at `address`."""
+    """Pack an addressable array into memory at `address`: one in bfloat16 as pairs."""
+    pairs, one = is_half(w.dtype), computed(w.dtype).type(1)
     values = PackWeights(how, w.shape[3], *place(w), address)
-    launch(pack_weights, w.dtype.type(1), values, min(threads, how.groups * how.panels))
-
-
-def packed_once(
-    w: PreparedWeights,
-    layout: str,
-    how: Packing,
-    dtype: np.dtype,
-    pack_into: Callable[[np.ndarray, Packing, int, int], None],
-) -> int:
-    """The address of prepared weights in a layout with elements of a type, packed when first needed."""
-    if layout not in w.layouts:
-        storage = np.empty((how.size + OVERRUN) * dtype.itemsize + 64, np.uint8)
-        address = -(-storage.ctypes.data // 64) * 64
-        pack_into(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
-        w.layouts.setdefault(layout, (address, storage))  # another thread may have been first
-    address, _ = w.layouts[layout]
-    return int(address)
+    if how.taps == 1 and w.flags.c_contiguous and values.w % one.itemsize == 0:
+        # the channels of an output are as near to each other as taps are elsewhere, and pairs are in order
+        values = values._replace(
+            how=how._replace(channels=1, taps=how.channels),
+            kernel_width=how.channels,
+            strides=(how.channels, how.channels, how.channels, 1),
+        )
+        pairs = False
+    launch(pack_pairs if pairs else pack_weights, one, values, min(threads, how.groups * how.panels))
 
 
 def packed_panels(w: PreparedWeights) -> int:
-    """The address of prepared weights in panels."""
-    return packed_once(w, "panels", packing(w.shape, w.groups, w.dtype), w.dtype, pack)
+    """The address of prepared weights, packed when first needed, those in bfloat16 as pairs."""
+    if "panels" not in w.layouts:
+        outputs, channels, *kernel_size = w.shape
+        channels = channels // 2 if is_half(w.dtype) else channels
+        dtype = computed(w.dtype)
+        how = packing((outputs, channels, *kernel_size), w.groups, dtype)
+        storage = np.empty((how.size + OVERRUN) * dtype.itemsize + 64, np.uint8)
+        address = -(-storage.ctypes.data // 64) * 64
+        pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
+        w.layouts.setdefault("panels", (address, storage))  # another thread may have been first
+    address, _ = w.layouts["panels"]
+    return int(address)

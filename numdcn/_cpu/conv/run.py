@@ -28,7 +28,7 @@ from numdcn._cpu.conv.forward import (
     forward_sampled_pairs,
 )
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
-from numdcn._cpu.conv.pairs import multiplies, pack_pairs, packed_pairs, paired
+from numdcn._cpu.conv.pairs import multiplies_pairs, paired
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.images import PaddedImages
 from numdcn._cpu.parameters import channel_bounds
@@ -54,7 +54,7 @@ def takes_half_images(p: Convolution) -> bool:
 
 def computes_in_half(p: Convolution, dtype: np.dtype) -> bool:
     """Whether the forward takes weights of a half type too, and fills y."""
-    return multiplies(p, dtype)
+    return multiplies_pairs(p, dtype)
 
 
 def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
@@ -84,9 +84,9 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
         padded = PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
         (padded.pack_pairs if pairs else padded.pack)(x)
         if prepared:
-            weights = (packed_pairs if pairs else packed_panels)(w)
+            weights = packed_panels(w)
         else:
-            (pack_pairs if pairs else pack)(w, blocking.weights, weights, threads)
+            pack(w, blocking.weights, weights, threads)
         a = ForwardArrays(
             place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
         )  # fmt: skip
