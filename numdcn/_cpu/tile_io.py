@@ -76,7 +76,8 @@ def write_plane(plane, strides, tile, source):
 def write_tile(one, of_y, y, bias, n, first, count, tile, sums, buffer):
     """y[n, first : first + count] at the pixels of a tile = sums, one row per pixel, + bias if there is one.
 
-    Elements of y have the type of `of_y`. `y` and `bias` are places. The lines for one register of channels start `step * step` elements into `buffer`.
+    Elements of y have the type of `of_y`. `y` and `bias` are places. The lines for one register of channels start
+    `step * step` elements into `buffer`.
     """
     step, strides, biased = width(one), y.strides, bias.address != 0
     line_pitch = (tile.pixels + step - 1) // step * step

@@ -97,16 +97,22 @@ def check_prediction(problem, result, eps=None):
     assert_close(result.mask, mask, spread + tiny, "mask")
 
 
+def second_convolution(problem, result):
+    """The problem of the convolution with the offsets and the mask of `result`."""
+    x, w, bias = (problem[name] for name in ("x", "w", "bias"))
+    arrays = {"x": x, "offsets": result.offsets, "w": w, "bias": bias, "mask": result.mask}
+    return Problem(DEFORM_CONV, arrays, problem.grad_y, geometry_of(problem))
+
+
 def expected(problem, result=None):
     """{name: (value, bound)} of y and the gradients, for offsets and mask of `result`: by default those of the library,
     which are then checked."""
     if result is None:
         result = problem.forward(LIBRARY)
         check_prediction(problem, result)
-    x, w, bias = (problem[name] for name in ("x", "w", "bias"))
-    arrays = {"x": x, "offsets": result.offsets, "w": w, "bias": bias, "mask": result.mask}
-    inner = Problem(DEFORM_CONV, arrays, problem.grad_y, geometry_of(problem))
-    want = {name: pair for name, pair in family.expected(inner).items() if name in ("y", "w", "bias")}
+    x, w = problem["x"], problem["w"]
+    second = family.expected(second_convolution(problem, result))
+    want = {name: pair for name, pair in second.items() if name in ("y", "w", "bias")}
     made = {"offsets": result.offsets, "mask": result.mask}
     values = problem.backward(naive, **made)._asdict()
     sizes = problem.map(lambda _, array: np.abs(array)).backward(naive, lower=1.0, **made)._asdict()
