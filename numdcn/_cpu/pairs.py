@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from numdcn._cpu.lanes import exchanged, shuffle, store_rows
-from numdcn._cpu.simd import load_value
+from numdcn._cpu.simd import vector_at
 from numdcn._formulas.halves import I16
 from numdcn._formulas.jit import lanes, simd_bytes, target
 from numdcn._formulas.vectors import I32, I64, Vec, call_llvm
@@ -98,12 +98,12 @@ def pairs_of(typingctx, a, b):
 
 def _pairs_at(builder: Any, halves: Any, index: Any, distance: Any, count: int) -> Any:
     """IR: the pairs of the bfloat16 numbers at `index` and `distance` elements on, and so on for `count` elements."""
-    vector = ir.VectorType(I32, count)
-    first, second = (
-        builder.zext(load_value(builder, halves, place, ir.VectorType(I16, count)), vector)
-        for place in (index, builder.add(index, distance))
-    )
-    return builder.or_(first, builder.shl(second, ir.Constant(vector, [16] * count)))
+    vector, parts = ir.VectorType(I32, count), []
+    for place in (index, builder.add(index, distance)):
+        loaded = builder.load(vector_at(builder, halves, place, ir.VectorType(I16, count)))
+        loaded.align = 2
+        parts.append(builder.zext(loaded, vector))
+    return builder.or_(parts[0], builder.shl(parts[1], ir.Constant(vector, [16] * count)))
 
 
 @intrinsic

@@ -3,7 +3,7 @@
 Widening is exact. Rounding goes to the nearest number, of two as near to the one whose last bit is 0; subnormal numbers
 are kept, a NaN stays one, and what float16 cannot hold becomes infinite. Where the processor converts float16 itself,
 LLVM's `fpext` and `fptrunc` become its instructions; elsewhere they would call a library, so integers do the same.
-(bfloat16 is the upper half of a float32. AVX512-BF16 is not used: its rounding drops subnormal numbers.)
+(bfloat16 is the upper half of a float32. AVX512-BF16 is not used here: its rounding drops subnormal numbers.)
 
 Numba has neither type on a CPU. A pointer to 16-bit integers stands for one to a half type: unsigned for float16, signed
 for bfloat16 (`FLOAT16`, `BFLOAT16`).

@@ -45,6 +45,9 @@ CASES = [
     Case(1, 12, 16, (9, 8), padding=1, offset_groups=4, mask=True),
     Case(1, 10, 10, (9, 8), padding=1, groups=10),
     Case(1, 6, 12, (9, 8), padding=1, groups=2),
+    Case(1, 6, 3, (9, 8), padding=1, groups=3, bias=True),
+    Case(2, 6, 6, (9, 8), padding=1, groups=3, mask=True),
+    Case(1, 2, 1, (9, 8), padding=1, mask=True),
 ]
 LARGE = [Case(2, 34, 40, (33, 31), padding=1, mask=True, bias=True), Case(1, 300, 70, (17, 18), padding=1)]
 
@@ -160,12 +163,16 @@ print(llvm.get_host_cpu_name())
 print(llvm.get_host_cpu_features().flatten().replace("+avx512bf16", "-avx512bf16"))
 """
 PROGRAM = """
-import numpy as np, test_dot_products as t
+import numpy as np
+from checks import cpu
+from conv_cases import Case
+from halves import HALVES, halved
+from test_deform_conv import make
 from numdcn._cpu.conv import forward
 from numdcn._cpu.pairs import has_dot_products
-narrow, wide = t.narrowed(t.MAKE["deform_conv"](t.CASES[5], np.float32))
-backend = t.BACKENDS["deform_conv"]
-rounded = wide.forward(backend).astype(t.BFLOAT16)
+kind, backend = HALVES["bfloat16"], cpu("deform_conv")
+narrow, wide = halved(make(Case(1, 34, 64, (9, 8), padding=1, mask=True), np.float32), kind, kind)
+rounded = wide.forward(backend).astype(kind)
 same = rounded.tobytes() == narrow.forward(backend).tobytes()
 text = "".join(code.library.get_asm_str() for name in ("forward_sampled", "forward_sampled_pairs")
                for code in getattr(forward, name).overloads.values())
@@ -173,16 +180,15 @@ print(has_dot_products(), same, "vdpbf16ps" in text, "vcvtne2ps2bf16" in text)
 """
 
 
-@pytest.fixture(scope="module")
-def machine_without(tmp_path_factory):
+@pytest.fixture
+def machine_without(tmp_path):
     """Environment of a process that compiles for this processor without AVX512-BF16."""
     name, features = run_python(WITHOUT).stdout.split("\n")[:2]
-    folder = tmp_path_factory.mktemp("cache")
-    return {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": folder}
+    return {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": tmp_path}
 
 
 @pytest.mark.full
-def test_instructions_that_the_target_lacks_are_not_used(machine_without, tmp_path):
+def test_instructions_that_the_target_lacks_are_not_used(machine_without):
     """There y has the bits of float32, rounded."""
     assert run_python(PROGRAM, **machine_without).stdout.split() == ["False", "True", "False", "False"]
 

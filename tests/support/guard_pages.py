@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 from checks import cpu
-from halves import halved
+from halves import HALVES, halved
 
 from numdcn._call.scratch import Scratch
 
@@ -61,9 +61,8 @@ def guard_scratch(end):
     Scratch.__enter__, Scratch.array, Scratch.__exit__ = enter, array, leave
 
 
-def in_float16(problem):
-    """The problem in float16, boxes excepted: far corners would be infinite."""
-    kind = np.dtype(np.float16)
+def in_half(problem, kind):
+    """The problem in a half type, boxes excepted: far corners would be infinite in float16."""
     return halved(problem, kind, np.dtype(np.float32) if "rois" in problem.given() else kind)[0]
 
 
@@ -71,8 +70,8 @@ def main(end, operator):
     described, backend = importlib.import_module(f"test_{operator}").TestFamily, cpu(operator)
     guard_scratch(end)
     for name, case in {**described.cases, **described.wild}.items():
-        for dtype in (np.float32, np.float64, np.float16):
-            plain = case(dtype) if dtype != np.float16 else in_float16(case(np.float32))
+        for dtype in (np.float32, np.float64, *HALVES.values()):
+            plain = in_half(case(np.float32), dtype) if dtype in HALVES.values() else case(dtype)
             if not all(plain[array].size for array in ("grad_y", *plain.given())):
                 continue  # a map cannot be empty
             problem = plain.map(lambda _, array: guarded(array, end))

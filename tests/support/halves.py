@@ -48,11 +48,11 @@ def expected_of_narrow(narrow, wide, rounds_terms=False, want=None):
 
 def multiplies_pairs(problem, offset_groups=None):
     """Whether the CPU computes y by dot products of pairs of neighbouring channels: that of a convolution in bfloat16
-    on AVX512-BF16, where no two groups share a pair and no channel has outputs of its own."""
+    on AVX512-BF16, where no two groups share a pair and a group is more than two channels for one output."""
     if problem["w"] is None or problem.dtype != HALVES["bfloat16"] or not has_dot_products():
         return False
     channels, (outputs, per_group, *kernel), offsets = problem["x"].shape[1], problem["w"].shape, problem["offsets"]
-    depthwise = per_group == 1 and outputs == channels > 1
+    alone = per_group == 2 and outputs == channels // 2 > 1
     if offset_groups is None:
         offset_groups = 1 if offsets is None else offsets.shape[1] // (2 * kernel[0] * kernel[1])
-    return per_group % 2 == 0 and channels // offset_groups % 2 == 0 and not depthwise
+    return per_group % 2 == 0 and channels // offset_groups % 2 == 0 and not alone

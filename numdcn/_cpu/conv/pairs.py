@@ -18,7 +18,9 @@ def multiplies_weights(shape: tuple[int, ...], groups: int, dtype: np.dtype) -> 
     """Whether there are dot products for weights of this shape and type."""
     if not is_half(dtype) or dtype == np.float16 or not has_dot_products():
         return False
-    return shape[1] % 2 == 0 and not is_depthwise(groups, shape)
+    return shape[1] % 2 == 0 and not is_depthwise(
+        groups, (shape[0], shape[1] // 2)
+    )  # the kernels multiply no pairs there
 
 
 def multiplies_pairs(p: Convolution, dtype: np.dtype) -> bool:
