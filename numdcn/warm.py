@@ -41,11 +41,12 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments of a small call of each operator that reaches all its kernels."""
-    # more channels than a block of a convolution's backward holds, so that partial sums are needed too
-    x, w = np.ones((1, 40, 3, 3), kind), np.ones((2, 40, 1, 1), kind)
-    offsets, mask = np.zeros((1, 2, 3, 3), kind), np.ones((1, 1, 3, 3), kind)
+def _small_calls(kind: np.dtype, channels: int = 40) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of a small call of each operator that reaches all its kernels, of a convolution those for an even or an
+    odd number of channels: more than a block of its backward holds, so that partial sums are needed too."""
+    x, w = np.ones((1, channels, 3, 3), kind), np.ones((2, channels, 2, 1), kind)
+    images = np.ones((1, 4, 3, 3), kind)
+    offsets, mask = np.zeros((1, 4, 2, 3), kind), np.ones((1, 2, 2, 3), kind)
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
     trans = np.zeros((1, 2, 2, 2), kind)
     last, points = np.ones((1, 3, 3, 2), kind), np.ones((1, 3, 3, 3), kind)  # channels last; a kernel of one point
@@ -54,21 +55,21 @@ def _small_calls(kind: np.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, A
         "sampling_locations": np.zeros((1, 1, 1, 1, 1, 2), kind),
         "attention_weights": np.ones((1, 1, 1, 1, 1), kind),
     }
-    layer = (x, w, np.zeros((3, 40, 1, 1), kind), np.zeros(3, kind))
+    layer = (x, w, np.zeros((6, channels, 2, 1), kind), np.zeros(6, kind))
     return {
-        "bilinear_sample": ((x, np.ones((1, 1, 2), kind)), {}),
+        "bilinear_sample": ((images, np.ones((1, 1, 2), kind)), {}),
         "conv": ((x, w, np.zeros(2, kind)), {}),
         "dcnv3": ((last, points[..., :2], points[..., :1]), {"kernel_size": 1}),
         "dcnv4": ((last, points), {"kernel_size": 1, "groups": 1}),
         "deform_conv": ((x, offsets, w, np.zeros(2, kind)), {"mask": mask}),
         "deform_conv_layer": (layer, {"modulated": True}),
-        "deform_ps_roi_pool": ((x, rois, trans), {**size, "group_size": 2}),
-        "deform_roi_pool": ((x, rois, trans, bin_mask), size),
+        "deform_ps_roi_pool": ((images, rois, trans), {**size, "group_size": 2}),
+        "deform_roi_pool": ((images, rois, trans, bin_mask), size),
         "ms_deform_attn": ((np.ones((1, 9, 1, 2), kind),), levels),
-        "ps_roi_align": ((x, rois), size),
-        "ps_roi_pool": ((x, rois), size),
-        "roi_align": ((x, rois), size),
-        "roi_pool": ((x, rois), size),
+        "ps_roi_align": ((images, rois), size),
+        "ps_roi_pool": ((images, rois), size),
+        "roi_align": ((images, rois), size),
+        "roi_pool": ((images, rois), size),
     }
 
 
@@ -81,7 +82,7 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
 
     Args:
         dtype: float32, float64, float16 or bfloat16, as anything `numpy.dtype` accepts. The last two add their conversions to
-            what float32 needs.
+            what float32 needs, and bfloat16 the dot products of processors that have them.
         backward: whether to compile the backward too.
         operators: name or names of operators, such as "conv" or ("roi_align", "deform_conv_layer"), or "all".
 
@@ -89,12 +90,14 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
         TypeError: another dtype, `backward` is not a bool, or `operators` is not a name or names.
         ValueError: an unknown operator.
     """
-    calls = _small_calls(check_dtype("dtype", dtype))
+    kind = check_dtype("dtype", dtype)
+    calls = [_small_calls(kind, channels) for channels in (41, 40)]  # bfloat16 is multiplied in pairs of channels
     backward = flag("backward", backward)
     for name in _names(operators):
-        arguments, keywords = calls[name]
         run_forward, run_backward = OPERATORS[name]
-        result = run_forward(*arguments, **keywords)
+        for call in calls:
+            arguments, keywords = call[name]
+            result = run_forward(*arguments, **keywords)
         if backward:
             run_backward(getattr(result, "y", result), *arguments, **keywords)
 

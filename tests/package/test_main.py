@@ -107,10 +107,12 @@ def test_a_second_process_adds_no_files_to_the_cache(tmp_path):
 
 
 @pytest.mark.full
-def test_warmup_compiles_everything_that_a_call_needs(tmp_path):
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_warmup_compiles_everything_that_a_call_needs(tmp_path, dtype):
     """After warmup(dtype) calls of every kind add nothing to the cache."""
     code = """
 import pathlib, sys
+import ml_dtypes
 import numpy as np
 import numdcn
 from checks import cpu
@@ -134,7 +136,7 @@ for case in cases:
 added = set(folder.rglob("*.nbc")) - set(before)
 print("compiled", len(before), "then", sorted(path.name for path in added))
 """
-    done = run_python(code, "float64", tmp_path, NUMBA_CACHE_DIR=tmp_path)
+    done = run_python(code, dtype, tmp_path, NUMBA_CACHE_DIR=tmp_path)
     assert done.stdout.strip().endswith("then []") and "compiled 0" not in done.stdout, done.stdout
 
 
