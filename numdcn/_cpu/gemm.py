@@ -129,6 +129,7 @@ def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
 def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
     """A register tile of width `panel_widths(...)[width_index]`, for A in `layout`.
 
+    `multiply_add` is `fma_value`, or `dot_value` where the elements of A and B are pairs of bfloat16; k counts elements.
     `prefetched` is memory needed soon: each step over k prefetches one line of it and advances by `prefetch_step`
     elements.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numdcn._call.arrays import is_half
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.options import Options
 from numdcn._call.prepared import PreparedWeights
@@ -64,9 +65,9 @@ def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options)
 
 
 def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
-    """Fill y; all arrays are addressable."""
+    """Fill y; all arrays are addressable. If y is in bfloat16, so are x and w, and the others are in float32."""
     x, w = arrays.x, arrays.w
-    dtype, pairs = computed(y.dtype), y.dtype != computed(y.dtype)
+    dtype, pairs = computed(y.dtype), is_half(y.dtype)
     if pairs:
         p = paired(p)
     one, blocking = dtype.type(1), forward_blocking(p, dtype)
