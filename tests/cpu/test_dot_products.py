@@ -105,6 +105,15 @@ def test_prepared_weights(operator, case):
         assert_same_bits(prepared.forward(BACKENDS[operator]), narrow.forward(BACKENDS[operator]))
 
 
+@pytest.mark.parametrize("operator", ["deform_conv"], indirect=True)
+def test_columns_are_rounded_to_the_nearest(operator):
+    """An output that is one column has the bits of float32, rounded; 31 pairs are sampled 16, 8, 4 and 1 at a time."""
+    narrow, wide = narrowed(MAKE[operator](Case(1, 62, 62, (19, 18), (1, 1), mask=True), np.float32))
+    one = np.eye(62, dtype=np.float32).reshape(62, 62, 1, 1)
+    narrow, wide = narrow.holding(w=one.astype(BFLOAT16)), wide.holding(w=one)
+    assert_rounded(narrow.forward(BACKENDS[operator]), wide.forward(BACKENDS[operator]))
+
+
 def test_within_the_bounds(operator):
     """Columns that are rounded, for deform_conv; conv copies them."""
     for case in CASES:
