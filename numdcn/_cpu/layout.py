@@ -17,7 +17,7 @@ from numdcn._cpu.lanes import transpose
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
-COPY_PIXELS = 1024  # pixels copied per task
+COPY_ELEMENTS = 32 * 1024  # copied per task, of all channels together
 
 
 class Image(NamedTuple):
