@@ -12,6 +12,7 @@ from numdcn._call.options import Options
 from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.bands import SPAN, bands_of
 from numdcn._cpu.images import PaddedImages, suited
 from numdcn._cpu.parameters import NOWHERE, channel_bounds
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
@@ -21,7 +22,7 @@ from numdcn._cpu.roi.pool import PoolCall, bin_gradients, pool_forward
 from numdcn._cpu.roi.pool_max import MaxBackwardCall, MaxCall, add_at_maxima, max_bins, owned_channels
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
 from numdcn._cpu.roi.spread import SpreadCall, spread_bfloat16, spread_bins, spread_blocking, spread_float16
-from numdcn._cpu.roi.survey import BOXES, HEAD, SPAN, SurveyCall, Surveys, room_for_lists, survey_boxes
+from numdcn._cpu.roi.survey import BOXES, HEAD, SurveyCall, Surveys, room_for_lists, survey_boxes
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._cpu.tile import MOST_PIXELS
 
@@ -155,10 +156,10 @@ def pool_gradients(
 def _spread(p: RoIs, grid: Grid, grad_y: np.ndarray, grad_x: np.ndarray, mask: np.ndarray | None) -> None:
     """Fill grad_x."""
     dtype = grad_y.dtype
-    panel = backward_panel(p.channels, dtype)
-    blocking = spread_blocking(p.batch, p.channels, p.size, panel, _lists(grid, dtype), dtype.itemsize)
+    bands = bands_of(p.batch, p.channels, p.size, backward_panel(p.channels, dtype), dtype.itemsize)
+    blocking = spread_blocking(bands, _lists(grid, dtype), dtype.itemsize)
     lists, entries = room_for_lists(p.size, p.bins, grid.shifts.address != 0)
-    threads = plan_threads(p.batch * blocking.bands * blocking.blocks, READS * grad_y.size)
+    threads = plan_threads(p.batch * bands.count * bands.blocks, READS * grad_y.size)
     sizes = (
         SPAN * p.box_count * 8, HEAD * lists * p.box_count * 8, entries * p.box_count * 8,
         entries * p.box_count * dtype.itemsize, threads * blocking.workspace_bytes,

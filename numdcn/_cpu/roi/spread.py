@@ -11,59 +11,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cpu.bands import Bands, band_of, reaches, span_at
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import fill, from_channels_last
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.roi.bins import Bin, Grid, lists_at, plan_bin, samples_of
 from numdcn._cpu.roi.pool import mask_of
-from numdcn._cpu.roi.survey import (
-    END,
-    FIRST,
-    LISTED,
-    Surveys,
-    band_of,
-    noted_at,
-    noted_bin,
-    numbers_of,
-    spans_of,
-)
+from numdcn._cpu.roi.survey import Surveys, is_listed, noted_at, noted_bin, numbers_of
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
 from numdcn._cpu.tile import MOST_PIXELS, Tile, new_tile, tile_bytes
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
 
-TASKS = 64  # of a call, at least, if its images have the rows
-LEAST_ROWS = 4  # of a band, on average
-SUMS_BYTES = 384 * 1024  # of the rows that a task adds to at a time, at most, if they are more than one
-
 
 class SpreadBlocking(NamedTuple):
     """Tasks and the workspace of a thread; determined by the shapes."""
 
-    panel: int  # channels per block
-    blocks: int
-    bands: int  # of an image
-    rows: int  # of an image that are added to at a time
+    bands: Bands
     tile_bytes: int  # of a workspace: for the tile that reads grad_y,
     samples_bytes: int  # then for the gradients of its bins,
-    lists_bytes: int  # for lists that were not noted,
-    costs_bytes: int  # for the costs of rows; the rest is for the sums
+    lists_bytes: int  # for lists that were not noted; the rest is as `Bands` says
     workspace_bytes: int
 
 
-def spread_blocking(
-    batch: int, channels: int, size: tuple[int, int], panel: int, lists_bytes: int, itemsize: int
-) -> SpreadBlocking:
-    """The blocking for blocks of `panel` channels; `lists_bytes` is the room for lists that were not noted."""
-    blocks = -(-channels // panel)
-    bands = max(1, min(-(-TASKS // (batch * blocks)), size[0] // LEAST_ROWS))
-    row = (size[1] + 1) * panel * itemsize
-    rows = max(1, min(size[0], SUMS_BYTES // row))
-    tile, samples = tile_bytes(itemsize), -(-(PACKING_ELEMENTS + (MOST_PIXELS + 32) * panel) * itemsize // 64) * 64
-    costs = -(-(size[0] + 1) * 8 // 64) * 64
-    workspace = -(-(tile + samples + lists_bytes + costs + (rows + 1) * row + panel * itemsize + 64) // 4096) * 4096
-    return SpreadBlocking(panel, blocks, bands, rows, tile, samples, lists_bytes, costs, workspace)
+def spread_blocking(bands: Bands, lists_bytes: int, itemsize: int) -> SpreadBlocking:
+    """The blocking; `lists_bytes` is the room for lists that were not noted."""
+    tile = tile_bytes(itemsize)
+    samples = -(-(PACKING_ELEMENTS + (MOST_PIXELS + 32) * bands.panel) * itemsize // 64) * 64
+    workspace = tile + samples + lists_bytes + bands.costs_bytes + bands.sums_bytes
+    return SpreadBlocking(bands, tile, samples, lists_bytes, -(-workspace // 4096) * 4096)
 
 
 class SpreadCall(NamedTuple):
@@ -189,8 +166,8 @@ def _place(tile, first, count):
 @block
 def _add_box(one, a, r, band, room):
     """Add the gradient of box r to a band."""
-    grid, panel = a.grid, a.blocking.panel
-    noted, listed = noted_at(one, a.surveys, r), load_scalar(spans_of(a.surveys, r), LISTED) != 0
+    grid, panel, noted = a.grid, a.blocking.bands.panel, noted_at(one, a.surveys, r)
+    listed = is_listed(noted)
     first, end = 0, grid.bins[0] * grid.bins[1]
     if listed:
         first, end = _touched(grid, noted, band)
@@ -217,35 +194,29 @@ def _add_box(one, a, r, band, room):
 def _spread(of_x, one, params, counter, slot):
     """grad_x, of elements of the type of `of_x`. A task is a band of rows of a block of channels of an image."""
     a = unpack(params, SpreadCall)
-    grid, b = a.grid, a.blocking
-    base = a.workspaces + slot * b.workspace_bytes
-    buffer = pointer(base + b.tile_bytes, one)
-    lists = base + b.tile_bytes + b.samples_bytes
+    grid, bands, columns = a.grid, a.blocking.bands, a.grid.size[1]
+    base = a.workspaces + slot * a.blocking.workspace_bytes
+    buffer = pointer(base + a.blocking.tile_bytes, one)
+    lists = base + a.blocking.tile_bytes + a.blocking.samples_bytes
     ys, xs = lists_at(lists, grid, one)
     room = Room(new_tile(base, one), buffer, at(buffer, PACKING_ELEMENTS), ys, xs)
-    costs = pointer(lists + b.lists_bytes, np.int64(0))
-    sums = pointer(lists + b.lists_bytes + b.costs_bytes, one)
-    image_index, strides, columns = pointer(grid.image_index, np.int64(0)), a.grad_x.strides, grid.size[1]
+    costs = lists + a.blocking.lists_bytes
+    sums, spans, strides = pointer(costs + bands.costs_bytes, one), a.surveys.spans, a.grad_x.strides
     while True:
         task = next_task(counter)
-        if task >= a.batch * b.bands * b.blocks:
+        if task >= a.batch * bands.count * bands.blocks:
             return
-        n, number = task // (b.bands * b.blocks), task // b.blocks % b.bands
-        channel = task % b.blocks * b.panel
-        count = min(b.panel, a.channels - channel)
+        n, number = task // (bands.count * bands.blocks), task // bands.blocks % bands.count
+        channel = task % bands.blocks * bands.panel
+        count = min(bands.panel, a.channels - channel)
         row = (columns + 1) * count
-        band_first, band_end = band_of(grid, a.surveys, n, number, b.bands, costs)
-        for first in range(band_first, band_end, b.rows):
-            end = min(first + b.rows, band_end)
-            fill(sums, 0, (end - first + 1) * row + count, one - one)
+        band_first, band_end = band_of(spans, grid.rois, n, grid.size, number, bands.count, costs)
+        for first in range(band_first, band_end, bands.rows):
+            end = min(first + bands.rows, band_end)
+            fill(sums, 0, (end - first + 1) * row, one - one)
             band = Band(first, end, channel, count, at(sums, row + count - first * row), row)
             for r in range(grid.rois):
-                spans = spans_of(a.surveys, r)
-                if (
-                    load_scalar(image_index, r) == n
-                    and load_scalar(spans, FIRST) < end
-                    and load_scalar(spans, END) > first
-                ):
+                if reaches(span_at(spans, r), n, first, end):
                     _add_box(one, a, r, band, room)
             spot = n * strides[0] + channel * strides[1] + first * strides[2]
             target, size = at(pointer(a.grad_x.address, of_x), spot), (end - first, columns)

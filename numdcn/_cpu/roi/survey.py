@@ -1,8 +1,5 @@
-"""What boxes reach, for tasks that own bands of rows: the rows of each box, the work there, and its bins' lists.
-
-`survey_boxes` notes this once, in `Surveys`. From the work, which is estimated in whole numbers, every task computes
-where its band lies (`band_of`). Neither decides about a sum: a band's task adds in the order of boxes and bins, whatever
-the bands are.
+"""What boxes reach, for tasks that own bands of rows: `survey_boxes` notes the rows of each box, the work there, and the
+lists of its bins once for all tasks.
 """
 
 from __future__ import annotations
@@ -11,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cpu.bands import span_at, write_span
 from numdcn._cpu.jit import kernel
-from numdcn._cpu.layout import fill
 from numdcn._cpu.parameters import unpack
 from numdcn._cpu.roi.bins import Bin, Grid, bin_of, list_axis, lists_at, shift_of
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
@@ -20,15 +17,14 @@ from numdcn._formulas.jit import helper
 
 MOVED_ENTRIES = 24  # of the two lists of a bin that an offset moves, on average: room for them
 BOXES = 4  # surveyed per task
-FIRST, END, COST, LISTED, SPAN = range(5)  # numbers of a box in `Surveys.spans`; the last is how many
 HEAD = 3  # numbers of a list: its first entry, its length, its active samples
 PACKING = 16  # cost of a bin's gradient, for each bin and band, in additions to a pixel
-ROW_COST = 2  # of clearing and writing a pixel, likewise
 
 
 class Surveys(NamedTuple):
-    """Where the notes are. For each box, in memory: `SPAN` numbers; `HEAD` numbers for each of its lists, along y and
-    then along x; the entries of the lists, their pixels in one array, their weights in another."""
+    """Where the notes are. For each box, in memory: its span; `HEAD` numbers for each of its lists, along y and then along
+    x, of which the first is -1 if there was no room; the entries of the lists, their pixels in one array, their weights
+    in another."""
 
     spans: int  # addresses
     heads: int
@@ -81,9 +77,9 @@ def noted_bin(noted, number):
 
 
 @helper
-def spans_of(surveys, r):
-    """The numbers of box r, as a pointer."""
-    return at(pointer(surveys.spans, np.int64(0)), r * SPAN)
+def is_listed(noted):
+    """Whether the lists of a box were noted."""
+    return load_scalar(noted.heads, 0) >= 0
 
 
 @helper
@@ -129,11 +125,9 @@ def _note_lists(one, grid, r, lists, noted, entries):
 @helper
 def _note_box(one, grid, surveys, r, lists):
     """Note all about box r."""
-    spans, bins = spans_of(surveys, r), grid.bins[0] * grid.bins[1]
-    noted = noted_at(one, surveys, r)
+    bins, noted = grid.bins[0] * grid.bins[1], noted_at(one, surveys, r)
     first, end, cost = 0, grid.size[0], PACKING * bins + grid.size[0] * grid.size[1]
-    listed = _note_lists(one, grid, r, lists, noted, surveys.entries)
-    if listed:
+    if _note_lists(one, grid, r, lists, noted, surveys.entries):
         first, end, cost = grid.size[0], 0, PACKING * bins
         for b in range(bins):
             number_y, number_x = numbers_of(grid, b)
@@ -141,10 +135,9 @@ def _note_box(one, grid, surveys, r, lists):
             if y.length > 0:
                 first, end = min(first, load_scalar(y.index, 0)), max(end, load_scalar(y.index, y.length - 1) + 1)
             cost += y.length * x.length
-    store(spans, FIRST, first)
-    store(spans, END, end)
-    store(spans, COST, cost // max(end - first, 1) + 1)
-    store(spans, LISTED, 1 if listed else 0)
+    else:
+        store(noted.heads, 0, -1)
+    write_span(span_at(surveys.spans, r), load_scalar(pointer(grid.image_index, np.int64(0)), r), first, end, cost)
 
 
 @kernel
@@ -158,29 +151,3 @@ def survey_boxes(one, params, counter, slot):
             return
         for r in range(first, min(first + BOXES, a.grid.rois)):
             _note_box(one, a.grid, a.surveys, r, lists)
-
-
-@helper
-def band_of(grid, surveys, n, band, bands, costs):
-    """The rows of one of `bands` bands of image n, which share the work: the first, and the end. `costs` is room for
-    the rows of an image and one more. A row belongs to the band in which the middle of its work lies."""
-    height, image_index = grid.size[0], pointer(grid.image_index, np.int64(0))
-    fill(costs, 0, height + 1, 0)
-    for r in range(grid.rois):
-        spans = spans_of(surveys, r)
-        first, end, cost = load_scalar(spans, FIRST), load_scalar(spans, END), load_scalar(spans, COST)
-        if load_scalar(image_index, r) == n and first < end:
-            store(costs, first, load_scalar(costs, first) + cost)
-            store(costs, end, load_scalar(costs, end) - cost)
-    total, row = 0, ROW_COST * grid.size[1]
-    for i in range(height):
-        row += load_scalar(costs, i)
-        store(costs, i, row)
-        total += row
-    before, first, end = 0, 0, 0
-    for i in range(height):
-        row = load_scalar(costs, i)
-        owner = (2 * before + row) * bands // (2 * total)
-        first, end = first + (1 if owner < band else 0), end + (1 if owner <= band else 0)
-        before += row
-    return first, end
