@@ -114,5 +114,5 @@ def _spread(
             workspaces,
         )  # fmt: skip
         if not surveyed:
-            launch(survey_points, one, call, min(threads, -(-p.batch * tiling.tiles // TILES)))
+            launch(survey_points, one, call, max(1, min(threads, -(-p.batch * tiling.tiles // TILES))))
         launch(suited(grad_x.dtype, spread_points, spread_float16, spread_bfloat16), one, call, threads)

@@ -72,13 +72,16 @@ def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays
 def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray) -> None:
     """Fill the gradient of shifts that bins may share, from the result of `pool_planes_gradients`."""
     bins_y, bins_x = p.bins
+    moved = slopes * boxes.geometry[:, None, None, ::-1, REACH]  # (classes, R, Ph, Pw, 2), x first
+    parts = grad.shape[2:]
+    if parts == p.bins:
+        grad.reshape(p.box_count, len(moved), 2, *parts)[...] = moved.transpose(1, 0, 4, 2, 3)
+        return
     grad[...] = 0
-    reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
-    moved = slopes * reach  # (classes, R, Ph, Pw, 2)
     for i in range(bins_y):
         for j in range(bins_x):  # into (R, 2*classes)
             bin_ = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
-            grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += bin_
+            grad[:, :, i * parts[0] // bins_y, j * parts[1] // bins_x] += bin_
 
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
@@ -168,7 +171,7 @@ def _spread(p: RoIs, grid: Grid, grad_y: np.ndarray, grad_x: np.ndarray, mask: n
         surveys = Surveys(spans, heads, index, weight, lists, entries)
         launch(
             survey_boxes, dtype.type(1), SurveyCall(grid, surveys, workspaces, blocking.workspace_bytes),
-            min(threads, -(-p.box_count // BOXES)),
+            max(1, min(threads, -(-p.box_count // BOXES))),
         )  # fmt: skip
         kernel = suited(grad_x.dtype, spread_bins, spread_float16, spread_bfloat16)
         call = SpreadCall(
