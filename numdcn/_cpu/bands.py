@@ -37,7 +37,7 @@ def bands_of(batch: int, channels: int, size: tuple[int, int], panel: int, items
     """The bands of images for blocks of `panel` channels."""
     blocks = -(-channels // panel)
     count = max(1, min(-(-TASKS // (batch * blocks)), size[0] // LEAST_ROWS))
-    row = (size[1] + 1) * panel * itemsize
+    row = (size[1] + 1) * min(panel, channels) * itemsize
     rows = max(1, min(size[0], SUMS_BYTES // row - 2))
     sums = (rows + 2) * row + 2 * panel * itemsize + 64
     return Bands(panel, blocks, count, rows, -(-(size[0] + 1) * 8 // 64) * 64, -(-sums // 64) * 64)
