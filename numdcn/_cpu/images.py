@@ -13,7 +13,7 @@ from numdcn._call.arrays import is_half
 from numdcn._cpu.arrays import computed, place
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import (
-    COPY_PIXELS,
+    COPY_ELEMENTS,
     clear_padding,
     fill,
     from_channels_last,
@@ -41,6 +41,7 @@ class ImagesCall(NamedTuple):
     images: int  # address of the zero-padded images
     bounds: int  # address of the first channel of each block, then the number of channels
     blocks: int  # blocks of channels
+    pixels: int  # copied per task
     workspaces: int  # address of the threads' workspaces
     workspace_bytes: int  # per thread
 
@@ -72,13 +73,13 @@ def _copy(copy, of_x, one, params, counter, slot):
     a = unpack(params, ImagesCall)
     x, buffer, bounds = a.plain, pointer(a.workspaces + slot * a.workspace_bytes, one), pointer(a.bounds, np.int64(0))
     pixels = a.size[0] * a.size[1]
-    blocks = (pixels + COPY_PIXELS - 1) // COPY_PIXELS
+    stretches = (pixels + a.pixels - 1) // a.pixels
     while True:
         task = next_task(counter)
-        if task >= a.batch * blocks:
+        if task >= a.batch * stretches:
             return
-        n, first = task // blocks, task % blocks * COPY_PIXELS
-        last = min(first + COPY_PIXELS, pixels)
+        n, first = task // stretches, task % stretches * a.pixels
+        last = min(first + a.pixels, pixels)
         for block_ in range(a.blocks):
             channel, channel_end = load_scalar(bounds, block_), load_scalar(bounds, block_ + 1)
             image = at(pointer(a.images, one), n * a.image_size + channel * padded_pixels(a.size))
@@ -146,6 +147,11 @@ def clear(one, params, counter, slot):
         fill(pointer(a.address, one), task * stretch, min(stretch, a.size - task * stretch), one - one)
 
 
+def copied_pixels(channels: int) -> int:
+    """The number of pixels that a task copies: whole stretches of `layout`'s loops."""
+    return min(max(COPY_ELEMENTS // max(channels, 1) // 64, 1), 16) * 64
+
+
 class PaddedImages:
     """Blocked images in scratch memory, in float32 for arrays of a half type. `bounds` holds the first channel of each
     block, then the number of channels."""
@@ -162,16 +168,17 @@ class PaddedImages:
         blocks = len(self.bounds) - 1
         return ImagesCall(
             batch, (height, width), self.image_size, place(plain), self.address, self.bounds.address, blocks,
-            self.workspaces, self.workspace_bytes,
+            copied_pixels(plain.shape[1]), self.workspaces, self.workspace_bytes,
         )  # fmt: skip
 
     def _threads(self, plain: np.ndarray) -> int:
         """The number of threads for a copy from or to `plain`: no more than it has tasks."""
-        return min(self.threads, plain.shape[0] * -(-plain.shape[2] * plain.shape[3] // COPY_PIXELS))
+        batch, channels, height, width = plain.shape
+        return min(self.threads, batch * -(-height * width // copied_pixels(channels)))
 
     def pack(self, x: np.ndarray) -> None:
         """Copy x (N, C, H, W) into these images."""
-        kernel = _suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
+        kernel = suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
         launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def pack_pairs(self, x: np.ndarray) -> None:
@@ -180,7 +187,7 @@ class PaddedImages:
 
     def unpack(self, x: np.ndarray) -> None:
         """Copy these images to x."""
-        kernel = _suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
+        kernel = suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
         launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def clear(self, batch: int, dtype: np.dtype) -> None:
@@ -188,7 +195,7 @@ class PaddedImages:
         launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)
 
 
-def _suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:
+def suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:
     """The kernel for arrays of a type."""
     if not is_half(dtype):
         return plain

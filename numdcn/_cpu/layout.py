@@ -18,7 +18,7 @@ from numdcn._cpu.pairs import load_pair, transpose_pairs
 from numdcn._cpu.simd import at, load, load_scalar, store, width
 from numdcn._formulas.jit import helper
 
-COPY_PIXELS = 1024  # pixels copied per task
+COPY_ELEMENTS = 32 * 1024  # copied per task, of all channels together
 
 
 class Image(NamedTuple):

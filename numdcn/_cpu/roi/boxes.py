@@ -1,4 +1,5 @@
-"""Boxes on the CPU: the positions of their bins, in the form the kernels take."""
+"""Boxes on the CPU: the positions of their bins, in the form the kernels take. One compiled pass: as NumPy's functions, each
+of which the previous call's images have driven out of the cache, it would take a fifth of a millisecond."""
 
 from __future__ import annotations
 
@@ -6,9 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._call.roi import FAR, Pooling, RoIs, SamplingRule, WholePixels
-from numdcn._cpu.roi.bins import WHOLE_PIXELS
-from numdcn._formulas.bilinear import ALIGN, PSROI
+from numdcn._call.roi import FAR, Pooling, RoIs, WholePixels
+from numdcn._cpu.jit import kernel
+from numdcn._cpu.parameters import unpack
+from numdcn._cpu.roi.bins import AXIS, BIN, REACH, SAMPLES, START, STEP, WHOLE_PIXELS
+from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
+from numdcn._cpu.threads import launch
+from numdcn._formulas.bilinear import PSROI
+from numdcn._formulas.jit import helper
+from numdcn._formulas.vectors import floor, like
+
+SCALE, HALF, LEAST, SHARE, MOST, NUMBERS = range(6)  # numbers of a call, in the dtype of the boxes; the last: how many
+BOXES = 64  # per task
 
 
 class Boxes(NamedTuple):
@@ -19,15 +29,19 @@ class Boxes(NamedTuple):
     geometry: np.ndarray  # (R, 2, 5), or (R, bins of y and of x, 2) int64
 
 
-def _corners(p: RoIs) -> np.ndarray:
-    """Scaled corners (R, 2, 2): first and second, y and x, clipped to `FAR`."""
-    return np.clip(p.boxes[:, 1:] * p.boxes.dtype.type(p.scale), -FAR, FAR).reshape(-1, 2, 2)[:, :, ::-1]
+class BoxesCall(NamedTuple):
+    """Parameters of `place_boxes`."""
 
-
-def _round(values: np.ndarray) -> np.ndarray:
-    """Round to the nearest integer, halves away from zero."""
-    whole = np.trunc(values)
-    return whole + np.copysign(np.abs(values - whole) >= 0.5, values).astype(values.dtype)
+    rois: int
+    rule: int  # as in `Grid`
+    samples: int  # of a bin along an axis; 0 or less: by the box's size
+    last_counts: int  # of whole pixels: whether the second corner is part of the box
+    size: tuple[int, int]  # of an image
+    bins: tuple[int, int]  # of a box
+    boxes: int  # addresses: of (R, 5),
+    numbers: int  # of `NUMBERS` numbers: scale; `half`, `least` and `reach` of the rule; the largest finite number
+    image_index: int  # of the results, see `Boxes`
+    geometry: int
 
 
 def image_indices(p: RoIs) -> np.ndarray:
@@ -35,56 +49,95 @@ def image_indices(p: RoIs) -> np.ndarray:
     return p.boxes[:, 0].astype(np.int64)
 
 
-def _geometry(start: np.ndarray, size: np.ndarray, p: RoIs, samples: np.ndarray, reach: float) -> np.ndarray:
-    """`Grid.geometry` of boxes that start at `start` (R, 2) with size `size` and `samples` per bin."""
-    dtype = start.dtype
-    bins = size / np.array(p.bins, dtype)
-    step = bins / np.maximum(samples, 1)
-    most = np.finfo(dtype).max  # keeps it finite, so that an offset of 0 shifts nothing
-    far = np.clip(dtype.type(reach) * size, -most, most)
-    columns = (start, bins, step, np.broadcast_to(samples, size.shape), far)
-    return np.ascontiguousarray(np.stack(columns, axis=-1), dtype)
-
-
 def boxes_of(p: Pooling) -> Boxes:
     """The boxes of a pooling, according to its rule."""
-    if isinstance(p.rule, WholePixels):
-        return _whole_boxes(p.rois, p.rule.last_counts)
-    return _align_boxes(p.rois, p.rule) if p.rule.border == ALIGN else _psroi_boxes(p.rois, p.rule)
+    rois, rule, dtype = p.rois, p.rule, p.rois.boxes.dtype
+    index = np.empty(rois.box_count, np.int64)
+    if isinstance(rule, WholePixels):
+        kind, samples, last_counts, half, least, reach = WHOLE_PIXELS, 0, int(rule.last_counts), 0.0, 0.0, 0.0
+        geometry = np.empty((rois.box_count, sum(rois.bins), 2), np.int64)
+    else:
+        kind, samples, last_counts, half, least, reach = rule.border, rule.samples, 0, rule.half, rule.least, rule.reach
+        geometry = np.empty((rois.box_count, 2, AXIS), dtype)
+    numbers = np.array((rois.scale, half, least, reach, np.finfo(dtype).max), dtype)
+    call = BoxesCall(
+        rois.box_count, kind, samples, last_counts, rois.size, rois.bins, rois.boxes.ctypes.data, numbers.ctypes.data,
+        index.ctypes.data, geometry.ctypes.data,
+    )  # fmt: skip
+    launch(place_boxes, dtype.type(1), call, 1)
+    return Boxes(kind, index, geometry)
 
 
-def _align_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
-    """Boxes of the RoI align family."""
-    dtype = p.boxes.dtype
-    corners = _corners(p) - dtype.type(rule.half)
-    start, size = corners[:, 0], corners[:, 1] - corners[:, 0]
-    if rule.least > -np.inf:
-        size = np.maximum(size, dtype.type(rule.least))
-    samples = np.full(size.shape, rule.samples, dtype)
-    if rule.samples <= 0:
-        samples = np.maximum(np.ceil(size / np.array(p.bins, dtype)), dtype.type(0))
-    return Boxes(ALIGN, image_indices(p), _geometry(start, size, p, samples, rule.reach))
+@helper
+def _near(value):
+    """A position clipped to `FAR`."""
+    far = like(FAR, value)
+    return min(max(value, like(0.0, value) - far), far)
 
 
-def _psroi_boxes(p: RoIs, rule: SamplingRule) -> Boxes:
-    """Boxes of deformable position-sensitive pooling: whole pixels in the boxes' own coordinates, both ends counted."""
-    dtype = p.boxes.dtype
-    first, last = _round(p.boxes[:, 1:]).reshape(-1, 2, 2).swapaxes(0, 1)[:, :, ::-1]
-    scale, half = dtype.type(p.scale), dtype.type(rule.half)
-    start = np.clip(first * scale, -FAR, FAR) - half
-    size = np.maximum(np.clip((last + 1) * scale, -FAR, FAR) - half - start, dtype.type(rule.least))
-    return Boxes(PSROI, image_indices(p), _geometry(start, size, p, np.array(rule.samples, dtype), rule.reach))
+@helper
+def _round(value):
+    """The nearest whole number, halves away from zero."""
+    zero, one = like(0.0, value), like(1.0, value)
+    size = abs(value)
+    whole = floor(size)
+    whole = whole + (one if size - whole >= like(0.5, value) else zero)
+    return whole if value >= zero else zero - whole
 
 
-def _whole_boxes(p: RoIs, last_counts: bool) -> Boxes:
-    """Boxes of whole pixels: rounded corners, the second included if `last_counts`; bins of whole pixels, which may
-    overlap, clipped to the image."""
-    corners = _round(_corners(p)).astype(np.int64)
-    start, size = corners[:, 0], np.maximum(corners[:, 1] - corners[:, 0] + last_counts, 1)
-    ranges = []
-    for axis in (0, 1):
-        bins, steps = p.bins[axis], np.arange(p.bins[axis])
-        first = steps * size[:, axis, None] // bins + start[:, axis, None]
-        end = -(-(steps + 1) * size[:, axis, None] // bins) + start[:, axis, None]
-        ranges.append(np.clip(np.stack((first, end), axis=-1), 0, p.size[axis]))
-    return Boxes(WHOLE_PIXELS, image_indices(p), np.ascontiguousarray(np.concatenate(ranges, axis=1)))
+@helper
+def _place_samples(one, a, box, numbers, axis, geometry):
+    """The geometry of a box of samples along an axis (0: y)."""
+    zero, bins = one - one, like(a.bins[axis], one)
+    scale, half = load_scalar(numbers, SCALE), load_scalar(numbers, HALF)
+    first, last = load_scalar(box, 2 - axis), load_scalar(box, 4 - axis)
+    if a.rule == PSROI:  # whole pixels in the boxes' own coordinates, both ends counted
+        start = _near(_round(first) * scale) - half
+        size = _near((_round(last) + one) * scale) - half - start
+    else:
+        start = _near(first * scale) - half
+        size = (_near(last * scale) - half) - start
+    size = max(size, load_scalar(numbers, LEAST))
+    bin_ = size / bins
+    samples = like(a.samples, one)
+    if a.samples <= 0:
+        samples = max(zero - floor(zero - bin_), zero)
+    most, reach = load_scalar(numbers, MOST), load_scalar(numbers, SHARE) * size
+    store(geometry, START, start)
+    store(geometry, BIN, bin_)
+    store(geometry, STEP, bin_ / max(samples, one))
+    store(geometry, SAMPLES, samples)
+    store(geometry, REACH, min(max(reach, zero - most), most))  # finite, so that an offset of 0 shifts nothing
+
+
+@helper
+def _place_pixels(one, a, box, numbers, axis, geometry):
+    """The bins of a box of whole pixels along an axis (0: y), clipped to the image; they may overlap."""
+    scale = load_scalar(numbers, SCALE)
+    start = int(_round(_near(load_scalar(box, 2 - axis) * scale)))
+    size = max(int(_round(_near(load_scalar(box, 4 - axis) * scale))) - start + a.last_counts, 1)
+    bins = a.bins[axis]
+    for i in range(bins):
+        first, end = i * size // bins + start, ((i + 1) * size + bins - 1) // bins + start
+        store(geometry, 2 * i, min(max(first, 0), a.size[axis]))
+        store(geometry, 2 * i + 1, min(max(end, 0), a.size[axis]))
+
+
+@kernel
+def place_boxes(one, params, counter, slot):
+    """The geometry of all boxes. A task is some of them."""
+    a = unpack(params, BoxesCall)
+    numbers, image_index = pointer(a.numbers, one), pointer(a.image_index, np.int64(0))
+    while True:
+        first = next_task(counter) * BOXES
+        if first >= a.rois:
+            return
+        for r in range(first, min(first + BOXES, a.rois)):
+            box = at(pointer(a.boxes, one), 5 * r)
+            store(image_index, r, int(load_scalar(box, 0)))
+            for axis in range(2):
+                if a.rule == WHOLE_PIXELS:
+                    ends = at(pointer(a.geometry, np.int64(0)), 2 * (r * (a.bins[0] + a.bins[1]) + axis * a.bins[0]))
+                    _place_pixels(one, a, box, numbers, axis, ends)
+                else:
+                    _place_samples(one, a, box, numbers, axis, at(pointer(a.geometry, one), (2 * r + axis) * AXIS))

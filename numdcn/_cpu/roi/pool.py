@@ -1,7 +1,8 @@
 """Kernels of RoI operators whose bins read every channel: bins as sums over channels-last images, and their gradients.
 
 A forward computes y by tiles of the bins of a box: plan each bin, add up its pixels along the channels, transpose the
-tile into y. A backward does the same for a block of channels of an image, owned by a task, with all its boxes.
+tile into y. The gradients of the bins' shifts and mask (`bin_gradients`) are sums over the same pixels, times grad_y.
+That of the images is in `spread`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import numpy as np
 
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.lanes import sum3
-from numdcn._cpu.layout import GradientSink, Image, Matrix, fill, image_from, padded_pixels, sink_from
+from numdcn._cpu.layout import Image, Matrix, fill, image_from
 from numdcn._cpu.parameters import NOWHERE, Place, unpack
 from numdcn._cpu.points_blocking import PointsBlocking
-from numdcn._cpu.roi.bins import Grid, lists_at, plan_next_bin
+from numdcn._cpu.roi.bins import AXIS, REACH, Grid, lists_at, plan_next_bin
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
 from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, write_tile
@@ -26,17 +27,16 @@ SUMMED = 256  # pixels added in a single chain
 
 
 class PoolCall(NamedTuple):
-    """Parameters of `pool_forward` and `pool_backward`."""
+    """Parameters of `pool_forward` and `bin_gradients`."""
 
-    batch: int
     channels: int
     grid: Grid
     blocking: PointsBlocking
     mask: Place  # (R, 1, Ph, Pw); `NOWHERE`: none
     y: Place  # (R, C, 1, Ph*Pw); in the backward: its gradient
+    grad_shifts: Place  # (R, 2, Ph, Pw), x first; `NOWHERE`: not wanted
+    grad_mask: Place  # as mask; `NOWHERE`: not wanted
     images: int  # address of the zero-padded images
-    grad_images: int  # address of their gradients; 0: not wanted
-    sums: int  # address of (blocks, R, Ph*Pw, 3): grad_y times sample, slope along y, along x; 0: not wanted
     workspaces: int  # address of the threads' workspaces
 
 
@@ -158,97 +158,94 @@ def pool_forward(one, params, counter, slot):
 
 
 @helper
-def _pool_vector_backward(vector, sink, y, x, gradient, scale, with_sums):
-    """Add scale * gradient, times the weights of a bin, to the image's gradient, if wanted. Returns the sums over the
-    bin's pixels of gradient * pixel, weighted as in the value, the slope along y, and the slope along x, if wanted."""
-    image, zero = sink.image, like(0.0, gradient)
-    by_value, by_y, by_x, scaled = zero, zero, zero, gradient * like(scale, vector)
+def _add_products(vector, image, y, x, gradient, sums):
+    """Add to three sums, for one vector of channels or a scalar, gradient * pixel summed over the pixels of a bin, weighted
+    as in the value, by the slope along y, and by the slope along x."""
+    zero = vector - vector
+    by_value, by_y, by_x = zero, zero, zero
     for i in range(y.length):
-        start = load_scalar(y.index, i) * image.row_stride
-        weight_y, slope_y = load_scalar(y.weight, i), load_scalar(y.slope, i)
-        if sink.wanted:
-            for j in range(x.length):
-                spot = start + load_scalar(x.index, j) * image.pixel_stride
-                w = like(weight_y * load_scalar(x.weight, j), vector)
-                store(sink.grad, spot, fma(w, scaled, load_like(sink.grad, spot, vector)))
-        if with_sums:
-            in_row, sloped = zero, zero
-            for j in range(x.length):
-                spot = start + load_scalar(x.index, j) * image.pixel_stride
-                product = gradient * load_like(image.pointer, spot, vector)
-                in_row = fma(like(load_scalar(x.weight, j), vector), product, in_row)
-                sloped = fma(like(load_scalar(x.slope, j), vector), product, sloped)
-            by_value = fma(like(weight_y, vector), in_row, by_value)
-            by_y = fma(like(slope_y, vector), in_row, by_y)
-            by_x = fma(like(weight_y, vector), sloped, by_x)
-    return sum3(by_value, by_y, by_x)
+        line = at(image.pointer, load_scalar(y.index, i) * image.row_stride)
+        in_row, sloped = zero, zero
+        for j in range(x.length):
+            product = gradient * load_like(line, load_scalar(x.index, j) * image.pixel_stride, vector)
+            in_row = fma(like(load_scalar(x.weight, j), vector), product, in_row)
+            sloped = fma(like(load_scalar(x.slope, j), vector), product, sloped)
+        by_value = fma(like(load_scalar(y.weight, i), vector), in_row, by_value)
+        by_y = fma(like(load_scalar(y.slope, i), vector), in_row, by_y)
+        by_x = fma(like(load_scalar(y.weight, i), vector), sloped, by_x)
+    return sums[0] + by_value, sums[1] + by_y, sums[2] + by_x
 
 
 @block
-def pool_bin_backward(sink, y, x, count, gradient, scale, sums, with_sums):
-    """The backward of `pool_bin`: adds to the image's gradient and to `sums` (three numbers), each if wanted."""
-    one, c = like(1.0, scale), 0
-    step = width(one)
+def add_bin_sums(image, y, x, count, gradient, sums):
+    """Add to three numbers, `sums`, those of `_add_products` over all channels."""
+    one, c = load_scalar(gradient, 0), 0
+    step, zero = width(one), full(like(0.0, one))
+    value, by_y, by_x = load_scalar(sums, 0), load_scalar(sums, 1), load_scalar(sums, 2)
     if y.length == 0 or x.length == 0:  # the mean and its slopes are 0, but a gradient times 0 may be NaN
-        nothing = one - one
-        for i in range(count if with_sums else 0):
-            nothing = nothing + load_scalar(gradient, i) * (one - one)
-        fill(sums, 0, 3 if with_sums else 0, nothing)
+        for i in range(count):
+            value = value + load_scalar(gradient, i) * like(0.0, one)
+        fill(sums, 0, 3, value)
         return
+    vectors = zero, zero, zero
+    while c + step <= count:
+        vectors = _add_products(zero, image_from(image, c), y, x, load_like(gradient, c, zero), vectors)
+        c += step
+    wide = sum3(vectors[0], vectors[1], vectors[2])
+    scalars = value + wide[0], by_y + wide[1], by_x + wide[2]
     while c < count:
-        source, rest = sink_from(sink, c), count - c
-        if rest >= step:
-            g = load_like(gradient, c, full(one))
-            value, by_y, by_x = _pool_vector_backward(full(one), source, y, x, g, scale, with_sums)
-            c += step
-        elif step > 4 and rest >= 4:
-            g = load_like(gradient, c, narrow(one, 4))
-            value, by_y, by_x = _pool_vector_backward(narrow(one, 4), source, y, x, g, scale, with_sums)
-            c += 4
-        else:
-            g = load_scalar(gradient, c)
-            value, by_y, by_x = _pool_vector_backward(one, source, y, x, g, scale, with_sums)
-            c += 1
-        if with_sums:
-            store(sums, 0, load_scalar(sums, 0) + value)
-            store(sums, 1, load_scalar(sums, 1) + by_y)
-            store(sums, 2, load_scalar(sums, 2) + by_x)
+        scalars = _add_products(one, image_from(image, c), y, x, load_scalar(gradient, c), scalars)
+        c += 1
+    store(sums, 0, scalars[0])
+    store(sums, 1, scalars[1])
+    store(sums, 2, scalars[2])
+
+
+@helper
+def _store_gradients(one, a, r, b, sums, divisor, nowhere):
+    """Store the gradients of the shifts and the mask of bin number b of box r."""
+    grid, scale = a.grid, mask_of(one, a.mask, a.grid, r, b)
+    i, j = b // grid.bins[1], b % grid.bins[1]
+    box, missing = at(pointer(grid.geometry, one), 2 * r * AXIS), (one - one) / (one - one)
+    for axis in range(2 if a.grad_shifts.address else 0):  # x, then y
+        strides = a.grad_shifts.strides
+        slope, reach = load_scalar(sums, 2 - axis) / divisor, load_scalar(box, (1 - axis) * AXIS + REACH)
+        spot = r * strides[0] + axis * strides[1] + i * strides[2] + j * strides[3]
+        store(pointer(a.grad_shifts.address, one), spot, missing if nowhere else slope * scale * reach)
+    if a.grad_mask.address:
+        strides = a.grad_mask.strides
+        spot = r * strides[0] + i * strides[2] + j * strides[3]
+        store(pointer(a.grad_mask.address, one), spot, missing if nowhere else load_scalar(sums, 0) / divisor)
 
 
 @kernel
-def pool_backward(one, params, counter, slot):
-    """The gradients. A task is a block of channels of an image, with all its boxes."""
+def bin_gradients(one, params, counter, slot):
+    """The gradients of the bins' shifts and mask. A task is a tile of the bins of a box."""
     a = unpack(params, PoolCall)
     blocking, grid = a.blocking, a.grid
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced, buffer = new_tile(base, one), pointer(base + blocking.tile_bytes, one)
-    gradients = at(buffer, PACKING_ELEMENTS)
+    gradients, sums = at(buffer, PACKING_ELEMENTS), unplaced.rows  # of the tile, only the runs are needed
     ys, xs = lists_at(base + blocking.tile_bytes + blocking.samples_bytes, grid, one)
-    image_index, bins = pointer(grid.image_index, np.int64(0)), grid.bins[0] * grid.bins[1]
-    nan, with_sums = (one - one) / (one - one), a.sums != 0
+    row, image_index = (grid.size[1] + 1) * a.channels, pointer(grid.image_index, np.int64(0))
+    bins = (1, grid.bins[0] * grid.bins[1])
     while True:
         task = next_task(counter)
-        if task >= a.batch * blocking.blocks:
+        if task >= grid.rois * blocking.tiling.tiles:
             return
-        n, block_ = task // blocking.blocks, task % blocking.blocks
-        channel = block_ * blocking.panel
-        count = min(blocking.panel, a.channels - channel)
-        row = (grid.size[1] + 1) * count
-        start = n * blocking.image_size + channel * padded_pixels(grid.size) + row + count
-        image = Image(at(pointer(a.images, one), start), count, row)
-        sink = GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
-        for r in range(grid.rois):
-            for number in range(blocking.tiling.tiles if load_scalar(image_index, r) == n else 0):
-                tile = place_tile(unplaced, blocking.tiling, number, (1, bins), (0, 0), (0, 0))
-                first = number * blocking.tiling.tile_columns
-                target = gradient_rows(gradients, blocking.panel, blocking.rows)
-                pack_gradient(one, a.y, r, channel, count, tile, target, buffer)
-                for p in range(tile.pixels):
-                    y, x, divisor, nowhere = plan_next_bin(one, grid, r, first + p, first, ys, xs)
-                    sums = at(pointer(a.sums, one), ((block_ * grid.rois + r) * bins + first + p) * 3)
-                    if with_sums:
-                        fill(sums, 0, 3, nan if nowhere else one - one)
-                    if not nowhere:
-                        g = at(gradients, p * blocking.panel)
-                        scale = mask_of(one, a.mask, grid, r, first + p) / divisor
-                        pool_bin_backward(sink, y, x, count, g, scale, sums, with_sums)
+        r, number = task // blocking.tiling.tiles, task % blocking.tiling.tiles
+        tile = place_tile(unplaced, blocking.tiling, number, bins, (0, 0), (0, 0))
+        first = number * blocking.tiling.tile_columns
+        start = load_scalar(image_index, r) * blocking.image_size + row + a.channels
+        image = Image(at(pointer(a.images, one), start), a.channels, row)
+        fill(sums, 0, 3 * tile.pixels, one - one)
+        for c in range(0, a.channels, blocking.panel):
+            count = min(blocking.panel, a.channels - c)
+            target = gradient_rows(gradients, blocking.pitch, blocking.rows)
+            pack_gradient(one, a.y, r, c, count, tile, target, buffer)
+            for p in range(tile.pixels):
+                y, x, divisor, nowhere = plan_next_bin(one, grid, r, first + p, first, ys, xs)
+                if not nowhere:
+                    add_bin_sums(image_from(image, c), y, x, count, at(gradients, p * blocking.pitch), at(sums, 3 * p))
+                if c + count == a.channels:
+                    _store_gradients(one, a, r, first + p, at(sums, 3 * p), divisor, nowhere)

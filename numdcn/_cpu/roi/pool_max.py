@@ -32,7 +32,8 @@ from numdcn._cpu.tile_io import write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import select
 
-MAX_BLOCK = 16  # channels owned by a task of the backward
+MOST_CHANNELS = 16  # owned by a task of the backward
+BACKWARD_TASKS = 64  # of a backward, at least, if there are as many channels
 
 
 class MaxCall(NamedTuple):
@@ -128,11 +129,17 @@ def max_bins(one, params, counter, slot):
                 write_tile(np.float32(0), np.float32(0), a.positions, NOWHERE, r, c, count, tile, moved, lines)
 
 
+def owned_channels(channels: int) -> int:
+    """How many channels a task of the backward owns."""
+    return max(1, min(channels // BACKWARD_TASKS, MOST_CHANNELS))
+
+
 class MaxBackwardCall(NamedTuple):
     """Parameters of `add_at_maxima`. All arrays are contiguous."""
 
     batch: int
     channels: int
+    owned: int  # channels per task
     rois: int
     pixels: int  # of an image
     bins: int  # of a box
@@ -150,10 +157,10 @@ def add_at_maxima(one, params, counter, slot):
     image_index, positions = pointer(a.image_index, np.int64(0)), pointer(a.argmax, np.int32(0))
     while True:
         task = next_task(counter)
-        if task >= (a.channels + MAX_BLOCK - 1) // MAX_BLOCK:
+        if task >= (a.channels + a.owned - 1) // a.owned:
             return
-        first = task * MAX_BLOCK
-        count = min(MAX_BLOCK, a.channels - first)
+        first = task * a.owned
+        count = min(a.owned, a.channels - first)
         for n in range(a.batch):
             fill(pointer(a.grad_x, one), (n * a.channels + first) * a.pixels, count * a.pixels, one - one)
         for r in range(a.rois):

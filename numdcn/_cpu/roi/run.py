@@ -12,14 +12,17 @@ from numdcn._call.options import Options
 from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
-from numdcn._cpu.images import PaddedImages
+from numdcn._cpu.bands import SPAN, bands_of
+from numdcn._cpu.images import PaddedImages, suited
 from numdcn._cpu.parameters import NOWHERE, channel_bounds
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
-from numdcn._cpu.roi.bins import REACH, SAMPLES, Grid, lists_bytes
+from numdcn._cpu.roi.bins import REACH, Grid, lists_bytes
 from numdcn._cpu.roi.boxes import Boxes, boxes_of, image_indices
-from numdcn._cpu.roi.pool import PoolCall, pool_backward, pool_forward
-from numdcn._cpu.roi.pool_max import MAX_BLOCK, MaxBackwardCall, MaxCall, add_at_maxima, max_bins
+from numdcn._cpu.roi.pool import PoolCall, bin_gradients, pool_forward
+from numdcn._cpu.roi.pool_max import MaxBackwardCall, MaxCall, add_at_maxima, max_bins, owned_channels
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
+from numdcn._cpu.roi.spread import SpreadCall, spread_bfloat16, spread_bins, spread_blocking, spread_float16
+from numdcn._cpu.roi.survey import BOXES, HEAD, SurveyCall, Surveys, room_for_lists, survey_boxes
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._cpu.tile import MOST_PIXELS
 
@@ -57,39 +60,28 @@ def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays
         if p.cells is None and isinstance(p.rule, WholePixels):
             pool_max_gradient(p, x, grad_y, targets.x, argmax)
             return
-        boxes, with_sums = boxes_of(p), targets.shifts is not None or targets.mask is not None
-        if p.cells is not None:
-            slopes = pool_planes_gradients(p.rois, x, boxes, p.cells, grad_y, targets.x, shifts, with_sums)
-            if slopes is not None:
-                _parts_gradient(p.rois, boxes, slopes, targets.shifts)
-        else:
-            sums = pool_gradients(p.rois, x, boxes, grad_y, targets.x, shifts, mask, with_sums)
-            if sums is not None:
-                _bins_gradients(boxes, sums, mask, targets)
-
-
-def _bins_gradients(boxes: Boxes, sums: np.ndarray, mask: np.ndarray | None, grads: RoIArrays) -> None:
-    """Fill the gradients of the bins' mask and shifts, from the result of `pool_gradients`."""
-    samples = np.maximum(boxes.geometry[:, :, SAMPLES].prod(axis=1), 1)
-    by_value, by_y, by_x = np.moveaxis(sums / samples[:, None, None, None], -1, 0)
-    if grads.mask is not None:
-        grads.mask[:, 0] = by_value
-    if grads.shifts is not None:
-        scale: Any = 1 if mask is None else mask[:, 0]
-        for channel, slopes, axis in ((0, by_x, 1), (1, by_y, 0)):
-            grads.shifts[:, channel] = slopes * scale * boxes.geometry[:, axis, REACH, None, None]
+        boxes = boxes_of(p)
+        if p.cells is None:
+            pool_gradients(p.rois, x, boxes, grad_y, targets, shifts, mask)
+            return
+        slopes = pool_planes_gradients(p.rois, x, boxes, p.cells, grad_y, targets.x, shifts, targets.shifts is not None)
+        if slopes is not None:
+            _parts_gradient(p.rois, boxes, slopes, targets.shifts)
 
 
 def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray) -> None:
     """Fill the gradient of shifts that bins may share, from the result of `pool_planes_gradients`."""
     bins_y, bins_x = p.bins
+    moved = slopes * boxes.geometry[:, None, None, ::-1, REACH]  # (classes, R, Ph, Pw, 2), x first
+    parts = grad.shape[2:]
+    if parts == p.bins:
+        grad.reshape(p.box_count, len(moved), 2, *parts)[...] = moved.transpose(1, 0, 4, 2, 3)
+        return
     grad[...] = 0
-    reach = boxes.geometry[:, None, None, ::-1, REACH]  # (R, 1, 1, 2), x first
-    moved = slopes * reach  # (classes, R, Ph, Pw, 2)
     for i in range(bins_y):
         for j in range(bins_x):  # into (R, 2*classes)
             bin_ = moved[:, :, i, j].transpose(1, 0, 2).reshape(grad.shape[:2])
-            grad[:, :, i * grad.shape[2] // bins_y, j * grad.shape[3] // bins_x] += bin_
+            grad[:, :, i * parts[0] // bins_y, j * parts[1] // bins_x] += bin_
 
 
 def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
@@ -136,52 +128,56 @@ def pool(
     sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
     with output_as(y, p.box_count, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        call = PoolCall(p.batch, p.channels, grid, blocking, place(mask), place(flat), address, 0, 0, workspaces)
+        call = PoolCall(p.channels, grid, blocking, place(mask), place(flat), NOWHERE, NOWHERE, address, workspaces)
         launch(pool_forward, dtype.type(1), call, threads)
 
 
 def pool_gradients(
-    p: RoIs,
-    x: np.ndarray,
-    boxes: Boxes,
-    grad_y: np.ndarray,
-    grad_x: np.ndarray | None,
-    shifts: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    with_sums: bool = False,
-) -> np.ndarray | None:
-    """Fill grad_x; return (R, Ph, Pw, 3), the sums over channels and pixels of grad_y * pixel with the weights of the
-    samples, of their slopes along y, and along x; None unless `with_sums`."""
+    p: RoIs, x: np.ndarray, boxes: Boxes, grad_y: np.ndarray, grads: RoIArrays, shifts: Any, mask: Any
+) -> None:
+    """Fill the gradients in `grads`: those of the bins' shifts and mask, and that of x."""
     dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
     flat, grid = grad_y.reshape(p.box_count, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
-    panel = backward_panel(p.channels, dtype)
-    blocking = points_blocking(bins, p.channels, p.size, panel, dtype.itemsize, _lists(grid, dtype))
-    tasks, images_bytes = p.batch * blocking.blocks, p.batch * blocking.image_size * dtype.itemsize
-    threads = plan_threads(tasks, READS * grad_y.size)
-    bounds = channel_bounds(p.channels, panel)
-    sums = np.empty((blocking.blocks, p.box_count, *p.bins, 3), dtype) if with_sums else None
-    sizes = (
-        images_bytes if with_sums else 0,
-        images_bytes if grad_x is not None else 0,
-        threads * blocking.workspace_bytes,
-    )
-    with Scratch(*sizes) as (address, grad_address, workspaces):
-        images, grad_images = (
-            PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
-            for where in (address, grad_address)
+    if grads.shifts is not None or grads.mask is not None:
+        blocking = points_blocking(
+            bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
         )
-        if with_sums:
-            images.pack(x)
-        if grad_x is not None:
-            grad_images.clear(p.batch, dtype)
-        call = PoolCall(
-            p.batch, p.channels, grid, blocking, place(mask), place(flat), address,
-            grad_address if grad_x is not None else 0, 0 if sums is None else sums.ctypes.data, workspaces,
+        threads = plan_threads(p.box_count * blocking.tiling.tiles, READS * grad_y.size)
+        bounds = channel_bounds(p.channels, p.channels)
+        sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
+        with Scratch(*sizes) as (address, workspaces):
+            PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
+            call = PoolCall(
+                p.channels, grid, blocking, place(mask), place(flat), place(grads.shifts), place(grads.mask), address,
+                workspaces,
+            )  # fmt: skip
+            launch(bin_gradients, dtype.type(1), call, threads)
+    if grads.x is not None:
+        _spread(p, grid, flat, grads.x, mask)
+
+
+def _spread(p: RoIs, grid: Grid, grad_y: np.ndarray, grad_x: np.ndarray, mask: np.ndarray | None) -> None:
+    """Fill grad_x."""
+    dtype = grad_y.dtype
+    bands = bands_of(p.batch, p.channels, p.size, backward_panel(p.channels, dtype), dtype.itemsize)
+    blocking = spread_blocking(bands, _lists(grid, dtype), dtype.itemsize)
+    lists, entries = room_for_lists(p.size, p.bins, grid.shifts.address != 0)
+    threads = plan_threads(p.batch * bands.count * bands.blocks, READS * grad_y.size)
+    sizes = (
+        SPAN * p.box_count * 8, HEAD * lists * p.box_count * 8, entries * p.box_count * 8,
+        entries * p.box_count * dtype.itemsize, threads * blocking.workspace_bytes,
+    )  # fmt: skip
+    with Scratch(*sizes) as (spans, heads, index, weight, workspaces):
+        surveys = Surveys(spans, heads, index, weight, lists, entries)
+        launch(
+            survey_boxes, dtype.type(1), SurveyCall(grid, surveys, workspaces, blocking.workspace_bytes),
+            max(1, min(threads, -(-p.box_count // BOXES))),
         )  # fmt: skip
-        launch(pool_backward, dtype.type(1), call, threads)
-        if grad_x is not None:
-            grad_images.unpack(grad_x)
-    return None if sums is None else np.add.reduce(sums, axis=0)
+        kernel = suited(grad_x.dtype, spread_bins, spread_float16, spread_bfloat16)
+        call = SpreadCall(
+            p.batch, p.channels, grid, surveys, blocking, place(mask), place(grad_y), place(grad_x), workspaces
+        )
+        launch(kernel, dtype.type(1), call, threads)
 
 
 def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.ndarray | None) -> None:
@@ -214,13 +210,13 @@ def pool_max_gradient(
         argmax = np.empty(rois.out_shape, np.int32)
         pool_max(rois, x, boxes_of(p), np.empty(rois.out_shape, grad_y.dtype), argmax)
     argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
-    image_index, stray = image_indices(rois), np.full(1, -1, np.int64)
+    image_index, stray, owned = image_indices(rois), np.full(1, -1, np.int64), owned_channels(rois.channels)
     with output(grad_x, lambda array: array.flags.c_contiguous) as target:
         call = MaxBackwardCall(
-            rois.batch, rois.channels, rois.box_count, rois.size[0] * rois.size[1], rois.bins[0] * rois.bins[1],
+            rois.batch, rois.channels, owned, rois.box_count, rois.size[0] * rois.size[1], rois.bins[0] * rois.bins[1],
             image_index.ctypes.data, argmax.ctypes.data, grad_y.ctypes.data, target.ctypes.data, stray.ctypes.data,
         )  # fmt: skip
-        threads = plan_threads(-(-rois.channels // MAX_BLOCK), COMPARISONS * grad_y.size)
+        threads = plan_threads(-(-rois.channels // owned), COMPARISONS * grad_y.size)
         launch(add_at_maxima, grad_y.dtype.type(1), call, threads)
         if stray[0] != -1:
             raise ValueError(
