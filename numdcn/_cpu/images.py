@@ -150,12 +150,12 @@ class PaddedImages:
 
     def pack(self, x: np.ndarray) -> None:
         """Copy x (N, C, H, W) into these images."""
-        kernel = _suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
+        kernel = suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
         launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def unpack(self, x: np.ndarray) -> None:
         """Copy these images to x."""
-        kernel = _suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
+        kernel = suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
         launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def clear(self, batch: int, dtype: np.dtype) -> None:
@@ -163,7 +163,7 @@ class PaddedImages:
         launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)
 
 
-def _suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:
+def suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:
     """The kernel for arrays of a type."""
     if not is_half(dtype):
         return plain

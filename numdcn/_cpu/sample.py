@@ -9,7 +9,7 @@ from __future__ import annotations
 from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import Image, columns_from, image_from, sink_from
-from numdcn._cpu.simd import full, load, load_like, load_scalar, narrow, store, width
+from numdcn._cpu.simd import first_lanes, full, load, load_like, load_scalar, narrow, some_lane, store, width
 from numdcn._cpu.tile import (
     BASE_X,
     BASE_Y,
@@ -28,7 +28,7 @@ from numdcn._cpu.tile import (
 )
 from numdcn._formulas.bilinear import cell, corner_weights, slopes, value
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma, like
+from numdcn._formulas.vectors import fma, like, select
 
 
 @block
@@ -38,22 +38,44 @@ def plan_tap(tile, shift, size, pixel_stride):
 
     Overruns the tile's end by up to a full register; what is there is never used.
     """
-    one = load_scalar(tile.rows, BASE_Y)
-    lane = full(one)
-    tap_y, tap_x = like(shift[0], lane), like(shift[1], lane)
-    height, width_ = like(size[0], lane), like(size[1], lane)
-    for pixel in range(0, tile.pixels, width(one)):
-        y = (load(tile.rows, BASE_Y + pixel) + tap_y) + load(tile.rows, OFFSET_Y + pixel)
-        x = (load(tile.rows, BASE_X + pixel) + tap_x) + load(tile.rows, OFFSET_X + pixel)
-        row, column, fraction_y, fraction_x = cell(y, x, height, width_)
-        store(tile.index, pixel, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
-        w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
-        store(tile.rows, FRACTION_Y + pixel, fraction_y)
-        store(tile.rows, FRACTION_X + pixel, fraction_x)
-        store(tile.rows, W00 + pixel, w00)
-        store(tile.rows, W01 + pixel, w01)
-        store(tile.rows, W10 + pixel, w10)
-        store(tile.rows, W11 + pixel, w11)
+    for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
+        _plan_vector(tile, pixel, shift, size, pixel_stride)
+
+
+@helper
+def _plan_vector(tile, pixel, shift, size, pixel_stride):
+    """The plan of a vector of pixels; returns the rows and columns of their cells."""
+    lane = full(load_scalar(tile.rows, BASE_Y))
+    y = (load(tile.rows, BASE_Y + pixel) + like(shift[0], lane)) + load(tile.rows, OFFSET_Y + pixel)
+    x = (load(tile.rows, BASE_X + pixel) + like(shift[1], lane)) + load(tile.rows, OFFSET_X + pixel)
+    row, column, fraction_y, fraction_x = cell(y, x, like(size[0], lane), like(size[1], lane))
+    store(tile.index, pixel, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
+    w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
+    store(tile.rows, FRACTION_Y + pixel, fraction_y)
+    store(tile.rows, FRACTION_X + pixel, fraction_x)
+    store(tile.rows, W00 + pixel, w00)
+    store(tile.rows, W01 + pixel, w01)
+    store(tile.rows, W10 + pixel, w10)
+    store(tile.rows, W11 + pixel, w11)
+    return row, column
+
+
+@block
+def plan_tap_in(window, tile, shift, size, pixel_stride):
+    """`plan_tap`, with the spots of cells in a window. Those of cells beyond it are its end; returns whether there are
+    any. Cells outside the image have their spot at the end, too."""
+    lane = full(load_scalar(tile.rows, BASE_Y))
+    beyond, nowhere = first_lanes(0, lane), size[0] + 1  # the row of cells outside the image
+    for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
+        row, column = _plan_vector(tile, pixel, shift, size, pixel_stride)
+        row_in, column_in = row - like(window.row, row), column - like(window.column, row)
+        inside = (row_in >= like(0, row)) & (row_in < like(window.height - 1, row))
+        inside = inside & (column_in >= like(0, row)) & (column_in < like(window.width - 1, row))
+        spot = (row_in * like(window.width, row) + column_in) * like(pixel_stride, row)
+        store(tile.spots, pixel, select(inside, spot, like(window.height * window.width * pixel_stride, row)))
+        strays = select(inside, like(nowhere, row), row) < like(nowhere, row)
+        beyond = beyond | (strays & first_lanes(tile.pixels - pixel, lane))
+    return some_lane(beyond)
 
 
 @helper
@@ -135,20 +157,20 @@ def copy_tap(image, tile, count, columns):
 
 
 @helper
-def _exchange_vectors(vector, lanes, count, sink, tile, columns):
+def _exchange_vectors(vector, lanes, count, sink, tile, spots, columns):
     """`copy_tap_backward` for `count` channels, `lanes` at a time."""
     for pixel in range(tile.pixels):
-        index = load_scalar(tile.index, pixel)
+        index, spot = load_scalar(tile.index, pixel), load_scalar(spots, pixel)
         for c in range(0, count, lanes):
             if sink.wanted:
                 gradient = load_like(columns.pointer, pixel * columns.pitch + c, vector)
-                store(sink.grad, index + c, load_like(sink.grad, index + c, vector) + gradient)
+                store(sink.grad, spot + c, load_like(sink.grad, spot + c, vector) + gradient)
             store(columns.pointer, pixel * columns.pitch + c, load_like(sink.image.pointer, index + c, vector))
 
 
 @block
-def copy_tap_backward(sink, tile, count, columns):
-    """The backward of `copy_tap`: adds to the image's gradient, if that is wanted.
+def copy_tap_backward(sink, tile, spots, count, columns):
+    """The backward of `copy_tap`: adds to the image's gradient at `spots`, if that is wanted.
 
     `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
@@ -157,9 +179,9 @@ def copy_tap_backward(sink, tile, count, columns):
     whole = count // step * step
     quarters = (count - whole) // 4 * 4
     rest = whole + quarters
-    _exchange_vectors(full(one), step, whole, sink, tile, columns)
-    _exchange_vectors(narrow(one, 4), 4, quarters, sink_from(sink, whole), tile, columns_from(columns, whole))
-    _exchange_vectors(one, 1, count - rest, sink_from(sink, rest), tile, columns_from(columns, rest))
+    _exchange_vectors(full(one), step, whole, sink, tile, spots, columns)
+    _exchange_vectors(narrow(one, 4), 4, quarters, sink_from(sink, whole), tile, spots, columns_from(columns, whole))
+    _exchange_vectors(one, 1, count - rest, sink_from(sink, rest), tile, spots, columns_from(columns, rest))
 
 
 @helper
@@ -174,13 +196,13 @@ def _add_at(image, index, weights, gradient):
 
 
 @helper
-def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
+def _backward_vectors(vector, lanes, vectors, sink, tile, spots, columns, add):
     """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients already hold a
     sum."""
     one = like(1.0, vector)
-    grad = Image(sink.grad, sink.image.pixel_stride, sink.image.row_stride)
+    grad = Image(sink.grad, sink.image.pixel_stride, sink.grad_row)
     for pixel in range(tile.pixels):
-        index = load_scalar(tile.index, pixel)
+        index, spot = load_scalar(tile.index, pixel), load_scalar(spots, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
         fraction_y, fraction_x = (
             like(load_scalar(tile.rows, FRACTION_Y + pixel), vector),
@@ -195,7 +217,7 @@ def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
             by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
             by_mask = fma(gradient, sample, by_mask)
             if sink.wanted:
-                _add_at(grad, index + v * lanes, weights, gradient * mask)
+                _add_at(grad, spot + v * lanes, weights, gradient * mask)
             store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
         sum_y, sum_x, sum_mask = sum3(by_y, by_x, by_mask)
         pixel_mask = load_scalar(tile.rows, MASK + pixel)
@@ -210,8 +232,9 @@ def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
 
 
 @block
-def sample_tap_backward(sink, tile, count, columns):
-    """The backward of `sample_tap`: fills the tile's gradients, and adds to the image's gradient if that is wanted.
+def sample_tap_backward(sink, tile, spots, count, columns):
+    """The backward of `sample_tap`: fills the tile's gradients, and adds to the image's gradient at `spots` if that is
+    wanted.
 
     `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
@@ -221,14 +244,14 @@ def sample_tap_backward(sink, tile, count, columns):
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
         if rest >= step:
             vectors = min(rest // step, 4)
-            _backward_vectors(full(one), step, vectors, source, tile, target, add)
+            _backward_vectors(full(one), step, vectors, source, tile, spots, target, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _backward_vectors(narrow(one, 8), 8, 1, source, tile, target, add)
+            _backward_vectors(narrow(one, 8), 8, 1, source, tile, spots, target, add)
             c += 8
         elif step > 4 and rest >= 4:
-            _backward_vectors(narrow(one, 4), 4, 1, source, tile, target, add)
+            _backward_vectors(narrow(one, 4), 4, 1, source, tile, spots, target, add)
             c += 4
         else:
-            _backward_vectors(one, 1, 1, source, tile, target, add)
+            _backward_vectors(one, 1, 1, source, tile, spots, target, add)
             c += 1

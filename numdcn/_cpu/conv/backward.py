@@ -15,15 +15,16 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.blocking import BackwardBlocking
-from numdcn._cpu.conv.columns import read_tap
+from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
 from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, image_from, padded_pixels, sink_from
 from numdcn._cpu.parameters import Place, unpack
-from numdcn._cpu.sample import copy_tap_backward, plan_tap, sample_tap, sample_tap_backward
+from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
+from numdcn._cpu.sample import copy_tap_backward, plan_tap, plan_tap_in, sample_tap, sample_tap_backward
 from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, prefetch, store, width
-from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile
+from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile_in, tiles_in
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma
@@ -39,7 +40,10 @@ class BackwardArrays(NamedTuple):
     grad_mask: Partials
     grad_w: Place
     images: int  # addresses of the zero-padded images
-    grad_images: int  # of their gradients
+    windows: int  # of the windows of their gradients; 0: not wanted
+    placed: int  # of what `place_windows` writes
+    flags: int  # of an int64 for each tap of each tile of a block of an image: whether it has strays
+    strays: int  # of an int64: whether there are any
     weights: int  # of weights packed in blocks; 0: the gradient of the columns is not wanted
     sums: int  # of the partial sums of the weights' gradient
     bounds: int  # of the first channel of each block
@@ -52,6 +56,8 @@ class BackwardCall(NamedTuple):
 
     p: Convolution
     blocking: BackwardBlocking
+    first: int  # image
+    end: int
     a: BackwardArrays
 
 
@@ -64,15 +70,17 @@ class ChannelBlock(NamedTuple):
 
 
 @helper
-def compute_gradients(one, params, counter, slot, exchange_columns):
-    """The gradients, block by block. A task is a set of blocks of channels for a band of images.
+def block_at(bounds, number):
+    """The block of channels with this number."""
+    first = load_scalar(bounds, number)
+    return ChannelBlock(number, first, load_scalar(bounds, number + 1) - first)
 
-    `exchange_columns` replaces the gradient of a tap's columns with the columns, adding to the other gradients.
-    """
-    call = unpack(params, BackwardCall)
-    p, blocking, a = call.p, call.blocking, call.a
+
+@helper
+def place_operands(one, call, slot):
+    """In a thread's workspace: a tile without pixels, the buffer of `pack_gradient`, packed grad_y, and columns."""
+    blocking, a = call.blocking, call.a
     base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = new_tile(base, one)
     buffer = pointer(base + blocking.tile_bytes, one)
     rows = at(buffer, PACKING_ELEMENTS)
     panels = at(rows, blocking.rows // ROWS * blocking.packed_pitch)
@@ -81,37 +89,84 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
         rows, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
         panels, blocking.panel, blocking.rows, a.sums != 0 or blocking.depthwise != 0,
     )  # fmt: skip
-    bounds, per_group = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups
+    return new_tile(base, one), buffer, grad_y, columns
+
+
+@helper
+def outputs_of(call, first, end):
+    """The first output that contributes to channels `first` to `end`, and the number of outputs."""
+    if call.blocking.depthwise:
+        return first, end - first
+    return first // (call.p.in_channels // call.p.groups) * call.blocking.outputs, call.blocking.outputs
+
+
+@helper
+def flag_at(call, n, number, region, tile_number, tap):
+    """Which of `flags` tells whether a tap of a tile of a block of channels has strays."""
+    blocking = call.blocking
+    tile = ((n - call.first) * blocking.blocks + number) * regions_of(blocking.cut) + region
+    return (tile * blocking.tiling.tiles + tile_number) * call.p.taps + tap
+
+
+@helper
+def compute_gradients(one, params, counter, slot, exchange_columns):
+    """The gradients. A task is a set of blocks of channels, a group of taps, and a region of each image of a band.
+
+    `exchange_columns` replaces the gradient of a tap's columns with the columns, adding to the other gradients.
+    """
+    call = unpack(params, BackwardCall)
+    p, blocking, a, cut = call.p, call.blocking, call.a, call.blocking.cut
+    unplaced, buffer, grad_y, columns = place_operands(one, call, slot)
+    bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
     sets = (blocking.blocks + blocking.together - 1) // blocking.together
+    tap_sums, tap_weights = blocking.sums_size // p.taps, blocking.weights_size // p.taps
     while True:
         task = next_task(counter)
-        if task >= sets * blocking.image_bands:
+        if task >= sets * cut.tap_groups * regions * blocking.image_bands:
             break
-        begin, image_band = task % sets * blocking.together, task // sets
-        end, channel = min(begin + blocking.together, blocking.blocks), load_scalar(bounds, begin)
-        output, outputs = channel // per_group * blocking.outputs, blocking.outputs
-        if blocking.depthwise:
-            output, outputs = channel, load_scalar(bounds, end) - channel
-        if a.sums:
-            sums = at(pointer(a.sums, one), (image_band * blocking.blocks + begin) * blocking.sums_size)
-            fill(sums, 0, (end - begin) * blocking.sums_size, one - one)
-        for n in range(image_band * blocking.band_images, min((image_band + 1) * blocking.band_images, p.batch)):
-            for tile_number in range(blocking.tiling.tiles):
-                tile = place_tile(unplaced, blocking.tiling, tile_number, p.out_size, p.stride, p.before)
-                pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
-                for number in range(begin, end):
-                    first = load_scalar(bounds, number)
-                    channels = ChannelBlock(number, first, load_scalar(bounds, number + 1) - first)
-                    weights = at(pointer(a.weights, one), number * blocking.weights_size)
-                    sums = at(pointer(a.sums, one), (image_band * blocking.blocks + number) * blocking.sums_size)
-                    for tap in range(p.taps):
-                        if a.weights:
-                            w = at(weights, tap * (blocking.weights_size // p.taps))
-                            columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
-                        exchange_columns(one, call, n, channels, tap, tile, columns)
-                        if a.sums:
-                            total = at(sums, tap * (blocking.sums_size // p.taps))
-                            weights_gradient(one, blocking, grad_y, tile.pixels, channels.count, columns, total)
+        begin, part = task % sets * blocking.together, task // sets
+        end, tap_group, band = (
+            min(begin + blocking.together, blocking.blocks),
+            part % cut.tap_groups,
+            part // cut.tap_groups,
+        )
+        first_tap, end_tap = tap_group * p.taps // cut.tap_groups, (tap_group + 1) * p.taps // cut.tap_groups
+        output, outputs = outputs_of(call, load_scalar(bounds, begin), load_scalar(bounds, end))
+        for number in range(begin, end if a.sums and call.first == 0 else begin):
+            sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
+            fill(sums, first_tap * tap_sums, (end_tap - first_tap) * tap_sums, one - one)
+        first_image = call.first + band // regions * blocking.band_images
+        for n in range(first_image, min(first_image + blocking.band_images, call.end)):
+            first_region, end_region = band % regions, band % regions + 1
+            if is_whole(cut, placed, n):
+                end_region = regions if first_region == 0 else first_region
+            window = window_of(cut, placed, n, first_region, p.in_size)
+            for number in range(begin, end if a.windows and first_region < end_region else begin):
+                sink = sink_of(one, call, n, tap_group, window, block_at(bounds, number))
+                fill(sink.grad, 0, window.pixels * sink.image.pixel_stride, one - one)
+            for region in range(first_region, end_region):
+                area = region_at(cut, p.out_size, region)
+                for tile_number in range(tiles_in(blocking.tiling, area)):
+                    tile = place_tile_in(unplaced, blocking.tiling, tile_number, area, p.stride, p.before)
+                    pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
+                    for number in range(begin, end):
+                        channels = block_at(bounds, number)
+                        sink = sink_of(one, call, n, tap_group, window, channels)
+                        weights = at(pointer(a.weights, one), number * blocking.weights_size)
+                        sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
+                        for tap in range(first_tap, end_tap):
+                            if a.weights:
+                                w = at(weights, tap * tap_weights)
+                                columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
+                            strays = exchange_columns(one, call, n, channels, window, sink, tap, tile, columns)
+                            if a.windows and not window.whole:
+                                spot = flag_at(call, n, number, region, tile_number, tap)
+                                store(pointer(a.flags, np.int64(0)), spot, 1 if strays else 0)
+                                if strays:
+                                    store(pointer(a.strays, np.int64(0)), 0, 1)
+                            if a.sums:
+                                total = at(sums, tap * tap_sums)
+                                weights_gradient(one, blocking, grad_y, tile.pixels, channels.count, columns, total)
 
 
 @helper
@@ -145,48 +200,64 @@ def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
 
 
 @helper
-def _images_of(one, call, n, channels):
-    """Zero-padded image n of a block of channels, and its gradient."""
-    p, a = call.p, call.a
+def sink_of(one, call, n, tap_group, window, channels):
+    """Zero-padded image n of a block of channels, and the window of its gradient."""
+    p, a, cut = call.p, call.a, call.blocking.cut
     start = n * call.blocking.image_size + channels.first * padded_pixels(p.in_size)
     image = Image(at(pointer(a.images, one), start), channels.count, (p.in_size[1] + 1) * channels.count)
-    return GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
+    spot = (n - call.first) * cut.size + (tap_group * p.in_channels + channels.first) * cut.pixels
+    grad = at(pointer(a.windows, one), spot + window.start * channels.count)
+    return GradientSink(image, grad, window.width * channels.count, a.windows != 0)
 
 
 @helper
-def sample_block(one, call, n, channels, tap, tile, columns):
-    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other
-    gradients."""
-    p, a = call.p, call.a
-    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+def plan_block(window, tile, shift, size, count):
+    """Plan a tap for an image of `count` channels; returns whether there are samples beyond the window."""
+    strays = False
+    if window.whole:
+        plan_tap(tile, shift, size, count)
+    else:
+        strays = plan_tap_in(window, tile, shift, size, count)
+    return strays
+
+
+@helper
+def sample_block(one, call, n, channels, window, images, tap, tile, columns):
+    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other gradients.
+
+    Returns whether there are samples beyond the window.
+    """
+    p, a, strays = call.p, call.a, False
+    shift, spots = tap_shift(p, tap), tile.index if window.whole else tile.spots
     per_offset_group, first, end = p.in_channels // p.offset_groups, channels.first, channels.first + channels.count
-    images, block_ranges = _images_of(one, call, n, channels), pointer(a.block_ranges, np.int64(0))
+    block_ranges = pointer(a.block_ranges, np.int64(0))
     for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
         channel, number = g * p.taps + tap, channels.number - load_scalar(block_ranges, 2 * g)
         read_tap(one, p, a.offsets, a.mask, n, channel, tile)
-        plan_tap(tile, shift, p.in_size, channels.count)
+        strays |= plan_block(window, tile, shift, p.in_size, channels.count)
         c = max(first, g * per_offset_group) - first
         c_end = min(end, (g + 1) * per_offset_group) - first
         target = columns_from(columns, c)
         if not a.weights:
             sample_tap(image_from(images.image, c), tile, c_end - c, target)
             continue
-        sample_tap_backward(sink_from(images, c), tile, c_end - c, target)
+        sample_tap_backward(sink_from(images, c), tile, spots, c_end - c, target)
         if a.grad_offsets.address:
             write_partial(one, a.grad_offsets, number, n, 2 * channel, tile, at(tile.rows, GRAD_Y))
             write_partial(one, a.grad_offsets, number, n, 2 * channel + 1, tile, at(tile.rows, GRAD_X))
         if a.grad_mask.address:
             write_partial(one, a.grad_mask, number, n, channel, tile, at(tile.rows, GRAD_MASK))
+    return strays
 
 
 @helper
-def copy_block(one, call, n, channels, tap, tile, columns):
+def copy_block(one, call, n, channels, window, images, tap, tile, columns):
     """Replace the gradient of a tap's columns, for a block of channels, with the columns; add it to the image's
-    gradient."""
+    gradient. No sample is beyond the window, so this returns False."""
     p = call.p
-    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-    plan_tap(tile, shift, p.in_size, channels.count)
-    copy_tap_backward(_images_of(one, call, n, channels), tile, channels.count, columns)
+    strays = plan_block(window, tile, tap_shift(p, tap), p.in_size, channels.count)
+    copy_tap_backward(images, tile, tile.index if window.whole else tile.spots, channels.count, columns)
+    return strays
 
 
 @kernel
@@ -203,7 +274,7 @@ def backward_copied(one, params, counter, slot):
 
 @kernel
 def finish_weights(one, params, counter, slot):
-    """grad_w = the sum over the image bands. A task is a block of channels."""
+    """grad_w = the sum over the regions and bands of images. A task is a block of channels."""
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
     buffer = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
@@ -226,10 +297,10 @@ def finish_weights(one, params, counter, slot):
                     spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
                     spot += c * (strides[0] if blocking.depthwise else strides[1])
                     total = full(one - one)
-                    for image_band in range(blocking.image_bands):
-                        partial = at(pointer(a.sums, one), (image_band * blocking.blocks + number) * blocking.sums_size)
+                    for band in range(blocking.image_bands * regions_of(blocking.cut)):
+                        partial = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
                         prefetch(partial, row + step)  # for the next outputs: too far apart to be predicted
-                        total = load(partial, row) if image_band == 0 else total + load(partial, row)
+                        total = load(partial, row) if band == 0 else total + load(partial, row)
                     store(buffer, 0, total)
                     for i in range(min(step, outputs - o)):
                         store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))

@@ -18,6 +18,7 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
+from numdcn._cpu.conv.windows import SEGMENT, Cut
 from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
 from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.parameters import Numbers
@@ -31,7 +32,9 @@ WORTH_DIVIDING = 64 * 2**20  # multiply-adds that make a call large
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # per tile, unless there would be few tasks or a large workspace
 SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
-PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
+PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient, in bands of images
+WINDOWS_BYTES = 48 * 2**20  # of windows of all images computed at a time
+REACH = 10  # pixels beyond its taps, on each side, that a window has room for
 
 
 class Chunking(NamedTuple):
@@ -176,6 +179,8 @@ class BackwardBlocking(NamedTuple):
     together: int  # blocks per task, which share the packed grad_y
     image_bands: int  # each with its own partial sums of the weights' gradient
     band_images: int  # images per band, at most
+    images: int  # computed at a time
+    cut: Cut  # of each image
     partials: int  # partial sums of the offsets' and the mask's gradients
     rows: int  # of a tile's columns, including padding
     packed_pitch: int  # elements per ROWS pixels of grad_y
@@ -217,6 +222,35 @@ def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
     return found
 
 
+def _cut(p: Convolution, blocks: int, itemsize: int) -> Cut:
+    """How each image is divided."""
+    import os
+
+    if "CUT" in os.environ:
+        tap_groups, rows, columns = map(int, os.environ["CUT"].split(","))
+    else:
+        tap_groups, rows, columns = 1, 1, 1
+    tap_groups = min(tap_groups, p.taps)
+    return made_cut(p, tap_groups, rows, columns)
+
+
+def made_cut(p: Convolution, tap_groups: int, rows: int, columns: int) -> Cut:
+    """A `Cut` into so many groups of taps, rows and columns of regions."""
+    height, width = (
+        min(
+            (-(-out // regions) - 1) * stride + (kernel - 1) * dilation + 2 + (2 * REACH if p.offset_groups else 0),
+            size + 2,
+        )
+        for out, regions, stride, kernel, dilation, size in zip(
+            p.out_size, (rows, columns), p.stride, p.kernel, p.dilation, p.in_size, strict=True
+        )
+    )
+    pixels = padded_pixels.py_func(p.in_size)
+    if rows * columns > 1:
+        pixels = max(pixels, rows * columns * ((height + 1) * width + 2))
+    return Cut(tap_groups, rows, columns, height, width, pixels, -(-tap_groups * pixels * p.in_channels // 16) * 16)
+
+
 @functools.lru_cache(256)
 def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, Numbers, Numbers]:
     """The backward's blocking, the bounds of its blocks, and the blocks of each offset group (`block_ranges_of`)."""
@@ -231,12 +265,17 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     blocks, rows = len(bounds) - 1, _rows(tiling)
     sums_pitch = block if depthwise else panel * panels
     sums_size = p.taps * (block if depthwise else block * sums_pitch)
-    bands = max(1, min(p.batch, -(-WANTED_TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
-    band_images = -(-p.batch // bands)
-    bands = -(-p.batch // max(1, band_images))
-    together = 2 if p.groups == 1 and blocks * bands >= WANTED_TASKS else 1
+    cut = _cut(p, blocks, size)
+    regions = cut.rows * cut.columns
+    images = max(1, min(p.batch, WINDOWS_BYTES // max(1, cut.size * size)))
+    bands = PARTIAL_BYTES // (blocks * regions * sums_size * size)
+    bands = max(1, min(images, -(-WANTED_TASKS // (blocks * regions * cut.tap_groups)), bands))
+    band_images = -(-images // bands)
+    bands = -(-images // max(1, band_images))
+    together = 2 if p.groups == 1 and blocks * regions * cut.tap_groups * bands >= 2 * ENOUGH_TASKS else 1
     pitch = ROWS * outputs + OVERRUN
     elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
+    added = 16 * 16 + SEGMENT * block + OVERRUN  # for `windows.add_windows`
     plan = tile_bytes(size)
     blocking = BackwardBlocking(
         tiling=tiling,
@@ -249,6 +288,8 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         together=together,
         image_bands=bands,
         band_images=band_images,
+        images=images,
+        cut=cut,
         partials=partials,
         rows=rows,
         packed_pitch=pitch,
@@ -256,7 +297,7 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         sums_size=sums_size,
         weights_size=p.taps * block * (1 if depthwise else outputs),
         image_size=image_size(p),
-        workspace_bytes=_page(plan + elements * size + 256),
+        workspace_bytes=_page(max(plan + elements * size, added * size) + 256),
         tile_bytes=plan,
     )
     return blocking, Numbers(bounds), Numbers(block_ranges)

@@ -89,8 +89,9 @@ def backward_blocks(one, params, counter, slot):
         first = block_ * blocking.panel
         count = min(blocking.panel, a.channels - first)
         start = n * blocking.image_size + first * padded_pixels(a.size)
-        image = Image(at(pointer(a.images, one), start), count, (a.size[1] + 1) * count)
-        sink = GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
+        row = (a.size[1] + 1) * count
+        image = Image(at(pointer(a.images, one), start), count, row)
+        sink = GradientSink(image, at(pointer(a.grad_images, one), start), row, a.grad_images != 0)
         strides = a.grad_points.strides
         grad_points = at(pointer(a.grad_points.address, one), block_ * strides[0] + n * strides[1])
         for number in range(blocking.tiling.tiles):
@@ -98,7 +99,7 @@ def backward_blocks(one, params, counter, slot):
             plan_tap(tile, (0, 0), a.size, count)
             target = gradient_rows(samples.pointer, samples.pitch, blocking.rows)
             pack_gradient(one, a.y, n, first, count, tile, target, buffer)
-            sample_tap_backward(sink, tile, count, samples)
+            sample_tap_backward(sink, tile, tile.index, count, samples)
             if a.grad_points.address:
                 write_plane(grad_points, (0, 2), tile, at(tile.rows, GRAD_Y))
                 write_plane(at(grad_points, 1), (0, 2), tile, at(tile.rows, GRAD_X))

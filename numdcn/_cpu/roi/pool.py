@@ -236,7 +236,7 @@ def pool_backward(one, params, counter, slot):
         row = (grid.size[1] + 1) * count
         start = n * blocking.image_size + channel * padded_pixels(grid.size) + row + count
         image = Image(at(pointer(a.images, one), start), count, row)
-        sink = GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
+        sink = GradientSink(image, at(pointer(a.grad_images, one), start), row, a.grad_images != 0)
         for r in range(grid.rois):
             for number in range(blocking.tiling.tiles if load_scalar(image_index, r) == n else 0):
                 tile = place_tile(unplaced, blocking.tiling, number, (1, bins), (0, 0), (0, 0))
