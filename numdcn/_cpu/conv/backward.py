@@ -39,6 +39,7 @@ class BackwardArrays(NamedTuple):
     grad_offsets: Partials
     grad_mask: Partials
     grad_w: Place
+    packed: int  # of grad_y, packed tile by tile by `pack_tiles`; 0: tasks pack it for themselves
     images: int  # addresses of the zero-padded images
     windows: int  # of the windows of their gradients; 0: not wanted
     placed: int  # of what `place_windows` writes
@@ -82,14 +83,50 @@ def place_operands(one, call, slot):
     blocking, a = call.blocking, call.a
     base = a.workspaces + slot * blocking.workspace_bytes
     buffer = pointer(base + blocking.tile_bytes, one)
-    rows = at(buffer, PACKING_ELEMENTS)
-    panels = at(rows, blocking.rows // ROWS * blocking.packed_pitch)
-    columns = Matrix(at(panels, blocking.panels * blocking.rows * blocking.panel), blocking.block)
-    grad_y = PackedGradient(
-        rows, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
+    columns = Matrix(at(buffer, PACKING_ELEMENTS), blocking.block)
+    grad_y = packed_at(call, at(columns.pointer, (blocking.rows + 1) * blocking.block))
+    return new_tile(base, one), buffer, grad_y, columns
+
+
+@helper
+def packed_at(call, target):
+    """A tile of packed grad_y at `target`."""
+    blocking, a = call.blocking, call.a
+    panels = at(target, blocking.rows // ROWS * blocking.packed_pitch)
+    return PackedGradient(
+        target, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
         panels, blocking.panel, blocking.rows, a.sums != 0 or blocking.depthwise != 0,
     )  # fmt: skip
-    return new_tile(base, one), buffer, grad_y, columns
+
+
+@helper
+def packed_tile(one, call, n, output, region, tile_number):
+    """A tile of grad_y for a group's outputs, which begin with `output`, as `pack_tiles` leaves it."""
+    p, blocking, a = call.p, call.blocking, call.a
+    tile = ((n - call.first) * p.groups + output // blocking.outputs) * regions_of(blocking.cut) + region
+    tile = tile * blocking.tiling.tiles + tile_number
+    return packed_at(call, at(pointer(a.packed, one), tile * blocking.packed_size))
+
+
+@kernel
+def pack_tiles(one, params, counter, slot):
+    """Pack grad_y, tile by tile. A task is a tile of the outputs of a group."""
+    call = unpack(params, BackwardCall)
+    p, blocking, a = call.p, call.blocking, call.a
+    unplaced, buffer, _, _ = place_operands(one, call, slot)
+    tiles, regions = blocking.tiling.tiles, regions_of(blocking.cut)
+    while True:
+        task = next_task(counter)
+        if task >= (call.end - call.first) * p.groups * regions * tiles:
+            return
+        tile_number, region, group = task % tiles, task // tiles % regions, task // tiles // regions % p.groups
+        n, area = call.first + task // tiles // regions // p.groups, region_at(blocking.cut, p.out_size, region)
+        if tile_number >= tiles_in(blocking.tiling, area):
+            continue
+        tile = place_tile_in(unplaced, blocking.tiling, tile_number, area, p.stride, p.before)
+        output = group * blocking.outputs
+        target = packed_tile(one, call, n, output, region, tile_number)
+        pack_gradient(one, a.grad_y, n, output, blocking.outputs, tile, target, buffer)
 
 
 @helper
@@ -116,7 +153,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
     """
     call = unpack(params, BackwardCall)
     p, blocking, a, cut = call.p, call.blocking, call.a, call.blocking.cut
-    unplaced, buffer, grad_y, columns = place_operands(one, call, slot)
+    unplaced, buffer, own_grad_y, columns = place_operands(one, call, slot)
     bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
     sets = (blocking.blocks + blocking.together - 1) // blocking.together
     tap_sums, tap_weights = blocking.sums_size // p.taps, blocking.weights_size // p.taps
@@ -148,7 +185,11 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
                 area = region_at(cut, p.out_size, region)
                 for tile_number in range(tiles_in(blocking.tiling, area)):
                     tile = place_tile_in(unplaced, blocking.tiling, tile_number, area, p.stride, p.before)
-                    pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
+                    grad_y = own_grad_y
+                    if a.packed:
+                        grad_y = packed_tile(one, call, n, output, region, tile_number)
+                    else:
+                        pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
                     for number in range(begin, end):
                         channels = block_at(bounds, number)
                         sink = sink_of(one, call, n, tap_group, window, channels)

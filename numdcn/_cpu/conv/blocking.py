@@ -11,6 +11,7 @@ Backward. A task owns a block of input channels for a band of images, so no two 
 from __future__ import annotations
 
 import bisect
+import os
 import functools
 from typing import NamedTuple
 
@@ -184,6 +185,8 @@ class BackwardBlocking(NamedTuple):
     partials: int  # partial sums of the offsets' and the mask's gradients
     rows: int  # of a tile's columns, including padding
     packed_pitch: int  # elements per ROWS pixels of grad_y
+    packed_size: int  # elements of a tile of packed grad_y
+    prepacked: int  # 1: grad_y is packed before the kernel runs, for all tasks; 0: they pack it themselves
     sums_pitch: int  # elements per row of the weights' gradient
     sums_size: int  # elements of the weights' gradient per block
     weights_size: int  # elements of packed weights per block
@@ -224,7 +227,6 @@ def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
 
 def _cut(p: Convolution, blocks: int, itemsize: int) -> Cut:
     """How each image is divided."""
-    import os
 
     if "CUT" in os.environ:
         tap_groups, rows, columns = map(int, os.environ["CUT"].split(","))
@@ -261,12 +263,14 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     block_ranges = block_ranges_of(p, bounds)
     partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
-    tiling = tiling_of(p.out_size, _affordable(2 * panel * panels * size), _band(p))
-    blocks, rows = len(bounds) - 1, _rows(tiling)
-    sums_pitch = block if depthwise else panel * panels
-    sums_size = p.taps * (block if depthwise else block * sums_pitch)
+    blocks = len(bounds) - 1
     cut = _cut(p, blocks, size)
     regions = cut.rows * cut.columns
+    region = (-(-p.out_size[0] // cut.rows), -(-p.out_size[1] // cut.columns))
+    tiling = tiling_of(region, _affordable(2 * panel * panels * size), _band(p))
+    rows = _rows(tiling)
+    sums_pitch = block if depthwise else panel * panels
+    sums_size = p.taps * (block if depthwise else block * sums_pitch)
     images = max(1, min(p.batch, WINDOWS_BYTES // max(1, cut.size * size)))
     bands = PARTIAL_BYTES // (blocks * regions * sums_size * size)
     bands = max(1, min(images, -(-WANTED_TASKS // (blocks * regions * cut.tap_groups)), bands))
@@ -274,7 +278,8 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     bands = -(-images // max(1, band_images))
     together = 2 if p.groups == 1 and blocks * regions * cut.tap_groups * bands >= 2 * ENOUGH_TASKS else 1
     pitch = ROWS * outputs + OVERRUN
-    elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
+    packed = -(-(rows // ROWS * pitch + panels * rows * panel) // 16) * 16
+    elements = PACKING_ELEMENTS + packed + (rows + 1) * block
     added = 16 * 16 + SEGMENT * block + OVERRUN  # for `windows.add_windows`
     plan = tile_bytes(size)
     blocking = BackwardBlocking(
@@ -293,6 +298,8 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         partials=partials,
         rows=rows,
         packed_pitch=pitch,
+        packed_size=packed,
+        prepacked=int(os.environ.get('PRE','1')) and int(not depthwise),
         sums_pitch=sums_pitch,
         sums_size=sums_size,
         weights_size=p.taps * block * (1 if depthwise else outputs),

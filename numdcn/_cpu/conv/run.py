@@ -18,6 +18,7 @@ from numdcn._cpu.conv.backward import (
     backward_copied,
     backward_sampled,
     finish_weights,
+    pack_tiles,
 )
 from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
 from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, count_tasks, forward_copied, forward_sampled
@@ -109,8 +110,10 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     # elements of a partial sum of the mask's gradient, half as many as for the offsets; 0 if there is only one each
     partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
     flags = images_at_once * blocking.blocks * regions_of.py_func(cut) * blocking.tiling.tiles * p.taps
+    packed = p.groups * regions_of.py_func(cut) * blocking.tiling.tiles  # tiles
     sizes = (
         p.batch * blocking.image_size,
+        images_at_once * packed * blocking.packed_size if blocking.prepacked else 0,
         images_at_once * cut.size if grads.x is not None else 0,
         blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
         blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
@@ -122,12 +125,12 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         (p.batch * (1 + 2 * regions_of.py_func(cut)), flags + 1 if grads.x is not None else 0) if divided else (0, 0)
     )
     with Scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes) as memory:
-        images, windows, weights, sums, offset_partials, mask_partials, placed, flags_, workspaces = memory
+        images, packed_, windows, weights, sums, offset_partials, mask_partials, placed, flags_, workspaces = memory
         found = Numbers([0])
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
             _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
-            place(grads.w), images, windows if grads.x is not None else 0, placed, flags_, found.address,
+            place(grads.w), packed_ if blocking.prepacked else 0, images, windows if grads.x is not None else 0, placed, flags_, found.address,
             weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address, block_ranges.address,
             workspaces,
         )  # fmt: skip
@@ -144,6 +147,8 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         kernel = backward_sampled if p.offset_groups else backward_copied
         for first in range(0, p.batch, images_at_once):
             call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a)
+            if a.packed:
+                launch(pack_tiles, one, call, min(threads, images_at_once * packed))
             launch(kernel, one, call, min(threads, tasks))
             if a.windows:
                 _add_windows(call, found, grads.x, one, threads)
