@@ -44,7 +44,7 @@ def plan_tap(tile, shift, size, pixel_stride):
 
 @helper
 def _plan_vector(tile, pixel, shift, size, pixel_stride):
-    """The plan of a vector of pixels; returns the rows and columns of their cells."""
+    """The plan of a vector of pixels; returns their positions, and the rows and columns of their cells."""
     lane = full(load_scalar(tile.rows, BASE_Y))
     y = (load(tile.rows, BASE_Y + pixel) + like(shift[0], lane)) + load(tile.rows, OFFSET_Y + pixel)
     x = (load(tile.rows, BASE_X + pixel) + like(shift[1], lane)) + load(tile.rows, OFFSET_X + pixel)
@@ -57,7 +57,7 @@ def _plan_vector(tile, pixel, shift, size, pixel_stride):
     store(tile.rows, W01 + pixel, w01)
     store(tile.rows, W10 + pixel, w10)
     store(tile.rows, W11 + pixel, w11)
-    return row, column
+    return y, x, row, column
 
 
 @block
@@ -65,16 +65,17 @@ def plan_tap_in(window, tile, shift, size, pixel_stride):
     """`plan_tap`, with the spots of cells in a window. Those of cells beyond it are its end; returns whether there are
     any. Cells outside the image have their spot at the end, too."""
     lane = full(load_scalar(tile.rows, BASE_Y))
-    beyond, nowhere = first_lanes(0, lane), size[0] + 1  # the row of cells outside the image
+    top, left = window.row - 1, window.column - 1  # the first y and x of the window
+    none, start, end = first_lanes(0, lane), window.row * window.width + window.column, window.height * window.width
+    beyond = none
     for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
-        row, column = _plan_vector(tile, pixel, shift, size, pixel_stride)
-        row_in, column_in = row - like(window.row, row), column - like(window.column, row)
-        inside = (row_in >= like(0, row)) & (row_in < like(window.height - 1, row))
-        inside = inside & (column_in >= like(0, row)) & (column_in < like(window.width - 1, row))
-        spot = (row_in * like(window.width, row) + column_in) * like(pixel_stride, row)
-        store(tile.spots, pixel, select(inside, spot, like(window.height * window.width * pixel_stride, row)))
-        strays = select(inside, like(nowhere, row), row) < like(nowhere, row)
-        beyond = beyond | (strays & first_lanes(tile.pixels - pixel, lane))
+        y, x, row, column = _plan_vector(tile, pixel, shift, size, pixel_stride)
+        inside = (y >= like(top, lane)) & (y < like(top + window.height - 1, lane))
+        inside = inside & (x >= like(left, lane)) & (x < like(left + window.width - 1, lane))
+        spot = (row * like(window.width, row) + (column - like(start, row))) * like(pixel_stride, row)
+        store(tile.spots, pixel, select(inside, spot, like(end * pixel_stride, row)))
+        active = (y >= like(-1, lane)) & (y < like(size[0], lane)) & (x >= like(-1, lane)) & (x < like(size[1], lane))
+        beyond = beyond | (select(inside, none, active) & first_lanes(tile.pixels - pixel, lane))
     return some_lane(beyond)
 
 

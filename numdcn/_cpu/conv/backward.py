@@ -18,7 +18,8 @@ from numdcn._cpu.conv.blocking import BackwardBlocking
 from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
 from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
-from numdcn._cpu.jit import kernel
+from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.lanes import transpose
 from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, image_from, padded_pixels, sink_from
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
@@ -27,7 +28,7 @@ from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, pr
 from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile_in, tiles_in
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
+from numdcn._formulas.vectors import fma, like
 
 
 class BackwardArrays(NamedTuple):
@@ -75,6 +76,12 @@ def block_at(bounds, number):
     """The block of channels with this number."""
     first = load_scalar(bounds, number)
     return ChannelBlock(number, first, load_scalar(bounds, number + 1) - first)
+
+
+@helper
+def bands_of(blocking):
+    """The number of partial sums of a block's weights: one for each region of each band of images."""
+    return blocking.image_bands * regions_of(blocking.cut)
 
 
 @helper
@@ -156,7 +163,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
     unplaced, buffer, own_grad_y, columns = place_operands(one, call, slot)
     bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
     sets = (blocking.blocks + blocking.together - 1) // blocking.together
-    tap_sums, tap_weights = blocking.sums_size // p.taps, blocking.weights_size // p.taps
+    tap_weights = blocking.weights_size // p.taps
     while True:
         task = next_task(counter)
         if task >= sets * cut.tap_groups * regions * blocking.image_bands:
@@ -171,7 +178,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
         output, outputs = outputs_of(call, load_scalar(bounds, begin), load_scalar(bounds, end))
         for number in range(begin, end if a.sums and call.first == 0 else begin):
             sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
-            fill(sums, first_tap * tap_sums, (end_tap - first_tap) * tap_sums, one - one)
+            _clear_sums(sums, blocking, p.taps, first_tap, end_tap)
         first_image = call.first + band // regions * blocking.band_images
         for n in range(first_image, min(first_image + blocking.band_images, call.end)):
             first_region, end_region = band % regions, band % regions + 1
@@ -206,8 +213,17 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
                                 if strays:
                                     store(pointer(a.strays, np.int64(0)), 0, 1)
                             if a.sums:
-                                total = at(sums, tap * tap_sums)
-                                weights_gradient(one, blocking, grad_y, tile.pixels, channels.count, columns, total)
+                                total = at(sums, tap * blocking.panel)
+                                weights_gradient(one, blocking, p.taps, grad_y, tile.pixels, channels.count, columns, total)
+
+
+@block
+def _clear_sums(sums, blocking, taps, first_tap, end_tap):
+    """Zero a block's partial sums of some taps."""
+    line, zero = blocking.panel, like(0.0, load_scalar(sums, 0))
+    rows = blocking.sums_size // (taps * line)  # a channel of a panel, or all channels of a depthwise convolution
+    for row in range(rows):
+        fill(sums, (row * taps + first_tap) * line, (end_tap - first_tap) * line, zero)
 
 
 @helper
@@ -226,8 +242,8 @@ def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
 
 
 @helper
-def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
-    """sums (channels, outputs) += the gradient of a tap's weights: the columns times packed grad_y."""
+def weights_gradient(one, blocking, taps, grad_y, pixels, count, columns, sums):
+    """sums (panel, channel, tap, output) += the gradient of a tap's weights: the columns times packed grad_y."""
     if blocking.depthwise:
         for c in range(0, count, width(one)):
             total = full(one - one)
@@ -237,7 +253,7 @@ def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
             store(sums, c, load(sums, c) + total)
     else:
         panels = Panels(grad_y.panels, grad_y.panel, blocking.panels, grad_y.panel_rows * grad_y.panel)
-        multiply_block(columns.pointer, count, pixels, panels, Matrix(sums, blocking.sums_pitch))
+        multiply_block(columns.pointer, count, pixels, panels, sums, taps * blocking.panel, blocking.panel_sums)
 
 
 @helper
@@ -315,33 +331,56 @@ def backward_copied(one, params, counter, slot):
 
 @kernel
 def finish_weights(one, params, counter, slot):
-    """grad_w = the sum over the regions and bands of images. A task is a block of channels."""
+    """grad_w = the sum over the regions and bands of images. A task is a panel of outputs of a block of channels."""
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
-    buffer = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
-    bounds, per_group, step = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, width(one)
-    strides = a.grad_w.strides
+    totals = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
+    bounds, per_group, count_bands = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, bands_of(blocking)
     while True:
-        number = next_task(counter)
-        if number >= blocking.blocks:
+        task = next_task(counter)
+        if task >= blocking.blocks * blocking.panels:
             return
-        first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
-        group = first if blocking.depthwise else first // per_group
-        outputs = 1 if blocking.depthwise else blocking.outputs
-        grad_w = at(pointer(a.grad_w.address, one), group * outputs * strides[0] + first % per_group * strides[1])
+        number, panel = task // blocking.panels, task % blocking.panels
+        channels = block_at(bounds, number)
+        for band in range(count_bands):
+            sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
+            _add_sums(at(sums, panel * blocking.panel_sums), blocking.panel_sums, totals, band == 0)
+        first = channels.first
+        if blocking.depthwise:
+            target = at(pointer(a.grad_w.address, one), first * a.grad_w.strides[0])
+            _write_weights(totals, blocking, p, 1, channels.count, 0, a.grad_w.strides[0], a.grad_w.strides, target)
+            continue
+        outputs = min(blocking.panel, blocking.outputs - panel * blocking.panel)
+        output = first // per_group * blocking.outputs + panel * blocking.panel
+        spot = output * a.grad_w.strides[0] + first % per_group * a.grad_w.strides[1]
+        target = at(pointer(a.grad_w.address, one), spot)
+        _write_weights(
+            totals, blocking, p, outputs, channels.count, a.grad_w.strides[0], a.grad_w.strides[1], a.grad_w.strides, target
+        )
+
+
+@block
+def _add_sums(sums, count, totals, first):
+    """totals = or += sums."""
+    for i in range(0, count, width(load_scalar(totals, 0))):
+        store(totals, i, load(sums, i) if first else load(totals, i) + load(sums, i))
+
+
+@block
+def _write_weights(totals, blocking, p, outputs, count, output_stride, channel_stride, strides, target):
+    """Write totals (channel, tap, output), or (tap, channel) of a depthwise convolution, to the weights' gradient."""
+    rows, panel, step = count * p.taps, blocking.panel, width(load_scalar(totals, 0))
+    plain = strides[3] == 1 and strides[2] == p.kernel[1] and channel_stride == p.taps
+    if not blocking.depthwise and plain and outputs >= step and rows >= step:
         for o in range(0, outputs, step):
-            for c in range(count):
-                for tap in range(p.taps):
-                    row = (tap * blocking.block + c) * blocking.sums_pitch + o
-                    if blocking.depthwise:
-                        row = tap * blocking.block + c
-                    spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
-                    spot += c * (strides[0] if blocking.depthwise else strides[1])
-                    total = full(one - one)
-                    for band in range(blocking.image_bands * regions_of(blocking.cut)):
-                        partial = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
-                        prefetch(partial, row + step)  # for the next outputs: too far apart to be predicted
-                        total = load(partial, row) if band == 0 else total + load(partial, row)
-                    store(buffer, 0, total)
-                    for i in range(min(step, outputs - o)):
-                        store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))
+            o_ = min(o, outputs - step)  # the last squares overlap those before
+            for row in range(0, rows, step):
+                row_ = min(row, rows - step)
+                transpose(at(totals, row_ * panel + o_), panel, at(target, o_ * output_stride + row_), output_stride)
+        return
+    for o in range(outputs):
+        for c in range(count):
+            for tap in range(p.taps):
+                spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
+                row = tap * blocking.block + c if blocking.depthwise else (c * p.taps + tap) * panel + o
+                store(target, o * output_stride + c * channel_stride + spot, load_scalar(totals, row))

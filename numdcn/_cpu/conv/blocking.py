@@ -187,8 +187,8 @@ class BackwardBlocking(NamedTuple):
     packed_pitch: int  # elements per ROWS pixels of grad_y
     packed_size: int  # elements of a tile of packed grad_y
     prepacked: int  # 1: grad_y is packed before the kernel runs, for all tasks; 0: they pack it themselves
-    sums_pitch: int  # elements per row of the weights' gradient
-    sums_size: int  # elements of the weights' gradient per block
+    panel_sums: int  # elements of the gradient of a panel of weights: (channel, tap, output)
+    sums_size: int  # elements of that of a block: (panel, channel, tap, output)
     weights_size: int  # elements of packed weights per block
     image_size: int  # elements of a blocked image, all blocks together
     workspace_bytes: int  # per thread
@@ -269,8 +269,8 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     region = (-(-p.out_size[0] // cut.rows), -(-p.out_size[1] // cut.columns))
     tiling = tiling_of(region, _affordable(2 * panel * panels * size), _band(p))
     rows = _rows(tiling)
-    sums_pitch = block if depthwise else panel * panels
-    sums_size = p.taps * (block if depthwise else block * sums_pitch)
+    panel_sums = p.taps * block * (1 if depthwise else panel)
+    sums_size = panels * panel_sums
     images = max(1, min(p.batch, WINDOWS_BYTES // max(1, cut.size * size)))
     bands = PARTIAL_BYTES // (blocks * regions * sums_size * size)
     bands = max(1, min(images, -(-WANTED_TASKS // (blocks * regions * cut.tap_groups)), bands))
@@ -300,11 +300,11 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         packed_pitch=pitch,
         packed_size=packed,
         prepacked=int(os.environ.get('PRE','1')) and int(not depthwise),
-        sums_pitch=sums_pitch,
+        panel_sums=panel_sums,
         sums_size=sums_size,
         weights_size=p.taps * block * (1 if depthwise else outputs),
         image_size=image_size(p),
-        workspace_bytes=_page(max(plan + elements * size, added * size) + 256),
+        workspace_bytes=_page(max(plan + elements * size, added * size, panel_sums * size) + 256),
         tile_bytes=plan,
     )
     return blocking, Numbers(bounds), Numbers(block_ranges)

@@ -153,7 +153,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             if a.windows:
                 _add_windows(call, found, grads.x, one, threads)
         if a.sums:
-            launch(finish_weights, one, call, min(threads, blocking.blocks))
+            launch(finish_weights, one, call, min(threads, blocking.blocks * blocking.panels))
         for grad, partials, channels in (
             (grads.offsets, a.grad_offsets, 2 * p.taps),
             (grads.mask, a.grad_mask, p.taps),
