@@ -49,7 +49,8 @@ def _plan_vector(tile, pixel, shift, size, pixel_stride):
     y = (load(tile.rows, BASE_Y + pixel) + like(shift[0], lane)) + load(tile.rows, OFFSET_Y + pixel)
     x = (load(tile.rows, BASE_X + pixel) + like(shift[1], lane)) + load(tile.rows, OFFSET_X + pixel)
     row, column, fraction_y, fraction_x = cell(y, x, like(size[0], lane), like(size[1], lane))
-    store(tile.index, pixel, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
+    index = row * like((size[1] + 1) * pixel_stride, row) + column * like(pixel_stride, row)
+    store(tile.index, pixel, index)
     w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
     store(tile.rows, FRACTION_Y + pixel, fraction_y)
     store(tile.rows, FRACTION_X + pixel, fraction_x)
@@ -57,24 +58,26 @@ def _plan_vector(tile, pixel, shift, size, pixel_stride):
     store(tile.rows, W01 + pixel, w01)
     store(tile.rows, W10 + pixel, w10)
     store(tile.rows, W11 + pixel, w11)
-    return y, x, row, column
+    return y, x, row, column, index
 
 
 @block
 def plan_tap_in(window, tile, shift, size, pixel_stride):
     """`plan_tap`, with the spots of cells in a window. Those of cells beyond it are its end; returns whether there are
     any. Cells outside the image have their spot at the end, too."""
-    lane = full(load_scalar(tile.rows, BASE_Y))
+    lane, strip = full(load_scalar(tile.rows, BASE_Y)), window.width == size[1] + 1
     top, left = window.row - 1, window.column - 1  # the first y and x of the window
-    none, start, end = first_lanes(0, lane), window.row * window.width + window.column, window.height * window.width
-    beyond = none
+    start = (window.row * window.width + window.column) * pixel_stride
+    end = window.height * window.width * pixel_stride
+    beyond = none = first_lanes(0, lane)
     for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
-        y, x, row, column = _plan_vector(tile, pixel, shift, size, pixel_stride)
-        inside = (y >= like(top, lane)) & (y < like(top + window.height - 1, lane))
-        inside = inside & (x >= like(left, lane)) & (x < like(left + window.width - 1, lane))
-        spot = (row * like(window.width, row) + (column - like(start, row))) * like(pixel_stride, row)
-        store(tile.spots, pixel, select(inside, spot, like(end * pixel_stride, row)))
+        y, x, row, column, spot = _plan_vector(tile, pixel, shift, size, pixel_stride)
         active = (y >= like(-1, lane)) & (y < like(size[0], lane)) & (x >= like(-1, lane)) & (x < like(size[1], lane))
+        inside = active & (y >= like(top, lane)) & (y < like(top + window.height - 1, lane))
+        if not strip:  # the rows of a strip are those of the image
+            inside = inside & (x >= like(left, lane)) & (x < like(left + window.width - 1, lane))
+            spot = row * like(window.width * pixel_stride, row) + column * like(pixel_stride, row)
+        store(tile.spots, pixel, select(inside, spot - like(start, spot), like(end, spot)))
         beyond = beyond | (select(inside, none, active) & first_lanes(tile.pixels - pixel, lane))
     return some_lane(beyond)
 

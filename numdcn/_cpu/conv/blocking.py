@@ -35,7 +35,7 @@ SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too oft
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
 PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient, in bands of images
 WINDOWS_BYTES = 48 * 2**20  # of windows of all images computed at a time
-REACH = 10  # pixels beyond its taps, on each side, that a window has room for
+REACH = 8  # pixels beyond its taps, on each side, that a window has room for
 
 
 class Chunking(NamedTuple):
@@ -247,6 +247,7 @@ def made_cut(p: Convolution, tap_groups: int, rows: int, columns: int) -> Cut:
             p.out_size, (rows, columns), p.stride, p.kernel, p.dilation, p.in_size, strict=True
         )
     )
+    width = p.in_size[1] + 1 if columns == 1 or width > p.in_size[1] else width  # a strip
     pixels = padded_pixels.py_func(p.in_size)
     if rows * columns > 1:
         pixels = max(pixels, rows * columns * ((height + 1) * width + 2))
@@ -259,7 +260,7 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     size = dtype.itemsize
     depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
     block = block_size(size) * (2 if depthwise else 1)  # without a matrix product, wider blocks cost nothing
-    bounds = block_bounds(p, depthwise, block)
+    bounds = block_bounds(p, depthwise, int(os.environ.get('BLK', block)))
     block_ranges = block_ranges_of(p, bounds)
     partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)

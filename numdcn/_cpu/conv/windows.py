@@ -169,7 +169,7 @@ def place_windows(one, params, counter, slot):
             )  # fmt: skip
             column = _place(
                 area.column * p.stride[1] - p.before[1], (area.width - 1) * p.stride[1] + reach[1],
-                int(round(shift_x / max(count, 1))), cut.width, p.in_size[1] + 2,
+                int(round(shift_x / max(count, 1))), cut.width, p.in_size[1] + 1 + (cut.width <= p.in_size[1]),
             )  # fmt: skip
             store(placed, 1 + 2 * region, row)
             store(placed, 2 + 2 * region, column)
