@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._call.convolution import Convolution
-from numdcn._cpu.conv.blocking import BackwardBlocking
+from numdcn._cpu.conv.backward_blocking import BackwardBlocking
 from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
 from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
@@ -137,11 +137,11 @@ def pack_tiles(one, params, counter, slot):
 
 
 @helper
-def outputs_of(call, first, end):
-    """The first output that contributes to channels `first` to `end`, and the number of outputs."""
+def outputs_of(call, channels):
+    """The first output that a block of channels contributes to, and the number of outputs."""
     if call.blocking.depthwise:
-        return first, end - first
-    return first // (call.p.in_channels // call.p.groups) * call.blocking.outputs, call.blocking.outputs
+        return channels.first, channels.count
+    return channels.first // (call.p.in_channels // call.p.groups) * call.blocking.outputs, call.blocking.outputs
 
 
 @helper
@@ -154,7 +154,7 @@ def flag_at(call, n, number, region, tile_number, tap):
 
 @helper
 def compute_gradients(one, params, counter, slot, exchange_columns):
-    """The gradients. A task is a set of blocks of channels, a group of taps, and a region of each image of a band.
+    """The gradients. A task is a block of channels, a group of taps, and a region of each image of a band.
 
     `exchange_columns` replaces the gradient of a tap's columns with the columns, adding to the other gradients.
     """
@@ -162,32 +162,29 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
     p, blocking, a, cut = call.p, call.blocking, call.a, call.blocking.cut
     unplaced, buffer, own_grad_y, columns = place_operands(one, call, slot)
     bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
-    sets = (blocking.blocks + blocking.together - 1) // blocking.together
-    tap_weights = blocking.weights_size // p.taps
+    parts = cut.tap_groups * regions
     while True:
         task = next_task(counter)
-        if task >= sets * cut.tap_groups * regions * blocking.image_bands:
+        if task >= blocking.blocks * parts * blocking.image_bands:
             break
-        begin, part = task % sets * blocking.together, task // sets
-        end, tap_group, band = (
-            min(begin + blocking.together, blocking.blocks),
-            part % cut.tap_groups,
-            part // cut.tap_groups,
-        )
-        first_tap, end_tap = tap_group * p.taps // cut.tap_groups, (tap_group + 1) * p.taps // cut.tap_groups
-        output, outputs = outputs_of(call, load_scalar(bounds, begin), load_scalar(bounds, end))
-        for number in range(begin, end if a.sums and call.first == 0 else begin):
-            sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
-            _clear_sums(sums, blocking, p.taps, first_tap, end_tap)
-        first_image = call.first + band // regions * blocking.band_images
+        channels, tap_group = block_at(bounds, task % blocking.blocks), task // blocking.blocks % cut.tap_groups
+        first_region, band = task // blocking.blocks // cut.tap_groups % regions, task // blocking.blocks // parts
+        taps = (tap_group * p.taps // cut.tap_groups, (tap_group + 1) * p.taps // cut.tap_groups)
+        output, outputs = outputs_of(call, channels)
+        weights = at(pointer(a.weights, one), channels.number * blocking.weights_size)
+        part_sums = (band * regions + first_region) * blocking.blocks + channels.number
+        sums = at(pointer(a.sums, one), part_sums * blocking.sums_size)
+        if a.sums and call.first == 0:
+            _clear_sums(sums, blocking, p.taps, taps)
+        first_image = call.first + band * blocking.band_images
         for n in range(first_image, min(first_image + blocking.band_images, call.end)):
-            first_region, end_region = band % regions, band % regions + 1
+            end_region = first_region + 1
             if is_whole(cut, placed, n):
                 end_region = regions if first_region == 0 else first_region
             window = window_of(cut, placed, n, first_region, p.in_size)
-            for number in range(begin, end if a.windows and first_region < end_region else begin):
-                sink = sink_of(one, call, n, tap_group, window, block_at(bounds, number))
-                fill(sink.grad, 0, window.pixels * sink.image.pixel_stride, one - one)
+            sink = sink_of(one, call, n, tap_group, window, channels)
+            if a.windows and first_region < end_region:
+                fill(sink.grad, 0, window.pixels * channels.count, one - one)
             for region in range(first_region, end_region):
                 area = region_at(cut, p.out_size, region)
                 for tile_number in range(tiles_in(blocking.tiling, area)):
@@ -197,33 +194,33 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
                         grad_y = packed_tile(one, call, n, output, region, tile_number)
                     else:
                         pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
-                    for number in range(begin, end):
-                        channels = block_at(bounds, number)
-                        sink = sink_of(one, call, n, tap_group, window, channels)
-                        weights = at(pointer(a.weights, one), number * blocking.weights_size)
-                        sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
-                        for tap in range(first_tap, end_tap):
-                            if a.weights:
-                                w = at(weights, tap * tap_weights)
-                                columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
-                            strays = exchange_columns(one, call, n, channels, window, sink, tap, tile, columns)
-                            if a.windows and not window.whole:
-                                spot = flag_at(call, n, number, region, tile_number, tap)
-                                store(pointer(a.flags, np.int64(0)), spot, 1 if strays else 0)
-                                if strays:
-                                    store(pointer(a.strays, np.int64(0)), 0, 1)
-                            if a.sums:
-                                total = at(sums, tap * blocking.panel)
-                                weights_gradient(one, blocking, p.taps, grad_y, tile.pixels, channels.count, columns, total)
+                    for tap in range(taps[0], taps[1]):
+                        if a.weights:
+                            w = at(weights, tap * (blocking.weights_size // p.taps))
+                            columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
+                        strays = exchange_columns(one, call, n, channels, window, sink, tap, tile, columns)
+                        if a.windows and not window.whole:
+                            note_strays(call, flag_at(call, n, channels.number, region, tile_number, tap), strays)
+                        if a.sums:
+                            total = at(sums, tap * blocking.panel)
+                            weights_gradient(one, blocking, p.taps, grad_y, tile.pixels, channels.count, columns, total)
+
+
+@helper
+def note_strays(call, flag, strays):
+    """Note whether a tap of a tile has strays."""
+    store(pointer(call.a.flags, np.int64(0)), flag, 1 if strays else 0)
+    if strays:
+        store(pointer(call.a.strays, np.int64(0)), 0, 1)
 
 
 @block
-def _clear_sums(sums, blocking, taps, first_tap, end_tap):
-    """Zero a block's partial sums of some taps."""
+def _clear_sums(sums, blocking, all_taps, taps):
+    """Zero a block's partial sums of taps[0] to taps[1]."""
     line, zero = blocking.panel, like(0.0, load_scalar(sums, 0))
-    rows = blocking.sums_size // (taps * line)  # a channel of a panel, or all channels of a depthwise convolution
+    rows = blocking.sums_size // (all_taps * line)  # a channel of a panel, or all channels of a depthwise convolution
     for row in range(rows):
-        fill(sums, (row * taps + first_tap) * line, (end_tap - first_tap) * line, zero)
+        fill(sums, (row * all_taps + taps[0]) * line, (taps[1] - taps[0]) * line, zero)
 
 
 @helper

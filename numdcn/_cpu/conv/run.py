@@ -20,7 +20,8 @@ from numdcn._cpu.conv.backward import (
     finish_weights,
     pack_tiles,
 )
-from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
+from numdcn._cpu.conv.backward_blocking import backward_blocking
+from numdcn._cpu.conv.blocking import forward_blocking
 from numdcn._cpu.conv.forward import ForwardArrays, ForwardCall, count_tasks, forward_copied, forward_sampled
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
@@ -165,17 +166,17 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
 def _add_windows(call: BackwardCall, found: Numbers, grad_x: np.ndarray, one: Any, threads: int) -> None:
     """Fill grad_x, for the images of a call, with the sum of their windows and of the strays beyond these, if `found`."""
     p, blocking, a = call.p, call.blocking, call.a
-    count = call.end - call.first
-    with Scratch(count * blocking.image_size * one.nbytes if found.memory[0] else 0) as (images,):
-        if found.memory[0]:
-            launch(add_strays, one, StraysCall(call, images), min(threads, count * blocking.blocks))
-        adding = AddingCall(
-            p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows,
-            images if found.memory[0] else 0, blocking.image_size, place(grad_x), a.workspaces, blocking.workspace_bytes,
-        )  # fmt: skip
-        kernel = suited(grad_x.dtype, add_windows, add_windows_float16, add_windows_bfloat16)
-        launch(kernel, one, adding, min(threads, count * p.in_size[0] * -(-p.in_size[1] // SEGMENT)))
-        found.memory[0] = 0
+    count, size = call.end - call.first, blocking.image_size
+    strays = a.images + call.first * size * one.nbytes if found.memory[0] else 0  # in place of the images themselves
+    if strays:
+        launch(add_strays, one, StraysCall(call, strays), min(threads, count * blocking.blocks))
+    adding = AddingCall(
+        p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows, strays, size, place(grad_x),
+        a.workspaces, blocking.workspace_bytes,
+    )  # fmt: skip
+    kernel = suited(grad_x.dtype, add_windows, add_windows_float16, add_windows_bfloat16)
+    launch(kernel, one, adding, min(threads, count * p.in_size[0] * -(-p.in_size[1] // SEGMENT)))
+    found.memory[0] = 0
 
 
 def _partials(grad: np.ndarray | None, address: int, partial_size: int) -> Partials:

@@ -76,7 +76,7 @@ def add_strays(one, params, counter, slot):
         n, number = call.first + task // blocking.blocks, task % blocking.blocks
         channels = block_at(bounds, number)
         first, end = channels.first, channels.first + channels.count
-        output, outputs = outputs_of(call, first, end)
+        output, outputs = outputs_of(call, channels)
         start = (n - call.first) * blocking.image_size + first * padded_pixels(p.in_size)
         image = Image(at(pointer(a.images, one), start), channels.count, (p.in_size[1] + 1) * channels.count)
         fill(image.pointer, 0, padded_pixels(p.in_size) * channels.count, one - one)

@@ -35,9 +35,10 @@ from numdcn._cpu.simd import (
 from numdcn._cpu.tile import Area
 from numdcn._formulas.bilinear import cell
 from numdcn._formulas.jit import helper
+from numdcn._formulas.vectors import like
 
 SEGMENT = 256  # pixels of a row added up per task
-LOOKS = 64  # samples of a region looked at to place its window
+LOOKS = 512  # samples of an image looked at to place its windows: 16 to 64 for each
 MOST_STRAYS = 128  # an image is divided if less than one sample in so many is a stray
 
 
@@ -125,12 +126,12 @@ def window_of(cut, placed, n, region, size):
 
 
 @helper
-def _looked_at(one, a, n, area, look):
-    """One of the samples of a region: its y and x without offset, and its offset."""
+def _looked_at(one, a, n, area, look, looks):
+    """One of some samples of a region: its y and x without offset, and its offset."""
     p, strides = a.p, a.offsets.strides
     channel = look * 37 % (p.offset_groups * p.taps)
-    row = area.row + (look * 11 % LOOKS * 2 + 1) * area.height // (2 * LOOKS)
-    column = area.column + (look * 2 + 1) * area.width // (2 * LOOKS)
+    row = area.row + (look * 11 % looks * 2 + 1) * area.height // (2 * looks)
+    column = area.column + (look * 2 + 1) * area.width // (2 * looks)
     spot = n * strides[0] + 2 * channel * strides[1] + row * strides[2] + column * strides[3]
     offsets, tap = pointer(a.offsets.address, one), channel % p.taps
     base_y = row * p.stride[0] - p.before[0] + tap // p.kernel[1] * p.dilation[0]
@@ -139,9 +140,11 @@ def _looked_at(one, a, n, area, look):
 
 
 @helper
-def _place(first, taps, shift, window, size):
-    """The first row or column of a window around the middle of a region's taps, moved by `shift`."""
-    return max(min(first + 1 + shift + (taps - window) // 2, size - window), 0)
+def _place(first, taps, shift, count, window, size):
+    """The first row or column of a window around the middle of a region's taps. It is moved by the mean of `count`
+    offsets whose sum is `shift`, unless that is small."""
+    mean = round(shift / max(count, 1))
+    return max(min(first + 1 + (mean if abs(mean) > 1 else 0) + (taps - window) // 2, size - window), 0)
 
 
 @kernel
@@ -149,7 +152,7 @@ def place_windows(one, params, counter, slot):
     """Where the windows are: around the taps of their regions, moved by the mean of the offsets. A task is an image."""
     a = unpack(params, PlacingCall)
     p, cut, regions = a.p, a.cut, regions_of(a.cut)
-    looks = LOOKS if p.offset_groups else 0
+    looks = max(min(LOOKS // regions, 64), 16) if p.offset_groups else 0
     reach = ((p.kernel[0] - 1) * p.dilation[0] + 2, (p.kernel[1] - 1) * p.dilation[1] + 2)  # pixels of a pixel's taps
     while True:
         n = next_task(counter)
@@ -160,21 +163,21 @@ def place_windows(one, params, counter, slot):
             area = region_at(cut, p.out_size, region)
             shift_y, shift_x, count = one - one, one - one, 0
             for look in range(looks):
-                y, x, dy, dx = _looked_at(one, a, n, area, look)
+                y, x, dy, dx = _looked_at(one, a, n, area, look, looks)
                 if -1 <= y + dy < p.in_size[0] and -1 <= x + dx < p.in_size[1]:
                     shift_y, shift_x, count = shift_y + dy, shift_x + dx, count + 1
             row = _place(
                 area.row * p.stride[0] - p.before[0], (area.height - 1) * p.stride[0] + reach[0],
-                int(round(shift_y / max(count, 1))), cut.height, p.in_size[0] + 2,
+                shift_y, count, cut.height, p.in_size[0] + 2,
             )  # fmt: skip
             column = _place(
                 area.column * p.stride[1] - p.before[1], (area.width - 1) * p.stride[1] + reach[1],
-                int(round(shift_x / max(count, 1))), cut.width, p.in_size[1] + 1 + (cut.width <= p.in_size[1]),
+                shift_x, count, cut.width, p.in_size[1] + 1 + (cut.width <= p.in_size[1]),
             )  # fmt: skip
             store(placed, 1 + 2 * region, row)
             store(placed, 2 + 2 * region, column)
             for look in range(looks):
-                y, x, dy, dx = _looked_at(one, a, n, area, look)
+                y, x, dy, dx = _looked_at(one, a, n, area, look, looks)
                 if -1 <= y + dy < p.in_size[0] and -1 <= x + dx < p.in_size[1]:
                     y_, x_, _, _ = cell(y + dy, x + dx, one * p.in_size[0], one * p.in_size[1])
                     seen += 1
@@ -184,23 +187,34 @@ def place_windows(one, params, counter, slot):
 
 
 @block
-def _add(source, count, target):
-    """target[:count] += source[:count]."""
+def _add(source, count, target, begin):
+    """target[:count] += source[:count], or = if `begin`."""
     lane, step = full(load_scalar(target, 0)), width(load_scalar(target, 0))
     whole = count // step * step
+    some = first_lanes(count - whole, lane)
+    if begin:
+        for i in range(0, whole, step):
+            store(target, i, load(source, i))
+        store_masked(target, whole, load_masked(source, whole, some), some)
+        return
     for i in range(0, whole, step):
         store(target, i, load(target, i) + load(source, i))
-    some = first_lanes(count - whole, lane)
     store_masked(target, whole, load_masked(target, whole, some) + load_masked(source, whole, some), some)
 
 
 @helper
-def _add_row(source, window, channels, row, first, end, target):
-    """Add what a window has of pixels `first` to `end` of a row to target, where pixel `first` begins."""
+def _add_row(source, window, channels, row, first, end, target, filled):
+    """Add what a window has of pixels `first` to `end` of a row to target, where pixel `first` begins, `filled` or not.
+    Returns whether it is now."""
     low, high = max(first, window.column), min(end, window.column + window.width)
     if window.row <= row < window.row + window.height and low < high:
+        begin = not filled and low == first and high == end
+        if not filled and not begin:
+            fill(target, 0, (end - first) * channels, like(0.0, load_scalar(target, 0)))
         spot = ((row - window.row) * window.width + low - window.column) * channels
-        _add(at(source, spot), (high - low) * channels, at(target, (low - first) * channels))
+        _add(at(source, spot), (high - low) * channels, at(target, (low - first) * channels), begin)
+        filled = True
+    return filled
 
 
 @helper
@@ -221,15 +235,19 @@ def _add_windows(one, of_x, params, counter, slot):
         regions = 1 if is_whole(cut, placed, a.first + n) else regions_of(cut)
         for number in range(a.blocks):
             channel, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
-            fill(sums, 0, (end - first) * count, one - one)
+            filled = False
             for part in range(cut.tap_groups * regions):
                 window = window_of(cut, placed, a.first + n, part % regions, size)
                 spot = n * cut.size + (part // regions * a.p.in_channels + channel) * cut.pixels + window.start * count
-                _add_row(at(pointer(a.windows, one), spot), window, count, row + 1, first + 1, end + 1, sums)
+                source = at(pointer(a.windows, one), spot)
+                filled = _add_row(source, window, count, row + 1, first + 1, end + 1, sums, filled)
             if a.strays:
                 spot = n * a.image_size + channel * padded_pixels(size)
                 window = Window(0, 0, size[0] + 2, size[1] + 1, 0, 0, True)
-                _add_row(at(pointer(a.strays, one), spot), window, count, row + 1, first + 1, end + 1, sums)
+                source = at(pointer(a.strays, one), spot)
+                filled = _add_row(source, window, count, row + 1, first + 1, end + 1, sums, filled)
+            if not filled:
+                fill(sums, 0, (end - first) * count, one - one)
             strides, q = a.grad_x.strides, row * size[1]
             shifted = at(sums, -(((row + 1) * (size[1] + 1)) + first + 1) * count)
             target = at(pointer(a.grad_x.address, of_x), (a.first + n) * strides[0] + channel * strides[1])
