@@ -9,7 +9,8 @@ from __future__ import annotations
 from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import Image, columns_from, image_from, sink_from
-from numdcn._cpu.simd import first_lanes, full, load, load_like, load_scalar, narrow, some_lane, store, width
+from numdcn._cpu.several import add_at_corners, load_at, load_rows, spread, store_rows, sums_by_pixel
+from numdcn._cpu.simd import at, first_lanes, full, load, load_like, load_scalar, narrow, some_lane, store, width
 from numdcn._cpu.tile import (
     BASE_X,
     BASE_Y,
@@ -21,6 +22,7 @@ from numdcn._cpu.tile import (
     MASK,
     OFFSET_X,
     OFFSET_Y,
+    ROW,
     W00,
     W01,
     W10,
@@ -200,12 +202,54 @@ def _add_at(image, index, weights, gradient):
 
 
 @helper
-def _backward_vectors(vector, lanes, vectors, sink, tile, spots, columns, add):
-    """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients already hold a
-    sum."""
+def _backward_several(vector, lanes, sink, tile, spots, columns, add):
+    """`sample_tap_backward` for `lanes` channels, fewer than a register has, of as many pixels as fill one at a time.
+    Returns the number of pixels done: those left would not fill one."""
+    one, zero, together, pixel = like(1.0, vector), like(0.0, vector), width(load_scalar(tile.rows, BASE_Y)) // lanes, 0
+    image, strides = sink.image, (sink.image.pixel_stride, sink.grad_row)
+    while pixel + together <= tile.pixels:
+        around = (
+            load_at(image.pointer, tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.pixel_stride), tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.row_stride), tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.row_stride + image.pixel_stride), tile.index, pixel, vector, lanes),
+        )
+        weights = (
+            spread(tile.rows, W00 + pixel, vector, lanes),
+            spread(tile.rows, W01 + pixel, vector, lanes),
+            spread(tile.rows, W10 + pixel, vector, lanes),
+            spread(tile.rows, W11 + pixel, vector, lanes),
+        )
+        fraction_y = spread(tile.rows, FRACTION_Y + pixel, vector, lanes)
+        fraction_x = spread(tile.rows, FRACTION_X + pixel, vector, lanes)
+        mask, rows = spread(tile.rows, MASK + pixel, vector, lanes), at(columns.pointer, pixel * columns.pitch)
+        gradient, sample = load_rows(rows, columns.pitch, vector, lanes), value(weights, around)
+        along_y, along_x = slopes((fraction_y, fraction_x, one - fraction_y, one - fraction_x), around)
+        if sink.wanted:
+            add_at_corners(sink.grad, strides, spots, at(tile.rows, W00), ROW, pixel, gradient * mask, lanes)
+        store_rows(rows, columns.pitch, mask * sample, lanes)
+        by_y, by_x, by_mask = fma(gradient, along_y, zero), fma(gradient, along_x, zero), fma(gradient, sample, zero)
+        sum_y, sum_x, sum_mask = sums_by_pixel(by_y, by_x, by_mask, lanes)
+        masks = load_like(tile.rows, MASK + pixel, sum_y)
+        if add:
+            store(tile.rows, GRAD_Y + pixel, fma(masks, sum_y, load_like(tile.rows, GRAD_Y + pixel, masks)))
+            store(tile.rows, GRAD_X + pixel, fma(masks, sum_x, load_like(tile.rows, GRAD_X + pixel, masks)))
+            store(tile.rows, GRAD_MASK + pixel, load_like(tile.rows, GRAD_MASK + pixel, masks) + sum_mask)
+        else:
+            store(tile.rows, GRAD_Y + pixel, masks * sum_y)
+            store(tile.rows, GRAD_X + pixel, masks * sum_x)
+            store(tile.rows, GRAD_MASK + pixel, sum_mask)
+        pixel += together
+    return pixel
+
+
+@helper
+def _backward_vectors(vector, lanes, vectors, first, sink, tile, spots, columns, add):
+    """`sample_tap_backward` for `vectors` vectors of channels at the pixels from `first` on; `add`: whether the tile's
+    gradients already hold a sum."""
     one = like(1.0, vector)
     grad = Image(sink.grad, sink.image.pixel_stride, sink.grad_row)
-    for pixel in range(tile.pixels):
+    for pixel in range(first, tile.pixels):
         index, spot = load_scalar(tile.index, pixel), load_scalar(spots, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
         fraction_y, fraction_x = (
@@ -248,14 +292,16 @@ def sample_tap_backward(sink, tile, spots, count, columns):
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
         if rest >= step:
             vectors = min(rest // step, 4)
-            _backward_vectors(full(one), step, vectors, source, tile, spots, target, add)
+            _backward_vectors(full(one), step, vectors, 0, source, tile, spots, target, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _backward_vectors(narrow(one, 8), 8, 1, source, tile, spots, target, add)
+            done = _backward_several(full(one), 8, source, tile, spots, target, add)
+            _backward_vectors(narrow(one, 8), 8, 1, done, source, tile, spots, target, add)
             c += 8
         elif step > 4 and rest >= 4:
-            _backward_vectors(narrow(one, 4), 4, 1, source, tile, spots, target, add)
+            done = _backward_several(full(one), 4, source, tile, spots, target, add)
+            _backward_vectors(narrow(one, 4), 4, 1, done, source, tile, spots, target, add)
             c += 4
         else:
-            _backward_vectors(one, 1, 1, source, tile, spots, target, add)
+            _backward_vectors(one, 1, 1, 0, source, tile, spots, target, add)
             c += 1

@@ -352,7 +352,15 @@ def finish_weights(one, params, counter, slot):
         spot = output * a.grad_w.strides[0] + first % per_group * a.grad_w.strides[1]
         target = at(pointer(a.grad_w.address, one), spot)
         _write_weights(
-            totals, blocking, p, outputs, channels.count, a.grad_w.strides[0], a.grad_w.strides[1], a.grad_w.strides, target
+            totals,
+            blocking,
+            p,
+            outputs,
+            channels.count,
+            a.grad_w.strides[0],
+            a.grad_w.strides[1],
+            a.grad_w.strides,
+            target,
         )
 
 

@@ -106,7 +106,9 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
     work = pixels * p.taps * p.in_channels * (2 * outputs + SAMPLING)
     parts = min(-(-WANTED_TASKS // blocks), int(work / blocks / TASK_WORK)) if work >= 2 * WORTH_DIVIDING else 1
     undivided = made_cut(p, 1, 1, 1)
-    others = image_size(p) + pixels * (3 * p.offset_groups * p.taps * partials * (partials > 1) + 2.5 * p.out_channels * (blocks > 2))
+    others = image_size(p) + pixels * (
+        3 * p.offset_groups * p.taps * partials * (partials > 1) + 2.5 * p.out_channels * (blocks > 2)
+    )
     room = KEPT_BYTES - others * itemsize  # for windows and sums, if the memory of a call is to be kept for the next
     if undivided.size * itemsize + sums_bytes > room:
         room = math.inf
@@ -202,7 +204,7 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         rows=rows,
         packed_pitch=pitch,
         packed_size=packed,
-        prepacked=int(not depthwise and blocks // p.groups * cut.tap_groups > int(__import__('os').environ.get('PP','2'))),
+        prepacked=int(not depthwise and blocks // p.groups * cut.tap_groups > 2),
         panel_sums=panel_sums,
         sums_size=sums_size,
         weights_size=p.taps * block * (1 if depthwise else outputs),

@@ -124,7 +124,9 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
     tiling = tiling_of(p.out_size, affordable(weights.panels * weights.panel * dtype.itemsize), band_of(p))
-    group_sums_bytes = (rows_of(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # per tile, approximately
+    group_sums_bytes = (
+        rows_of(tiling) * weights.panel * weights.panels + 1
+    ) * dtype.itemsize  # per tile, approximately
     chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
     slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:

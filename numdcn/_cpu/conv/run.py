@@ -36,7 +36,7 @@ from numdcn._cpu.conv.windows import (
     place_windows,
     regions_of,
 )
-from numdcn._cpu.images import PaddedImages, suited
+from numdcn._cpu.images import ClearCall, PaddedImages, clear, suited
 from numdcn._cpu.parameters import Numbers, channel_bounds
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
@@ -169,6 +169,7 @@ def _add_windows(call: BackwardCall, found: Numbers, grad_x: np.ndarray, one: An
     count, size = call.end - call.first, blocking.image_size
     strays = a.images + call.first * size * one.nbytes if found.memory[0] else 0  # in place of the images themselves
     if strays:
+        launch(clear, one, ClearCall(strays, count * size), threads)
         launch(add_strays, one, StraysCall(call, strays), min(threads, count * blocking.blocks))
     adding = AddingCall(
         p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows, strays, size, place(grad_x),

@@ -18,7 +18,7 @@ from numdcn._cpu.conv.backward import (
 from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
 from numdcn._cpu.jit import block, kernel
-from numdcn._cpu.layout import Image, columns_from, fill, image_from, padded_pixels
+from numdcn._cpu.layout import Image, columns_from, image_from, padded_pixels
 from numdcn._cpu.parameters import unpack
 from numdcn._cpu.sample import corners, weights_of
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
@@ -63,7 +63,7 @@ def _has_flag(call, flags, n, number, region, tile_number):
 
 @kernel
 def add_strays(one, params, counter, slot):
-    """Fill images with the gradients of strays. A task is a block of channels of an image."""
+    """Add the gradients of strays to images. A task is a block of channels of an image."""
     a = unpack(params, StraysCall)
     call, p, blocking = a.call, a.call.p, a.call.blocking
     unplaced, buffer, grad_y, columns = place_operands(one, call, slot)
@@ -79,7 +79,6 @@ def add_strays(one, params, counter, slot):
         output, outputs = outputs_of(call, channels)
         start = (n - call.first) * blocking.image_size + first * padded_pixels(p.in_size)
         image = Image(at(pointer(a.images, one), start), channels.count, (p.in_size[1] + 1) * channels.count)
-        fill(image.pointer, 0, padded_pixels(p.in_size) * channels.count, one - one)
         for region in range(0 if is_whole(blocking.cut, placed, n) else regions_of(blocking.cut)):
             area = region_at(blocking.cut, p.out_size, region)
             window = window_of(blocking.cut, placed, n, region, p.in_size)
