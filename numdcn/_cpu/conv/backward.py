@@ -17,14 +17,14 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.backward_blocking import BackwardBlocking
 from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
+from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
 from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.lanes import transpose
 from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, image_from, padded_pixels, sink_from
 from numdcn._cpu.parameters import Place, unpack
-from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
 from numdcn._cpu.sample import copy_tap_backward, plan_tap, plan_tap_in, sample_tap, sample_tap_backward
-from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, prefetch, store, width
+from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, store, width
 from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile_in, tiles_in
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper

@@ -102,41 +102,40 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     size = dtype.itemsize
     cut, images_at_once = blocking.cut, blocking.images
-    # Each block of channels has its own sums for each region and band of images.
-    bands = regions_of.py_func(cut) * blocking.image_bands
+    regions = regions_of.py_func(cut)
+    bands = regions * blocking.image_bands  # each block of channels has its own sums for each
     tasks = blocking.blocks * bands * cut.tap_groups
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
     threads = plan_threads(max(tasks, 2), work)  # even with one task, threads can share the copies of images
     # elements of a partial sum of the mask's gradient, half as many as for the offsets; 0 if there is only one each
     partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
-    flags = images_at_once * blocking.blocks * regions_of.py_func(cut) * blocking.tiling.tiles * p.taps
-    packed = p.groups * regions_of.py_func(cut) * blocking.tiling.tiles  # tiles
+    packed_tiles = images_at_once * p.groups * regions * blocking.tiling.tiles if blocking.prepacked else 0
     sizes = (
         p.batch * blocking.image_size,
-        images_at_once * packed * blocking.packed_size if blocking.prepacked else 0,
+        packed_tiles * blocking.packed_size,
         images_at_once * cut.size if grads.x is not None else 0,
         blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
         blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
         2 * blocking.partials * partial_size if grads.offsets is not None else 0,
         blocking.partials * partial_size if grads.mask is not None else 0,
     )
-    divided = regions_of.py_func(cut) > 1
-    words = (
-        (p.batch * (1 + 2 * regions_of.py_func(cut)), flags + 1 if grads.x is not None else 0) if divided else (0, 0)
+    words = (  # of `place_windows`, and the flags of strays
+        p.batch * (1 + 2 * regions) if regions > 1 else 0,
+        images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
     )
     with Scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes) as memory:
-        images, packed_, windows, weights, sums, offset_partials, mask_partials, placed, flags_, workspaces = memory
+        images, packed, windows, weights, sums, offset_partials, mask_partials, placed, flags, workspaces = memory
         found = Numbers([0])
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
             _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
-            place(grads.w), packed_ if blocking.prepacked else 0, images, windows if grads.x is not None else 0, placed, flags_, found.address,
-            weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address, block_ranges.address,
-            workspaces,
+            place(grads.w), packed if packed_tiles else 0, images, windows if grads.x is not None else 0, placed, flags,
+            found.address, weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address,
+            block_ranges.address, workspaces,
         )  # fmt: skip
         PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        if divided:
+        if regions > 1:
             launch(place_windows, one, PlacingCall(p, cut, a.offsets, placed), min(threads, p.batch))
         if columns_wanted:
             plain = w.array if isinstance(w, PreparedWeights) else w
@@ -149,7 +148,7 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         for first in range(0, p.batch, images_at_once):
             call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a)
             if a.packed:
-                launch(pack_tiles, one, call, min(threads, images_at_once * packed))
+                launch(pack_tiles, one, call, min(threads, packed_tiles))
             launch(kernel, one, call, min(threads, tasks))
             if a.windows:
                 _add_windows(call, found, grads.x, one, threads)
