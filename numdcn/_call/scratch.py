@@ -11,7 +11,7 @@ import numpy as np
 
 from numdcn._call.checks import integer
 
-DEFAULT_LIMIT = 64 * 2**20
+DEFAULT_LIMIT = (64 + 2 * (os.cpu_count() or 1)) * 2**20  # each thread has a workspace
 _ALIGNMENT = 64
 
 
@@ -43,7 +43,8 @@ _kept: dict[int, _Buffer] = {}  # free buffers by id, the most recently used las
 
 
 def set_scratch_limit(nbytes: int) -> None:
-    """Set how many bytes of scratch memory are kept between calls (default 64 MiB; `NUMDCN_SCRATCH_LIMIT`).
+    """Set how many bytes of scratch memory are kept between calls (default 64 MiB and 2 MiB for each CPU;
+    `NUMDCN_SCRATCH_LIMIT`).
 
     0 keeps nothing. Memory above the limit is freed at once. On GPUs as much again may be kept for arrays of
     `numba.cuda` (torch and CuPy have allocators of their own); there the next call frees what exceeds a new limit.

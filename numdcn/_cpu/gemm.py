@@ -227,14 +227,14 @@ def multiply_packed(a, a_pitch, rows, k, b, columns, c):
 
 
 @block
-def multiply_block(a, rows, k, b, c):
+def multiply_block(a, rows, k, b, c, c_pitch, c_step):
     """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`; rows are rounded up to
-    BLOCK_ROWS."""
-    step, panel, c_pitch = width(load_scalar(a, 0)), b.width, c.pitch
+    BLOCK_ROWS. C is in panels as wide as B's: `c_pitch` elements from row to row, `c_step` from panel to panel."""
+    step, panel = width(load_scalar(a, 0)), b.width
     for j in range(b.count):
         b_j = at(b.pointer, j * b.step)
         for r in range(0, rows, BLOCK_ROWS):
-            a_r, c_r = at(a, r), at(c.pointer, r * c_pitch + j * panel)
+            a_r, c_r = at(a, r), at(c, r * c_pitch + j * c_step)
             if panel == VECTORS * step:
                 _block_wide(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
             elif panel == step:

@@ -33,7 +33,8 @@ class GradientSink(NamedTuple):
     """An image, and the gradient accumulated for it."""
 
     image: Image
-    grad: Any  # pointer to the gradient, laid out like the image
+    grad: Any  # pointer to the gradient, whose pixels are as wide as the image's
+    grad_row: int  # elements from a pixel of the gradient to the one below
     wanted: bool  # whether to accumulate it
 
 
@@ -53,7 +54,7 @@ def image_from(image, c):
 @helper
 def sink_from(sink, c):
     """An image and its gradient, starting at channel c."""
-    return GradientSink(image_from(sink.image, c), at(sink.grad, c), sink.wanted)
+    return GradientSink(image_from(sink.image, c), at(sink.grad, c), sink.grad_row, sink.wanted)
 
 
 @helper

@@ -10,7 +10,8 @@ from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import Image, columns_from, image_from, sink_from
 from numdcn._cpu.pairs import firsts, pairs_of, seconds
-from numdcn._cpu.simd import full, load, load_like, load_scalar, narrow, store, width
+from numdcn._cpu.several import add_at_corners, load_at, load_rows, spread, store_rows, sums_by_pixel
+from numdcn._cpu.simd import at, first_lanes, full, load, load_like, load_scalar, narrow, some_lane, store, width
 from numdcn._cpu.tile import (
     BASE_X,
     BASE_Y,
@@ -22,6 +23,7 @@ from numdcn._cpu.tile import (
     MASK,
     OFFSET_X,
     OFFSET_Y,
+    ROW,
     W00,
     W01,
     W10,
@@ -29,7 +31,7 @@ from numdcn._cpu.tile import (
 )
 from numdcn._formulas.bilinear import cell, corner_weights, slopes, value
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma, like
+from numdcn._formulas.vectors import fma, like, select
 
 
 @block
@@ -39,22 +41,48 @@ def plan_tap(tile, shift, size, pixel_stride):
 
     Overruns the tile's end by up to a full register; what is there is never used.
     """
-    one = load_scalar(tile.rows, BASE_Y)
-    lane = full(one)
-    tap_y, tap_x = like(shift[0], lane), like(shift[1], lane)
-    height, width_ = like(size[0], lane), like(size[1], lane)
-    for pixel in range(0, tile.pixels, width(one)):
-        y = (load(tile.rows, BASE_Y + pixel) + tap_y) + load(tile.rows, OFFSET_Y + pixel)
-        x = (load(tile.rows, BASE_X + pixel) + tap_x) + load(tile.rows, OFFSET_X + pixel)
-        row, column, fraction_y, fraction_x = cell(y, x, height, width_)
-        store(tile.index, pixel, (row * like(size[1] + 1, row) + column) * like(pixel_stride, row))
-        w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
-        store(tile.rows, FRACTION_Y + pixel, fraction_y)
-        store(tile.rows, FRACTION_X + pixel, fraction_x)
-        store(tile.rows, W00 + pixel, w00)
-        store(tile.rows, W01 + pixel, w01)
-        store(tile.rows, W10 + pixel, w10)
-        store(tile.rows, W11 + pixel, w11)
+    for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
+        _plan_vector(tile, pixel, shift, size, pixel_stride)
+
+
+@helper
+def _plan_vector(tile, pixel, shift, size, pixel_stride):
+    """The plan of a vector of pixels; returns their positions, and the rows and columns of their cells."""
+    lane = full(load_scalar(tile.rows, BASE_Y))
+    y = (load(tile.rows, BASE_Y + pixel) + like(shift[0], lane)) + load(tile.rows, OFFSET_Y + pixel)
+    x = (load(tile.rows, BASE_X + pixel) + like(shift[1], lane)) + load(tile.rows, OFFSET_X + pixel)
+    row, column, fraction_y, fraction_x = cell(y, x, like(size[0], lane), like(size[1], lane))
+    index = row * like((size[1] + 1) * pixel_stride, row) + column * like(pixel_stride, row)
+    store(tile.index, pixel, index)
+    w00, w01, w10, w11 = corner_weights(fraction_y, fraction_x)
+    store(tile.rows, FRACTION_Y + pixel, fraction_y)
+    store(tile.rows, FRACTION_X + pixel, fraction_x)
+    store(tile.rows, W00 + pixel, w00)
+    store(tile.rows, W01 + pixel, w01)
+    store(tile.rows, W10 + pixel, w10)
+    store(tile.rows, W11 + pixel, w11)
+    return y, x, row, column, index
+
+
+@block
+def plan_tap_in(window, tile, shift, size, pixel_stride):
+    """`plan_tap`, with the spots of cells in a window. Those of cells beyond it are its end; returns whether there are
+    any. Cells outside the image have their spot at the end, too."""
+    lane, strip = full(load_scalar(tile.rows, BASE_Y)), window.width == size[1] + 1
+    top, left = window.row - 1, window.column - 1  # the first y and x of the window
+    start = (window.row * window.width + window.column) * pixel_stride
+    end = window.height * window.width * pixel_stride
+    beyond = none = first_lanes(0, lane)
+    for pixel in range(0, tile.pixels, width(load_scalar(tile.rows, BASE_Y))):
+        y, x, row, column, spot = _plan_vector(tile, pixel, shift, size, pixel_stride)
+        active = (y >= like(-1, lane)) & (y < like(size[0], lane)) & (x >= like(-1, lane)) & (x < like(size[1], lane))
+        inside = active & (y >= like(top, lane)) & (y < like(top + window.height - 1, lane))
+        if not strip:  # the rows of a strip are those of the image
+            inside = inside & (x >= like(left, lane)) & (x < like(left + window.width - 1, lane))
+            spot = row * like(window.width * pixel_stride, row) + column * like(pixel_stride, row)
+        store(tile.spots, pixel, select(inside, spot - like(start, spot), like(end, spot)))
+        beyond = beyond | (select(inside, none, active) & first_lanes(tile.pixels - pixel, lane))
+    return some_lane(beyond)
 
 
 @helper
@@ -162,20 +190,20 @@ def copy_tap(image, tile, count, columns):
 
 
 @helper
-def _exchange_vectors(vector, lanes, count, sink, tile, columns):
+def _exchange_vectors(vector, lanes, count, sink, tile, spots, columns):
     """`copy_tap_backward` for `count` channels, `lanes` at a time."""
     for pixel in range(tile.pixels):
-        index = load_scalar(tile.index, pixel)
+        index, spot = load_scalar(tile.index, pixel), load_scalar(spots, pixel)
         for c in range(0, count, lanes):
             if sink.wanted:
                 gradient = load_like(columns.pointer, pixel * columns.pitch + c, vector)
-                store(sink.grad, index + c, load_like(sink.grad, index + c, vector) + gradient)
+                store(sink.grad, spot + c, load_like(sink.grad, spot + c, vector) + gradient)
             store(columns.pointer, pixel * columns.pitch + c, load_like(sink.image.pointer, index + c, vector))
 
 
 @block
-def copy_tap_backward(sink, tile, count, columns):
-    """The backward of `copy_tap`: adds to the image's gradient, if that is wanted.
+def copy_tap_backward(sink, tile, spots, count, columns):
+    """The backward of `copy_tap`: adds to the image's gradient at `spots`, if that is wanted.
 
     `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
@@ -184,9 +212,9 @@ def copy_tap_backward(sink, tile, count, columns):
     whole = count // step * step
     quarters = (count - whole) // 4 * 4
     rest = whole + quarters
-    _exchange_vectors(full(one), step, whole, sink, tile, columns)
-    _exchange_vectors(narrow(one, 4), 4, quarters, sink_from(sink, whole), tile, columns_from(columns, whole))
-    _exchange_vectors(one, 1, count - rest, sink_from(sink, rest), tile, columns_from(columns, rest))
+    _exchange_vectors(full(one), step, whole, sink, tile, spots, columns)
+    _exchange_vectors(narrow(one, 4), 4, quarters, sink_from(sink, whole), tile, spots, columns_from(columns, whole))
+    _exchange_vectors(one, 1, count - rest, sink_from(sink, rest), tile, spots, columns_from(columns, rest))
 
 
 @helper
@@ -201,13 +229,55 @@ def _add_at(image, index, weights, gradient):
 
 
 @helper
-def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
-    """`sample_tap_backward` for `vectors` vectors of channels; `add`: whether the tile's gradients already hold a
-    sum."""
+def _backward_several(vector, lanes, sink, tile, spots, columns, add):
+    """`sample_tap_backward` for `lanes` channels, fewer than a register has, of as many pixels as fill one at a time.
+    Returns the number of pixels done: those left would not fill one."""
+    one, zero, together, pixel = like(1.0, vector), like(0.0, vector), width(load_scalar(tile.rows, BASE_Y)) // lanes, 0
+    image, strides = sink.image, (sink.image.pixel_stride, sink.grad_row)
+    while pixel + together <= tile.pixels:
+        around = (
+            load_at(image.pointer, tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.pixel_stride), tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.row_stride), tile.index, pixel, vector, lanes),
+            load_at(at(image.pointer, image.row_stride + image.pixel_stride), tile.index, pixel, vector, lanes),
+        )
+        weights = (
+            spread(tile.rows, W00 + pixel, vector, lanes),
+            spread(tile.rows, W01 + pixel, vector, lanes),
+            spread(tile.rows, W10 + pixel, vector, lanes),
+            spread(tile.rows, W11 + pixel, vector, lanes),
+        )
+        fraction_y = spread(tile.rows, FRACTION_Y + pixel, vector, lanes)
+        fraction_x = spread(tile.rows, FRACTION_X + pixel, vector, lanes)
+        mask, rows = spread(tile.rows, MASK + pixel, vector, lanes), at(columns.pointer, pixel * columns.pitch)
+        gradient, sample = load_rows(rows, columns.pitch, vector, lanes), value(weights, around)
+        along_y, along_x = slopes((fraction_y, fraction_x, one - fraction_y, one - fraction_x), around)
+        if sink.wanted:
+            add_at_corners(sink.grad, strides, spots, at(tile.rows, W00), ROW, pixel, gradient * mask, lanes)
+        store_rows(rows, columns.pitch, mask * sample, lanes)
+        by_y, by_x, by_mask = fma(gradient, along_y, zero), fma(gradient, along_x, zero), fma(gradient, sample, zero)
+        sum_y, sum_x, sum_mask = sums_by_pixel(by_y, by_x, by_mask, lanes)
+        masks = load_like(tile.rows, MASK + pixel, sum_y)
+        if add:
+            store(tile.rows, GRAD_Y + pixel, fma(masks, sum_y, load_like(tile.rows, GRAD_Y + pixel, masks)))
+            store(tile.rows, GRAD_X + pixel, fma(masks, sum_x, load_like(tile.rows, GRAD_X + pixel, masks)))
+            store(tile.rows, GRAD_MASK + pixel, load_like(tile.rows, GRAD_MASK + pixel, masks) + sum_mask)
+        else:
+            store(tile.rows, GRAD_Y + pixel, masks * sum_y)
+            store(tile.rows, GRAD_X + pixel, masks * sum_x)
+            store(tile.rows, GRAD_MASK + pixel, sum_mask)
+        pixel += together
+    return pixel
+
+
+@helper
+def _backward_vectors(vector, lanes, vectors, first, sink, tile, spots, columns, add):
+    """`sample_tap_backward` for `vectors` vectors of channels at the pixels from `first` on; `add`: whether the tile's
+    gradients already hold a sum."""
     one = like(1.0, vector)
-    grad = Image(sink.grad, sink.image.pixel_stride, sink.image.row_stride)
-    for pixel in range(tile.pixels):
-        index = load_scalar(tile.index, pixel)
+    grad = Image(sink.grad, sink.image.pixel_stride, sink.grad_row)
+    for pixel in range(first, tile.pixels):
+        index, spot = load_scalar(tile.index, pixel), load_scalar(spots, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
         fraction_y, fraction_x = (
             like(load_scalar(tile.rows, FRACTION_Y + pixel), vector),
@@ -222,7 +292,7 @@ def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
             by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
             by_mask = fma(gradient, sample, by_mask)
             if sink.wanted:
-                _add_at(grad, index + v * lanes, weights, gradient * mask)
+                _add_at(grad, spot + v * lanes, weights, gradient * mask)
             store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
         sum_y, sum_x, sum_mask = sum3(by_y, by_x, by_mask)
         pixel_mask = load_scalar(tile.rows, MASK + pixel)
@@ -237,8 +307,9 @@ def _backward_vectors(vector, lanes, vectors, sink, tile, columns, add):
 
 
 @block
-def sample_tap_backward(sink, tile, count, columns):
-    """The backward of `sample_tap`: fills the tile's gradients, and adds to the image's gradient if that is wanted.
+def sample_tap_backward(sink, tile, spots, count, columns):
+    """The backward of `sample_tap`: fills the tile's gradients, and adds to the image's gradient at `spots` if that is
+    wanted.
 
     `columns` contains the gradient of the columns, which is replaced by the columns themselves.
     """
@@ -248,14 +319,16 @@ def sample_tap_backward(sink, tile, count, columns):
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
         if rest >= step:
             vectors = min(rest // step, 4)
-            _backward_vectors(full(one), step, vectors, source, tile, target, add)
+            _backward_vectors(full(one), step, vectors, 0, source, tile, spots, target, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            _backward_vectors(narrow(one, 8), 8, 1, source, tile, target, add)
+            done = _backward_several(full(one), 8, source, tile, spots, target, add)
+            _backward_vectors(narrow(one, 8), 8, 1, done, source, tile, spots, target, add)
             c += 8
         elif step > 4 and rest >= 4:
-            _backward_vectors(narrow(one, 4), 4, 1, source, tile, target, add)
+            done = _backward_several(full(one), 4, source, tile, spots, target, add)
+            _backward_vectors(narrow(one, 4), 4, 1, done, source, tile, spots, target, add)
             c += 4
         else:
-            _backward_vectors(one, 1, 1, source, tile, target, add)
+            _backward_vectors(one, 1, 1, 0, source, tile, spots, target, add)
             c += 1

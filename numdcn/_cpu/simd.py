@@ -227,6 +227,17 @@ def first_lanes(typingctx, count, vector):
 
 
 @intrinsic
+def some_lane(typingctx, mask):
+    """Whether a mask has any lane on."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.count))
+        return context.cast(builder, builder.icmp_unsigned("!=", bits, bits.type(0)), types.boolean, types.boolean)
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
 def width(typingctx, one):
     """Lanes of a full register of the type of `one`, a constant to the compiler."""
     count = lanes(one)

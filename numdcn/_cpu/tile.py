@@ -26,7 +26,8 @@ ROW = MOST_PIXELS + 32  # elements per row of a tile's buffers: vectors may over
 ) = range(0, 15 * ROW, ROW)  # fmt: skip
 
 INDEX = 4 * ROW  # start of `Tile.index`, after the int64s of `Tile.runs`, four per run
-INTEGERS = 5 * ROW  # int64s per tile; `Tile.rows` follow
+SPOTS = 5 * ROW  # start of `Tile.spots`
+INTEGERS = 6 * ROW  # int64s per tile; `Tile.rows` follow
 
 
 class Tiling(NamedTuple):
@@ -38,11 +39,21 @@ class Tiling(NamedTuple):
     tiles: int  # tiles in an image
 
 
+class Area(NamedTuple):
+    """A rectangle of output pixels."""
+
+    row: int  # the first
+    column: int
+    height: int
+    width: int
+
+
 class Tile(NamedTuple):
-    """The pixels of a tile, and their plan for one tap. The first three fields are pointers."""
+    """The pixels of a tile, and their plan for one tap. The first four fields are pointers."""
 
     runs: Any  # (run_count, 4) int64, one row per stretch of an image row: first pixel in the tile, row, column, length
     index: Any  # (pixels,) int64: the element of the zero-padded image where the tap's cell starts
+    spots: Any  # (pixels,) int64: the element of the gradient where the cell starts
     rows: Any  # (ROWS_END / ROW, ROW): see above
     run_count: int
     pixels: int  # 0 in a tile that has not been placed
@@ -71,28 +82,42 @@ def new_tile(address, one):
         store(rows, OFFSET_Y + i, one - one)
         store(rows, OFFSET_X + i, one - one)
         store(rows, MASK + i, one)
-    return Tile(integers, at(integers, INDEX), rows, 0, 0)
+    return Tile(integers, at(integers, INDEX), at(integers, SPOTS), rows, 0, 0)
 
 
 @helper
 def place_tile(tile, tiling, number, out_size, stride, before):
     """Tile `number` of an output image, in the memory of `tile`: its runs, and the positions of its pixels at tap
     (0, 0)."""
-    run_count, pixels = _fill_runs(tile, tiling, number, out_size, stride, before)
-    return Tile(tile.runs, tile.index, tile.rows, run_count, pixels)
+    return place_tile_in(tile, tiling, number, Area(0, 0, out_size[0], out_size[1]), stride, before)
+
+
+@helper
+def place_tile_in(tile, tiling, number, area, stride, before):
+    """Tile `number` of an area of an output image."""
+    run_count, pixels = _fill_runs(tile, tiling, number, area, stride, before)
+    return Tile(tile.runs, tile.index, tile.spots, tile.rows, run_count, pixels)
+
+
+@helper
+def tiles_in(tiling, area):
+    """The number of tiles of an area."""
+    columns = (area.height + tiling.band - 1) // tiling.band * area.width
+    return (columns + tiling.tile_columns - 1) // tiling.tile_columns
 
 
 @block
-def _fill_runs(tile, tiling, number, out_size, stride, before):
+def _fill_runs(tile, tiling, number, area, stride, before):
     """Fill in a tile's runs and positions; returns the number of runs and the number of pixels."""
     column = number * tiling.tile_columns
-    bands = (out_size[0] + tiling.band - 1) // tiling.band
-    last = min(column + tiling.tile_columns, bands * out_size[1])
+    bands = (area.height + tiling.band - 1) // tiling.band
+    last = min(column + tiling.tile_columns, bands * area.width)
     runs, pixels = 0, 0
     while column < last:
-        row, x = column // out_size[1] * tiling.band, column % out_size[1]
-        count = min(out_size[1] - x, last - column)
-        for y in range(row, min(row + tiling.band, out_size[0])):
+        row, x = column // area.width * tiling.band, column % area.width
+        count = min(area.width - x, last - column)
+        x += area.column
+        for y in range(area.row + row, area.row + min(row + tiling.band, area.height)):
             store(tile.runs, 4 * runs, pixels)
             store(tile.runs, 4 * runs + 1, y)
             store(tile.runs, 4 * runs + 2, x)

@@ -48,11 +48,13 @@ def read_plane(plane, strides, ahead, tile, target):
         done = 0
         for i in range(0, count, 16):
             prefetch(source, ahead + i)
-        if strides[1] == 1:
-            while done + step <= count:
+        if strides[1] == 1 and count >= step:
+            while done + step < count:
                 store(target, first + done, load(source, done))
                 done += step
-        for i in range(done, count):
+            store(target, first + count - step, load(source, count - step))  # overlaps the one before
+            continue
+        for i in range(count):
             store(target, first + i, load_scalar(source, i * strides[1]))
 
 
@@ -64,11 +66,13 @@ def write_plane(plane, strides, tile, source):
         first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
         x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
         target, done = at(plane, y * strides[0] + x * strides[1]), 0
-        if strides[1] == 1:
-            while done + step <= count:
+        if strides[1] == 1 and count >= step:
+            while done + step < count:
                 store(target, done, load(source, first + done))
                 done += step
-        for i in range(done, count):
+            store(target, count - step, load(source, first + count - step))  # overlaps the one before
+            continue
+        for i in range(count):
             store(target, i * strides[1], load_scalar(source, first + i))
 
 

@@ -14,19 +14,21 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._call.convolution import Convolution
-from numdcn._cpu.conv.blocking import BackwardBlocking
-from numdcn._cpu.conv.columns import read_tap
+from numdcn._cpu.conv.backward_blocking import BackwardBlocking
+from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
+from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
 from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
-from numdcn._cpu.jit import kernel
+from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.lanes import transpose
 from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, image_from, padded_pixels, sink_from
 from numdcn._cpu.parameters import Place, unpack
-from numdcn._cpu.sample import copy_tap_backward, plan_tap, sample_tap, sample_tap_backward
-from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, prefetch, store, width
-from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile
+from numdcn._cpu.sample import copy_tap_backward, plan_tap, plan_tap_in, sample_tap, sample_tap_backward
+from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, store, width
+from numdcn._cpu.tile import GRAD_MASK, GRAD_X, GRAD_Y, new_tile, place_tile_in, tiles_in
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
+from numdcn._formulas.vectors import fma, like
 
 
 class BackwardArrays(NamedTuple):
@@ -38,8 +40,12 @@ class BackwardArrays(NamedTuple):
     grad_offsets: Partials
     grad_mask: Partials
     grad_w: Place
+    packed: int  # of grad_y, packed tile by tile by `pack_tiles`; 0: tasks pack it for themselves
     images: int  # addresses of the zero-padded images
-    grad_images: int  # of their gradients
+    windows: int  # of the windows of their gradients; 0: not wanted
+    placed: int  # of what `place_windows` writes
+    flags: int  # of an int64 for each tap of each tile of a block of an image: whether it has strays
+    strays: int  # of an int64: whether there are any
     weights: int  # of weights packed in blocks; 0: the gradient of the columns is not wanted
     sums: int  # of the partial sums of the weights' gradient
     bounds: int  # of the first channel of each block
@@ -52,6 +58,8 @@ class BackwardCall(NamedTuple):
 
     p: Convolution
     blocking: BackwardBlocking
+    first: int  # image
+    end: int
     a: BackwardArrays
 
 
@@ -64,54 +72,155 @@ class ChannelBlock(NamedTuple):
 
 
 @helper
+def block_at(bounds, number):
+    """The block of channels with this number."""
+    first = load_scalar(bounds, number)
+    return ChannelBlock(number, first, load_scalar(bounds, number + 1) - first)
+
+
+@helper
+def bands_of(blocking):
+    """The number of partial sums of a block's weights: one for each region of each band of images."""
+    return blocking.image_bands * regions_of(blocking.cut)
+
+
+@helper
+def place_operands(one, call, slot):
+    """In a thread's workspace: a tile without pixels, the buffer of `pack_gradient`, packed grad_y, and columns."""
+    blocking, a = call.blocking, call.a
+    base = a.workspaces + slot * blocking.workspace_bytes
+    buffer = pointer(base + blocking.tile_bytes, one)
+    columns = Matrix(at(buffer, PACKING_ELEMENTS), blocking.block)
+    grad_y = packed_at(call, at(columns.pointer, (blocking.rows + 1) * blocking.block))
+    return new_tile(base, one), buffer, grad_y, columns
+
+
+@helper
+def packed_at(call, target):
+    """A tile of packed grad_y at `target`."""
+    blocking, a = call.blocking, call.a
+    panels = at(target, blocking.rows // ROWS * blocking.packed_pitch)
+    return PackedGradient(
+        target, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
+        panels, blocking.panel, blocking.rows, a.sums != 0 or blocking.depthwise != 0,
+    )  # fmt: skip
+
+
+@helper
+def packed_tile(one, call, n, output, region, tile_number):
+    """A tile of grad_y for a group's outputs, which begin with `output`, as `pack_tiles` leaves it."""
+    p, blocking, a = call.p, call.blocking, call.a
+    tile = ((n - call.first) * p.groups + output // blocking.outputs) * regions_of(blocking.cut) + region
+    tile = tile * blocking.tiling.tiles + tile_number
+    return packed_at(call, at(pointer(a.packed, one), tile * blocking.packed_size))
+
+
+@kernel
+def pack_tiles(one, params, counter, slot):
+    """Pack grad_y, tile by tile. A task is a tile of the outputs of a group."""
+    call = unpack(params, BackwardCall)
+    p, blocking, a = call.p, call.blocking, call.a
+    unplaced, buffer, _, _ = place_operands(one, call, slot)
+    tiles, regions = blocking.tiling.tiles, regions_of(blocking.cut)
+    while True:
+        task = next_task(counter)
+        if task >= (call.end - call.first) * p.groups * regions * tiles:
+            return
+        tile_number, region, group = task % tiles, task // tiles % regions, task // tiles // regions % p.groups
+        n, area = call.first + task // tiles // regions // p.groups, region_at(blocking.cut, p.out_size, region)
+        if tile_number >= tiles_in(blocking.tiling, area):
+            continue
+        tile = place_tile_in(unplaced, blocking.tiling, tile_number, area, p.stride, p.before)
+        output = group * blocking.outputs
+        target = packed_tile(one, call, n, output, region, tile_number)
+        pack_gradient(one, a.grad_y, n, output, blocking.outputs, tile, target, buffer)
+
+
+@helper
+def outputs_of(call, channels):
+    """The first output that a block of channels contributes to, and the number of outputs."""
+    if call.blocking.depthwise:
+        return channels.first, channels.count
+    return channels.first // (call.p.in_channels // call.p.groups) * call.blocking.outputs, call.blocking.outputs
+
+
+@helper
+def flag_at(call, n, number, region, tile_number, tap):
+    """Which of `flags` tells whether a tap of a tile of a block of channels has strays."""
+    blocking = call.blocking
+    tile = ((n - call.first) * blocking.blocks + number) * regions_of(blocking.cut) + region
+    return (tile * blocking.tiling.tiles + tile_number) * call.p.taps + tap
+
+
+@helper
 def compute_gradients(one, params, counter, slot, exchange_columns):
-    """The gradients, block by block. A task is a set of blocks of channels for a band of images.
+    """The gradients. A task is a block of channels, a group of taps, and a region of each image of a band.
 
     `exchange_columns` replaces the gradient of a tap's columns with the columns, adding to the other gradients.
     """
     call = unpack(params, BackwardCall)
-    p, blocking, a = call.p, call.blocking, call.a
-    base = a.workspaces + slot * blocking.workspace_bytes
-    unplaced = new_tile(base, one)
-    buffer = pointer(base + blocking.tile_bytes, one)
-    rows = at(buffer, PACKING_ELEMENTS)
-    panels = at(rows, blocking.rows // ROWS * blocking.packed_pitch)
-    columns = Matrix(at(panels, blocking.panels * blocking.rows * blocking.panel), blocking.block)
-    grad_y = PackedGradient(
-        rows, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
-        panels, blocking.panel, blocking.rows, a.sums != 0 or blocking.depthwise != 0,
-    )  # fmt: skip
-    bounds, per_group = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups
-    sets = (blocking.blocks + blocking.together - 1) // blocking.together
+    p, blocking, a, cut = call.p, call.blocking, call.a, call.blocking.cut
+    unplaced, buffer, own_grad_y, columns = place_operands(one, call, slot)
+    bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
+    parts = cut.tap_groups * regions
     while True:
         task = next_task(counter)
-        if task >= sets * blocking.image_bands:
+        if task >= blocking.blocks * parts * blocking.image_bands:
             break
-        begin, image_band = task % sets * blocking.together, task // sets
-        end, channel = min(begin + blocking.together, blocking.blocks), load_scalar(bounds, begin)
-        output, outputs = channel // per_group * blocking.outputs, blocking.outputs
-        if blocking.depthwise:
-            output, outputs = channel, load_scalar(bounds, end) - channel
-        if a.sums:
-            sums = at(pointer(a.sums, one), (image_band * blocking.blocks + begin) * blocking.sums_size)
-            fill(sums, 0, (end - begin) * blocking.sums_size, one - one)
-        for n in range(image_band * blocking.band_images, min((image_band + 1) * blocking.band_images, p.batch)):
-            for tile_number in range(blocking.tiling.tiles):
-                tile = place_tile(unplaced, blocking.tiling, tile_number, p.out_size, p.stride, p.before)
-                pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
-                for number in range(begin, end):
-                    first = load_scalar(bounds, number)
-                    channels = ChannelBlock(number, first, load_scalar(bounds, number + 1) - first)
-                    weights = at(pointer(a.weights, one), number * blocking.weights_size)
-                    sums = at(pointer(a.sums, one), (image_band * blocking.blocks + number) * blocking.sums_size)
-                    for tap in range(p.taps):
+        channels, tap_group = block_at(bounds, task % blocking.blocks), task // blocking.blocks % cut.tap_groups
+        first_region, band = task // blocking.blocks // cut.tap_groups % regions, task // blocking.blocks // parts
+        taps = (tap_group * p.taps // cut.tap_groups, (tap_group + 1) * p.taps // cut.tap_groups)
+        output, outputs = outputs_of(call, channels)
+        weights = at(pointer(a.weights, one), channels.number * blocking.weights_size)
+        part_sums = (band * regions + first_region) * blocking.blocks + channels.number
+        sums = at(pointer(a.sums, one), part_sums * blocking.sums_size)
+        if a.sums and call.first == 0:
+            _clear_sums(sums, blocking, p.taps, taps)
+        first_image = call.first + band * blocking.band_images
+        for n in range(first_image, min(first_image + blocking.band_images, call.end)):
+            end_region = first_region + 1
+            if is_whole(cut, placed, n):
+                end_region = regions if first_region == 0 else first_region
+            window = window_of(cut, placed, n, first_region, p.in_size)
+            sink = sink_of(one, call, n, tap_group, window, channels)
+            if a.windows and first_region < end_region:
+                fill(sink.grad, 0, window.pixels * channels.count, one - one)
+            for region in range(first_region, end_region):
+                area = region_at(cut, p.out_size, region)
+                for tile_number in range(tiles_in(blocking.tiling, area)):
+                    tile = place_tile_in(unplaced, blocking.tiling, tile_number, area, p.stride, p.before)
+                    grad_y = own_grad_y
+                    if a.packed:
+                        grad_y = packed_tile(one, call, n, output, region, tile_number)
+                    else:
+                        pack_gradient(one, a.grad_y, n, output, outputs, tile, grad_y, buffer)
+                    for tap in range(taps[0], taps[1]):
                         if a.weights:
                             w = at(weights, tap * (blocking.weights_size // p.taps))
                             columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
-                        exchange_columns(one, call, n, channels, tap, tile, columns)
+                        strays = exchange_columns(one, call, n, channels, window, sink, tap, tile, columns)
+                        if a.windows and not window.whole:
+                            note_strays(call, flag_at(call, n, channels.number, region, tile_number, tap), strays)
                         if a.sums:
-                            total = at(sums, tap * (blocking.sums_size // p.taps))
-                            weights_gradient(one, blocking, grad_y, tile.pixels, channels.count, columns, total)
+                            total = at(sums, tap * blocking.panel)
+                            weights_gradient(one, blocking, p.taps, grad_y, tile.pixels, channels.count, columns, total)
+
+
+@helper
+def note_strays(call, flag, strays):
+    """Note whether a tap of a tile has strays."""
+    store(pointer(call.a.flags, np.int64(0)), flag, 1 if strays else 0)
+    if strays:
+        store(pointer(call.a.strays, np.int64(0)), 0, 1)
+
+
+@block
+def _clear_sums(sums, blocking, all_taps, taps):
+    """Zero a block's partial sums of taps[0] to taps[1]."""
+    line, zero = blocking.panel, like(0.0, load_scalar(sums, 0))
+    rows = blocking.sums_size // (all_taps * line)  # a channel of a panel, or all channels of a depthwise convolution
+    for row in range(rows):
+        fill(sums, (row * all_taps + taps[0]) * line, (taps[1] - taps[0]) * line, zero)
 
 
 @helper
@@ -130,8 +239,8 @@ def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
 
 
 @helper
-def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
-    """sums (channels, outputs) += the gradient of a tap's weights: the columns times packed grad_y."""
+def weights_gradient(one, blocking, taps, grad_y, pixels, count, columns, sums):
+    """sums (panel, channel, tap, output) += the gradient of a tap's weights: the columns times packed grad_y."""
     if blocking.depthwise:
         for c in range(0, count, width(one)):
             total = full(one - one)
@@ -141,52 +250,68 @@ def weights_gradient(one, blocking, grad_y, pixels, count, columns, sums):
             store(sums, c, load(sums, c) + total)
     else:
         panels = Panels(grad_y.panels, grad_y.panel, blocking.panels, grad_y.panel_rows * grad_y.panel)
-        multiply_block(columns.pointer, count, pixels, panels, Matrix(sums, blocking.sums_pitch))
+        multiply_block(columns.pointer, count, pixels, panels, sums, taps * blocking.panel, blocking.panel_sums)
 
 
 @helper
-def _images_of(one, call, n, channels):
-    """Zero-padded image n of a block of channels, and its gradient."""
-    p, a = call.p, call.a
+def sink_of(one, call, n, tap_group, window, channels):
+    """Zero-padded image n of a block of channels, and the window of its gradient."""
+    p, a, cut = call.p, call.a, call.blocking.cut
     start = n * call.blocking.image_size + channels.first * padded_pixels(p.in_size)
     image = Image(at(pointer(a.images, one), start), channels.count, (p.in_size[1] + 1) * channels.count)
-    return GradientSink(image, at(pointer(a.grad_images, one), start), a.grad_images != 0)
+    spot = (n - call.first) * cut.size + (tap_group * p.in_channels + channels.first) * cut.pixels
+    grad = at(pointer(a.windows, one), spot + window.start * channels.count)
+    return GradientSink(image, grad, window.width * channels.count, a.windows != 0)
 
 
 @helper
-def sample_block(one, call, n, channels, tap, tile, columns):
-    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other
-    gradients."""
-    p, a = call.p, call.a
-    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+def plan_block(window, tile, shift, size, count):
+    """Plan a tap for an image of `count` channels; returns whether there are samples beyond the window."""
+    strays = False
+    if window.whole:
+        plan_tap(tile, shift, size, count)
+    else:
+        strays = plan_tap_in(window, tile, shift, size, count)
+    return strays
+
+
+@helper
+def sample_block(one, call, n, channels, window, images, tap, tile, columns):
+    """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other gradients.
+
+    Returns whether there are samples beyond the window.
+    """
+    p, a, strays = call.p, call.a, False
+    shift, spots = tap_shift(p, tap), tile.index if window.whole else tile.spots
     per_offset_group, first, end = p.in_channels // p.offset_groups, channels.first, channels.first + channels.count
-    images, block_ranges = _images_of(one, call, n, channels), pointer(a.block_ranges, np.int64(0))
+    block_ranges = pointer(a.block_ranges, np.int64(0))
     for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
         channel, number = g * p.taps + tap, channels.number - load_scalar(block_ranges, 2 * g)
         read_tap(one, p, a.offsets, a.mask, n, channel, tile)
-        plan_tap(tile, shift, p.in_size, channels.count)
+        strays |= plan_block(window, tile, shift, p.in_size, channels.count)
         c = max(first, g * per_offset_group) - first
         c_end = min(end, (g + 1) * per_offset_group) - first
         target = columns_from(columns, c)
         if not a.weights:
             sample_tap(image_from(images.image, c), tile, c_end - c, target)
             continue
-        sample_tap_backward(sink_from(images, c), tile, c_end - c, target)
+        sample_tap_backward(sink_from(images, c), tile, spots, c_end - c, target)
         if a.grad_offsets.address:
             write_partial(one, a.grad_offsets, number, n, 2 * channel, tile, at(tile.rows, GRAD_Y))
             write_partial(one, a.grad_offsets, number, n, 2 * channel + 1, tile, at(tile.rows, GRAD_X))
         if a.grad_mask.address:
             write_partial(one, a.grad_mask, number, n, channel, tile, at(tile.rows, GRAD_MASK))
+    return strays
 
 
 @helper
-def copy_block(one, call, n, channels, tap, tile, columns):
+def copy_block(one, call, n, channels, window, images, tap, tile, columns):
     """Replace the gradient of a tap's columns, for a block of channels, with the columns; add it to the image's
-    gradient."""
+    gradient. No sample is beyond the window, so this returns False."""
     p = call.p
-    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-    plan_tap(tile, shift, p.in_size, channels.count)
-    copy_tap_backward(_images_of(one, call, n, channels), tile, channels.count, columns)
+    strays = plan_block(window, tile, tap_shift(p, tap), p.in_size, channels.count)
+    copy_tap_backward(images, tile, tile.index if window.whole else tile.spots, channels.count, columns)
+    return strays
 
 
 @kernel
@@ -203,33 +328,64 @@ def backward_copied(one, params, counter, slot):
 
 @kernel
 def finish_weights(one, params, counter, slot):
-    """grad_w = the sum over the image bands. A task is a block of channels."""
+    """grad_w = the sum over the regions and bands of images. A task is a panel of outputs of a block of channels."""
     call = unpack(params, BackwardCall)
     p, blocking, a = call.p, call.blocking, call.a
-    buffer = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
-    bounds, per_group, step = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, width(one)
-    strides = a.grad_w.strides
+    totals = pointer(a.workspaces + slot * blocking.workspace_bytes, one)
+    bounds, per_group, count_bands = pointer(a.bounds, np.int64(0)), p.in_channels // p.groups, bands_of(blocking)
     while True:
-        number = next_task(counter)
-        if number >= blocking.blocks:
+        task = next_task(counter)
+        if task >= blocking.blocks * blocking.panels:
             return
-        first, count = load_scalar(bounds, number), load_scalar(bounds, number + 1) - load_scalar(bounds, number)
-        group = first if blocking.depthwise else first // per_group
-        outputs = 1 if blocking.depthwise else blocking.outputs
-        grad_w = at(pointer(a.grad_w.address, one), group * outputs * strides[0] + first % per_group * strides[1])
+        number, panel = task // blocking.panels, task % blocking.panels
+        channels = block_at(bounds, number)
+        for band in range(count_bands):
+            sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
+            _add_sums(at(sums, panel * blocking.panel_sums), blocking.panel_sums, totals, band == 0)
+        first = channels.first
+        if blocking.depthwise:
+            target = at(pointer(a.grad_w.address, one), first * a.grad_w.strides[0])
+            _write_weights(totals, blocking, p, 1, channels.count, 0, a.grad_w.strides[0], a.grad_w.strides, target)
+            continue
+        outputs = min(blocking.panel, blocking.outputs - panel * blocking.panel)
+        output = first // per_group * blocking.outputs + panel * blocking.panel
+        spot = output * a.grad_w.strides[0] + first % per_group * a.grad_w.strides[1]
+        target = at(pointer(a.grad_w.address, one), spot)
+        _write_weights(
+            totals,
+            blocking,
+            p,
+            outputs,
+            channels.count,
+            a.grad_w.strides[0],
+            a.grad_w.strides[1],
+            a.grad_w.strides,
+            target,
+        )
+
+
+@block
+def _add_sums(sums, count, totals, first):
+    """totals = or += sums."""
+    for i in range(0, count, width(load_scalar(totals, 0))):
+        store(totals, i, load(sums, i) if first else load(totals, i) + load(sums, i))
+
+
+@block
+def _write_weights(totals, blocking, p, outputs, count, output_stride, channel_stride, strides, target):
+    """Write totals (channel, tap, output), or (tap, channel) of a depthwise convolution, to the weights' gradient."""
+    rows, panel, step = count * p.taps, blocking.panel, width(load_scalar(totals, 0))
+    plain = strides[3] == 1 and strides[2] == p.kernel[1] and channel_stride == p.taps
+    if not blocking.depthwise and plain and outputs >= step and rows >= step:
         for o in range(0, outputs, step):
-            for c in range(count):
-                for tap in range(p.taps):
-                    row = (tap * blocking.block + c) * blocking.sums_pitch + o
-                    if blocking.depthwise:
-                        row = tap * blocking.block + c
-                    spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
-                    spot += c * (strides[0] if blocking.depthwise else strides[1])
-                    total = full(one - one)
-                    for image_band in range(blocking.image_bands):
-                        partial = at(pointer(a.sums, one), (image_band * blocking.blocks + number) * blocking.sums_size)
-                        prefetch(partial, row + step)  # for the next outputs: too far apart to be predicted
-                        total = load(partial, row) if image_band == 0 else total + load(partial, row)
-                    store(buffer, 0, total)
-                    for i in range(min(step, outputs - o)):
-                        store(grad_w, (o + i) * strides[0] + spot, load_scalar(buffer, i))
+            o_ = min(o, outputs - step)  # the last squares overlap those before
+            for row in range(0, rows, step):
+                row_ = min(row, rows - step)
+                transpose(at(totals, row_ * panel + o_), panel, at(target, o_ * output_stride + row_), output_stride)
+        return
+    for o in range(outputs):
+        for c in range(count):
+            for tap in range(p.taps):
+                spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
+                row = tap * blocking.block + c if blocking.depthwise else (c * p.taps + tap) * panel + o
+                store(target, o * output_stride + c * channel_stride + spot, load_scalar(totals, row))

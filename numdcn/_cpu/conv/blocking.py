@@ -1,16 +1,13 @@
-"""Blocking of convolutions, deformable or not: tasks, tiles and chunks. It depends only on shapes, never on threads.
+"""Blocking of the forward of convolutions: tasks, tiles and chunks. It depends only on shapes, never on threads.
 
-Forward. A task owns a tile of output pixels and a block of convolution groups. If that gives too few tasks, tiles
+A task owns a tile of output pixels and a block of convolution groups. If that gives too few tasks, tiles
 become smaller, and finally the outputs of a tile are divided too (each task then samples for itself). The columns of a
 tile, taps * channels of a convolution group, are processed in chunks that fit the cache along with the weights: several
 groups, or some taps of one group, or some channels of one tap. Offsets are read and taps planned anew for each chunk.
-
-Backward. A task owns a block of input channels for a band of images, so no two tasks add to the same memory.
 """
 
 from __future__ import annotations
 
-import bisect
 import functools
 from typing import NamedTuple
 
@@ -18,12 +15,10 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
-from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
+from numdcn._cpu.gemm import ROWS, chunk_size, column_pitch
 from numdcn._cpu.layout import padded_pixels
-from numdcn._cpu.parameters import Numbers
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
-from numdcn._cpu.tile_io import PACKING_ELEMENTS
 
 WANTED_TASKS = 64  # in a large call
 ENOUGH_TASKS = 54  # in a large call: more are not worth smaller tiles or repeated sampling
@@ -31,7 +26,6 @@ WORTH_DIVIDING = 64 * 2**20  # multiply-adds that make a call large
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # per tile, unless there would be few tasks or a large workspace
 SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
-PARTIAL_BYTES = 16 * 2**20  # of partial sums of the weights' gradient
 
 
 class Chunking(NamedTuple):
@@ -68,7 +62,7 @@ class ForwardBlocking(NamedTuple):
     tile_bytes: int  # of these, for the tile's plan
 
 
-def _page(nbytes: int) -> int:
+def page(nbytes: int) -> int:
     """Bytes rounded up to whole pages."""
     return -(-nbytes // 4096) * 4096
 
@@ -87,7 +81,7 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     return Chunking(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
-def _band(p: Convolution) -> int:
+def band_of(p: Convolution) -> int:
     """Rows per tile: four, so that little of x is read, unless reading offsets and masks costs more than reading x."""
     return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
 
@@ -97,12 +91,12 @@ def image_size(p: Convolution) -> int:
     return -(-padded_pixels.py_func(p.in_size) * p.in_channels // 16) * 16
 
 
-def _rows(tiling: Tiling) -> int:
+def rows_of(tiling: Tiling) -> int:
     """Rows of a tile's columns and sums: whole register tiles, plus one that vectors may overrun into."""
     return -(-tiling.tile_pixels // ROWS) * ROWS + ROWS
 
 
-def _affordable(pixel_bytes: int) -> int:
+def affordable(pixel_bytes: int) -> int:
     """Pixels per tile, reduced if they would need more than `WORKSPACE_BYTES`."""
     pixels = TILE_PIXELS
     while pixels > ROWS and pixels * pixel_bytes > WORKSPACE_BYTES:
@@ -118,7 +112,7 @@ def _half(pixels: int, least: int) -> int:
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Halve the pixels per tile, down to `least`, until there are enough tasks."""
     while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
-        tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
+        tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), band_of(p))
     return tiling
 
 
@@ -129,8 +123,10 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
-    tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
-    group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # per tile, approximately
+    tiling = tiling_of(p.out_size, affordable(weights.panels * weights.panel * dtype.itemsize), band_of(p))
+    group_sums_bytes = (
+        rows_of(tiling) * weights.panel * weights.panels + 1
+    ) * dtype.itemsize  # per tile, approximately
     chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
     slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
     if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
@@ -139,7 +135,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
             panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
             slices = -(-weights.panels // panels_per_task)
         tiling = _smaller(p, tiling, slices, ROWS)
-    rows, pitch = _rows(tiling), weights.panel * panels_per_task + OVERRUN
+    rows, pitch = rows_of(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
     elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
@@ -154,109 +150,6 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
         slices=slices,
         panels_per_task=panels_per_task,
         image_size=image_size(p),
-        workspace_bytes=_page(plan + elements * dtype.itemsize + 128),
+        workspace_bytes=page(plan + elements * dtype.itemsize + 128),
         tile_bytes=plan,
     )
-
-
-class BackwardBlocking(NamedTuple):
-    """The backward's tiles, blocks of channels, bands of images and workspace.
-
-    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile as rows, then
-    as panels; and the columns. `images` transposes there too, before and after the kernel runs.
-    """
-
-    tiling: Tiling  # of the output image
-    depthwise: int  # 1 or 0
-    outputs: int  # per group, or per block of a depthwise convolution
-    panel: int  # outputs per panel of grad_y
-    panels: int  # of grad_y per tile
-    block: int  # elements per pixel's row of columns: the maximum number of channels in a block
-    blocks: int  # of channels
-    together: int  # blocks per task, which share the packed grad_y
-    image_bands: int  # each with its own partial sums of the weights' gradient
-    band_images: int  # images per band, at most
-    partials: int  # partial sums of the offsets' and the mask's gradients
-    rows: int  # of a tile's columns, including padding
-    packed_pitch: int  # elements per ROWS pixels of grad_y
-    sums_pitch: int  # elements per row of the weights' gradient
-    sums_size: int  # elements of the weights' gradient per block
-    weights_size: int  # elements of packed weights per block
-    image_size: int  # elements of a blocked image, all blocks together
-    workspace_bytes: int  # per thread
-    tile_bytes: int  # of these, for the tile's plan
-
-
-def block_bounds(p: Convolution, depthwise: bool, block: int) -> list[int]:
-    """First channels of the blocks, then the end. A block lies within one convolution group, and either within one
-    offset group or it covers whole ones (or the part of one that lies in its convolution group)."""
-    group = p.in_channels if depthwise else p.in_channels // p.groups
-    offset_group = p.in_channels // max(1, p.offset_groups)
-    bounds = [0]
-    while bounds[-1] < p.in_channels:
-        first = bounds[-1]
-        group_end = (first // group + 1) * group
-        stretch = min((first // offset_group + 1) * offset_group, group_end) - first  # to the end of the offset group
-        if stretch <= block:
-            end = first + stretch
-            while end < group_end and min(end + offset_group, group_end) - first <= block:
-                end = min(end + offset_group, group_end)
-        else:
-            even = -(-stretch // -(-stretch // block))
-            end = first + min(-(-even // 16) * 16, block)
-        bounds.append(end)
-    return bounds
-
-
-def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
-    """For each offset group, the first block that contains channels of it, and one past the last."""
-    size, found = p.in_channels // max(1, p.offset_groups), []
-    for g in range(p.offset_groups):
-        found.append(bisect.bisect_right(bounds, g * size) - 1)
-        found.append(bisect.bisect_left(bounds, (g + 1) * size))
-    return found
-
-
-@functools.lru_cache(256)
-def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking, Numbers, Numbers]:
-    """The backward's blocking, the bounds of its blocks, and the blocks of each offset group (`block_ranges_of`)."""
-    size = dtype.itemsize
-    depthwise, weights = is_depthwise(p.groups, p.weights_shape), packing(p.weights_shape, p.groups, dtype)
-    block = block_size(size) * (2 if depthwise else 1)  # without a matrix product, wider blocks cost nothing
-    bounds = block_bounds(p, depthwise, block)
-    block_ranges = block_ranges_of(p, bounds)
-    partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
-    outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
-    tiling = tiling_of(p.out_size, _affordable(2 * panel * panels * size), _band(p))
-    blocks, rows = len(bounds) - 1, _rows(tiling)
-    sums_pitch = block if depthwise else panel * panels
-    sums_size = p.taps * (block if depthwise else block * sums_pitch)
-    bands = max(1, min(p.batch, -(-WANTED_TASKS // blocks), PARTIAL_BYTES // (blocks * sums_size * size)))
-    band_images = -(-p.batch // bands)
-    bands = -(-p.batch // max(1, band_images))
-    together = 2 if p.groups == 1 and blocks * bands >= WANTED_TASKS else 1
-    pitch = ROWS * outputs + OVERRUN
-    elements = PACKING_ELEMENTS + rows // ROWS * pitch + panels * rows * panel + (rows + 1) * block
-    plan = tile_bytes(size)
-    blocking = BackwardBlocking(
-        tiling=tiling,
-        depthwise=int(depthwise),
-        outputs=outputs,
-        panel=panel,
-        panels=panels,
-        block=block,
-        blocks=blocks,
-        together=together,
-        image_bands=bands,
-        band_images=band_images,
-        partials=partials,
-        rows=rows,
-        packed_pitch=pitch,
-        sums_pitch=sums_pitch,
-        sums_size=sums_size,
-        weights_size=p.taps * block * (1 if depthwise else outputs),
-        image_size=image_size(p),
-        workspace_bytes=_page(plan + elements * size + 256),
-        tile_bytes=plan,
-    )
-    return blocking, Numbers(bounds), Numbers(block_ranges)

@@ -48,12 +48,17 @@ def chunk_at(chunks, number):
 
 
 @helper
+def tap_shift(p, tap):
+    """Rows and columns from tap (0, 0) to a tap."""
+    return tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1]
+
+
+@helper
 def copy_chunk(one, call, n, tile, image, chunk, columns):
     """Copy one chunk of a tile's columns, for taps without offsets. The tile's offsets are 0."""
     p, chunks, depth = call.p, call.blocking.chunks, chunk.channel_end - chunk.channel
     for tap in range(chunk.tap, chunk.tap_end):
-        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-        plan_tap(tile, shift, p.in_size, p.in_channels)
+        plan_tap(tile, tap_shift(p, tap), p.in_size, p.in_channels)
         for g in range(chunk.group, chunk.group_end):
             source = image_from(image, g * chunks.channels + chunk.channel)
             k = ((g - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
@@ -80,7 +85,7 @@ def _sample_chunk(sample, one, call, n, tile, image, chunk, columns):
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
     per_offset_group = p.in_channels // p.offset_groups
     for tap in range(chunk.tap, chunk.tap_end):
-        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+        shift = tap_shift(p, tap)
         for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
             read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile)
             plan_tap(tile, shift, p.in_size, p.in_channels)

@@ -3,6 +3,8 @@ Options have no effect here."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numdcn._call.arrays import is_half
@@ -17,8 +19,10 @@ from numdcn._cpu.conv.backward import (
     backward_copied,
     backward_sampled,
     finish_weights,
+    pack_tiles,
 )
-from numdcn._cpu.conv.blocking import backward_blocking, forward_blocking
+from numdcn._cpu.conv.backward_blocking import backward_blocking
+from numdcn._cpu.conv.blocking import forward_blocking
 from numdcn._cpu.conv.forward import (
     ForwardArrays,
     ForwardCall,
@@ -31,8 +35,19 @@ from numdcn._cpu.conv.forward import (
 from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
 from numdcn._cpu.conv.pairs import multiplies_pairs, paired
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
-from numdcn._cpu.images import PaddedImages
-from numdcn._cpu.parameters import channel_bounds
+from numdcn._cpu.conv.strays import StraysCall, add_strays
+from numdcn._cpu.conv.windows import (
+    SEGMENT,
+    AddingCall,
+    PlacingCall,
+    add_windows,
+    add_windows_bfloat16,
+    add_windows_float16,
+    place_windows,
+    regions_of,
+)
+from numdcn._cpu.images import ClearCall, PaddedImages, clear, suited
+from numdcn._cpu.parameters import Numbers, channel_bounds
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
 from numdcn._cpu.threads import launch, plan_threads
@@ -111,37 +126,42 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
     dtype = grad_y.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     size = dtype.itemsize
-    # Each block of channels has its own sums in each band of images. If `together` is 2, a task takes two blocks.
-    block_bands = blocking.blocks * blocking.image_bands
+    cut, images_at_once = blocking.cut, blocking.images
+    regions = regions_of.py_func(cut)
+    bands = regions * blocking.image_bands  # each block of channels has its own sums for each
+    tasks = blocking.blocks * bands * cut.tap_groups
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
-    threads = plan_threads(max(block_bands, 2), work)  # even with one task, threads can share the copies of images
-    images_size = p.batch * blocking.image_size
+    threads = plan_threads(max(tasks, 2), work)  # even with one task, threads can share the copies of images
     # elements of a partial sum of the mask's gradient, half as many as for the offsets; 0 if there is only one each
     partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
+    packed_tiles = images_at_once * p.groups * regions * blocking.tiling.tiles if blocking.prepacked else 0
     sizes = (
-        images_size,
-        images_size if grads.x is not None else 0,
+        p.batch * blocking.image_size,
+        packed_tiles * blocking.packed_size,
+        images_at_once * cut.size if grads.x is not None else 0,
         blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
-        block_bands * blocking.sums_size + 64 if grads.w is not None else 0,
+        blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
         2 * blocking.partials * partial_size if grads.offsets is not None else 0,
         blocking.partials * partial_size if grads.mask is not None else 0,
     )
-    with Scratch(*(n * size for n in sizes), threads * blocking.workspace_bytes) as memory:
-        images, grad_images, weights, sums, offset_partials, mask_partials, workspaces = memory
+    words = (  # of `place_windows`, and the flags of strays
+        p.batch * (1 + 2 * regions) if regions > 1 else 0,
+        images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
+    )
+    with Scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes) as memory:
+        images, packed, windows, weights, sums, offset_partials, mask_partials, placed, flags, workspaces = memory
+        found = Numbers([0])
         a = BackwardArrays(
             place(grad_y), place(arrays.offsets), place(arrays.mask),
             _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
-            place(grads.w), images, grad_images if grads.x is not None else 0, weights if columns_wanted else 0,
-            sums if grads.w is not None else 0, bounds.address, block_ranges.address, workspaces,
+            place(grads.w), packed if packed_tiles else 0, images, windows if grads.x is not None else 0, placed, flags,
+            found.address, weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address,
+            block_ranges.address, workspaces,
         )  # fmt: skip
-        padded, grad_padded = (
-            PaddedImages(where, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
-            for where in (images, grad_images)
-        )
-        padded.pack(x)
-        if a.grad_images:
-            grad_padded.clear(p.batch, dtype)
+        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
+        if regions > 1:
+            launch(place_windows, one, PlacingCall(p, cut, a.offsets, placed), min(threads, p.batch))
         if columns_wanted:
             plain = w.array if isinstance(w, PreparedWeights) else w
             how = packing(plain.shape, p.groups, dtype)
@@ -149,19 +169,39 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
                 how, p.kernel[1], *place(plain), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
             )
             launch(pack_blocks, one, packing_call, min(threads, blocking.blocks))
-        call = BackwardCall(p, blocking, a)
         kernel = backward_sampled if p.offset_groups else backward_copied
-        launch(kernel, one, call, min(threads, block_bands))
-        if a.grad_images:
-            grad_padded.unpack(grads.x)
+        for first in range(0, p.batch, images_at_once):
+            call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a)
+            if a.packed:
+                launch(pack_tiles, one, call, min(threads, packed_tiles))
+            launch(kernel, one, call, min(threads, tasks))
+            if a.windows:
+                _add_windows(call, found, grads.x, one, threads)
         if a.sums:
-            launch(finish_weights, one, call, min(threads, blocking.blocks))
+            launch(finish_weights, one, call, min(threads, blocking.blocks * blocking.panels))
         for grad, partials, channels in (
             (grads.offsets, a.grad_offsets, 2 * p.taps),
             (grads.mask, a.grad_mask, p.taps),
         ):
             if partial_size and grad is not None:
                 launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
+
+
+def _add_windows(call: BackwardCall, found: Numbers, grad_x: np.ndarray, one: Any, threads: int) -> None:
+    """Fill grad_x, for the images of a call, with the sum of their windows and of the strays beyond these, if `found`."""
+    p, blocking, a = call.p, call.blocking, call.a
+    count, size = call.end - call.first, blocking.image_size
+    strays = a.images + call.first * size * one.nbytes if found.memory[0] else 0  # in place of the images themselves
+    if strays:
+        launch(clear, one, ClearCall(strays, count * size), threads)
+        launch(add_strays, one, StraysCall(call, strays), min(threads, count * blocking.blocks))
+    adding = AddingCall(
+        p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows, strays, size, place(grad_x),
+        a.workspaces, blocking.workspace_bytes,
+    )  # fmt: skip
+    kernel = suited(grad_x.dtype, add_windows, add_windows_float16, add_windows_bfloat16)
+    launch(kernel, one, adding, min(threads, count * p.in_size[0] * -(-p.in_size[1] // SEGMENT)))
+    found.memory[0] = 0
 
 
 def _partials(grad: np.ndarray | None, address: int, partial_size: int) -> Partials:

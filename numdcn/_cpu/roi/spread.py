@@ -160,7 +160,7 @@ def _place(tile, first, count):
     store(tile.runs, 1, 0)
     store(tile.runs, 2, first)
     store(tile.runs, 3, count)
-    return Tile(tile.runs, tile.index, tile.rows, 1, count)
+    return Tile(tile.runs, tile.index, tile.spots, tile.rows, 1, count)
 
 
 @block
