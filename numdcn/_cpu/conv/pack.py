@@ -19,6 +19,9 @@ from numdcn._cpu.threads import launch, plan_threads
 from numdcn._formulas.jit import helper
 
 
+TASK_OUTPUTS = 64  # of a block of channels, packed per task
+
+
 class Packing(NamedTuple):
     """The layout of packed weights: (groups, panels, taps * channels, panel), zero where a panel extends past the
     outputs.
@@ -144,28 +147,43 @@ def pack_pairs(one, params, counter, slot):
 
 @kernel
 def pack_blocks(one, params, counter, slot):
-    """packed[b, tap, output, channel of block b] from w, in rows of `block`, zero past the block. A task is a block.
+    """packed[b, tap, output, channel of block b] from w, in rows of `block`, zero past the block. A task is some outputs of
+    a block.
 
     A depthwise w gives packed[b, tap, channel].
     """
     a = unpack(params, PackBlocks)
     how, strides = a.how, a.strides
     source, target, limits = pointer(a.w, one), pointer(a.packed, one), pointer(a.bounds, np.int64(0))
-    outputs = 1 if a.depthwise else how.outputs
+    outputs, step = 1 if a.depthwise else how.outputs, width(one)
+    parts = (outputs + TASK_OUTPUTS - 1) // TASK_OUTPUTS
+    dense = strides[3] == 1 and strides[2] == a.kernel_width and strides[1] == how.taps
+    dense = dense and strides[0] == how.channels * how.taps
+    end = how.groups * how.outputs * how.channels * how.taps  # of w, if it is dense
     while True:
         task = next_task(counter)
-        if task >= a.blocks:
+        if task >= a.blocks * parts:
             return
-        first, count = load_scalar(limits, task), load_scalar(limits, task + 1) - load_scalar(limits, task)
+        number, part = task // parts, task % parts
+        first, count = load_scalar(limits, number), load_scalar(limits, number + 1) - load_scalar(limits, number)
         output = first if a.depthwise else first // how.channels * how.outputs
         channel, stride = (0, strides[0]) if a.depthwise else (first % how.channels, strides[1])
-        for o in range(outputs):
-            for tap in range(how.taps):
-                row = at(target, ((task * how.taps + tap) * outputs + o) * a.block)
-                spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
-                column = at(source, (output + o) * strides[0] + channel * strides[1] + spot)
-                for c in range(a.block):
-                    store(row, c, load_scalar(column, c * stride) if c < count else one - one)
+        for o in range(part * TASK_OUTPUTS, min((part + 1) * TASK_OUTPUTS, outputs)):
+            start = (output + o) * strides[0] + channel * strides[1]
+            for c in range(0, a.block, step):
+                packed, tap = at(target, (number * how.taps * outputs + o) * a.block + c), 0
+                while tap < how.taps:
+                    spot, row = start + c * stride + tap, at(packed, tap * outputs * a.block)
+                    # a square is read whole
+                    if dense and not a.depthwise and c + step <= count and spot + (step - 1) * (stride + 1) < end:
+                        taps = min(step, how.taps - tap)
+                        transpose_some(at(source, spot), stride, row, outputs * a.block, taps)
+                        tap += taps
+                        continue
+                    spot = start + tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
+                    for i in range(c, min(c + step, a.block)):
+                        store(row, i - c, load_scalar(source, spot + i * stride) if i < count else one - one)
+                    tap += 1
 
 
 def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:

@@ -32,7 +32,7 @@ from numdcn._cpu.conv.forward import (
     forward_sampled,
     forward_sampled_pairs,
 )
-from numdcn._cpu.conv.pack import PackBlocks, pack, pack_blocks, packed_panels, packing
+from numdcn._cpu.conv.pack import TASK_OUTPUTS, PackBlocks, pack, pack_blocks, packed_panels, packing
 from numdcn._cpu.conv.pairs import multiplies_pairs, paired
 from numdcn._cpu.conv.partials import Partials, SumCall, sum_partials
 from numdcn._cpu.conv.strays import StraysCall, add_strays
@@ -168,7 +168,8 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
             packing_call = PackBlocks(
                 how, p.kernel[1], *place(plain), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
             )
-            launch(pack_blocks, one, packing_call, min(threads, blocking.blocks))
+            parts = 1 if blocking.depthwise else -(-blocking.outputs // TASK_OUTPUTS)
+            launch(pack_blocks, one, packing_call, min(threads, blocking.blocks * parts))
         kernel = backward_sampled if p.offset_groups else backward_copied
         for first in range(0, p.batch, images_at_once):
             call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a)
