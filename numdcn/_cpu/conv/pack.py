@@ -18,7 +18,6 @@ from numdcn._cpu.simd import OVERRUN, at, load_scalar, next_task, pointer, store
 from numdcn._cpu.threads import launch, plan_threads
 from numdcn._formulas.jit import helper
 
-
 TASK_OUTPUTS = 64  # of a block of channels, packed per task
 
 
