@@ -46,6 +46,19 @@ def transpose(typingctx, source, stride, target, target_stride):
     return types.void(source, types.intp, target, types.intp), codegen
 
 
+@intrinsic
+def room(typingctx, one):
+    """Memory of the calling kernel for L * L elements of the type of `one`, on its stack: L as in `transpose`."""
+    count, result = lanes(one), types.CPointer(one)
+
+    def codegen(context, builder, sig, args):
+        memory = cgutils.alloca_once(builder, context.get_value_type(one), count * count)
+        memory.align = 64
+        return memory
+
+    return result(one), codegen
+
+
 def _sums(builder: Any, vectors: list[Any], wanted: int) -> Any:
     """IR: a tuple of the sums of the lanes of the first `wanted` of 2 or 4 vectors, added in a fixed order."""
     values, count, spread = vectors, vectors[0].type.count, vectors[0].type.count

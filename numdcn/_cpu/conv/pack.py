@@ -10,8 +10,9 @@ from numdcn._call.prepared import PreparedWeights
 from numdcn._cpu.arrays import place
 from numdcn._cpu.gemm import panel_width
 from numdcn._cpu.jit import kernel
+from numdcn._cpu.lanes import room, transpose
 from numdcn._cpu.parameters import unpack
-from numdcn._cpu.simd import OVERRUN, at, load_scalar, next_task, pointer, store
+from numdcn._cpu.simd import OVERRUN, at, load, load_scalar, next_task, pointer, store, width
 from numdcn._cpu.threads import launch, plan_threads
 
 
@@ -78,21 +79,36 @@ def pack_weights(one, params, counter, slot):
     """packed[group, panel, tap * channels + channel, output] from w (outputs, channels, kh, kw). A task is a panel."""
     a = unpack(params, PackWeights)
     how, strides = a.how, a.strides
-    source, target = pointer(a.w, one), pointer(a.packed, one)
-    rows = how.taps * how.channels
+    rows, step, square = how.taps * how.channels, width(one), room(one)
     while True:
         task = next_task(counter)
         if task >= how.groups * how.panels:
             return
         group, first = task // how.panels, task % how.panels * how.panel
         outputs = min(how.panel, how.outputs - first)
+        source = at(pointer(a.w, one), (group * how.outputs + first) * strides[0])
+        target = at(pointer(a.packed, one), task * rows * how.panel)
+        # whole squares, if each output's weights are contiguous
+        contiguous = (strides[3] == 1) & (strides[2] == a.kernel_width) & (strides[1] == how.taps)
+        done = outputs // step * step if contiguous else 0
+        for o in range(0, done, step):
+            for i in range(0, rows // step * step, step):
+                transpose(at(source, o * strides[0] + i), strides[0], square, step)
+                c, tap = i // how.taps, i % how.taps
+                for j in range(step):
+                    store(target, (tap * how.channels + c) * how.panel + o, load(square, j * step))
+                    tap += 1
+                    if tap == how.taps:
+                        c, tap = c + 1, 0
         for c in range(how.channels):
             for tap in range(how.taps):
                 spot = tap // a.kernel_width * strides[2] + tap % a.kernel_width * strides[3]
-                row = at(target, (task * rows + tap * how.channels + c) * how.panel)
-                column = at(source, (group * how.outputs + first) * strides[0] + c * strides[1] + spot)
-                for o in range(how.panel):
-                    store(row, o, load_scalar(column, o * strides[0]) if o < outputs else one - one)
+                row, column = at(target, (tap * how.channels + c) * how.panel), at(source, c * strides[1] + spot)
+                left = done if c * how.taps + tap < rows // step * step else 0
+                for o in range(left, outputs):
+                    store(row, o, load_scalar(column, o * strides[0]))
+                for o in range(outputs, how.panel):
+                    store(row, o, one - one)
 
 
 @kernel
