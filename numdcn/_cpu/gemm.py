@@ -165,26 +165,25 @@ _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -
 
 
 @block
-def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
+def multiply_rows(a, rows, k, b, ahead, ahead_step, c, overwrite):
     """C (rows, columns of the panels) = A (rows, k) B if `overwrite`, else +=; A is a matrix in the layout `rows`.
 
-    Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. The next
-    product's B is `next_chunk` elements after this one; it is only prefetched.
+    Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. What is `ahead`
+    elements after each panel is needed soon: each row of the panel prefetches one line of it and advances by
+    `ahead_step` elements, on to the next register tile.
     """
     step, panel = width(load_scalar(a.pointer, 0)), b.width
-    prefetch_step = panel * ROWS // max(rows, ROWS)
-    for j in range(b.count):
-        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
-        prefetched = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
-        for r in range(0, rows, ROWS):
-            a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
+    for r in range(0, rows, ROWS):
+        a_r = at(a.pointer, r * a.pitch)
+        for j in range(b.count):
+            b_j, c_r = at(b.pointer, j * b.step), at(c.pointer, r * c.pitch + j * panel)
+            prefetched = at(b_j, ahead + r // ROWS * ahead_step * k)
             if panel == VECTORS * step:
-                _rows_wide(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+                _rows_wide(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             elif panel == step:
-                _rows_single(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+                _rows_single(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             else:
-                _rows_narrow(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
-            prefetched = at(prefetched, prefetch_step * k)
+                _rows_narrow(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
 
 
 @block

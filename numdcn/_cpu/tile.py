@@ -82,6 +82,12 @@ def place_tile(tile, tiling, number, out_size, stride, before):
     return Tile(tile.runs, tile.index, tile.rows, run_count, pixels)
 
 
+@helper
+def tile_from(tile, first, count):
+    """The index and the rows of `count` pixels of a tile. Its runs are those of the whole tile."""
+    return Tile(tile.runs, at(tile.index, first), at(tile.rows, first), tile.run_count, count)
+
+
 @block
 def _fill_runs(tile, tiling, number, out_size, stride, before):
     """Fill in a tile's runs and positions; returns the number of runs and the number of pixels."""

@@ -59,6 +59,7 @@ class ForwardBlocking(NamedTuple):
     weights: Packing  # their packing
     depthwise: int  # 1 or 0
     rows: int  # of a tile's columns and sums, including padding
+    pixels_at_once: int  # pixels whose columns are made, then multiplied, before the next pixels' are made
     sums_pitch: int  # elements per row of sums
     chunks_per_block: int  # chunks per block of groups, which is computed on its own
     slices: int  # tasks per tile: blocks of groups, or of panels of outputs if there is only one group
@@ -87,9 +88,39 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     return Chunking(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
+def _planned_once(p: Convolution, chunks: Chunking) -> bool:
+    """Whether one plan serves a chunk: it has a single tap, and channels of a single offset group."""
+    if chunks.taps_per_chunk > 1 or chunks.groups_per_chunk > 1:
+        return False
+    # chunks start at multiples of channels_per_chunk in each group
+    size = p.in_channels // max(1, p.offset_groups)
+    aligned = size % chunks.channels_per_chunk == 0 and chunks.channels % chunks.channels_per_chunk == 0
+    return p.offset_groups <= 1 or aligned
+
+
 def _band(p: Convolution) -> int:
     """Rows per tile: four, so that little of x is read, unless reading offsets and masks costs more than reading x."""
     return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
+
+
+def _register_rows(out_size: tuple[int, int], tiling: Tiling) -> int:
+    """The rows of all register tiles of an output image."""
+    height, columns = out_size[0], tiling.tile_columns
+    full_bands = height // tiling.band * out_size[1]  # their columns, then those of the last band
+    end, rest = -(-height // tiling.band) * out_size[1], height % tiling.band
+    rows = full_bands // columns * -(-columns * tiling.band // ROWS) * ROWS
+    for first in range(full_bands // columns * columns, end, columns):
+        full = max(0, full_bands - first)
+        rows += -(-(full * tiling.band + (min(columns, end - first) - full) * rest) // ROWS) * ROWS
+    return rows
+
+
+def _forward_tiling(p: Convolution, pixels: int) -> Tiling:
+    """Tiles of at most `pixels` pixels, in bands as high as `_band` says, or lower if that leaves fewer rows of
+    register tiles without a pixel."""
+    tilings = [tiling_of(p.out_size, pixels, band) for band in range(_band(p), 0, -1)]
+    rows = [_register_rows(p.out_size, tiling) for tiling in tilings]
+    return next(t for t, r in zip(tilings, rows, strict=True) if r <= 1.01 * min(rows))
 
 
 def image_size(p: Convolution) -> int:
@@ -118,7 +149,7 @@ def _half(pixels: int, least: int) -> int:
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Halve the pixels per tile, down to `least`, until there are enough tasks."""
     while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
-        tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), _band(p))
+        tiling = _forward_tiling(p, _half(tiling.tile_pixels, least))
     return tiling
 
 
@@ -129,7 +160,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
-    tiling = tiling_of(p.out_size, _affordable(weights.panels * weights.panel * dtype.itemsize), _band(p))
+    tiling = _forward_tiling(p, _affordable(weights.panels * weights.panel * dtype.itemsize))
     group_sums_bytes = (_rows(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # per tile, approximately
     chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
     slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
@@ -149,6 +180,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
         weights=weights,
         depthwise=int(depthwise),
         rows=rows,
+        pixels_at_once=ROWS if _planned_once(p, chunks) else tiling.tile_pixels,
         sums_pitch=pitch,
         chunks_per_block=chunks_per_block,
         slices=slices,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from numdcn._cpu.gemm import Panels, multiply_rows
+from numdcn._cpu.gemm import ROWS, Panels, multiply_rows
 from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
 from numdcn._cpu.sample import copy_tap, plan_tap, sample_tap
 from numdcn._cpu.simd import at, load, load_scalar, pointer, store, width
-from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y
+from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y, tile_from
 from numdcn._cpu.tile_io import read_plane
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma
@@ -48,37 +48,46 @@ def chunk_at(chunks, number):
 
 
 @helper
-def copy_chunk(one, call, n, tile, image, chunk, columns):
-    """Copy one chunk of a tile's columns, for taps without offsets. The tile's offsets are 0."""
+def copy_chunk(one, call, n, tile, first, count, image, chunk, columns):
+    """Copy one chunk of the columns of `count` pixels of a tile, for taps without offsets. The tile's offsets are 0.
+
+    Taps are planned for the tile's first pixels, for all of them: there is one tap, or all pixels come at once.
+    """
     p, chunks, depth = call.p, call.blocking.chunks, chunk.channel_end - chunk.channel
     for tap in range(chunk.tap, chunk.tap_end):
-        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-        plan_tap(tile, shift, p.in_size, p.in_channels)
+        if first == 0:
+            shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+            plan_tap(tile, shift, p.in_size, p.in_channels)
         for g in range(chunk.group, chunk.group_end):
             source = image_from(image, g * chunks.channels + chunk.channel)
             k = ((g - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
-            copy_tap(source, tile, depth, columns_from(columns, k))
+            copy_tap(source, tile_from(tile, first, count), depth, columns_from(columns, k))
 
 
 @helper
-def sample_chunk(one, call, n, tile, image, chunk, columns):
-    """Sample one chunk of a tile's columns. Offsets are read and taps planned anew for each chunk."""
+def sample_chunk(one, call, n, tile, first, count, image, chunk, columns):
+    """Sample one chunk of the columns of `count` pixels of a tile.
+
+    Offsets are read and taps planned anew for each chunk, for all pixels at once: see `copy_chunk`.
+    """
     p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
-    first = chunk.group * chunks.channels + chunk.channel
+    start = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
     per_offset_group = p.in_channels // p.offset_groups
+    part = tile_from(tile, first, count)
     for tap in range(chunk.tap, chunk.tap_end):
         shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-        for g in range(first // per_offset_group, (end - 1) // per_offset_group + 1):
-            read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile)
-            plan_tap(tile, shift, p.in_size, p.in_channels)
-            c, c_end = max(first, g * per_offset_group), min(end, (g + 1) * per_offset_group)
+        for g in range(start // per_offset_group, (end - 1) // per_offset_group + 1):
+            if first == 0:
+                read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile)
+                plan_tap(tile, shift, p.in_size, p.in_channels)
+            c, c_end = max(start, g * per_offset_group), min(end, (g + 1) * per_offset_group)
             while c < c_end:  # one convolution group at a time
                 c_group = c // chunks.channels
                 stop = min(c_end, (c_group + 1) * chunks.channels)
                 k = ((c_group - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
                 k += c - c_group * chunks.channels - chunk.channel
-                sample_tap(image_from(image, c), tile, stop - c, columns_from(columns, k))
+                sample_tap(image_from(image, c), part, stop - c, columns_from(columns, k))
                 c = stop
 
 
@@ -96,25 +105,28 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
 
 
 @helper
-def multiply_chunk(one, call, chunk, columns, pixels, sums, first_panel, panels):
-    """Multiply a chunk of columns by its weights, for `panels` panels of outputs starting at `first_panel`."""
+def multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_panel, panels):
+    """Multiply a chunk of the columns of `count` pixels of a tile by its weights, for `panels` panels of outputs
+    starting at `first_panel`."""
     p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
     if blocking.depthwise:
         w = Matrix(at(weights, chunk.tap * p.in_channels + chunk.channel), p.in_channels)
-        target = columns_from(sums, chunk.channel)
+        target = columns_from(sums, first * sums.pitch + chunk.channel)
         multiply_depthwise(
-            columns, pixels, w, chunk.tap_end - chunk.tap, chunk.channel_end - chunk.channel, target, chunk.tap == 0
+            columns, count, w, chunk.tap_end - chunk.tap, chunk.channel_end - chunk.channel, target, chunk.tap == 0
         )
         return
     panel_size = chunks.taps * chunks.channels * packed.panel
+    ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)  # the tile prefetches the next chunk's weights
     for g in range(chunk.group, chunk.group_end):
         w = at(weights, (g * packed.panels + first_panel) * panel_size)
         w = at(w, (chunk.tap * chunks.channels + chunk.channel) * packed.panel)
-        group_sums = at(sums.pointer, (g - chunk.group) * blocking.rows * sums.pitch)
+        group_sums = at(sums.pointer, ((g - chunk.group) * blocking.rows + first) * sums.pitch)
         multiply_rows(
-            columns_from(columns, (g - chunk.group) * depth), pixels, depth, Panels(w, packed.panel, panels, panel_size),
-            depth * packed.panel, Matrix(group_sums, sums.pitch), (chunk.tap == 0) & (chunk.channel == 0),
+            columns_from(columns, (g - chunk.group) * depth), count, depth, Panels(w, packed.panel, panels, panel_size),
+            depth * packed.panel + first // ROWS * ahead_step * depth, ahead_step, Matrix(group_sums, sums.pitch),
+            (chunk.tap == 0) & (chunk.channel == 0),
         )  # fmt: skip
 
 

@@ -50,8 +50,8 @@ def count_tasks(p, blocking):
 def compute_tiles(one, params, counter, slot, make_columns):
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
 
-    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n:
-    `sample_chunk` or `copy_chunk`, inlined here like every helper.
+    `make_columns(one, call, n, tile, first, count, image, chunk, columns)` fills a chunk of the columns of `count`
+    pixels of a tile of image n: `sample_chunk` or `copy_chunk`, inlined here like every helper.
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
@@ -78,8 +78,10 @@ def compute_tiles(one, params, counter, slot, make_columns):
         # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
         for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
             chunk = chunk_at(blocking.chunks, number)
-            make_columns(one, call, n, tile, image, chunk, columns)
-            multiply_chunk(one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
+            for first in range(0, tile.pixels, blocking.pixels_at_once):
+                count = min(blocking.pixels_at_once, tile.pixels - first)
+                make_columns(one, call, n, tile, first, count, image, chunk, columns)
+                multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_panel, panels)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
         group = block_ * blocking.chunks.groups_per_chunk
         for g in range(group, min(group + blocking.chunks.groups_per_chunk, blocking.chunks.groups)):
