@@ -65,6 +65,19 @@ def panel_width(columns: int, dtype: Any) -> int:
     return min((w for w in panel_widths(dtype) if w >= columns), default=panel_widths(dtype)[0])
 
 
+def multiply_add_row(
+    builder: Any, rows: int, vector: Any, vectors: int, row_stride: int, a_k: Any, b_k: Any, sums: list[Any]
+) -> list[Any]:
+    """IR: the accumulators after one step over k."""
+    b_row = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
+    new = []
+    for r in range(rows):
+        scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * row_stride)]))
+        broadcast = splat_value(builder, scalar, vector.count)
+        new += [fma_value(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
+    return new
+
+
 def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], args: Any) -> list[Any]:
     """IR: the loop over k. Leaves the builder after it; returns the accumulators, row by row."""
     a, b, b_pitch, prefetched, prefetch_step, k_end = args
@@ -83,12 +96,7 @@ def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[
     ]:
         phi.add_incoming(start, entry)
     prefetch_value(builder, prefetched_k)
-    b_row = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
-    new = []
-    for r in range(rows):
-        scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * strides[0])]))
-        broadcast = splat_value(builder, scalar, vector.count)
-        new += [fma_value(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
+    new = multiply_add_row(builder, rows, vector, vectors, strides[0], a_k, b_k, sums)
     k_next = builder.add(k, ir.Constant(I64, 1))
     steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [b_pitch]))]
     steps.append((prefetched_k, builder.gep(prefetched_k, [prefetch_step])))
@@ -99,7 +107,7 @@ def _product(builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[
     return new
 
 
-def _write(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any, overwrite: Any) -> None:
+def write_sums(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any, overwrite: Any) -> None:
     """IR: C = sums if `overwrite`, else C += sums."""
     spots = []
     for i in range(len(sums)):
@@ -143,7 +151,7 @@ def _tile(layout: str, width_index: int) -> Any:
             sums = _product(
                 builder, rows, vector, columns // count, strides, (a, b, b_pitch, prefetched, prefetch_step, k_end)
             )
-            _write(
+            write_sums(
                 builder,
                 sums,
                 columns // count,
@@ -159,7 +167,7 @@ def _tile(layout: str, width_index: int) -> Any:
     return tile
 
 
-_rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
+rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
 _packed_wide, _packed_single, _packed_narrow = (_tile("packed", i) for i in (0, 1, -1))
 _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -1))
 
@@ -179,7 +187,7 @@ def multiply_rows(a, rows, k, b, ahead, ahead_step, c, overwrite):
             b_j, c_r = at(b.pointer, j * b.step), at(c.pointer, r * c.pitch + j * panel)
             prefetched = at(b_j, ahead + r // ROWS * ahead_step * k)
             if panel == VECTORS * step:
-                _rows_wide(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
+                rows_wide(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             elif panel == step:
                 _rows_single(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             else:

@@ -18,7 +18,7 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
-from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch
+from numdcn._cpu.gemm import ROWS, block_size, chunk_size, column_pitch, panel_widths
 from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.parameters import Numbers
 from numdcn._cpu.simd import OVERRUN
@@ -60,6 +60,7 @@ class ForwardBlocking(NamedTuple):
     depthwise: int  # 1 or 0
     rows: int  # of a tile's columns and sums, including padding
     pixels_at_once: int  # pixels whose columns are made, then multiplied, before the next pixels' are made
+    aside: int  # 1 or 0: whether columns are made while those of the previous pixels are multiplied
     sums_pitch: int  # elements per row of sums
     chunks_per_block: int  # chunks per block of groups, which is computed on its own
     slices: int  # tasks per tile: blocks of groups, or of panels of outputs if there is only one group
@@ -170,6 +171,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
             panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
             slices = -(-weights.panels // panels_per_task)
         tiling = _smaller(p, tiling, slices, ROWS)
+    planned_once = _planned_once(p, chunks)
     rows, pitch = _rows(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
     elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
@@ -180,7 +182,8 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
         weights=weights,
         depthwise=int(depthwise),
         rows=rows,
-        pixels_at_once=ROWS if _planned_once(p, chunks) else tiling.tile_pixels,
+        pixels_at_once=ROWS if planned_once else tiling.tile_pixels,
+        aside=int(planned_once and not depthwise and weights.panel == panel_widths(dtype)[0]),
         sums_pitch=pitch,
         chunks_per_block=chunks_per_block,
         slices=slices,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from numdcn._cpu.aside import Aside
 from numdcn._cpu.gemm import ROWS, Panels, multiply_rows
 from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
@@ -48,16 +49,30 @@ def chunk_at(chunks, number):
 
 
 @helper
+def plan_copies(one, call, n, tile, tap, group):
+    """Plan a tap without offsets. The tile's offsets are 0."""
+    p = call.p
+    shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
+    plan_tap(tile, shift, p.in_size, p.in_channels)
+
+
+@helper
+def plan_samples(one, call, n, tile, tap, group):
+    """Read the offsets of a tap of an offset group in image n, and plan it."""
+    read_tap(one, call.p, call.a.offsets, call.a.mask, n, group * call.p.taps + tap, tile)
+    plan_copies(one, call, n, tile, tap, group)
+
+
+@helper
 def copy_chunk(one, call, n, tile, first, count, image, chunk, columns):
     """Copy one chunk of the columns of `count` pixels of a tile, for taps without offsets. The tile's offsets are 0.
 
     Taps are planned for the tile's first pixels, for all of them: there is one tap, or all pixels come at once.
     """
-    p, chunks, depth = call.p, call.blocking.chunks, chunk.channel_end - chunk.channel
+    chunks, depth = call.blocking.chunks, chunk.channel_end - chunk.channel
     for tap in range(chunk.tap, chunk.tap_end):
         if first == 0:
-            shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
-            plan_tap(tile, shift, p.in_size, p.in_channels)
+            plan_copies(one, call, n, tile, tap, 0)
         for g in range(chunk.group, chunk.group_end):
             source = image_from(image, g * chunks.channels + chunk.channel)
             k = ((g - chunk.group) * (chunk.tap_end - chunk.tap) + tap - chunk.tap) * depth
@@ -70,17 +85,15 @@ def sample_chunk(one, call, n, tile, first, count, image, chunk, columns):
 
     Offsets are read and taps planned anew for each chunk, for all pixels at once: see `copy_chunk`.
     """
-    p, a, chunks, depth = call.p, call.a, call.blocking.chunks, chunk.channel_end - chunk.channel
+    p, chunks, depth = call.p, call.blocking.chunks, chunk.channel_end - chunk.channel
     start = chunk.group * chunks.channels + chunk.channel
     end = (chunk.group_end - 1) * chunks.channels + chunk.channel_end
     per_offset_group = p.in_channels // p.offset_groups
     part = tile_from(tile, first, count)
     for tap in range(chunk.tap, chunk.tap_end):
-        shift = (tap // p.kernel[1] * p.dilation[0], tap % p.kernel[1] * p.dilation[1])
         for g in range(start // per_offset_group, (end - 1) // per_offset_group + 1):
             if first == 0:
-                read_tap(one, p, a.offsets, a.mask, n, g * p.taps + tap, tile)
-                plan_tap(tile, shift, p.in_size, p.in_channels)
+                plan_samples(one, call, n, tile, tap, g)
             c, c_end = max(start, g * per_offset_group), min(end, (g + 1) * per_offset_group)
             while c < c_end:  # one convolution group at a time
                 c_group = c // chunks.channels
@@ -128,6 +141,56 @@ def multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_pa
             depth * packed.panel + first // ROWS * ahead_step * depth, ahead_step, Matrix(group_sums, sums.pitch),
             (chunk.tap == 0) & (chunk.channel == 0),
         )  # fmt: skip
+
+
+@helper
+def multiply_tile_aside(plan, make, multiply, one, call, n, tile, image, columns, sums, block_, first_panel, panels):
+    """Multiply all columns of a tile by their weights, register tile by register tile, for the groups of a block and
+    `panels` panels of outputs starting at `first_panel`, while the columns of the next register tile are made.
+
+    One plan serves a chunk, made by `plan`: `plan_samples` or `plan_copies`. `make` and `multiply` are `sample_tap` and
+    `multiply_sampling`, or `copy_tap` and `multiply_copying`. `columns` holds those of two register tiles.
+    """
+    p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
+    panel_size, step = chunks.taps * chunks.channels * packed.panel, width(one)
+    ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)
+    per_offset_group = p.in_channels // max(p.offset_groups, 1)
+    end, turn = (block_ + 1) * blocking.chunks_per_block, 0
+    chunk = chunk_at(chunks, block_ * blocking.chunks_per_block)
+    following = chunk
+    channel = chunk.group * chunks.channels + chunk.channel
+    plan(one, call, n, tile, chunk.tap, channel // per_offset_group)
+    part = tile_from(tile, 0, min(ROWS, tile.pixels))
+    make(image_from(image, channel), part, chunk.channel_end - chunk.channel, columns)
+    for number in range(block_ * blocking.chunks_per_block, end):
+        chunk, depth = following, following.channel_end - following.channel
+        w = at(pointer(call.a.weights, one), (chunk.group * packed.panels + first_panel) * panel_size)
+        w = at(w, (chunk.tap * chunks.channels + chunk.channel) * packed.panel)
+        for first in range(0, tile.pixels, ROWS):
+            start, count = first + ROWS, min(ROWS, tile.pixels - first - ROWS)
+            if count <= 0:
+                start, count = 0, 0
+                if number + 1 < end:
+                    following, count = chunk_at(chunks, number + 1), min(ROWS, tile.pixels)
+                    channel = following.group * chunks.channels + following.channel
+                    plan(one, call, n, tile, following.tap, channel // per_offset_group)
+            a = at(columns.pointer, turn * ROWS * columns.pitch)
+            target = at(columns.pointer, (1 - turn) * ROWS * columns.pitch)
+            next_depth, source, part = (
+                following.channel_end - following.channel, image_from(image, channel), tile_from(tile, start, count),
+            )  # fmt: skip
+            vectors = (next_depth + step - 1) // step
+            made = multiply(
+                a, depth, Panels(w, packed.panel, panels, panel_size),
+                depth * packed.panel + first // ROWS * ahead_step * depth, ahead_step,
+                Matrix(at(sums.pointer, first * sums.pitch), sums.pitch), (chunk.tap == 0) & (chunk.channel == 0),
+                Aside(source, part, target, vectors),
+            )  # fmt: skip
+            if made < count * vectors:  # more than the product had time for
+                pixel = made // vectors
+                rest = tile_from(part, pixel, count - pixel)
+                make(source, rest, next_depth, Matrix(at(target, pixel * columns.pitch), columns.pitch))
+            turn = 1 - turn
 
 
 @block

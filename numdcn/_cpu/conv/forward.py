@@ -9,11 +9,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from numdcn._call.convolution import Convolution
+from numdcn._cpu.aside import multiply_copying, multiply_sampling
 from numdcn._cpu.conv.blocking import ForwardBlocking
-from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk
+from numdcn._cpu.conv.columns import (
+    chunk_at,
+    copy_chunk,
+    multiply_chunk,
+    multiply_tile_aside,
+    plan_copies,
+    plan_samples,
+    sample_chunk,
+)
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.sample import copy_tap, sample_tap
 from numdcn._cpu.simd import at, next_task, pointer
 from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import write_tile
@@ -47,11 +57,12 @@ def count_tasks(p, blocking):
 
 
 @helper
-def compute_tiles(one, params, counter, slot, make_columns):
+def compute_tiles(make_columns, plan, make, multiply, one, params, counter, slot):
     """y, tile by tile. A task is a tile and a block of groups, or of panels of outputs.
 
     `make_columns(one, call, n, tile, first, count, image, chunk, columns)` fills a chunk of the columns of `count`
-    pixels of a tile of image n: `sample_chunk` or `copy_chunk`, inlined here like every helper.
+    pixels of a tile of image n: `sample_chunk` or `copy_chunk`, inlined here like every helper. `plan`, `make` and
+    `multiply` are those of `multiply_tile_aside`.
     """
     call = unpack(params, ForwardCall)
     p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
@@ -75,13 +86,18 @@ def compute_tiles(one, params, counter, slot, make_columns):
         if blocking.chunks.groups == 1:
             first_panel, block_ = slice_ * blocking.panels_per_task, 0
         panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
-        # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
-        for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
-            chunk = chunk_at(blocking.chunks, number)
-            for first in range(0, tile.pixels, blocking.pixels_at_once):
-                count = min(blocking.pixels_at_once, tile.pixels - first)
-                make_columns(one, call, n, tile, first, count, image, chunk, columns)
-                multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_panel, panels)
+        if blocking.aside:
+            multiply_tile_aside(
+                plan, make, multiply, one, call, n, tile, image, columns, sums, block_, first_panel, panels
+            )
+        else:
+            # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
+            for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
+                chunk = chunk_at(blocking.chunks, number)
+                for first in range(0, tile.pixels, blocking.pixels_at_once):
+                    count = min(blocking.pixels_at_once, tile.pixels - first)
+                    make_columns(one, call, n, tile, first, count, image, chunk, columns)
+                    multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_panel, panels)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
         group = block_ * blocking.chunks.groups_per_chunk
         for g in range(group, min(group + blocking.chunks.groups_per_chunk, blocking.chunks.groups)):
@@ -93,10 +109,10 @@ def compute_tiles(one, params, counter, slot, make_columns):
 @kernel
 def forward_sampled(one, params, counter, slot):
     """y from sampled columns, tile by tile."""
-    compute_tiles(one, params, counter, slot, sample_chunk)
+    compute_tiles(sample_chunk, plan_samples, sample_tap, multiply_sampling, one, params, counter, slot)
 
 
 @kernel
 def forward_copied(one, params, counter, slot):
     """y from copied columns, tile by tile."""
-    compute_tiles(one, params, counter, slot, copy_chunk)
+    compute_tiles(copy_chunk, plan_copies, copy_tap, multiply_copying, one, params, counter, slot)
