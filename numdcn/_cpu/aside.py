@@ -97,6 +97,12 @@ def _tile(sampled: bool) -> Any:
             i, pixel_i, turn_i = job
             channel = builder.mul(turn_i, number(vector.count))
             source = builder.gep(image, [builder.add(builder.load(builder.gep(index, [pixel_i])), channel)])
+            later = builder.load(builder.gep(index, [builder.add(pixel_i, number(2))]))
+            later = builder.gep(image, [builder.add(later, channel)])
+            for corner in [later, builder.gep(later, [row_stride])]:
+                prefetch_value(builder, corner)
+                if sampled:
+                    prefetch_value(builder, builder.gep(corner, [pixel_stride]))
             if sampled:
                 made = _sampled(builder, source, (pixel_stride, row_stride), rows, pixel_i, vector)
             else:
