@@ -93,14 +93,18 @@ def write_tile(one, y, bias, n, first, count, tile, sums, buffer):
     for o in range(0, count, step):
         for p in range(0, tile.pixels, step):
             transpose(at(sums.pointer, p * sums.pitch + o), sums.pitch, at(lines, p), line_pitch)
-        for i in range(min(step, count - o)):
-            channel = first + o + i
-            added = load_scalar(pointer(bias.address, one), channel * bias.strides[0]) if biased else one - one
-            line = at(lines, i * line_pitch)
-            for p in range(0, line_pitch if biased else 0, step):
-                store(line, p, load(line, p) + full(added))
-            plane = at(pointer(y.address, one), n * strides[0] + channel * strides[1])
-            write_plane(plane, strides[2:], tile, line)
+        channels = min(step, count - o)
+        for i in range(channels if biased else 0):
+            added = full(load_scalar(pointer(bias.address, one), (first + o + i) * bias.strides[0]))
+            for p in range(i * line_pitch, (i + 1) * line_pitch, step):
+                store(lines, p, load(lines, p) + added)
+        for run in range(tile.run_count):
+            start, row = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+            x, length = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+            target = at(pointer(y.address, one), n * strides[0] + (first + o) * strides[1])
+            target = at(target, row * strides[2] + x * strides[3])
+            for i in range(channels):
+                _copy_run(length, at(lines, i * line_pitch + start), 1, at(target, i * strides[1]), strides[3])
 
 
 @block
