@@ -9,17 +9,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numdcn._cpu.gemm import ROWS, VECTORS, column_pitch, multiply_add_row, rows_wide, write_sums
 from numdcn._cpu.jit import block
 from numdcn._cpu.simd import at, load_value, prefetch_value, store_value
 from numdcn._cpu.tile import MASK, W00, W01, W10, W11
-from numdcn._formulas.jit import helper, lanes, simd_bytes
+from numdcn._formulas.jit import helper, lanes
 from numdcn._formulas.vectors import I64, fma_value, splat_value
-
-WORTHWHILE = simd_bytes() == 64  # elsewhere the accumulators leave no registers
 
 
 class Aside(NamedTuple):
@@ -31,6 +29,11 @@ class Aside(NamedTuple):
     vectors: int  # of each pixel; the last one may overrun
 
 
+def _number(n: int) -> Any:
+    """IR: an integer."""
+    return ir.Constant(I64, n)
+
+
 def _sampled(builder: Any, image: Any, strides: tuple[Any, Any], rows: Any, pixel: Any, vector: Any) -> Any:
     """IR: one vector as `sample.sample_tap` computes it."""
     pixel_stride, row_stride = strides
@@ -39,11 +42,11 @@ def _sampled(builder: Any, image: Any, strides: tuple[Any, Any], rows: Any, pixe
         corner = image
         for step in steps:
             corner = builder.gep(corner, [step])
-        x = load_value(builder, corner, ir.Constant(I64, 0), vector)
-        w = builder.load(builder.gep(rows, [builder.add(pixel, ir.Constant(I64, weight))]))
+        x = load_value(builder, corner, _number(0), vector)
+        w = builder.load(builder.gep(rows, [builder.add(pixel, _number(weight))]))
         spread = splat_value(builder, w, vector.count)
         sample = builder.fmul(spread, x) if sample is None else fma_value(builder, spread, x, sample)
-    mask = builder.load(builder.gep(rows, [builder.add(pixel, ir.Constant(I64, MASK))]))
+    mask = builder.load(builder.gep(rows, [builder.add(pixel, _number(MASK))]))
     return builder.fmul(splat_value(builder, mask, vector.count), sample)
 
 
@@ -62,26 +65,21 @@ def _close(builder: Any, phis: list[Any], values: list[Any]) -> None:
 
 
 def _tile(sampled: bool) -> Any:
-    """A register tile, `rows_wide` of `gemm`, that makes `count` vectors of columns aside, from number `start` on.
-    `vectors` is the number of a pixel's vectors; `count` is at least 1 and at most `k_end`."""
+    """A register tile, `rows_wide` of `gemm`, that makes vectors of columns aside: `numbers` are that of the first one
+    and their count, at least 1 and at most `k_end`."""
 
     @intrinsic
-    def tile(
-        typingctx, a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite,
-        image, pixel_stride, row_stride, index, rows, columns, vectors, start, count,
-    ):  # fmt: skip
+    def tile(typingctx, a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite, aside, numbers):
         element = a.dtype
         pitch = column_pitch(element.bitwidth // 8)
 
         def codegen(context, builder, sig, args):
-            (
-                a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite,
-                image, pixel_stride, row_stride, index, rows, columns, vectors, start, count,
-            ) = args  # fmt: skip
+            a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args[:8]
+            image, pixels, columns, vectors = cgutils.unpack_tuple(builder, args[8])
+            image, pixel_stride, row_stride = cgutils.unpack_tuple(builder, image)
+            _, index, rows, _, _ = cgutils.unpack_tuple(builder, pixels)
+            start, count = cgutils.unpack_tuple(builder, args[9])
             vector = ir.VectorType(context.get_value_type(element), lanes(element))
-            number = lambda n: ir.Constant(I64, n)  # noqa: E731
-            panel = VECTORS * vector.count
-
             pixel = builder.sdiv(start, vectors)
             turn = builder.sub(start, builder.mul(pixel, vectors))
             steps = builder.sdiv(k_end, count)
@@ -92,12 +90,12 @@ def _tile(sampled: bool) -> Any:
             builder.branch(busy)
 
             builder.position_at_end(busy)
-            job = _phis(builder, entry, [number(0), pixel, turn])
+            job = _phis(builder, entry, [_number(0), pixel, turn])
             state = _phis(builder, entry, [a, b, prefetched, *([ir.Constant(vector, None)] * (ROWS * VECTORS))])
             i, pixel_i, turn_i = job
-            channel = builder.mul(turn_i, number(vector.count))
+            channel = builder.mul(turn_i, _number(vector.count))
             source = builder.gep(image, [builder.add(builder.load(builder.gep(index, [pixel_i])), channel)])
-            later = builder.load(builder.gep(index, [builder.add(pixel_i, number(2))]))
+            later = builder.load(builder.gep(index, [builder.add(pixel_i, _number(2))]))
             later = builder.gep(image, [builder.add(later, channel)])
             for corner in [later, builder.gep(later, [row_stride])]:
                 prefetch_value(builder, corner)
@@ -106,23 +104,23 @@ def _tile(sampled: bool) -> Any:
             if sampled:
                 made = _sampled(builder, source, (pixel_stride, row_stride), rows, pixel_i, vector)
             else:
-                made = load_value(builder, source, number(0), vector)
-            store_value(builder, made, columns, builder.add(builder.mul(pixel_i, number(pitch)), channel))
-            i_next, turn_next = builder.add(i, number(1)), builder.add(turn_i, number(1))
+                made = load_value(builder, source, _number(0), vector)
+            store_value(builder, made, columns, builder.add(builder.mul(pixel_i, _number(pitch)), channel))
+            i_next, turn_next = builder.add(i, _number(1)), builder.add(turn_i, _number(1))
             wrap = builder.icmp_signed("==", turn_next, vectors)
-            turn_next = builder.select(wrap, number(0), turn_next)
+            turn_next = builder.select(wrap, _number(0), turn_next)
             pixel_next = builder.add(pixel_i, builder.zext(wrap, I64))
             last = builder.icmp_signed("==", i_next, count)
             until = builder.select(last, builder.sub(k_end, builder.mul(i, steps)), steps)
             builder.branch(multiply)
 
             builder.position_at_end(multiply)
-            k, *inner = _phis(builder, busy, [number(0), *state])
+            k, *inner = _phis(builder, busy, [_number(0), *state])
             a_k, b_k, prefetched_k, *sums = inner
             prefetch_value(builder, prefetched_k)
             sums = multiply_add_row(builder, ROWS, vector, VECTORS, pitch, a_k, b_k, sums)
-            k_next = builder.add(k, number(1))
-            after = [builder.gep(a_k, [number(1)]), builder.gep(b_k, [number(panel)])]
+            k_next = builder.add(k, _number(1))
+            after = [builder.gep(a_k, [_number(1)]), builder.gep(b_k, [_number(VECTORS * vector.count)])]
             after += [builder.gep(prefetched_k, [prefetch_step]), *sums]
             _close(builder, [k, *inner], [k_next, *after])
             builder.cbranch(builder.icmp_signed("<", k_next, until), multiply, multiplied)
@@ -136,7 +134,7 @@ def _tile(sampled: bool) -> Any:
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(a, b, a, i, c, i, i, types.boolean, image, i, i, index, rows, columns, i, i, i), codegen
+        return types.void(a, b, a, i, c, i, i, types.boolean, aside, types.UniTuple(i, 2)), codegen
 
     return tile
 
@@ -147,19 +145,14 @@ _sampling, _copying = _tile(True), _tile(False)
 @helper
 def _multiply(tile, a, k, b, ahead, ahead_step, c, overwrite, aside):
     """Multiply by a register tile; returns how many vectors it made aside."""
-    image, pixels = aside.image, aside.tile
-    total, made = pixels.pixels * aside.vectors, 0
+    total, made = aside.tile.pixels * aside.vectors, 0
     for j in range(b.count):
         b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * b.width)
         count = min(total * (j + 1) // b.count - made, k)
         if count == 0:
             rows_wide(a, b_j, b.width, at(b_j, ahead), ahead_step, c_j, c.pitch, k, overwrite)
             continue
-        tile(
-            a, b_j, at(b_j, ahead), ahead_step, c_j, c.pitch, k, overwrite,
-            image.pointer, image.pixel_stride, image.row_stride, pixels.index, pixels.rows, aside.columns,
-            aside.vectors, made, count,
-        )  # fmt: skip
+        tile(a, b_j, at(b_j, ahead), ahead_step, c_j, c.pitch, k, overwrite, aside, (made, count))
         made += count
     return made
 

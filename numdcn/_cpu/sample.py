@@ -102,7 +102,9 @@ def sample_tap(image, tile, count, columns):
     step, vector = width(one), full(one)
     whole = count // step * step
     fours = count // (4 * step) * 4 * step
-    for pixel in range(tile.pixels if whole else 0):
+    if whole == step:
+        _sample_part(vector, step, image, tile, columns)
+    for pixel in range(tile.pixels if whole > step else 0):
         index, weights = load_scalar(tile.index, pixel), weights_of(tile, pixel, vector)
         mask, target = like(load_scalar(tile.rows, MASK + pixel), vector), at(columns.pointer, pixel * columns.pitch)
         for c in range(0, fours, 4 * step):

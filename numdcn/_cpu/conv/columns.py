@@ -143,10 +143,19 @@ def multiply_chunk(one, call, chunk, columns, tile, first, count, sums, first_pa
         )  # fmt: skip
 
 
+class Share(NamedTuple):
+    """What a task computes of a tile of image n: the groups of a block, and panels of their outputs."""
+
+    n: int
+    block: int
+    first_panel: int
+    panels: int
+
+
 @helper
-def multiply_tile_aside(plan, make, multiply, one, call, n, tile, image, columns, sums, block_, first_panel, panels):
-    """Multiply all columns of a tile by their weights, register tile by register tile, for the groups of a block and
-    `panels` panels of outputs starting at `first_panel`, while the columns of the next register tile are made.
+def multiply_tile_aside(plan, make, multiply, one, call, share, tile, image, columns, sums):
+    """Multiply a share of a tile's columns by their weights, register tile by register tile, while the columns of the
+    next register tile are made.
 
     One plan serves a chunk, made by `plan`: `plan_samples` or `plan_copies`. `make` and `multiply` are `sample_tap` and
     `multiply_sampling`, or `copy_tap` and `multiply_copying`. `columns` holds those of two register tiles.
@@ -155,16 +164,16 @@ def multiply_tile_aside(plan, make, multiply, one, call, n, tile, image, columns
     panel_size, step = chunks.taps * chunks.channels * packed.panel, width(one)
     ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)
     per_offset_group = p.in_channels // max(p.offset_groups, 1)
-    end, turn = (block_ + 1) * blocking.chunks_per_block, 0
-    chunk = chunk_at(chunks, block_ * blocking.chunks_per_block)
+    end, turn = (share.block + 1) * blocking.chunks_per_block, 0
+    chunk = chunk_at(chunks, share.block * blocking.chunks_per_block)
     following = chunk
     channel = chunk.group * chunks.channels + chunk.channel
-    plan(one, call, n, tile, chunk.tap, channel // per_offset_group)
+    plan(one, call, share.n, tile, chunk.tap, channel // per_offset_group)
     part = tile_from(tile, 0, min(ROWS, tile.pixels))
     make(image_from(image, channel), part, chunk.channel_end - chunk.channel, columns)
-    for number in range(block_ * blocking.chunks_per_block, end):
+    for number in range(share.block * blocking.chunks_per_block, end):
         chunk, depth = following, following.channel_end - following.channel
-        w = at(pointer(call.a.weights, one), (chunk.group * packed.panels + first_panel) * panel_size)
+        w = at(pointer(call.a.weights, one), (chunk.group * packed.panels + share.first_panel) * panel_size)
         w = at(w, (chunk.tap * chunks.channels + chunk.channel) * packed.panel)
         for first in range(0, tile.pixels, ROWS):
             start, count = first + ROWS, min(ROWS, tile.pixels - first - ROWS)
@@ -173,7 +182,7 @@ def multiply_tile_aside(plan, make, multiply, one, call, n, tile, image, columns
                 if number + 1 < end:
                     following, count = chunk_at(chunks, number + 1), min(ROWS, tile.pixels)
                     channel = following.group * chunks.channels + following.channel
-                    plan(one, call, n, tile, following.tap, channel // per_offset_group)
+                    plan(one, call, share.n, tile, following.tap, channel // per_offset_group)
             a = at(columns.pointer, turn * ROWS * columns.pitch)
             target = at(columns.pointer, (1 - turn) * ROWS * columns.pitch)
             next_depth, source, part = (
@@ -181,7 +190,7 @@ def multiply_tile_aside(plan, make, multiply, one, call, n, tile, image, columns
             )  # fmt: skip
             vectors = (next_depth + step - 1) // step
             made = multiply(
-                a, depth, Panels(w, packed.panel, panels, panel_size),
+                a, depth, Panels(w, packed.panel, share.panels, panel_size),
                 depth * packed.panel + first // ROWS * ahead_step * depth, ahead_step,
                 Matrix(at(sums.pointer, first * sums.pitch), sums.pitch), (chunk.tap == 0) & (chunk.channel == 0),
                 Aside(source, part, target, vectors),

@@ -12,6 +12,7 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.aside import multiply_copying, multiply_sampling
 from numdcn._cpu.conv.blocking import ForwardBlocking
 from numdcn._cpu.conv.columns import (
+    Share,
     chunk_at,
     copy_chunk,
     multiply_chunk,
@@ -87,9 +88,8 @@ def compute_tiles(make_columns, plan, make, multiply, one, params, counter, slot
             first_panel, block_ = slice_ * blocking.panels_per_task, 0
         panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
         if blocking.aside:
-            multiply_tile_aside(
-                plan, make, multiply, one, call, n, tile, image, columns, sums, block_, first_panel, panels
-            )
+            share = Share(n, block_, first_panel, panels)
+            multiply_tile_aside(plan, make, multiply, one, call, share, tile, image, columns, sums)
         else:
             # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
             for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
