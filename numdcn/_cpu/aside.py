@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from numdcn._cpu.gemm import ROWS, VECTORS, column_pitch, multiply_add_row, rows_wide, write_sums
 from numdcn._cpu.jit import block
+from numdcn._cpu.layout import columns_from
 from numdcn._cpu.simd import at, load_value, prefetch_value, store_value
 from numdcn._cpu.tile import MASK, W00, W01, W10, W11
 from numdcn._formulas.jit import helper, lanes
@@ -69,16 +70,17 @@ def _tile(sampled: bool) -> Any:
     and their count, at least 1 and at most `k_end`."""
 
     @intrinsic
-    def tile(typingctx, a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite, aside, numbers):
+    def tile(typingctx, a, b, prefetched, prefetch_step, c, k_end, overwrite, aside, numbers):
         element = a.dtype
         pitch = column_pitch(element.bitwidth // 8)
 
         def codegen(context, builder, sig, args):
-            a, b, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args[:8]
-            image, pixels, columns, vectors = cgutils.unpack_tuple(builder, args[8])
+            a, b, prefetched, prefetch_step, c, k_end, overwrite = args[:7]
+            c, c_pitch = cgutils.unpack_tuple(builder, c)
+            image, pixels, columns, vectors = cgutils.unpack_tuple(builder, args[7])
             image, pixel_stride, row_stride = cgutils.unpack_tuple(builder, image)
             _, index, rows, _, _ = cgutils.unpack_tuple(builder, pixels)
-            start, count = cgutils.unpack_tuple(builder, args[9])
+            start, count = cgutils.unpack_tuple(builder, args[8])
             vector = ir.VectorType(context.get_value_type(element), lanes(element))
             pixel = builder.sdiv(start, vectors)
             turn = builder.sub(start, builder.mul(pixel, vectors))
@@ -130,11 +132,11 @@ def _tile(sampled: bool) -> Any:
             builder.cbranch(last, done, busy)
 
             builder.position_at_end(done)
-            write_sums(builder, sums, VECTORS, c, c_pitch, context.cast(builder, overwrite, sig.args[7], types.boolean))
+            write_sums(builder, sums, VECTORS, c, c_pitch, context.cast(builder, overwrite, sig.args[6], types.boolean))
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(a, b, a, i, c, i, i, types.boolean, aside, types.UniTuple(i, 2)), codegen
+        return types.void(a, b, a, i, c, i, types.boolean, aside, types.UniTuple(i, 2)), codegen
 
     return tile
 
@@ -147,12 +149,12 @@ def _multiply(tile, a, k, b, ahead, ahead_step, c, overwrite, aside):
     """Multiply by a register tile; returns how many vectors it made aside."""
     total, made = aside.tile.pixels * aside.vectors, 0
     for j in range(b.count):
-        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * b.width)
+        b_j, c_j = at(b.pointer, j * b.step), columns_from(c, j * b.width)
         count = min(total * (j + 1) // b.count - made, k)
         if count == 0:
-            rows_wide(a, b_j, b.width, at(b_j, ahead), ahead_step, c_j, c.pitch, k, overwrite)
+            rows_wide(a, b_j, b.width, at(b_j, ahead), ahead_step, c_j.pointer, c.pitch, k, overwrite)
             continue
-        tile(a, b_j, at(b_j, ahead), ahead_step, c_j, c.pitch, k, overwrite, aside, (made, count))
+        tile(a, b_j, at(b_j, ahead), ahead_step, c_j, k, overwrite, aside, (made, count))
         made += count
     return made
 
