@@ -66,6 +66,27 @@ def panel_width(columns: int, dtype: Any) -> int:
     return min((w for w in panel_widths(dtype) if w >= columns), default=panel_widths(dtype)[0])
 
 
+def multiply_add_row(
+    builder: Any,
+    rows: int,
+    vector: Any,
+    vectors: int,
+    row_stride: int,
+    multiply_add: Any,
+    a_k: Any,
+    b_k: Any,
+    sums: list[Any],
+) -> list[Any]:
+    """IR: the accumulators after one step over k. `multiply_add` is `fma_value`, or `dot_value` for pairs of bfloat16."""
+    b_row = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
+    new = []
+    for r in range(rows):
+        scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * row_stride)]))
+        broadcast = splat_value(builder, scalar, vector.count)
+        new += [multiply_add(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
+    return new
+
+
 def _product(
     builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], multiply_add: Any, args: Any
 ) -> list[Any]:
@@ -86,12 +107,7 @@ def _product(
     ]:
         phi.add_incoming(start, entry)
     prefetch_value(builder, prefetched_k)
-    b_row = [load_value(builder, b_k, ir.Constant(I64, v * vector.count), vector) for v in range(vectors)]
-    new = []
-    for r in range(rows):
-        scalar = builder.load(builder.gep(a_k, [ir.Constant(I64, r * strides[0])]))
-        broadcast = splat_value(builder, scalar, vector.count)
-        new += [multiply_add(builder, broadcast, b_row[v], sums[r * vectors + v]) for v in range(vectors)]
+    new = multiply_add_row(builder, rows, vector, vectors, strides[0], multiply_add, a_k, b_k, sums)
     k_next = builder.add(k, ir.Constant(I64, 1))
     steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [b_pitch]))]
     steps.append((prefetched_k, builder.gep(prefetched_k, [prefetch_step])))
@@ -102,7 +118,7 @@ def _product(
     return new
 
 
-def _write(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any, overwrite: Any) -> None:
+def write_sums(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any, overwrite: Any) -> None:
     """IR: C = sums if `overwrite`, else C += sums."""
     spots = []
     for i in range(len(sums)):
@@ -146,7 +162,7 @@ def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
             vector = ir.VectorType(context.get_value_type(element), count)
             inner = a, b, b_pitch, prefetched, prefetch_step, k_end
             sums = _product(builder, rows, vector, columns // count, strides, multiply_add, inner)
-            _write(
+            write_sums(
                 builder,
                 sums,
                 columns // count,
@@ -162,45 +178,44 @@ def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
     return tile
 
 
-_rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
+rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
 _pairs_wide, _pairs_single, _pairs_narrow = (_tile("rows", i, dot_value) for i in (0, 1, -1))
 _packed_wide, _packed_single, _packed_narrow = (_tile("packed", i) for i in (0, 1, -1))
 _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -1))
 
 
 @helper
-def _multiply(wide, single, narrow, a, rows, k, b, next_chunk, c, overwrite):
+def _multiply(wide, single, narrow, a, rows, k, b, ahead, ahead_step, c, overwrite):
     """`multiply_rows` by register tiles of the three widths."""
     step, panel = width(load_scalar(a.pointer, 0)), b.width
-    prefetch_step = panel * ROWS // max(rows, ROWS)
-    for j in range(b.count):
-        b_j, c_j = at(b.pointer, j * b.step), at(c.pointer, j * panel)
-        prefetched = at(b_j, b.step) if j + 1 < b.count else at(b.pointer, next_chunk)
-        for r in range(0, rows, ROWS):
-            a_r, c_r = at(a.pointer, r * a.pitch), at(c_j, r * c.pitch)
+    for r in range(0, rows, ROWS):
+        a_r = at(a.pointer, r * a.pitch)
+        for j in range(b.count):
+            b_j, c_r = at(b.pointer, j * b.step), at(c.pointer, r * c.pitch + j * panel)
+            prefetched = at(b_j, ahead + r // ROWS * ahead_step * k)
             if panel == VECTORS * step:
-                wide(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+                wide(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             elif panel == step:
-                single(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
+                single(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             else:
-                narrow(a_r, b_j, panel, prefetched, prefetch_step, c_r, c.pitch, k, overwrite)
-            prefetched = at(prefetched, prefetch_step * k)
+                narrow(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
 
 
 @block
-def multiply_rows(a, rows, k, b, next_chunk, c, overwrite):
+def multiply_rows(a, rows, k, b, ahead, ahead_step, c, overwrite):
     """C (rows, columns of the panels) = A (rows, k) B if `overwrite`, else +=; A is a matrix in the layout `rows`.
 
-    Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. The next
-    product's B is `next_chunk` elements after this one; it is only prefetched.
+    Rows are rounded up to whole register tiles of `ROWS`: A must be readable, and C writable, that far. What is `ahead`
+    elements after each panel is needed soon: each row of the panel prefetches one line of it and advances by
+    `ahead_step` elements, on to the next register tile.
     """
-    _multiply(_rows_wide, _rows_single, _rows_narrow, a, rows, k, b, next_chunk, c, overwrite)
+    _multiply(rows_wide, _rows_single, _rows_narrow, a, rows, k, b, ahead, ahead_step, c, overwrite)
 
 
 @block
-def multiply_pairs(a, rows, k, b, next_chunk, c, overwrite):
+def multiply_pairs(a, rows, k, b, ahead, ahead_step, c, overwrite):
     """`multiply_rows` where the elements of A and B are pairs of bfloat16, two rows of B side by side."""
-    _multiply(_pairs_wide, _pairs_single, _pairs_narrow, a, rows, k, b, next_chunk, c, overwrite)
+    _multiply(_pairs_wide, _pairs_single, _pairs_narrow, a, rows, k, b, ahead, ahead_step, c, overwrite)
 
 
 @block

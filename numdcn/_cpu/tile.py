@@ -106,6 +106,12 @@ def tiles_in(tiling, area):
     return (columns + tiling.tile_columns - 1) // tiling.tile_columns
 
 
+@helper
+def tile_from(tile, first, count):
+    """The index and the rows of `count` pixels of a tile. Its runs are those of the whole tile."""
+    return Tile(tile.runs, at(tile.index, first), at(tile.spots, first), at(tile.rows, first), tile.run_count, count)
+
+
 @block
 def _fill_runs(tile, tiling, number, area, stride, before):
     """Fill in a tile's runs and positions; returns the number of runs and the number of pixels."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from numdcn._cpu.gemm import ROWS
 from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import transpose
-from numdcn._cpu.simd import at, full, load, load_scalar, pointer, prefetch, store, width
+from numdcn._cpu.simd import at, full, load, load_like, load_scalar, narrow, pointer, prefetch, store, width
 from numdcn._cpu.tile import ROW
 from numdcn._formulas.jit import helper
 
@@ -34,46 +34,51 @@ def gradient_rows(target, pitch, pixels):
     return PackedGradient(target, 0, False, target, pitch, pixels, True)
 
 
+@helper
+def _copy_in(vector, lanes, count, source, target):
+    """Copy `count` adjacent elements, at least `lanes`, in vectors like `vector`; the last overlaps the previous one."""
+    for i in range(0, count - lanes, lanes):
+        store(target, i, load_like(source, i, vector))
+    store(target, count - lanes, load_like(source, count - lanes, vector))
+
+
+@helper
+def _copy_run(count, source, source_stride, target, target_stride):
+    """target[i * target_stride] = source[i * source_stride] for i < count, touching nothing else."""
+    one = load_scalar(source, 0)
+    if (source_stride != 1) | (target_stride != 1) | (count < 4):
+        for i in range(count):
+            store(target, i * target_stride, load_scalar(source, i * source_stride))
+    elif count >= width(one):
+        _copy_in(full(one), width(one), count, source, target)
+    elif width(one) > 8 and count >= 8:
+        _copy_in(narrow(one, 8), 8, count, source, target)
+    elif width(one) > 4:
+        _copy_in(narrow(one, 4), 4, count, source, target)
+
+
 @block
 def read_plane(plane, strides, ahead, tile, target):
     """Copy a tile's pixels of an (out_h, out_w) plane into target, in the tile's order.
 
     The plane that follows `ahead` elements later is read next: its pixels are prefetched.
     """
-    step = width(load_scalar(target, 0))
     for run in range(tile.run_count):
         first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
         x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
         source = at(plane, y * strides[0] + x * strides[1])
-        done = 0
         for i in range(0, count, 16):
             prefetch(source, ahead + i)
-        if strides[1] == 1 and count >= step:
-            while done + step < count:
-                store(target, first + done, load(source, done))
-                done += step
-            store(target, first + count - step, load(source, count - step))  # overlaps the one before
-            continue
-        for i in range(count):
-            store(target, first + i, load_scalar(source, i * strides[1]))
+        _copy_run(count, source, strides[1], at(target, first), 1)
 
 
 @block
 def write_plane(plane, strides, tile, source):
     """Copy source, in a tile's order, to the tile's pixels of an (out_h, out_w) plane."""
-    step = width(load_scalar(source, 0))
     for run in range(tile.run_count):
         first, y = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
         x, count = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
-        target, done = at(plane, y * strides[0] + x * strides[1]), 0
-        if strides[1] == 1 and count >= step:
-            while done + step < count:
-                store(target, done, load(source, first + done))
-                done += step
-            store(target, count - step, load(source, first + count - step))  # overlaps the one before
-            continue
-        for i in range(count):
-            store(target, i * strides[1], load_scalar(source, first + i))
+        _copy_run(count, at(source, first), 1, at(plane, y * strides[0] + x * strides[1]), strides[1])
 
 
 @block
@@ -89,14 +94,18 @@ def write_tile(one, of_y, y, bias, n, first, count, tile, sums, buffer):
     for o in range(0, count, step):
         for p in range(0, tile.pixels, step):
             transpose(at(sums.pointer, p * sums.pitch + o), sums.pitch, at(lines, p), line_pitch)
-        for i in range(min(step, count - o)):
-            channel = first + o + i
-            added = load_scalar(pointer(bias.address, one), channel * bias.strides[0]) if biased else one - one
-            line = at(lines, i * line_pitch)
-            for p in range(0, line_pitch if biased else 0, step):
-                store(line, p, load(line, p) + full(added))
-            plane = at(pointer(y.address, of_y), n * strides[0] + channel * strides[1])
-            write_plane(plane, strides[2:], tile, line)
+        channels = min(step, count - o)
+        for i in range(channels if biased else 0):
+            added = full(load_scalar(pointer(bias.address, one), (first + o + i) * bias.strides[0]))
+            for p in range(i * line_pitch, (i + 1) * line_pitch, step):
+                store(lines, p, load(lines, p) + added)
+        for run in range(tile.run_count):
+            start, row = load_scalar(tile.runs, 4 * run), load_scalar(tile.runs, 4 * run + 1)
+            x, length = load_scalar(tile.runs, 4 * run + 2), load_scalar(tile.runs, 4 * run + 3)
+            target = at(pointer(y.address, of_y), n * strides[0] + (first + o) * strides[1])
+            target = at(target, row * strides[2] + x * strides[3])
+            for i in range(channels):
+                _copy_run(length, at(lines, i * line_pitch + start), 1, at(target, i * strides[1]), strides[3])
 
 
 @block

@@ -79,6 +79,7 @@ CASES = [
     Case(channels=70, c_out=33, size=(7, 5), kernel=(1, 1), bias=True),
     Case(channels=300, c_out=9, size=(6, 7), padding=1),
     Case(channels=260, c_out=140, size=(3, 5), kernel=(1, 3)),
+    Case(channels=200, c_out=32, size=(7, 6), kernel=(1, 2)),  # chunks of different lengths, a single panel
     Case(channels=9, c_out=300, size=(5, 4), kernel=(3, 2)),
     # groups, depthwise, and several outputs per channel
     Case(channels=12, c_out=6, size=(7, 5), padding=1, groups=3, bias=True, batch=2),
@@ -86,6 +87,7 @@ CASES = [
     Case(channels=64, c_out=64, size=(6, 7), padding=1, groups=32, bias=True),
     Case(channels=48, c_out=36, size=(5, 6), padding=1, groups=12),
     Case(channels=70, c_out=66, size=(5, 6), padding=1, groups=2, bias=True),
+    Case(channels=256, c_out=64, size=(6, 5), kernel=(2, 2), groups=2),
     Case(channels=5, c_out=5, size=(7, 5), padding=1, groups=5, bias=True),
     Case(channels=17, c_out=34, size=(7, 5), padding=1, groups=17, bias=True),
     Case(channels=64, c_out=64, size=(9, 8), padding=1, groups=64, batch=2),

@@ -86,12 +86,14 @@ CASES = [
     Case(channels=70, c_out=33, size=(7, 5), kernel=(1, 1), bias=True),
     Case(channels=300, c_out=9, size=(6, 7), padding=1, mask=True),
     Case(channels=260, c_out=140, size=(3, 5), kernel=(1, 3)),
+    Case(channels=200, c_out=32, size=(7, 6), kernel=(1, 2), mask=True),  # chunks of different lengths, a single panel
     Case(channels=9, c_out=290, size=(5, 4), kernel=(3, 2)),
     # groups, offset groups, and neither dividing the other
     Case(channels=12, c_out=6, size=(7, 5), padding=1, groups=3, offset_groups=4, mask=True, bias=True, batch=2),
     Case(33, 6, 4, (5, 4), (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3),
     Case(channels=64, c_out=32, size=(6, 7), padding=1, groups=2, offset_groups=8, mask=True),
     Case(channels=64, c_out=64, size=(6, 7), padding=1, groups=32, offset_groups=1, bias=True),
+    Case(channels=256, c_out=64, size=(6, 5), kernel=(2, 2), groups=2, offset_groups=2, mask=True),
     Case(channels=48, c_out=36, size=(5, 6), padding=1, groups=12, offset_groups=16, mask=True),
     Case(channels=10, c_out=10, size=(7, 5), padding=1, offset_groups=10, mask=True),
     Case(channels=12, c_out=8, size=(7, 5), padding=1, groups=4, offset_groups=6, bias=True),

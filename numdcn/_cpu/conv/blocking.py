@@ -15,7 +15,7 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.pack import Packing, is_depthwise, packing
-from numdcn._cpu.gemm import ROWS, chunk_size, column_pitch
+from numdcn._cpu.gemm import ROWS, chunk_size, column_pitch, panel_widths
 from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
@@ -53,6 +53,8 @@ class ForwardBlocking(NamedTuple):
     weights: Packing  # their packing
     depthwise: int  # 1 or 0
     rows: int  # of a tile's columns and sums, including padding
+    pixels_at_once: int  # pixels whose columns are made, then multiplied, before the next pixels' are made
+    aside: int  # 1 or 0: whether columns are made while those of the previous pixels are multiplied
     sums_pitch: int  # elements per row of sums
     chunks_per_block: int  # chunks per block of groups, which is computed on its own
     slices: int  # tasks per tile: blocks of groups, or of panels of outputs if there is only one group
@@ -81,9 +83,39 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     return Chunking(groups, channels, p.taps, min(groups, most // (channels * p.taps)), channels, p.taps, pitch)
 
 
+def _planned_once(p: Convolution, chunks: Chunking) -> bool:
+    """Whether one plan serves a chunk: it has a single tap, and channels of a single offset group."""
+    if chunks.taps_per_chunk > 1 or chunks.groups_per_chunk > 1:
+        return False
+    # chunks start at multiples of channels_per_chunk in each group
+    size = p.in_channels // max(1, p.offset_groups)
+    aligned = size % chunks.channels_per_chunk == 0 and chunks.channels % chunks.channels_per_chunk == 0
+    return p.offset_groups <= 1 or aligned
+
+
 def band_of(p: Convolution) -> int:
     """Rows per tile: four, so that little of x is read, unless reading offsets and masks costs more than reading x."""
     return 1 if 3 * p.offset_groups * p.taps > p.in_channels else 4
+
+
+def _register_rows(out_size: tuple[int, int], tiling: Tiling) -> int:
+    """The rows of all register tiles of an output image."""
+    height, columns = out_size[0], tiling.tile_columns
+    full_bands = height // tiling.band * out_size[1]  # their columns, then those of the last band
+    end, rest = -(-height // tiling.band) * out_size[1], height % tiling.band
+    rows = full_bands // columns * -(-columns * tiling.band // ROWS) * ROWS
+    for first in range(full_bands // columns * columns, end, columns):
+        full = max(0, full_bands - first)
+        rows += -(-(full * tiling.band + (min(columns, end - first) - full) * rest) // ROWS) * ROWS
+    return rows
+
+
+def _forward_tiling(p: Convolution, pixels: int) -> Tiling:
+    """Tiles of at most `pixels` pixels, in bands as high as `band_of` says, or lower if that leaves fewer rows of
+    register tiles without a pixel."""
+    tilings = [tiling_of(p.out_size, pixels, band) for band in range(band_of(p), 0, -1)]
+    rows = [_register_rows(p.out_size, tiling) for tiling in tilings]
+    return next(t for t, r in zip(tilings, rows, strict=True) if r <= 1.01 * min(rows))
 
 
 def image_size(p: Convolution) -> int:
@@ -112,7 +144,7 @@ def _half(pixels: int, least: int) -> int:
 def _smaller(p: Convolution, tiling: Tiling, slices: int, least: int) -> Tiling:
     """Halve the pixels per tile, down to `least`, until there are enough tasks."""
     while p.batch * tiling.tiles * slices < ENOUGH_TASKS and tiling.tile_pixels > least:
-        tiling = tiling_of(p.out_size, _half(tiling.tile_pixels, least), band_of(p))
+        tiling = _forward_tiling(p, _half(tiling.tile_pixels, least))
     return tiling
 
 
@@ -123,7 +155,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     weights = packing(p.weights_shape, p.groups, dtype)
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
-    tiling = tiling_of(p.out_size, affordable(weights.panels * weights.panel * dtype.itemsize), band_of(p))
+    tiling = _forward_tiling(p, affordable(weights.panels * weights.panel * dtype.itemsize))
     group_sums_bytes = (
         rows_of(tiling) * weights.panel * weights.panels + 1
     ) * dtype.itemsize  # per tile, approximately
@@ -135,6 +167,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
             panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
             slices = -(-weights.panels // panels_per_task)
         tiling = _smaller(p, tiling, slices, ROWS)
+    planned_once = _planned_once(p, chunks)
     rows, pitch = rows_of(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
     elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
@@ -145,6 +178,8 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
         weights=weights,
         depthwise=int(depthwise),
         rows=rows,
+        pixels_at_once=ROWS if planned_once else tiling.tile_pixels,
+        aside=int(planned_once and not depthwise and weights.panel == panel_widths(dtype)[0]),
         sums_pitch=pitch,
         chunks_per_block=chunks_per_block,
         slices=slices,

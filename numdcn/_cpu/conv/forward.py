@@ -11,12 +11,23 @@ from typing import NamedTuple
 import numpy as np
 
 from numdcn._call.convolution import Convolution
+from numdcn._cpu.aside import multiply_copying, multiply_sampling
 from numdcn._cpu.conv.blocking import ForwardBlocking
-from numdcn._cpu.conv.columns import chunk_at, copy_chunk, multiply_chunk, sample_chunk, sample_chunk_of_pairs
+from numdcn._cpu.conv.columns import (
+    Share,
+    copy_chunk,
+    multiply_tile,
+    multiply_tile_aside,
+    plan_copies,
+    plan_samples,
+    sample_chunk,
+    sample_chunk_of_pairs,
+)
 from numdcn._cpu.gemm import multiply_pairs, multiply_rows
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.sample import copy_tap, sample_tap
 from numdcn._cpu.simd import at, next_task, pointer
 from numdcn._cpu.tile import new_tile, place_tile
 from numdcn._cpu.tile_io import write_tile
@@ -50,15 +61,14 @@ def count_tasks(p, blocking):
 
 
 @helper
-def compute_tiles(make_columns, multiply, of_y, one, params, counter, slot):
+def compute_tiles(compute_share, of_y, one, params, counter, slot):
     """y, of elements of the type of `of_y`, tile by tile. A task is a tile and a block of groups, or of panels of
     outputs.
 
-    `make_columns(one, call, n, tile, image, chunk, columns)` fills a chunk of the columns of a tile of image n:
-    `sample_chunk` or `copy_chunk`, inlined here like every helper. `multiply` is `multiply_rows` or `multiply_pairs`.
+    `compute_share(one, call, share, tile, image, columns, sums)` fills the sums of a share of a tile.
     """
     call = unpack(params, ForwardCall)
-    p, blocking, a, chunks_per_block = call.p, call.blocking, call.a, call.blocking.chunks_per_block
+    p, blocking, a = call.p, call.blocking, call.a
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced = new_tile(base, one)
     columns = Matrix(pointer(base + blocking.tile_bytes, one), blocking.chunks.pitch)
@@ -79,11 +89,7 @@ def compute_tiles(make_columns, multiply, of_y, one, params, counter, slot):
         if blocking.chunks.groups == 1:
             first_panel, block_ = slice_ * blocking.panels_per_task, 0
         panels = min(blocking.panels_per_task, blocking.weights.panels - first_panel)
-        # the chunks of a block of groups have consecutive numbers, as groups vary slowest in `chunk_at`
-        for number in range(block_ * chunks_per_block, (block_ + 1) * chunks_per_block):
-            chunk = chunk_at(blocking.chunks, number)
-            make_columns(one, call, n, tile, image, chunk, columns)
-            multiply_chunk(multiply, one, call, chunk, columns, tile.pixels, sums, first_panel, panels)
+        compute_share(one, call, Share(n, block_, first_panel, panels), tile, image, columns, sums)
         outputs, o = blocking.weights.outputs, first_panel * blocking.weights.panel
         group = block_ * blocking.chunks.groups_per_chunk
         for g in range(group, min(group + blocking.chunks.groups_per_chunk, blocking.chunks.groups)):
@@ -92,25 +98,53 @@ def compute_tiles(make_columns, multiply, of_y, one, params, counter, slot):
             write_tile(one, of_y, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)
 
 
+@helper
+def _sampled(one, call, share, tile, image, columns, sums):
+    if call.blocking.aside:
+        multiply_tile_aside(
+            plan_samples, sample_tap, multiply_sampling, one, call, share, tile, image, columns, sums
+        )  # fmt: skip
+    else:
+        multiply_tile(sample_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
+
+
+@helper
+def _copied(one, call, share, tile, image, columns, sums):
+    if call.blocking.aside:
+        multiply_tile_aside(plan_copies, copy_tap, multiply_copying, one, call, share, tile, image, columns, sums)
+    else:
+        multiply_tile(copy_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
+
+
+@helper
+def _sampled_pairs(one, call, share, tile, image, columns, sums):
+    multiply_tile(sample_chunk_of_pairs, multiply_pairs, one, call, share, tile, image, columns, sums)
+
+
+@helper
+def _copied_pairs(one, call, share, tile, image, columns, sums):
+    multiply_tile(copy_chunk, multiply_pairs, one, call, share, tile, image, columns, sums)
+
+
 @kernel
 def forward_sampled(one, params, counter, slot):
     """y from sampled columns, tile by tile."""
-    compute_tiles(sample_chunk, multiply_rows, one, one, params, counter, slot)
+    compute_tiles(_sampled, one, one, params, counter, slot)
 
 
 @kernel
 def forward_copied(one, params, counter, slot):
     """y from copied columns, tile by tile."""
-    compute_tiles(copy_chunk, multiply_rows, one, one, params, counter, slot)
+    compute_tiles(_copied, one, one, params, counter, slot)
 
 
 @kernel
 def forward_sampled_pairs(one, params, counter, slot):
     """y in bfloat16 from sampled columns; elements of images, columns and weights are pairs of bfloat16."""
-    compute_tiles(sample_chunk_of_pairs, multiply_pairs, np.int16(0), one, params, counter, slot)
+    compute_tiles(_sampled_pairs, np.int16(0), one, params, counter, slot)
 
 
 @kernel
 def forward_copied_pairs(one, params, counter, slot):
     """`forward_sampled_pairs` from copied columns."""
-    compute_tiles(copy_chunk, multiply_pairs, np.int16(0), one, params, counter, slot)
+    compute_tiles(_copied_pairs, np.int16(0), one, params, counter, slot)
