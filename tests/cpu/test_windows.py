@@ -1,5 +1,7 @@
 """A convolution's backward in groups of taps and regions: what the windows of an image add up to, wherever samples are."""
 
+import ctypes
+
 import numpy as np
 import pytest
 from checks import assert_same_bits, with_threads
@@ -57,12 +59,16 @@ def problem(name, dtype):
 @pytest.fixture
 def divided(monkeypatch):
     """A function that makes calls of any size be divided, into tiles of 14 pixels and windows with little room around
-    them; and the names of the kernels that ran."""
+    them. It returns the names of the kernels that ran, and for `place_windows` which images are not divided."""
     kernels, launch = [], run.launch
 
-    def noted(kernel, *arguments):
+    def noted(kernel, one, values, *arguments):
+        launch(kernel, one, values, *arguments)
         kernels.append(kernel.__name__)
-        return launch(kernel, *arguments)
+        if kernels[-1] == "place_windows":
+            words = 1 + 2 * values.cut.rows * values.cut.columns
+            placed = (ctypes.c_int64 * (values.p.batch * words)).from_address(values.placed)
+            kernels[-1] = (kernels[-1], list(placed[::words]))
 
     def divide(cut, windows_bytes=2**30):
         backward_blocking.backward_blocking.cache_clear()
@@ -102,19 +108,34 @@ def test_windows_add_up(divided, name, dtype):
             assert close.all(), (field, cut)
 
 
+@pytest.mark.parametrize("cut", [(1, 4, 2), (1, 4, 1)])
 @pytest.mark.parametrize(
-    ("name", "strays"),
-    [("near", True), ("one image anywhere", True), ("far but together", True), ("anywhere", False), ("plain", False)],
+    ("name", "undivided", "strays"),
+    [
+        ("near", [0], True),
+        ("one image anywhere", [0, 1], True),
+        ("far but together", [0], True),
+        ("anywhere", [1], False),
+        ("plain", [0], False),
+    ],
 )
-def test_where_strays_are(divided, name, strays):
+def test_where_strays_are(divided, name, undivided, strays, cut):
     """Samples beyond their window are added later; but an image with many of them is not divided."""
     backward, arrays, options = problem(name, np.float32)
-    kernels = divided((1, 4, 2))
+    kernels = divided(cut)
     backward(*arrays, **options)
+    assert ("place_windows", undivided) in kernels
     assert ("add_strays" in kernels) == strays
-    if name == "far but together":  # where windows stay at their taps, it would not be divided
-        backward(*arrays[:2], np.clip(arrays[2], 7, 11), *arrays[3:], **options)
-        assert kernels.count("add_strays") == 1
+
+
+def test_without_strays(divided):
+    """Offsets of 0 stay within windows up to the last column, and so do those of a flow."""
+    backward, arrays, options = problem("far but together", np.float32)
+    kernels = divided((1, 4, 1))
+    for offset in (0, 9):
+        backward(*arrays[:2], np.full_like(arrays[2], offset), *arrays[3:], **options)
+        assert ("place_windows", [0]) in kernels
+        assert "add_strays" not in kernels
 
 
 @pytest.mark.parametrize("name", ["near", "offset groups of 8", "one image anywhere", "anywhere", "plain", "depthwise"])
@@ -165,7 +186,7 @@ LARGE = {
     "S1": ((1, 128, 100, 152, 128, 1, 1, 1), 64),
     "S2": ((1, 256, 50, 76, 256, 1, 1, 1), 64),
     "S3": ((1, 512, 25, 38, 512, 1, 2, 1), 64),
-    "S4": ((8, 256, 14, 14, 256, 1, 1, 1), 32),
+    "S4": ((8, 256, 14, 14, 256, 1, 1, 1), 64),
     "S5a": ((1, 64, 180, 320, 64, 1, 1, 8), 32),
     "S6": ((2, 256, 56, 56, 512, 2, 1, 1), 48),
 }

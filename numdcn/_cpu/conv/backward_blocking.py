@@ -132,7 +132,7 @@ def _divisions(p: Convolution, count: int) -> list[tuple[int, int, int]]:
     Parts may be unequal: what counts is how many of the largest make up the whole.
     """
     found = []
-    for tap_groups in range(1, min(p.taps, TAP_GROUPS, count) + 1):
+    for tap_groups in range(1, min(p.taps, TAP_GROUPS) + 1):
         regions = -(-count * -(-p.taps // tap_groups) // p.taps)
         # with offsets of many groups, most reading is of offsets, along rows: then regions are as wide as the image
         for columns in range(1, min(regions, p.out_size[1]) + 1 if band_of(p) > 1 else 2):

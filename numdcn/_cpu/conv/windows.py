@@ -181,7 +181,8 @@ def place_windows(one, params, counter, slot):
                 if -1 <= y + dy < p.in_size[0] and -1 <= x + dx < p.in_size[1]:
                     y_, x_, _, _ = cell(y + dy, x + dx, one * p.in_size[0], one * p.in_size[1])
                     seen += 1
-                    if not (row <= y_ < row + cut.height - 1 and column <= x_ < column + cut.width - 1):
+                    inside = cut.width == p.in_size[1] + 1 or column <= x_ < column + cut.width - 1  # a strip has all
+                    if not inside or not row <= y_ < row + cut.height - 1:
                         strays += 1
         store(placed, 0, 1 if strays * MOST_STRAYS > seen else 0)
 
