@@ -9,6 +9,7 @@ bfloat16 (`conv.pairs`).
 
 The building blocks of kernels, from the bottom up: `jit` (decorators, register tiles), `simd` and `lanes` (vectors and
 memory), `pairs` (of bfloat16, for dot products), `parameters` (how a record reaches a kernel), `layout` (images and
-matrices), `tile` and `tile_io` (output pixels), `sample` (plan, sample, and the backward), `gemm` (the matrix product),
-`sums`.
+matrices), `tile` and `tile_io` (output pixels), `sample` (plan, sample, and the backward; for a few channels `several`
+pixels at a time), `gemm` (the matrix product, `aside` while it makes columns), `bands` (of rows, that boxes and points
+add to), `sums`.
 """
