@@ -185,8 +185,9 @@ _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -
 
 
 @helper
-def _multiply(wide, single, narrow, a, rows, k, b, ahead, ahead_step, c, overwrite):
-    """`multiply_rows` by register tiles of the three widths."""
+def _multiply(wide, single, narrow, a, rows, k, b, prefetching, c, overwrite):
+    """`multiply_rows` by register tiles of the three widths. `prefetching`: `ahead` and `ahead_step`."""
+    ahead, ahead_step = prefetching
     step, panel = width(load_scalar(a.pointer, 0)), b.width
     for r in range(0, rows, ROWS):
         a_r = at(a.pointer, r * a.pitch)
@@ -209,13 +210,13 @@ def multiply_rows(a, rows, k, b, ahead, ahead_step, c, overwrite):
     elements after each panel is needed soon: each row of the panel prefetches one line of it and advances by
     `ahead_step` elements, on to the next register tile.
     """
-    _multiply(rows_wide, _rows_single, _rows_narrow, a, rows, k, b, ahead, ahead_step, c, overwrite)
+    _multiply(rows_wide, _rows_single, _rows_narrow, a, rows, k, b, (ahead, ahead_step), c, overwrite)
 
 
 @block
 def multiply_pairs(a, rows, k, b, ahead, ahead_step, c, overwrite):
     """`multiply_rows` where the elements of A and B are pairs of bfloat16, two rows of B side by side."""
-    _multiply(_pairs_wide, _pairs_single, _pairs_narrow, a, rows, k, b, ahead, ahead_step, c, overwrite)
+    _multiply(_pairs_wide, _pairs_single, _pairs_narrow, a, rows, k, b, (ahead, ahead_step), c, overwrite)
 
 
 @block

@@ -122,53 +122,35 @@ def _sample_pair(weights, mask, around):
 
 
 @helper
-def _sample_vectors(sample, lanes, vectors, image, index, weights, mask, target):
-    """`sample_tap` for one pixel and a constant number of vectors of channels, each like `mask`, with `lanes`
-    elements."""
-    for v in range(vectors):
-        store(target, v * lanes, sample(weights, mask, corners(image, index + v * lanes, mask)))
-
-
-@helper
-def _sample_part(sample, vector, lanes, image, tile, columns):
-    """`sample_tap` for a single vector of channels."""
+def _sample_vectors(sample, vector, lanes, vectors, image, tile, columns):
+    """`sample_tap` for `vectors` vectors of channels, each like `vector`, with `lanes` elements."""
     for pixel in range(tile.pixels):
+        index = load_scalar(tile.index, pixel)
         weights, mask = weights_of(tile, pixel, vector), like(load_scalar(tile.rows, MASK + pixel), vector)
-        target = at(columns.pointer, pixel * columns.pitch)
-        _sample_vectors(sample, lanes, 1, image, load_scalar(tile.index, pixel), weights, mask, target)
+        for v in range(vectors):
+            made = sample(weights, mask, corners(image, index + v * lanes, vector))
+            store(columns.pointer, pixel * columns.pitch + v * lanes, made)
 
 
 @helper
 def _sample_channels(sample, image, tile, count, columns):
     """`sample_tap`, by `_sample` or `_sample_pair`."""
     one = load_scalar(tile.rows, BASE_Y)
-    step, vector = width(one), full(one)
-    whole = count // step * step
-    fours = count // (4 * step) * 4 * step
-    if whole == step:
-        _sample_part(sample, vector, step, image, tile, columns)
-    for pixel in range(tile.pixels if whole > step else 0):
-        index, weights = load_scalar(tile.index, pixel), weights_of(tile, pixel, vector)
-        mask, target = like(load_scalar(tile.rows, MASK + pixel), vector), at(columns.pointer, pixel * columns.pitch)
-        for c in range(0, fours, 4 * step):
-            _sample_vectors(sample, step, 4, image, index + c, weights, mask, at(target, c))
-        c = fours
-        if whole & (2 * step):
-            _sample_vectors(sample, step, 2, image, index + c, weights, mask, at(target, c))
-            c += 2 * step
-        if whole & step:
-            _sample_vectors(sample, step, 1, image, index + c, weights, mask, at(target, c))
-    c = whole
+    step, c = width(one), 0
     while c < count:
         source, target, rest = image_from(image, c), columns_from(columns, c), count - c
-        if step > 8 and rest >= 8:
-            _sample_part(sample, narrow(one, 8), 8, source, tile, target)
+        if rest >= step:
+            vectors = min(rest // step, 4)
+            _sample_vectors(sample, full(one), step, vectors, source, tile, target)
+            c += vectors * step
+        elif step > 8 and rest >= 8:
+            _sample_vectors(sample, narrow(one, 8), 8, 1, source, tile, target)
             c += 8
         elif step > 4 and rest >= 4:
-            _sample_part(sample, narrow(one, 4), 4, source, tile, target)
+            _sample_vectors(sample, narrow(one, 4), 4, 1, source, tile, target)
             c += 4
         else:
-            _sample_part(sample, one, 1, source, tile, target)
+            _sample_vectors(sample, one, 1, 1, source, tile, target)
             c += 1
 
 

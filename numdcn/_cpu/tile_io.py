@@ -42,7 +42,7 @@ def _copy_in(vector, lanes, count, source, target):
     store(target, count - lanes, load_like(source, count - lanes, vector))
 
 
-@helper
+@block
 def _copy_run(count, source, source_stride, target, target_stride):
     """target[i * target_stride] = source[i * source_stride] for i < count, touching nothing else."""
     one = load_scalar(source, 0)

@@ -126,6 +126,7 @@ cases = [
     Case(1, 36, 24, (9, 9), padding=1, groups=3, offset_groups=4, mask=True), Case(1, 300, 70, (9, 8), padding=1),
     Case(1, 16, 32, (9, 9), padding=1, groups=16, mask=True), Case(0, 2, 2, (4, 4)),
     Case(1, 64, 64, (9, 9), padding=1, offset_groups=16, mask=True), Case(1, 64, 64, (9, 9), groups=64),
+    Case(1, 64, 64, (80, 70), padding=1),  # its images are divided
 ]
 backend = cpu('deform_conv')
 for case in cases:

@@ -231,7 +231,7 @@ SAY_LIMIT = "import numdcn; print('limit', numdcn.get_scratch_limit())"
 
 
 def test_scratch_limit_from_the_environment():
-    assert f"limit {64 * MB}" in run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=None).stdout
+    assert f"limit {(64 + 2 * os.cpu_count()) * MB}" in run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=None).stdout
     assert "limit 12345" in run_python(SAY_LIMIT, NUMDCN_SCRATCH_LIMIT=12345).stdout
 
 

@@ -162,6 +162,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
     p, blocking, a, cut = call.p, call.blocking, call.a, call.blocking.cut
     unplaced, buffer, own_grad_y, columns = place_operands(one, call, slot)
     bounds, placed, regions = pointer(a.bounds, np.int64(0)), pointer(a.placed, np.int64(0)), regions_of(cut)
+    flags, any_strays = pointer(a.flags, np.int64(0)), pointer(a.strays, np.int64(0))
     parts = cut.tap_groups * regions
     while True:
         task = next_task(counter)
@@ -200,18 +201,19 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
                             columns_gradient(one, blocking, grad_y, w, tile.pixels, channels.count, columns)
                         strays = exchange_columns(one, call, n, channels, window, sink, tap, tile, columns)
                         if a.windows and not window.whole:
-                            note_strays(call, flag_at(call, n, channels.number, region, tile_number, tap), strays)
+                            flag = flag_at(call, n, channels.number, region, tile_number, tap)
+                            note_strays(flags, flag, strays, any_strays)
                         if a.sums:
                             total = at(sums, tap * blocking.panel)
                             weights_gradient(one, blocking, p.taps, grad_y, tile.pixels, channels.count, columns, total)
 
 
-@helper
-def note_strays(call, flag, strays):
-    """Note whether a tap of a tile has strays."""
-    store(pointer(call.a.flags, np.int64(0)), flag, 1 if strays else 0)
+@block
+def note_strays(flags, flag, strays, any_strays):
+    """Note whether a tap of a tile has strays, and whether any has."""
+    store(flags, flag, 1 if strays else 0)
     if strays:
-        store(pointer(call.a.strays, np.int64(0)), 0, 1)
+        store(any_strays, 0, 1)
 
 
 @block
@@ -342,26 +344,14 @@ def finish_weights(one, params, counter, slot):
         for band in range(count_bands):
             sums = at(pointer(a.sums, one), (band * blocking.blocks + number) * blocking.sums_size)
             _add_sums(at(sums, panel * blocking.panel_sums), blocking.panel_sums, totals, band == 0)
-        first = channels.first
-        if blocking.depthwise:
-            target = at(pointer(a.grad_w.address, one), first * a.grad_w.strides[0])
-            _write_weights(totals, blocking, p, 1, channels.count, 0, a.grad_w.strides[0], a.grad_w.strides, target)
-            continue
+        first, strides = channels.first, a.grad_w.strides
         outputs = min(blocking.panel, blocking.outputs - panel * blocking.panel)
         output = first // per_group * blocking.outputs + panel * blocking.panel
-        spot = output * a.grad_w.strides[0] + first % per_group * a.grad_w.strides[1]
+        spot, channel_stride = output * strides[0] + first % per_group * strides[1], strides[1]
+        if blocking.depthwise:
+            outputs, spot, channel_stride = per_group, first * strides[0], strides[0]  # one output of one channel
         target = at(pointer(a.grad_w.address, one), spot)
-        _write_weights(
-            totals,
-            blocking,
-            p,
-            outputs,
-            channels.count,
-            a.grad_w.strides[0],
-            a.grad_w.strides[1],
-            a.grad_w.strides,
-            target,
-        )
+        _write_weights(totals, blocking, p, outputs, channels.count, channel_stride, strides, target)
 
 
 @block
@@ -372,7 +362,7 @@ def _add_sums(sums, count, totals, first):
 
 
 @block
-def _write_weights(totals, blocking, p, outputs, count, output_stride, channel_stride, strides, target):
+def _write_weights(totals, blocking, p, outputs, count, channel_stride, strides, target):
     """Write totals (channel, tap, output), or (tap, channel) of a depthwise convolution, to the weights' gradient."""
     rows, panel, step = count * p.taps, blocking.panel, width(load_scalar(totals, 0))
     plain = strides[3] == 1 and strides[2] == p.kernel[1] and channel_stride == p.taps
@@ -381,11 +371,11 @@ def _write_weights(totals, blocking, p, outputs, count, output_stride, channel_s
             o_ = min(o, outputs - step)  # the last squares overlap those before
             for row in range(0, rows, step):
                 row_ = min(row, rows - step)
-                transpose(at(totals, row_ * panel + o_), panel, at(target, o_ * output_stride + row_), output_stride)
+                transpose(at(totals, row_ * panel + o_), panel, at(target, o_ * strides[0] + row_), strides[0])
         return
     for o in range(outputs):
         for c in range(count):
             for tap in range(p.taps):
                 spot = tap // p.kernel[1] * strides[2] + tap % p.kernel[1] * strides[3]
                 row = tap * blocking.block + c if blocking.depthwise else (c * p.taps + tap) * panel + o
-                store(target, o * output_stride + c * channel_stride + spot, load_scalar(totals, row))
+                store(target, o * strides[0] + c * channel_stride + spot, load_scalar(totals, row))

@@ -42,7 +42,7 @@ class Share(NamedTuple):
     panels: int
 
 
-@helper
+@block
 def chunk_at(chunks, number):
     """The `Chunk` of a tile with this number: channels vary fastest, then taps, then groups."""
     channel_chunks = (chunks.channels + chunks.channels_per_chunk - 1) // chunks.channels_per_chunk

@@ -99,7 +99,7 @@ def regions_of(cut):
     return cut.rows * cut.columns
 
 
-@helper
+@block
 def region_at(cut, out_size, number):
     """The `Area` of a region."""
     i, j = number // cut.columns, number % cut.columns
@@ -107,13 +107,13 @@ def region_at(cut, out_size, number):
     return Area(row, column, (i + 1) * out_size[0] // cut.rows - row, (j + 1) * out_size[1] // cut.columns - column)
 
 
-@helper
+@block
 def is_whole(cut, placed, n):
     """Whether the windows of image n are the image."""
     return regions_of(cut) == 1 or load_scalar(placed, n * (1 + 2 * regions_of(cut))) != 0
 
 
-@helper
+@block
 def window_of(cut, placed, n, region, size):
     """The window of a region of image n."""
     if is_whole(cut, placed, n):
@@ -203,7 +203,7 @@ def _add(source, count, target, begin):
     store_masked(target, whole, load_masked(target, whole, some) + load_masked(source, whole, some), some)
 
 
-@helper
+@block
 def _add_row(source, window, channels, row, first, end, target, filled):
     """Add what a window has of pixels `first` to `end` of a row to target, where pixel `first` begins, `filled` or not.
     Returns whether it is now."""
