@@ -72,6 +72,7 @@ def divided(monkeypatch):
         monkeypatch.setattr(backward_blocking, "WINDOWS_BYTES", windows_bytes)
         monkeypatch.setattr(backward_blocking, "affordable", lambda _: 14)
         monkeypatch.setattr(run, "launch", noted)
+        monkeypatch.setattr(run, "plan_threads", lambda tasks, _: min(numdcn.get_num_threads(), tasks))
         return kernels
 
     yield divide
