@@ -10,7 +10,7 @@ from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import sum3
 from numdcn._cpu.layout import Image, columns_from, image_from, sink_from
 from numdcn._cpu.pairs import firsts, pairs_of, seconds
-from numdcn._cpu.several import add_at_corners, load_at, load_rows, spread, store_rows, sums_by_pixel
+from numdcn._cpu.several import add_at_corners, load_at, load_rows, register_for, spread, store_rows, sums_by_pixel
 from numdcn._cpu.simd import at, first_lanes, full, load, load_like, load_scalar, narrow, some_lane, store, width
 from numdcn._cpu.tile import (
     BASE_X,
@@ -322,11 +322,11 @@ def sample_tap_backward(sink, tile, spots, count, columns):
             _backward_vectors(full(one), step, vectors, 0, source, tile, spots, target, add)
             c += vectors * step
         elif step > 8 and rest >= 8:
-            done = _backward_several(full(one), 8, source, tile, spots, target, add)
+            done = _backward_several(register_for(one, 8), 8, source, tile, spots, target, add)
             _backward_vectors(narrow(one, 8), 8, 1, done, source, tile, spots, target, add)
             c += 8
         elif step > 4 and rest >= 4:
-            done = _backward_several(full(one), 4, source, tile, spots, target, add)
+            done = _backward_several(register_for(one, 4), 4, source, tile, spots, target, add)
             _backward_vectors(narrow(one, 4), 4, 1, done, source, tile, spots, target, add)
             c += 4
         else:

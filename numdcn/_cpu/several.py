@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from numdcn._cpu.lanes import shuffle
 from numdcn._cpu.simd import load_value, store_value
+from numdcn._formulas import jit
 from numdcn._formulas.vectors import I64, Vec, fma_value, llvm_type, splat_value
 
 
@@ -34,6 +35,16 @@ def _shape(vector: Any, lanes: Any) -> tuple[int, int, Any]:
     """Pixels in a register like `vector`, lanes of each, and the LLVM type of a pixel's lanes."""
     count = lanes.literal_value
     return vector.count // count, count, llvm_type(Vec(vector.element, count))
+
+
+@intrinsic
+def register_for(typingctx, scalar, lanes):
+    """A full register with `scalar` in every lane. Where that has fewer than `lanes` lanes, it is one of `lanes` lanes,
+    so that code for several pixels compiles there, too; it never runs."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    vec = Vec(scalar, max(jit.lanes(scalar), lanes.literal_value))
+    return vec(scalar, lanes), lambda context, builder, sig, args: splat_value(builder, args[0], vec.count)
 
 
 @intrinsic

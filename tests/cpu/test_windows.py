@@ -78,6 +78,7 @@ def divided(monkeypatch):
         monkeypatch.setattr(backward_blocking, "WINDOWS_BYTES", windows_bytes)
         monkeypatch.setattr(backward_blocking, "affordable", lambda _: 14)
         monkeypatch.setattr(run, "launch", noted)
+        monkeypatch.setattr(run, "plan_threads", lambda tasks, _: min(numdcn.get_num_threads(), tasks))
         return kernels
 
     yield divide
@@ -151,16 +152,17 @@ def test_bits_do_not_depend_on_threads_or_on_what_else_is_wanted(divided, name):
                 assert_same_bits(getattr(result, field), expected, field)
 
 
-def test_the_gradients_of_an_image_do_not_depend_on_the_others(divided):
-    """Nor on how many images are computed at a time."""
-    backward, (grad_y, x, offsets, w), options = problem("one image anywhere", np.float32)
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_gradients_of_an_image_do_not_depend_on_the_others(divided, order):
+    """Nor on how many images are computed at a time. The divided image, which has strays, is the first or the last."""
+    backward, (*images, w), options = problem("one image anywhere", np.float32)
+    grad_y, x, offsets, mask = (array[::order] for array in (*images, options.pop("mask")))
     divided((2, 3, 2))
-    both = backward(grad_y, x, offsets, w, **options)
+    both = backward(grad_y, x, offsets, w, mask=mask, **options)
     divided((2, 3, 2), windows_bytes=1)
-    singly = backward(grad_y, x, offsets, w, **options)
-    mask = options.pop("mask")
+    singly = backward(grad_y, x, offsets, w, mask=mask, **options)
     for n in (0, 1):
-        alone = backward(grad_y[n:][:1], x[n:][:1], offsets[n:][:1], w, **options, mask=mask[n:][:1])
+        alone = backward(grad_y[n:][:1], x[n:][:1], offsets[n:][:1], w, mask=mask[n:][:1], **options)
         for field in ("x", "offsets", "mask"):
             assert_same_bits(getattr(both, field)[n:][:1], getattr(alone, field), field)
             assert_same_bits(getattr(singly, field)[n:][:1], getattr(alone, field), field)

@@ -108,6 +108,7 @@ CASES = [
     Case(channels=2, c_out=2, size=(4, 4), kernel=(2, 2), padding=((9, 9), (0, 7)), stride=3),
     Case(channels=2, c_out=3, size=(2, 2), padding=7, dilation=7, bias=True),
     Case(channels=20, c_out=18, size=(3, 2), kernel=(1, 1), padding=2, stride=2),
+    Case(channels=1, c_out=33, size=(9, 1), kernel=(1, 1), padding=((0, 4), (2, 1))),  # vectors as long as the padding
     Case(channels=4, c_out=4, size=(5, 6), kernel=(7, 1), padding=(3, 0), groups=4),
 ]
 SMOOTH = [

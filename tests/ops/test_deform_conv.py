@@ -144,6 +144,7 @@ GUARDED = [
     Case(1, 7, 7, (9, 8), padding=1, groups=7, mask=True),
     Case(1, 40, 80, (9, 8), padding=1, groups=40, offset_groups=5, bias=True),
     Case(1, 3, 70, (1, 9), (1, 3), stride=2, mask=True),
+    Case(1, 1, 33, (5, 1), (1, 1), padding=1),
 ]
 
 

@@ -92,9 +92,8 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
     prepared = isinstance(w, PreparedWeights)
     weights_bytes = 0 if prepared else (blocking.weights.size + OVERRUN) * dtype.itemsize
-    with Scratch(
-        p.batch * blocking.image_size * dtype.itemsize, weights_bytes, threads * blocking.workspace_bytes
-    ) as memory:
+    images_bytes = (p.batch * blocking.image_size + OVERRUN) * dtype.itemsize
+    with Scratch(images_bytes, weights_bytes, threads * blocking.workspace_bytes) as memory:
         images, weights, workspaces = memory
         bounds = channel_bounds(p.in_channels, p.in_channels)
         padded = PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
