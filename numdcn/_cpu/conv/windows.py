@@ -129,8 +129,8 @@ def window_of(cut, placed, n, region, size):
 def _looked_at(one, a, n, area, look, looks):
     """One of some samples of a region: its y and x without offset, and its offset."""
     p, strides = a.p, a.offsets.strides
-    channel = look * 37 % (p.offset_groups * p.taps)
-    row = area.row + (look * 11 % looks * 2 + 1) * area.height // (2 * looks)
+    channel = look * 37 % 64 * p.offset_groups * p.taps // 64
+    row = area.row + (look * 19 % 64 * 2 + 1) * area.height // 128
     column = area.column + (look * 2 + 1) * area.width // (2 * looks)
     spot = n * strides[0] + 2 * channel * strides[1] + row * strides[2] + column * strides[3]
     offsets, tap = pointer(a.offsets.address, one), channel % p.taps
