@@ -132,7 +132,9 @@ def draw(results: dict[str, Any], direction: str, path: Path) -> None:
     groups = [(name, list(group)) for name, group in itertools.groupby(rows, lambda row: row["operator"])]
     wide = min(3, len(groups))
     high = -(-len(groups) // wide)
-    figure, axes = pyplot.subplots(high, wide, figsize=(5.2 * wide, 3.7 * high + 0.6), squeeze=False)
+    figure, axes = pyplot.subplots(
+        high, wide, figsize=(max(5.2 * wide, 6.5), 3.7 * high + 0.6), squeeze=False
+    )  # room for the title
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     for (name, group), axis in zip(groups, axes.flat, strict=False):
