@@ -54,7 +54,7 @@ CASES = [
 LARGE = [Case(2, 34, 40, (33, 31), padding=1, mask=True, bias=True), Case(1, 300, 70, (17, 18), padding=1)]
 
 
-@pytest.fixture(params=MAKE)
+@pytest.fixture(params=[pytest.param("conv", marks=pytest.mark.full), "deform_conv"])
 def operator(request):
     return request.param
 
