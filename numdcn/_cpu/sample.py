@@ -218,7 +218,7 @@ def copy_tap_backward(sink, tile, spots, count, columns):
 
 
 @helper
-def _add_at(image, index, weights, gradient):
+def add_at(image, index, weights, gradient):
     """Add the gradient of a sample to its four corners."""
     w00, w01, w10, w11 = weights
     c00, c01, c10, c11 = corners(image, index, gradient)
@@ -292,7 +292,7 @@ def _backward_vectors(vector, lanes, vectors, first, sink, tile, spots, columns,
             by_y, by_x = fma(gradient, along_y, by_y), fma(gradient, along_x, by_x)
             by_mask = fma(gradient, sample, by_mask)
             if sink.wanted:
-                _add_at(grad, spot + v * lanes, weights, gradient * mask)
+                add_at(grad, spot + v * lanes, weights, gradient * mask)
             store(columns.pointer, pixel * columns.pitch + v * lanes, mask * sample)
         sum_y, sum_x, sum_mask = sum3(by_y, by_x, by_mask)
         pixel_mask = load_scalar(tile.rows, MASK + pixel)

@@ -20,12 +20,11 @@ from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import Image, columns_from, image_from, padded_pixels
 from numdcn._cpu.parameters import unpack
-from numdcn._cpu.sample import corners, weights_of
-from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
+from numdcn._cpu.sample import add_at, weights_of
+from numdcn._cpu.simd import at, load_scalar, next_task, pointer
 from numdcn._cpu.tile import MASK, place_tile_in, tiles_in
 from numdcn._cpu.tile_io import pack_gradient
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
 
 
 class StraysCall(NamedTuple):
@@ -42,14 +41,10 @@ def _scatter(image, end, tile, count, columns):
         if load_scalar(tile.spots, pixel) != end:
             continue
         index, mask = load_scalar(tile.index, pixel), load_scalar(tile.rows, MASK + pixel)
-        w00, w01, w10, w11 = weights_of(tile, pixel, mask)
+        weights = weights_of(tile, pixel, mask)
         for c in range(count):
             gradient = load_scalar(columns.pointer, pixel * columns.pitch + c) * mask
-            c00, c01, c10, c11 = corners(image, index + c, gradient)
-            store(image.pointer, index + c, fma(w00, gradient, c00))
-            store(image.pointer, index + c + image.pixel_stride, fma(w01, gradient, c01))
-            store(image.pointer, index + c + image.row_stride, fma(w10, gradient, c10))
-            store(image.pointer, index + c + image.row_stride + image.pixel_stride, fma(w11, gradient, c11))
+            add_at(image, index + c, weights, gradient)
 
 
 @helper

@@ -17,12 +17,11 @@ from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import Image, fill, from_channels_last
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.points.kernels import note_tile, place_points
-from numdcn._cpu.sample import corners, plan_tap, weights_of
-from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
+from numdcn._cpu.sample import add_at, plan_tap, weights_of
+from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, width
 from numdcn._cpu.tile import MOST_PIXELS, W00, Tiling, new_tile, tile_bytes
 from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
 
 TILES = 16  # surveyed per task
 
@@ -77,17 +76,6 @@ def survey_points(one, params, counter, slot):
             note_tile(tile, a.spans, number, n, a.size, 1)
 
 
-@helper
-def _add_vectors(vector, grad, index, weights, gradient, c):
-    """Add the gradient of a sample to its four corners, for one vector of channels or a scalar, from channel c on."""
-    g = load_like(gradient, c, vector)
-    c00, c01, c10, c11 = corners(grad, index + c, vector)
-    store(grad.pointer, index + c, fma(weights[0], g, c00))
-    store(grad.pointer, index + c + grad.pixel_stride, fma(weights[1], g, c01))
-    store(grad.pointer, index + c + grad.row_stride, fma(weights[2], g, c10))
-    store(grad.pointer, index + c + grad.row_stride + grad.pixel_stride, fma(weights[3], g, c11))
-
-
 @block
 def add_points(grad, tile, start, end, count, gradients, pitch):
     """Add the gradients of a tile's points whose cells start at elements `start` to `end` of the image, for `count`
@@ -101,16 +89,16 @@ def add_points(grad, tile, start, end, count, gradients, pitch):
         index, gradient, c = cell - start, at(gradients, pixel * pitch), 0
         weights = weights_of(tile, pixel, full(one))
         while c + step <= count:
-            _add_vectors(full(one), grad, index, weights, gradient, c)
+            add_at(grad, index + c, weights, load_like(gradient, c, full(one)))
             c += step
         if c < count:
             narrow_weights = weights_of(tile, pixel, narrow(one, 4))
             while step > 4 and c + 4 <= count:
-                _add_vectors(narrow(one, 4), grad, index, narrow_weights, gradient, c)
+                add_at(grad, index + c, narrow_weights, load_like(gradient, c, narrow(one, 4)))
                 c += 4
             scalars = weights_of(tile, pixel, one)
             while c < count:
-                _add_vectors(one, grad, index, scalars, gradient, c)
+                add_at(grad, index + c, scalars, load_like(gradient, c, one))
                 c += 1
 
 
@@ -134,9 +122,8 @@ def _spread(of_x, one, params, counter, slot):
         band_first, band_end = band_of(spans, tiles, n, a.size, number, bands.count, costs)
         for first in range(band_first, band_end, bands.rows):
             end = min(first + bands.rows, band_end)
-            fill(
-                sums, 0, (end - first + 2) * row + 2 * count, one - one
-            )  # from the row above the first to the one below
+            # from the row above the first to the one below
+            fill(sums, 0, (end - first + 2) * row + 2 * count, one - one)
             for t in range(tiles):
                 if not reaches(span_at(spans, t), n, first, end):
                     continue
