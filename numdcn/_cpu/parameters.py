@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+from numba.core.imputils import lower_getattr_generic
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
+from numba.extending import intrinsic, models, register_model
 
 from numdcn._formulas.vectors import I64
 
@@ -131,38 +133,64 @@ def _has_places(annotation: Any) -> bool:
     )
 
 
+class Record(types.Type):
+    """A NamedTuple stored as int64s at an address. A kernel carries the address alone, and reads a field where it is used."""
+
+    def __init__(self, cls: Any) -> None:
+        self.fields: dict[str, tuple[int, types.Type]] = {}  # of each, words before it, and its type
+        start = 0
+        for name, annotation in zip(cls._fields, _field_types(cls), strict=True):
+            self.fields[name] = start, _numba_type(annotation)
+            start += _length(annotation)
+        super().__init__(name=f"Record({cls.__module__}.{cls.__qualname__})")
+
+
+@register_model(Record)
+class _RecordModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Record) -> None:
+        super().__init__(dmm, fe_type, I64)
+
+
 @functools.cache
 def _numba_type(annotation: Any) -> Any:
     """The Numba type of an annotation: int, a tuple of ints, or a NamedTuple of these."""
     if annotation is int:
         return types.int64
     if hasattr(annotation, "_fields"):
-        fields = [_numba_type(field) for field in _field_types(annotation)]
-        return types.BaseTuple.from_types(fields, annotation)  # type: ignore[attr-defined]
+        return Record(annotation)
     if typing.get_origin(annotation) is tuple and set(typing.get_args(annotation)) == {int}:
         return types.UniTuple(types.int64, len(typing.get_args(annotation)))  # type: ignore[attr-defined]
     raise TypeError(f"a parameter is annotated as {annotation}, expected int, a tuple of ints or a NamedTuple of these")
 
 
-def _build(context: Any, builder: Any, pointer: Any, numba_type: Any, position: int) -> tuple[Any, int]:
-    """IR: a value of a Numba type read from the int64s starting at `position`; returns it and the position after it."""
-    if numba_type == types.int64:
-        return builder.load(builder.gep(pointer, [ir.Constant(I64, position)])), position + 1
-    values = []
-    for field_type in numba_type:
-        value, position = _build(context, builder, pointer, field_type, position)
-        values.append(value)
-    return context.make_tuple(builder, numba_type, values), position
+@infer_getattr
+class _Fields(AttributeTemplate):
+    key = Record
+
+    def generic_resolve(self, record: Record, name: str) -> Any:
+        return record.fields[name][1] if name in record.fields else None
+
+
+@lower_getattr_generic(Record)
+def _read_field(context: Any, builder: Any, record: Record, address: Any, name: str) -> Any:
+    start, kind = record.fields[name]
+    address = builder.add(address, ir.Constant(I64, 8 * start))
+    if isinstance(kind, Record):
+        return address
+    words = [_read_word(builder, address, i) for i in range(kind.count if isinstance(kind, types.UniTuple) else 1)]
+    return context.make_tuple(builder, kind, words) if isinstance(kind, types.UniTuple) else words[0]
+
+
+def _read_word(builder: Any, address: Any, i: int) -> Any:
+    """IR: the i-th int64 at an address, which no kernel ever changes."""
+    word = builder.load(builder.gep(builder.inttoptr(address, I64.as_pointer()), [ir.Constant(I64, i)]))
+    word.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return word
 
 
 @intrinsic
 def unpack(typingctx, address, cls):
-    """The NamedTuple `cls` stored as flattened ints at `address`."""
+    """The NamedTuple `cls` stored as int64s at `address`, as a `Record`."""
     if not isinstance(cls, types.NamedTupleClass):
         return None
-    result = _numba_type(cls.instance_class)
-
-    def codegen(context, builder, sig, args):
-        return _build(context, builder, builder.inttoptr(args[0], I64.as_pointer()), result, 0)[0]
-
-    return result(address, cls), codegen
+    return Record(cls.instance_class)(address, cls), lambda context, builder, sig, args: args[0]
