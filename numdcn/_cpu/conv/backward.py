@@ -225,7 +225,7 @@ def _clear_sums(sums, blocking, all_taps, taps):
         fill(sums, (row * all_taps + taps[0]) * line, (taps[1] - taps[0]) * line, zero)
 
 
-@helper
+@block
 def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
     """columns[p, c] = the gradient of a tap's columns: packed grad_y times the weights."""
     if blocking.depthwise:
@@ -240,7 +240,7 @@ def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
         )  # fmt: skip
 
 
-@helper
+@block
 def weights_gradient(one, blocking, taps, grad_y, pixels, count, columns, sums):
     """sums (panel, channel, tap, output) += the gradient of a tap's weights: the columns times packed grad_y."""
     if blocking.depthwise:
@@ -277,7 +277,7 @@ def plan_block(window, tile, shift, size, count):
     return strays
 
 
-@helper
+@block
 def sample_block(one, call, n, channels, window, images, tap, tile, columns):
     """Replace the gradient of a tap's columns, for a block of channels, with the columns; add to the other gradients.
 
@@ -306,7 +306,7 @@ def sample_block(one, call, n, channels, window, images, tap, tile, columns):
     return strays
 
 
-@helper
+@block
 def copy_block(one, call, n, channels, window, images, tap, tile, columns):
     """Replace the gradient of a tap's columns, for a block of channels, with the columns; add it to the image's
     gradient. No sample is beyond the window, so this returns False."""

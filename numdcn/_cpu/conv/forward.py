@@ -24,7 +24,7 @@ from numdcn._cpu.conv.columns import (
     sample_chunk_of_pairs,
 )
 from numdcn._cpu.gemm import multiply_pairs, multiply_rows
-from numdcn._cpu.jit import kernel
+from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import Image, Matrix
 from numdcn._cpu.parameters import Place, unpack
 from numdcn._cpu.sample import copy_tap, sample_tap
@@ -98,30 +98,32 @@ def compute_tiles(compute_share, of_y, one, params, counter, slot):
             write_tile(one, of_y, a.y, a.bias, n, g * outputs + o, count, tile, done, buffer)
 
 
-@helper
+@block
 def _sampled(one, call, share, tile, image, columns, sums):
-    if call.blocking.aside:
-        multiply_tile_aside(
-            plan_samples, sample_tap, multiply_sampling, one, call, share, tile, image, columns, sums
-        )  # fmt: skip
-    else:
-        multiply_tile(sample_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
+    multiply_tile(sample_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
 
 
-@helper
-def _copied(one, call, share, tile, image, columns, sums):
-    if call.blocking.aside:
-        multiply_tile_aside(plan_copies, copy_tap, multiply_copying, one, call, share, tile, image, columns, sums)
-    else:
-        multiply_tile(copy_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
+@block
+def _sampled_aside(one, call, share, tile, image, columns, sums):
+    multiply_tile_aside(plan_samples, sample_tap, multiply_sampling, one, call, share, tile, image, columns, sums)
 
 
-@helper
+@block
 def _sampled_pairs(one, call, share, tile, image, columns, sums):
     multiply_tile(sample_chunk_of_pairs, multiply_pairs, one, call, share, tile, image, columns, sums)
 
 
-@helper
+@block
+def _copied(one, call, share, tile, image, columns, sums):
+    multiply_tile(copy_chunk, multiply_rows, one, call, share, tile, image, columns, sums)
+
+
+@block
+def _copied_aside(one, call, share, tile, image, columns, sums):
+    multiply_tile_aside(plan_copies, copy_tap, multiply_copying, one, call, share, tile, image, columns, sums)
+
+
+@block
 def _copied_pairs(one, call, share, tile, image, columns, sums):
     multiply_tile(copy_chunk, multiply_pairs, one, call, share, tile, image, columns, sums)
 
@@ -133,15 +135,27 @@ def forward_sampled(one, params, counter, slot):
 
 
 @kernel
-def forward_copied(one, params, counter, slot):
-    """y from copied columns, tile by tile."""
-    compute_tiles(_copied, one, one, params, counter, slot)
+def forward_sampled_aside(one, params, counter, slot):
+    """`forward_sampled`, with columns made during the product."""
+    compute_tiles(_sampled_aside, one, one, params, counter, slot)
 
 
 @kernel
 def forward_sampled_pairs(one, params, counter, slot):
     """y in bfloat16 from sampled columns; elements of images, columns and weights are pairs of bfloat16."""
     compute_tiles(_sampled_pairs, np.int16(0), one, params, counter, slot)
+
+
+@kernel
+def forward_copied(one, params, counter, slot):
+    """y from copied columns, tile by tile."""
+    compute_tiles(_copied, one, one, params, counter, slot)
+
+
+@kernel
+def forward_copied_aside(one, params, counter, slot):
+    """`forward_copied`, with columns made during the product."""
+    compute_tiles(_copied_aside, one, one, params, counter, slot)
 
 
 @kernel

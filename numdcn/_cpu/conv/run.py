@@ -28,8 +28,10 @@ from numdcn._cpu.conv.forward import (
     ForwardCall,
     count_tasks,
     forward_copied,
+    forward_copied_aside,
     forward_copied_pairs,
     forward_sampled,
+    forward_sampled_aside,
     forward_sampled_pairs,
 )
 from numdcn._cpu.conv.pack import TASK_OUTPUTS, PackBlocks, pack, pack_blocks, packed_panels, packing
@@ -55,11 +57,13 @@ from numdcn._cpu.threads import launch, plan_threads
 SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
-_KERNELS = {  # by whether there are offsets, and whether channels are pairs
-    (True, False): forward_sampled,
-    (False, False): forward_copied,
-    (True, True): forward_sampled_pairs,
-    (False, True): forward_copied_pairs,
+_KERNELS = {  # by whether there are offsets, whether channels are pairs, and whether columns are made aside
+    (True, False, False): forward_sampled,
+    (True, False, True): forward_sampled_aside,
+    (True, True, False): forward_sampled_pairs,
+    (False, False, False): forward_copied,
+    (False, False, True): forward_copied_aside,
+    (False, True, False): forward_copied_pairs,
 }
 
 
@@ -105,7 +109,8 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
         a = ForwardArrays(
             place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
         )  # fmt: skip
-        launch(_KERNELS[p.offset_groups > 0, pairs], one, ForwardCall(p, blocking, a), threads)
+        kernel = _KERNELS[p.offset_groups > 0, pairs, blocking.aside == 1 and not pairs]
+        launch(kernel, one, ForwardCall(p, blocking, a), threads)
 
 
 def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
