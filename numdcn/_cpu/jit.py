@@ -14,6 +14,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from numdcn import _cache
+from numdcn._cpu.compiler import BlockCompiler, KernelCompiler
 from numdcn._formulas.jit import OPTIONS, require_compiler, simd_bytes, target
 
 STORE = _cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
@@ -22,7 +23,7 @@ _INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # not called from Python
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function called from Python; kept on disk if a folder is writable, otherwise only in memory."""
-    return _cache.attach(STORE, numba.njit(**OPTIONS)(function), _pack, _unpack)
+    return _cache.attach(STORE, numba.njit(pipeline_class=KernelCompiler, **OPTIONS)(function), _pack, _unpack)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -33,7 +34,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     `counter`, the address of the next task's number (`next_task`); `slot`, the number of the thread within the call.
     """
     require_compiler()
-    return _cache.attach(STORE, numba.njit(**_INTERNAL)(function), _pack, _unpack)
+    return _cache.attach(STORE, numba.njit(pipeline_class=KernelCompiler, **_INTERNAL)(function), _pack, _unpack)
 
 
 def _pack(result: CompileResult) -> bytes | None:
@@ -51,7 +52,7 @@ def block(function: Callable[..., Any]) -> Any:
 
     Anything called more often is a `helper`: its statements are inlined into the caller before types are known.
     """
-    return numba.njit(**_INTERNAL)(function)
+    return numba.njit(pipeline_class=BlockCompiler, **_INTERNAL)(function)
 
 
 @functools.cache

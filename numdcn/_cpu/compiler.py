@@ -1,0 +1,101 @@
+"""Numba's compiler, made faster for kernels of many parts. The code it makes is the same.
+
+Helpers are inlined before types are known. Numba prepares a helper anew for each call of it, and copies all names in it
+for each of its basic blocks. Here a helper is prepared once, and names are not copied.
+
+Numba also optimises and assembles every part that a kernel is made of on its own, then again as a part of each caller.
+Here that is done once, for the whole kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from numba.core import ir
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.inline_closurecall import InlineWorker
+from numba.core.untyped_passes import InlineInlinables
+
+_prepared: dict[Callable[..., Any], Any] = {}  # the IR of a helper, ready to be inlined
+
+
+class _Scope(ir.Scope):  # type: ignore[misc]
+    """The names of a function. A copy shares what it knows of them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Scope:
+        memo[id(self)] = new = copy.copy(self)
+        new.localvars = ir.VarMap()
+        new.localvars._con = dict(self.localvars._con)
+        new.redefined = self.redefined.copy()
+        new.var_redefinitions = defaultdict(set, {k: v.copy() for k, v in self.var_redefinitions.items()})
+        return new
+
+
+def _prepare(worker: Any, function: Callable[..., Any]) -> Any:
+    """The IR of a helper. Whoever inlines it copies it."""
+    found = _prepared.get(function)
+    if found is None:
+        found = InlineWorker.run_untyped_passes(worker, function)
+        for block in found.blocks.values():
+            block.scope.__class__ = _Scope  # the scope that its variables refer to as well
+        _prepared[function] = found
+    return found
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _InlineHelpers(InlineInlinables):  # type: ignore[misc]
+    _name = "inline_helpers"
+
+    def _do_work(self, state: Any, work_list: Any, block: Any, i: int, expr: Any, inline_worker: Any) -> Any:
+        inline_worker.run_untyped_passes = functools.partial(_prepare, inline_worker)
+        inline_worker._compiler_pipeline = lambda state: _inlining(DefaultPassBuilder.define_untyped_pipeline(state))
+        return super()._do_work(state, work_list, block, i, expr, inline_worker)
+
+
+def _inlining(manager: PassManager) -> PassManager:
+    """Passes, with `_InlineHelpers` in place of Numba's."""
+    manager.passes = [(_InlineHelpers if p is InlineInlinables else p, text) for p, text in manager.passes]
+    manager.finalize()
+    return manager
+
+
+class KernelCompiler(CompilerBase):  # type: ignore[misc]
+    """The compiler of what is called from outside."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        return [_inlining(DefaultPassBuilder.define_nopython_pipeline(self.state))]
+
+
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """Code that waits for the kernel it becomes a part of."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        """Kernels raise no exceptions and keep no Python objects, so they have no use for an environment."""
+
+
+class BlockCompiler(KernelCompiler):
+    """The compiler of what is called from kernels alone."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        self.state.library = _Part(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
