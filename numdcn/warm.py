@@ -41,12 +41,15 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _small_calls(kind: np.dtype, channels: int = 40) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments of a small call of each operator that reaches all its kernels, of a convolution those for an even or an
-    odd number of channels: more than a block of its backward holds, so that partial sums are needed too."""
-    x, w = np.ones((1, channels, 3, 3), kind), np.ones((2, channels, 2, 1), kind)
+def _small_calls(
+    kind: np.dtype, channels: int = 40, outputs: int = 2, taps: int = 2
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of a small call of each operator that reaches all its kernels; of a convolution those for such numbers of
+    channels, outputs and taps. By default there are more channels than a block of its backward holds, so that partial sums
+    are needed too."""
+    x, w = np.ones((1, channels, 3, 3), kind), np.ones((outputs, channels, taps, 1), kind)
     images = np.ones((1, 4, 3, 3), kind)
-    offsets, mask = np.zeros((1, 4, 2, 3), kind), np.ones((1, 2, 2, 3), kind)
+    offsets, mask = np.zeros((1, 2 * taps, 4 - taps, 3), kind), np.ones((1, taps, 4 - taps, 3), kind)
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
     trans = np.zeros((1, 2, 2, 2), kind)
     last, points = np.ones((1, 3, 3, 2), kind), np.ones((1, 3, 3, 3), kind)  # channels last; a kernel of one point
@@ -55,13 +58,13 @@ def _small_calls(kind: np.dtype, channels: int = 40) -> dict[str, tuple[tuple[An
         "sampling_locations": np.zeros((1, 1, 1, 1, 1, 2), kind),
         "attention_weights": np.ones((1, 1, 1, 1, 1), kind),
     }
-    layer = (x, w, np.zeros((6, channels, 2, 1), kind), np.zeros(6, kind))
+    layer = (x, w, np.zeros((3 * taps, channels, taps, 1), kind), np.zeros(3 * taps, kind))
     return {
         "bilinear_sample": ((images, np.ones((1, 1, 2), kind)), {}),
-        "conv": ((x, w, np.zeros(2, kind)), {}),
+        "conv": ((x, w, np.zeros(outputs, kind)), {}),
         "dcnv3": ((last, points[..., :2], points[..., :1]), {"kernel_size": 1}),
         "dcnv4": ((last, points), {"kernel_size": 1, "groups": 1}),
-        "deform_conv": ((x, offsets, w, np.zeros(2, kind)), {"mask": mask}),
+        "deform_conv": ((x, offsets, w, np.zeros(outputs, kind)), {"mask": mask}),
         "deform_conv_layer": (layer, {"modulated": True}),
         "deform_ps_roi_pool": ((images, rois, trans), {**size, "group_size": 2}),
         "deform_roi_pool": ((images, rois, trans, bin_mask), size),
@@ -79,9 +82,9 @@ def _divided_backwards(kind: np.dtype, name: str) -> None:
     x, w = np.zeros((1, 72, 64, 64), kind), np.zeros((512, 72, 1, 1), kind)
     grad_y, offsets = np.zeros((1, 512, 64, 64), kind), np.zeros((1, 2, 64, 64), kind)
     offsets[0, 0, 3, 5] = 60
-    if name in ("conv", "deform_conv_layer"):
+    if name == "conv":
         conv_backward(grad_y, x, w)
-    if name in ("deform_conv", "deform_conv_layer"):
+    if name == "deform_conv":
         deform_conv_backward(grad_y, x, offsets, w)
 
 
@@ -103,16 +106,18 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
         ValueError: an unknown operator.
     """
     kind = check_dtype("dtype", dtype)
-    calls = [_small_calls(kind, channels) for channels in (41, 40)]  # bfloat16 is multiplied in pairs of channels
     backward = flag("backward", backward)
+    # many outputs of one tap; an odd and an even number of channels, as bfloat16 is multiplied in pairs
+    calls = [_small_calls(kind, 41, 40, 1), _small_calls(kind, 41), _small_calls(kind)]
     for name in _names(operators):
-        run_forward, run_backward = OPERATORS[name]
-        for call in calls:
-            arguments, keywords = call[name]
-            result = run_forward(*arguments, **keywords)
-        if backward:
-            run_backward(getattr(result, "y", result), *arguments, **keywords)
-            _divided_backwards(kind, name)
+        for part in ("conv", "deform_conv", name) if name == "deform_conv_layer" else (name,):
+            run_forward, run_backward = OPERATORS[part]
+            for call in calls:
+                arguments, keywords = call[part]
+                result = run_forward(*arguments, **keywords)
+            if backward:
+                run_backward(getattr(result, "y", result), *arguments, **keywords)
+                _divided_backwards(kind, part)
 
 
 def _names(operators: Any) -> list[str]:

@@ -3,8 +3,8 @@
 Helpers are inlined before types are known. Numba prepares a helper anew for each call of it, and copies all names in it
 for each of its basic blocks. Here a helper is prepared once, and names are not copied.
 
-Numba also optimises and assembles every part that a kernel is made of on its own, then again as a part of each caller.
-Here that is done once, for the whole kernel.
+Numba also assembles every part that a kernel is made of on its own, then again as a part of each caller. Here only the
+whole kernel is assembled.
 """
 
 from __future__ import annotations
@@ -73,10 +73,7 @@ class KernelCompiler(CompilerBase):  # type: ignore[misc]
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """Code that waits for the kernel it becomes a part of."""
-
-    def _optimize_final_module(self) -> None:
-        pass
+    """Code that is optimised, then waits for the kernel it becomes a part of."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()
