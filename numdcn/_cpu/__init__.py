@@ -7,9 +7,9 @@ layer's arithmetic between its convolutions, in NumPy. The kernels know float32 
 `widened` stands before the `run`, converting with the kernels of `halves`, but where convolutions multiply pairs of
 bfloat16 (`conv.pairs`).
 
-The building blocks of kernels, from the bottom up: `jit` (decorators, register tiles), `compiler` (what they add to Numba's), `simd` and `lanes` (vectors and
-memory), `pairs` (of bfloat16, for dot products), `parameters` (how a record reaches a kernel), `layout` (images and
-matrices), `tile` and `tile_io` (output pixels), `sample` (plan, sample, and the backward; for a few channels `several`
-pixels at a time), `gemm` (the matrix product, `aside` while it makes columns), `bands` (of rows, that boxes and points
-add to), `sums`.
+The building blocks of kernels, from the bottom up: `jit` (decorators, register tiles), `compiler` (what they add to
+Numba's), `simd` and `lanes` (vectors and memory), `pairs` (of bfloat16, for dot products), `parameters` (how a record
+reaches a kernel), `layout` (images and matrices), `tile` and `tile_io` (output pixels), `sample` (plan, sample, and the
+backward; for a few channels `several` pixels at a time), `gemm` (the matrix product, `aside` while it makes columns),
+`bands` (of rows, that boxes and points add to), `sums`.
 """
