@@ -148,13 +148,6 @@ def multiply_chunk(multiply, one, call, share, chunk, columns, tile, first, coun
     `multiply`: `gemm.multiply_rows`, or `multiply_pairs` where channels are pairs of bfloat16."""
     p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
-    if blocking.depthwise:
-        w = Matrix(at(weights, chunk.tap * p.in_channels + chunk.channel), p.in_channels)
-        target = columns_from(sums, first * sums.pitch + chunk.channel)
-        multiply_depthwise(
-            columns, count, w, chunk.tap_end - chunk.tap, chunk.channel_end - chunk.channel, target, chunk.tap == 0
-        )
-        return
     panel_size = chunks.taps * chunks.channels * packed.panel
     ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)  # the tile prefetches the next chunk's weights
     for g in range(chunk.group, chunk.group_end):
@@ -234,22 +227,3 @@ def multiply_tile_aside(plan, make, multiply, one, call, share, tile, image, col
                 rest = tile_from(part, pixel, count - pixel)
                 make(source, rest, next_depth, Matrix(at(target, pixel * columns.pitch), columns.pitch))
             turn = 1 - turn
-
-
-@block
-def multiply_depthwise(columns, pixels, weights, taps, depth, sums, overwrite):
-    """sums[pixel, c] = (or +=, unless `overwrite`) the sum over taps of columns[pixel, tap * depth + c] * weights[tap,
-    c].
-
-    The last vector of a row may overrun `depth` only into the padding after the last channel, since chunks that end
-    before it are whole cache lines.
-    """
-    step = width(load_scalar(sums.pointer, 0))
-    for pixel in range(pixels):
-        row, total = at(columns.pointer, pixel * columns.pitch), at(sums.pointer, pixel * sums.pitch)
-        w = weights.pointer
-        for c in range(0, depth, step):
-            value = load(row, c) * load(w, c) if overwrite else fma(load(row, c), load(w, c), load(total, c))
-            for tap in range(1, taps):
-                value = fma(load(row, tap * depth + c), load(w, tap * weights.pitch + c), value)
-            store(total, c, value)

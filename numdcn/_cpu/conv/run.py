@@ -23,6 +23,7 @@ from numdcn._cpu.conv.backward import (
 )
 from numdcn._cpu.conv.backward_blocking import backward_blocking
 from numdcn._cpu.conv.blocking import forward_blocking
+from numdcn._cpu.conv.depthwise import depthwise_copied, depthwise_sampled
 from numdcn._cpu.conv.forward import (
     ForwardArrays,
     ForwardCall,
@@ -55,11 +56,10 @@ from numdcn._cpu.threads import launch, plan_threads
 SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
-_KERNELS = {  # by whether there are offsets, and whether channels are pairs
-    (True, False): forward_sampled,
-    (False, False): forward_copied,
-    (True, True): forward_sampled_pairs,
-    (False, True): forward_copied_pairs,
+_KERNELS = {  # with offsets and without
+    "products": (forward_sampled, forward_copied),
+    "pairs": (forward_sampled_pairs, forward_copied_pairs),
+    "depthwise": (depthwise_sampled, depthwise_copied),
 }
 
 
@@ -105,7 +105,8 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
         a = ForwardArrays(
             place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
         )  # fmt: skip
-        launch(_KERNELS[p.offset_groups > 0, pairs], one, ForwardCall(p, blocking, a), threads)
+        kernels = _KERNELS["pairs" if pairs else "depthwise" if blocking.depthwise else "products"]
+        launch(kernels[p.offset_groups == 0], one, ForwardCall(p, blocking, a), threads)
 
 
 def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:

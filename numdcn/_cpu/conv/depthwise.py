@@ -1,0 +1,146 @@
+"""The forward of depthwise convolutions on the CPU: each channel makes one output by itself.
+
+There is no matrix product. All taps of a tile are planned first; then, for each pixel and some registers of channels, the
+samples of all taps are multiplied by their weights and added up in registers. So what the taps of a pixel have in common is
+read from the L1 cache, and no column is stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numdcn._cpu.conv.columns import plan_copies, plan_samples
+from numdcn._cpu.conv.forward import compute_tiles
+from numdcn._cpu.jit import block, kernel
+from numdcn._cpu.layout import image_from
+from numdcn._cpu.sample import corners
+from numdcn._cpu.simd import at, full, load, load_like, load_scalar, pointer, store, width
+from numdcn._cpu.tile import MASK, ROW, W00, W01, W10, W11
+from numdcn._formulas.bilinear import value
+from numdcn._formulas.jit import helper
+from numdcn._formulas.vectors import fma, like
+
+
+class Plans(NamedTuple):
+    """The plans of all taps of a tile: a row of each for every tap."""
+
+    index: Any  # (taps, ROW) int64: the element of the zero-padded image where the cell starts
+    rows: Any  # (taps, 5, ROW): the weights of its corners, and the mask
+    pixels: int
+    taps: int
+
+
+@block
+def _note_plan(tile, tap, plans):
+    """Copy the plan of a tap from its tile."""
+    step = width(load_scalar(tile.rows, 0))
+    rows = at(plans.rows, tap * 5 * ROW)
+    for pixel in range(0, tile.pixels, step):
+        store(rows, pixel, load(tile.rows, W00 + pixel))
+        store(rows, ROW + pixel, load(tile.rows, W01 + pixel))
+        store(rows, 2 * ROW + pixel, load(tile.rows, W10 + pixel))
+        store(rows, 3 * ROW + pixel, load(tile.rows, W11 + pixel))
+        store(rows, 4 * ROW + pixel, load(tile.rows, MASK + pixel))
+    for pixel in range(tile.pixels):
+        store(plans.index, tap * ROW + pixel, load_scalar(tile.index, pixel))
+
+
+@helper
+def _sampled(image, index, rows, spot, vector):
+    """The mask times the sample of a cell, for a vector of channels; its weights are at `spot`."""
+    weights = (
+        like(load_scalar(rows, spot), vector),
+        like(load_scalar(rows, spot + ROW), vector),
+        like(load_scalar(rows, spot + 2 * ROW), vector),
+        like(load_scalar(rows, spot + 3 * ROW), vector),
+    )
+    return like(load_scalar(rows, spot + 4 * ROW), vector) * value(weights, corners(image, index, vector))
+
+
+@helper
+def _copied(image, index, rows, spot, vector):
+    """The pixel where a cell starts, for a vector of channels."""
+    return load_like(image.pointer, index, vector)
+
+
+@helper
+def _add_taps(make, plans, image, count, weights, pitch, sums):
+    """sums[pixel, c] = the sum over taps of what `make` makes of channel c, times weights[tap, c], for c < count: rows of
+    weights and sums are `pitch[0]` and `pitch[1]` elements apart. Overruns `count` by up to a register."""
+    vector = full(like(0.0, load_scalar(plans.rows, 0)))
+    step, c = width(load_scalar(plans.rows, 0)), 0
+    while c + 3 * step < count:
+        for pixel in range(plans.pixels):
+            a, b, d, e = vector, vector, vector, vector
+            for tap in range(plans.taps):
+                index, spot = load_scalar(plans.index, tap * ROW + pixel) + c, tap * 5 * ROW + pixel
+                w = at(weights, tap * pitch[0] + c)
+                a = fma(make(image, index, plans.rows, spot, vector), load(w, 0), a)
+                b = fma(make(image, index + step, plans.rows, spot, vector), load(w, step), b)
+                d = fma(make(image, index + 2 * step, plans.rows, spot, vector), load(w, 2 * step), d)
+                e = fma(make(image, index + 3 * step, plans.rows, spot, vector), load(w, 3 * step), e)
+            total = at(sums, pixel * pitch[1] + c)
+            store(total, 0, a)
+            store(total, step, b)
+            store(total, 2 * step, d)
+            store(total, 3 * step, e)
+        c += 4 * step
+    while c < count:
+        for pixel in range(plans.pixels):
+            a = vector
+            for tap in range(plans.taps):
+                index, spot = load_scalar(plans.index, tap * ROW + pixel) + c, tap * 5 * ROW + pixel
+                made = make(image, index, plans.rows, spot, vector)
+                a = fma(made, load(weights, tap * pitch[0] + c), a)
+            store(sums, pixel * pitch[1] + c, a)
+        c += step
+
+
+@block
+def _add_samples(plans, image, count, weights, pitch, sums):
+    """`_add_taps` of samples."""
+    _add_taps(_sampled, plans, image, count, weights, pitch, sums)
+
+
+@block
+def _add_copies(plans, image, count, weights, pitch, sums):
+    """`_add_taps` of pixels."""
+    _add_taps(_copied, plans, image, count, weights, pitch, sums)
+
+
+@helper
+def _compute(plan, add, one, call, share, tile, image, columns, sums):
+    """The sums of all channels of a tile. The memory for columns holds the plans."""
+    p = call.p
+    index = at(tile.runs, call.blocking.tile_bytes // 8 + p.taps * 5 * ROW)
+    plans = Plans(index, columns.pointer, tile.pixels, p.taps)
+    offset_groups = max(p.offset_groups, 1)
+    count = p.in_channels // offset_groups
+    for g in range(offset_groups):
+        for tap in range(p.taps):
+            plan(one, call, share.n, tile, tap, g)
+            _note_plan(tile, tap, plans)
+        w = at(pointer(call.a.weights, one), g * count)  # (tap, channel)
+        add(plans, image_from(image, g * count), count, w, (p.in_channels, sums.pitch), at(sums.pointer, g * count))
+
+
+@helper
+def _compute_sampled(one, call, share, tile, image, columns, sums):
+    _compute(plan_samples, _add_samples, one, call, share, tile, image, columns, sums)
+
+
+@helper
+def _compute_copied(one, call, share, tile, image, columns, sums):
+    _compute(plan_copies, _add_copies, one, call, share, tile, image, columns, sums)
+
+
+@kernel
+def depthwise_sampled(one, params, counter, slot):
+    """y from samples, tile by tile."""
+    compute_tiles(_compute_sampled, one, one, params, counter, slot)
+
+
+@kernel
+def depthwise_copied(one, params, counter, slot):
+    """y from pixels, tile by tile."""
+    compute_tiles(_compute_copied, one, one, params, counter, slot)
