@@ -15,11 +15,10 @@ from numdcn._cpu.gemm import ROWS, Panels
 from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
 from numdcn._cpu.sample import copy_tap, plan_tap, sample_pairs, sample_tap
-from numdcn._cpu.simd import at, load, load_scalar, pointer, store, width
+from numdcn._cpu.simd import at, pointer, width
 from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y, tile_from
 from numdcn._cpu.tile_io import read_plane
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
 
 
 class Chunk(NamedTuple):
@@ -146,7 +145,7 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
 def multiply_chunk(multiply, one, call, share, chunk, columns, tile, first, count, sums):
     """Multiply a chunk of the columns of `count` pixels of a tile by its weights, for a share of the outputs, by
     `multiply`: `gemm.multiply_rows`, or `multiply_pairs` where channels are pairs of bfloat16."""
-    p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
+    blocking, chunks, packed = call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
     panel_size = chunks.taps * chunks.channels * packed.panel
     ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)  # the tile prefetches the next chunk's weights
