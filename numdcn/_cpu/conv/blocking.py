@@ -24,6 +24,7 @@ WANTED_TASKS = 64  # in a large call
 ENOUGH_TASKS = 54  # in a large call: more are not worth smaller tiles or repeated sampling
 WORTH_DIVIDING = 64 * 2**20  # multiply-adds that make a call large
 DEPTHWISE = 16  # multiply-adds that take as long as one of a depthwise convolution, with its sample
+PLANNED_TAPS = 64  # of a depthwise convolution, whose plans a thread keeps at a time
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # per tile, unless there would be few tasks or a large workspace
 SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
@@ -76,7 +77,7 @@ def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     groups, channels = p.groups, p.in_channels // p.groups
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
     if depthwise:
-        return Chunking(1, p.in_channels, p.taps, 1, p.in_channels, p.taps, pitch)
+        return Chunking(1, p.in_channels, p.taps, 1, p.in_channels, min(p.taps, PLANNED_TAPS), pitch)
     if channels > most:  # even chunks of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
@@ -173,7 +174,7 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     planned_once = _planned_once(p, chunks)
     rows, pitch = rows_of(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
-    columns = p.taps * 12 * ROW if depthwise else rows * chunks.pitch
+    columns = chunks.taps_per_chunk * 7 * ROW if depthwise else rows * chunks.pitch  # a plan: 2 for an index, 5 numbers
     elements = columns + chunks.groups_per_chunk * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
     return ForwardBlocking(
