@@ -1,8 +1,8 @@
 """The forward of depthwise convolutions on the CPU: each channel makes one output by itself.
 
-There is no matrix product. All taps of a tile are planned first (up to `PLANNED_TAPS` at a time); then, for each pixel and some registers of channels, the
-samples of all taps are multiplied by their weights and added up in registers. So what the taps of a pixel have in common is
-read from the L1 cache, and no column is stored.
+There is no matrix product. All taps of a tile are planned first (at most `PLANNED_TAPS` at a time); then, for each pixel and some
+registers of channels, the samples of all taps are multiplied by their weights and added up in registers. So what the taps of a
+pixel have in common is read from the L1 cache, and no column is stored.
 """
 
 from __future__ import annotations
