@@ -34,18 +34,13 @@ class Step(NamedTuple):
     condition: tuple[int, bool] | None  # a word, and whether the step runs if it is not 0
 
 
-class Program:
+class Program(NamedTuple):
     """The launches of a call. Its pieces of memory are the arrays, its own words, and scratch memory, in this order."""
 
-    __slots__ = ("patches", "sizes", "steps", "words")
-
-    def __init__(self, words: bytes, sizes: Sequence[int], steps: Sequence[Step]) -> None:
-        self.words, self.sizes, self.steps = words, sizes, steps
-        self.patches = [  # words to replace: which, by the address of which piece, and how far from it
-            (number, word // SYMBOL - 1, word % SYMBOL)
-            for number, word in enumerate(array("q", words))
-            if word >= SYMBOL
-        ]
+    words: bytes  # what kernels read, with symbols
+    patches: list[tuple[int, int, int]]  # words to replace: which, by the address of which piece, and how far from it
+    sizes: list[int]  # of scratch memory, in bytes
+    steps: list[Step]
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run the kernels on arrays at these addresses."""
@@ -65,6 +60,7 @@ class Recording:
 
     def __init__(self, arrays: int) -> None:
         self._words = bytearray()
+        self._patches: list[tuple[int, int, int]] = []
         self._sizes: list[int] = []
         self._steps: list[Step] = []
         self._own = (arrays + 1) * SYMBOL  # the symbol of the words
@@ -85,8 +81,13 @@ class Recording:
         self, kernel: Any, one: Any, values: Any, threads: int, condition: tuple[int, bool] | None = None
     ) -> None:
         """Record a `threads.launch`; `condition`: the symbol of a number, and whether the kernel runs if it is not 0."""
-        position = len(self._words)
-        self._words += words_of(values) + COUNTER
+        position, words = len(self._words), words_of(values)
+        self._patches += (
+            (position // 8 + i, word // SYMBOL - 1, word % SYMBOL)
+            for i, word in enumerate(array("q", words))
+            if word >= SYMBOL
+        )
+        self._words += words + COUNTER
         counter = len(self._words) - 8
         self._words += COUNTER
         when = None if condition is None else (condition[0] - self._own, condition[1])
@@ -94,7 +95,7 @@ class Recording:
 
     def program(self) -> Program:
         """What was recorded."""
-        return Program(bytes(self._words), self._sizes, self._steps)
+        return Program(bytes(self._words), self._patches, self._sizes, self._steps)
 
 
 _known: dict[tuple[Any, ...], Program] = {}

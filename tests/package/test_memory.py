@@ -20,7 +20,6 @@ from test_deform_conv import make
 import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
 from numdcn._cpu import program
-from numdcn._cpu.points import run as sample
 from numdcn._cpu.roi import run as pool
 
 MB = 2**20
@@ -129,7 +128,7 @@ def slots(monkeypatch):
             taken.append(sizes[-1])
             super().__init__(*sizes)
 
-    for module in (pool, program, sample):
+    for module in (pool, program):
         monkeypatch.setattr(module, "Scratch", Recorded)
     numdcn.set_num_threads(1)
     yield taken
