@@ -42,12 +42,12 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 
 
 def _small_calls(
-    kind: np.dtype, channels: int = 40, outputs: int = 2, taps: int = 2
+    kind: np.dtype, channels: int = 40, outputs: int = 2, taps: int = 2, groups: int = 1
 ) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     """Arguments of a small call of each operator that reaches all its kernels; of a convolution those for such numbers of
-    channels, outputs and taps. By default there are more channels than a block of its backward holds, so that partial sums
+    channels, outputs, taps and groups. By default there are more channels than a block of its backward holds, so that partial sums
     are needed too."""
-    x, w = np.ones((1, channels, 3, 3), kind), np.ones((outputs, channels, taps, 1), kind)
+    x, w = np.ones((1, channels, 3, 3), kind), np.ones((outputs, channels // groups, taps, 1), kind)
     images = np.ones((1, 4, 3, 3), kind)
     offsets, mask = np.zeros((1, 2 * taps, 4 - taps, 3), kind), np.ones((1, taps, 4 - taps, 3), kind)
     rois, bin_mask, size = np.array([[0, 0, 0, 2, 2]], kind), np.ones((1, 1, 2, 2), kind), {"output_size": 2}
@@ -107,8 +107,13 @@ def warmup(dtype: Any = np.float32, backward: bool = True, operators: str | Iter
     """
     kind = check_dtype("dtype", dtype)
     backward = flag("backward", backward)
-    # many outputs of one tap; an odd and an even number of channels, as bfloat16 is multiplied in pairs
-    calls = [_small_calls(kind, 41, 40, 1), _small_calls(kind, 41), _small_calls(kind)]
+    # depthwise; many outputs of one tap; an odd and an even number of channels, as bfloat16 is multiplied in pairs
+    calls = [
+        _small_calls(kind, outputs=40, groups=40),
+        _small_calls(kind, 41, 40, 1),
+        _small_calls(kind, 41),
+        _small_calls(kind),
+    ]
     for name in _names(operators):
         for part in ("conv", "deform_conv", name) if name == "deform_conv_layer" else (name,):
             run_forward, run_backward = OPERATORS[part]

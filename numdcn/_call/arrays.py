@@ -128,7 +128,8 @@ def _overlaps_itself(array: np.ndarray) -> bool:
 def _overlap(a: Any, b: Any) -> bool:
     if isinstance(a, DeviceArray) and isinstance(b, DeviceArray) and a.contiguous and b.contiguous:
         return a.address < b.end and b.address < a.end and a.size > 0 and b.size > 0
-    a, b = (array.ghost if isinstance(array, DeviceArray) else array for array in (a, b))
+    a = a.ghost if isinstance(a, DeviceArray) else a
+    b = b.ghost if isinstance(b, DeviceArray) else b
     if not np.may_share_memory(a, b):
         return False
     try:

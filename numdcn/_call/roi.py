@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numdcn._call import hints
 from numdcn._call.arguments import Argument, Table, check_arguments
 from numdcn._call.checks import check_countable, coordinate_dtype, flag, integer, number, per_axis
 from numdcn._call.frameworks import host_copy
+from numdcn._call.remembered import remembered
 from numdcn._formulas.bilinear import ALIGN, PSROI
 
 X = Argument("x", "(N, C, H, W)", 4)
@@ -39,7 +41,6 @@ class RoIs(NamedTuple):
     box_count: int
     bins: tuple[int, int]  # of a box
     scale: float  # from the boxes' coordinates to pixels
-    boxes: Any  # (R, 5): the checked copy, as the caller's array could change meanwhile; None on a GPU
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -73,6 +74,7 @@ class Pooling(NamedTuple):
     rois: RoIs
     rule: SamplingRule | WholePixels
     cells: tuple[int, int] | None = None  # of a box, if position-sensitive: each cell reads channels of its own
+    boxes: Any = None  # (R, 5): the checked copy, as the caller's array could change meanwhile; None on a GPU
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -100,9 +102,10 @@ def check_rois(
     group_size: tuple[int, int] | None = None,
 ) -> RoIs:
     """The sizes of a pooling, from the arguments common to all operators over boxes; raises if one is invalid.
+    `pooling` checks the boxes.
 
-    `check`: whether to wait for a GPU and check the boxes there. `group_size`: the cells of a position-sensitive
-    operator along y and x; the result has one channel for as many channels of x as there are cells.
+    `group_size`: the cells of a position-sensitive operator along y and x; the result has one channel for as many
+    channels of x as there are cells.
     """
     check_arguments(table, arrays)
     x, rois = arrays.x, arrays.rois
@@ -115,9 +118,7 @@ def check_rois(
         )
     bins = per_axis("output_size", output_size, 1)
     scale = number("spatial_scale", spatial_scale, x.dtype, positive=True)
-    boxes = np.array(rois, coordinate_dtype(rois.dtype), order="C") if isinstance(rois, np.ndarray) else None
-    if flag("check", check) or boxes is not None:
-        _check_boxes(host_copy(rois) if boxes is None else boxes, x.shape[0])
+    flag("check", check)
     channels = x.shape[1]
     if group_size is not None:
         cells = group_size[0] * group_size[1]
@@ -127,7 +128,17 @@ def check_rois(
                 f"{group_size[0]}*{group_size[1]}, as each cell of a box reads channels of its own"
             )
         channels //= cells
-    return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale, boxes)
+    return RoIs(x.shape[0], x.shape[1], channels, x.shape[2:], len(rois), bins, scale)
+
+
+def pooling(problem: Callable[..., Pooling], arrays: RoIArrays, *options: Any) -> Pooling:
+    """`problem(arrays, *options)` with its boxes; raises if one is invalid. The last option says whether to wait for a GPU
+    and check the boxes there."""
+    p, rois = remembered(problem, arrays, *options), arrays.rois
+    boxes = np.array(rois, coordinate_dtype(rois.dtype), order="C") if isinstance(rois, np.ndarray) else None
+    if options[-1] or boxes is not None:
+        _check_boxes(host_copy(rois) if boxes is None else boxes, p.rois.batch)
+    return p._replace(boxes=boxes)
 
 
 def result_shape(arrays: Any, output_size: Any, cells: int = 1) -> tuple[Any, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +13,40 @@ from numdcn._call.arguments import Arrays
 from numdcn._call.arrays import is_half
 from numdcn._call.results import Output, Outputs
 from numdcn._cpu.parameters import NOWHERE, Place
+
+
+class Outline(NamedTuple):
+    """An array without its numbers."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in bytes
+    address: int  # of the first element, or what stands for it
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+
+def _address_in_object(array: np.ndarray) -> int:
+    """The address of an array's first element, which follows the head of the object. (`array.ctypes` makes two objects.)"""
+    return ctypes.c_ssize_t.from_address(id(array) + object.__basicsize__).value
+
+
+def _address_by_ctypes(array: np.ndarray) -> int:
+    return array.ctypes.data
+
+
+_probe = np.empty(1)
+address_of = _address_in_object if _address_in_object(_probe) == _probe.ctypes.data else _address_by_ctypes
 
 
 def computed(dtype: np.dtype) -> np.dtype:
@@ -33,13 +69,13 @@ def addressable_arrays(arrays: Arrays) -> Arrays:
     return type(arrays)(*(addressable(a) if isinstance(a, np.ndarray) else a for a in arrays))
 
 
-def place(array: np.ndarray | None) -> Place:
+def place(array: np.ndarray | Outline | None) -> Place:
     """The place of an addressable array of at most four axes; `NOWHERE` if there is none."""
     if array is None:
         return NOWHERE
     size = array.itemsize
     a, b, c, d = [s // size for s in array.strides] + [0] * (4 - array.ndim)
-    return Place(array.ctypes.data, (a, b, c, d))
+    return Place(address_of(array) if isinstance(array, np.ndarray) else array.address, (a, b, c, d))
 
 
 def output(array: np.ndarray, suits: Callable[[np.ndarray], bool] = is_addressable) -> Output[np.ndarray]:

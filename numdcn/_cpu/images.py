@@ -5,12 +5,13 @@ They run before and after an operator's kernels, and transpose in the same per-t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from numdcn._call.arrays import is_half
-from numdcn._cpu.arrays import computed, place
+from numdcn._cpu.arrays import Outline, computed, place
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.layout import (
     COPY_ELEMENTS,
@@ -154,15 +155,23 @@ def copied_pixels(channels: int) -> int:
 
 class PaddedImages:
     """Blocked images in scratch memory, in float32 for arrays of a half type. `bounds` holds the first channel of each
-    block, then the number of channels."""
+    block, then the number of channels; `launch` runs the kernels, or records that."""
 
     def __init__(
-        self, address: int, image_size: int, bounds: Numbers, workspaces: int, workspace_bytes: int, threads: int
-    ):
+        self,
+        address: int,
+        image_size: int,
+        bounds: Numbers,
+        workspaces: int,
+        workspace_bytes: int,
+        threads: int,
+        launch: Callable[[Any, Any, Any, int], None] = launch,
+    ) -> None:
         self.address, self.image_size, self.bounds = address, image_size, bounds
         self.workspaces, self.workspace_bytes, self.threads = workspaces, workspace_bytes, threads
+        self.launch = launch
 
-    def _call(self, plain: np.ndarray) -> ImagesCall:
+    def _call(self, plain: np.ndarray | Outline) -> ImagesCall:
         """Parameters of a copy from or to `plain` (N, C, H, W)."""
         batch, _, height, width = plain.shape
         blocks = len(self.bounds) - 1
@@ -171,28 +180,28 @@ class PaddedImages:
             copied_pixels(plain.shape[1]), self.workspaces, self.workspace_bytes,
         )  # fmt: skip
 
-    def _threads(self, plain: np.ndarray) -> int:
+    def _threads(self, plain: np.ndarray | Outline) -> int:
         """The number of threads for a copy from or to `plain`: no more than it has tasks."""
         batch, channels, height, width = plain.shape
         return min(self.threads, batch * -(-height * width // copied_pixels(channels)))
 
-    def pack(self, x: np.ndarray) -> None:
+    def pack(self, x: np.ndarray | Outline) -> None:
         """Copy x (N, C, H, W) into these images."""
         kernel = suited(x.dtype, pack_images, pack_float16, pack_bfloat16)
-        launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
+        self.launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
-    def pack_pairs(self, x: np.ndarray) -> None:
+    def pack_pairs(self, x: np.ndarray | Outline) -> None:
         """Copy x in bfloat16 into these images, whose channels are pairs."""
-        launch(pack_pairs, np.float32(1), self._call(x), self._threads(x))
+        self.launch(pack_pairs, np.float32(1), self._call(x), self._threads(x))
 
     def unpack(self, x: np.ndarray) -> None:
         """Copy these images to x."""
         kernel = suited(x.dtype, unpack_images, unpack_float16, unpack_bfloat16)
-        launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
+        self.launch(kernel, computed(x.dtype).type(1), self._call(x), self._threads(x))
 
     def clear(self, batch: int, dtype: np.dtype) -> None:
         """Fill the images with zeros."""
-        launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)
+        self.launch(clear, dtype.type(1), ClearCall(self.address, batch * self.image_size), self.threads)
 
 
 def suited(dtype: np.dtype, plain: Any, of_float16: Any, of_bfloat16: Any) -> Any:

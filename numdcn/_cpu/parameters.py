@@ -30,13 +30,13 @@ class Place(NamedTuple):
 
 
 class Numbers:
-    """Whole numbers in memory, which kernels read at `address`."""
+    """Whole numbers in memory, which kernels read at `address`: that of a copy, if one is given."""
 
     __slots__ = ("address", "memory")
 
-    def __init__(self, values: Iterable[int]) -> None:
+    def __init__(self, values: Iterable[int], address: int = 0) -> None:
         self.memory = array("q", values)
-        self.address = self.memory.buffer_info()[0]
+        self.address = address or self.memory.buffer_info()[0]
 
     def __len__(self) -> int:
         return len(self.memory)
@@ -52,7 +52,7 @@ NOWHERE = Place(0, (0, 0, 0, 0))  # the place of an absent array
 
 
 RECURRING = 8  # words above which a part without places is looked for among those of earlier calls
-_COUNTER = bytes(
+COUNTER = bytes(
     8 * 17
 )  # the counter, after enough unused words that it shares no pair of cache lines with the parameters
 _known: dict[int, tuple[Any, bytes]] = {}  # by the id of a part, the part and its words; problems and blockings recur
@@ -60,10 +60,15 @@ _known: dict[int, tuple[Any, bytes]] = {}  # by the id of a part, the part and i
 
 def parameters(value: Any) -> tuple[array, int]:  # type: ignore[type-arg]
     """The int64 array that `unpack` reads, and the address of a task counter at its end."""
-    kind: Any = type(value)
-    words = array("q", _writer(kind)(value) + _COUNTER)
+    words = array("q", words_of(value) + COUNTER)
     address, count = words.buffer_info()
     return words, address + 8 * (count - 1)
+
+
+def words_of(value: Any) -> bytes:
+    """The words that `unpack` reads."""
+    kind: Any = type(value)
+    return _writer(kind)(value)
 
 
 @functools.cache

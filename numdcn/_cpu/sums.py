@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
-from numdcn._cpu.arrays import place
+from numdcn._cpu.arrays import Outline, place
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import fill
 from numdcn._cpu.parameters import Place, unpack
+from numdcn._cpu.program import Recording
 from numdcn._cpu.simd import at, full, load, load_scalar, next_task, pointer, store, width
-from numdcn._cpu.threads import launch, plan_threads
+from numdcn._cpu.threads import plan_threads
 from numdcn._formulas.jit import helper
 
 LANES = 16  # independent of the register width: the same order on all machines
@@ -153,16 +152,18 @@ def sum_spans(one, params, counter, slot):
 READ = 16.0  # cost of reading an element, in multiply-adds of a product
 
 
-def sum_pixels(values: np.ndarray, target: np.ndarray) -> None:
-    """target (C,) = the sums of a non-empty values (N, C, H, W): first of each span, then of the spans in the same way.
-    The bits do not depend on where the elements are."""
+def sum_pixels(recording: Recording, values: Outline, target: Outline) -> None:
+    """Record: target (C,) = the sums of a non-empty values (N, C, H, W), first of each span, then of the spans in the same
+    way. The bits do not depend on where the elements are."""
     images, channels, height, width = values.shape
     source, dtype, spans = place(values), values.dtype, -(-height * width // (LINES * LINE))
     all_spans, step = images * spans, MANY if source.strides[1] == 1 and channels > 1 else FEW
-    sums = target if all_spans == 1 else np.empty((channels, all_spans), dtype)
-    threads = plan_threads(all_spans * -(-channels // step), READ * values.size)
-    workspaces = np.empty((threads, WORKSPACE), dtype)
-    call = SumsCall(values.shape, spans, step, source, place(sums), workspaces.ctypes.data, workspaces.strides[0])
-    launch(sum_spans, dtype.type(1), call, threads)
+    size, threads = dtype.itemsize, plan_threads(all_spans * -(-channels // step), READ * values.size)
+    memory, workspaces = recording.scratch(channels * all_spans * size, threads * WORKSPACE * size)
+    plane = all_spans * size
+    sums = Outline(dtype, (1, channels, 1, all_spans), (channels * plane, plane, plane, size), memory)
+    target_place = place(target) if all_spans == 1 else Place(memory, (all_spans, 1, 0, 0))
+    call = SumsCall((images, channels, height, width), spans, step, source, target_place, workspaces, WORKSPACE * size)
+    recording.launch(sum_spans, dtype.type(1), call, threads)
     if all_spans > 1:
-        sum_pixels(sums.reshape(1, channels, 1, all_spans), target)
+        sum_pixels(recording, sums, target)

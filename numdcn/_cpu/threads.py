@@ -108,11 +108,16 @@ def launch(kernel: Any, one: Any, values: Any, threads: int) -> None:
 
     Returns when the last thread is done. An exception from a signal handler is raised before the kernel or after it.
     """
-    code, wide, _ = _codes.get((kernel, type(one))) or _load(kernel, type(one))
     array, counter = parameters(values)
+    start(kernel, type(one), array.buffer_info()[0], counter, threads)
+
+
+def start(kernel: Any, kind: type, address: int, counter: int, threads: int) -> None:
+    """`launch` with elements of a type, the address of the parameters and that of the counter."""
+    code, wide, _ = _codes.get((kernel, kind)) or _load(kernel, kind)
     if threads > 1:
         _recruit(threads - 1)
-    if run(_BOARD_ADDRESS, code, wide, array.buffer_info()[0], counter, threads - 1):
+    if run(_BOARD_ADDRESS, code, wide, address, counter, threads - 1):
         raise RuntimeError(f"{kernel.__name__} failed")
 
 

@@ -10,7 +10,7 @@ from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
-from numdcn._call.roi import RoIArrays
+from numdcn._call.roi import RoIArrays, pooling
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.deform_ps_roi_pool.problem import ARGUMENTS, problem
 
@@ -75,7 +75,7 @@ def deform_ps_roi_pool_forward(
     in the authors' operator.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
-    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
+    p = pooling(problem, arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
     return run_forward(poolings, ARGUMENTS, p, arrays, out)
 
 
@@ -139,7 +139,7 @@ def deform_ps_roi_pool_backward(
     Sources: as in `deform_ps_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=trans))
-    p = problem(arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
+    p = pooling(problem, arrays, output_size, group_size, sample_per_part, trans_std, spatial_scale, check)
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/group_size**2, Ph, Pw)", arrays.x)
     return run_backward(
         poolings, ARGUMENTS, p, grad_y, arrays, DeformPSRoIPoolGradients, wrt, out, options(deterministic)

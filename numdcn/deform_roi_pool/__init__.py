@@ -10,7 +10,7 @@ from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
-from numdcn._call.roi import RoIArrays
+from numdcn._call.roi import RoIArrays, pooling
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.deform_roi_pool.problem import ARGUMENTS, problem
 
@@ -72,7 +72,11 @@ def deform_roi_pool_forward(
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
     return run_forward(
-        poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check), arrays, out
+        poolings,
+        ARGUMENTS,
+        pooling(problem, arrays, output_size, spatial_scale, sampling_ratio, gamma, check),
+        arrays,
+        out,
     )
 
 
@@ -138,7 +142,7 @@ def deform_roi_pool_backward(
     Sources: as in `deform_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois, shifts=offsets, mask=mask))
-    p = problem(arrays, output_size, spatial_scale, sampling_ratio, gamma, check)
+    p = pooling(problem, arrays, output_size, spatial_scale, sampling_ratio, gamma, check)
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     return run_backward(
         poolings, ARGUMENTS, p, grad_y, arrays, DeformRoIPoolGradients, wrt, out, options(deterministic)

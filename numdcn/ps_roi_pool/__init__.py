@@ -10,7 +10,7 @@ from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
-from numdcn._call.roi import RoIArrays
+from numdcn._call.roi import RoIArrays, pooling
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.ps_roi_pool.problem import ARGUMENTS, problem
 
@@ -60,7 +60,7 @@ def ps_roi_pool_forward(
     last row and column of the image.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
-    return run_forward(poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, check), arrays, out)
+    return run_forward(poolings, ARGUMENTS, pooling(problem, arrays, output_size, spatial_scale, check), arrays, out)
 
 
 class PSRoIPoolGradients(NamedTuple, Generic[Array]):
@@ -108,6 +108,6 @@ def ps_roi_pool_backward(
     Source: as in `ps_roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
-    p = problem(arrays, output_size, spatial_scale, check)
+    p = pooling(problem, arrays, output_size, spatial_scale, check)
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C/(Ph*Pw), Ph, Pw)", arrays.x)
     return run_backward(poolings, ARGUMENTS, p, grad_y, arrays, PSRoIPoolGradients, wrt, out, options(deterministic))

@@ -10,7 +10,7 @@ from numdcn._call.arrays import AnyArray, Array
 from numdcn._call.checks import IntPerAxis
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
-from numdcn._call.roi import RoIArrays
+from numdcn._call.roi import RoIArrays, pooling
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.roi_align.problem import ARGUMENTS, problem
 
@@ -66,7 +66,11 @@ def roi_align_forward(
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
     return run_forward(
-        poolings, ARGUMENTS, problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check), arrays, out
+        poolings,
+        ARGUMENTS,
+        pooling(problem, arrays, output_size, spatial_scale, sampling_ratio, aligned, check),
+        arrays,
+        out,
     )
 
 
@@ -119,6 +123,6 @@ def roi_align_backward(
     Source: as in `roi_align_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
-    p = problem(arrays, output_size, spatial_scale, sampling_ratio, aligned, check)
+    p = pooling(problem, arrays, output_size, spatial_scale, sampling_ratio, aligned, check)
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     return run_backward(poolings, ARGUMENTS, p, grad_y, arrays, RoIAlignGradients, wrt, out, options(deterministic))

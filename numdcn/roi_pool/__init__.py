@@ -13,7 +13,7 @@ from numdcn._call.checks import IntPerAxis, flag
 from numdcn._call.door import door, operator_module
 from numdcn._call.options import options
 from numdcn._call.results import given_back, new_like
-from numdcn._call.roi import ROIS, RoIArrays, X
+from numdcn._call.roi import ROIS, RoIArrays, X, pooling
 from numdcn._run import poolings, run_backward, run_forward
 from numdcn.roi_pool.problem import ARGUMENTS, RESULTS, check_argmax, problem
 
@@ -104,7 +104,7 @@ def roi_pool_forward(
     Source: Girshick, Fast R-CNN (2015), section 2.1; names and rules as in torchvision's `roi_pool`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
-    p = problem(arrays, output_size, spatial_scale, check)
+    p = pooling(problem, arrays, output_size, spatial_scale, check)
     if not flag("return_argmax", return_argmax):
         return run_forward(poolings, ARGUMENTS, p, arrays, out)
     argmax = new_like(p.out_shape, np.int32, arrays.x)
@@ -161,7 +161,7 @@ def roi_pool_backward(
     Source: as in `roi_pool_forward`.
     """
     arrays = receive(ARGUMENTS, RoIArrays(x=x, rois=rois))
-    p = problem(arrays, output_size, spatial_scale, check)
+    p = pooling(problem, arrays, output_size, spatial_scale, check)
     grad_y = check_grad_y(grad_y, p.out_shape, "(R, C, Ph, Pw)", arrays.x)
     if argmax is not None:
         arrays = arrays._replace(argmax=check_argmax(argmax, p, arrays.x))

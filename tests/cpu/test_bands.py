@@ -10,7 +10,7 @@ from family import assert_same
 
 import numdcn
 from benchmarks.cases.operators import operator
-from numdcn._cpu import bands, threads
+from numdcn._cpu import bands, program, threads
 from numdcn._cpu.roi import run, survey
 
 SIZE = (37, 29)
@@ -83,12 +83,14 @@ CALLS = [
 def test_no_bit_depends_on_the_bands(monkeypatch, make, kind, dtype, channels):
     call, want = make(kind, channels, dtype), None
     for division in DIVISIONS:
+        monkeypatch.setattr(program, "_known", {})  # nothing is remembered
         for name, value in division.items():
             monkeypatch.setattr(bands, name, value)
         got = call()
         want = got if want is None else want
         assert_same(got, want)
     for count in (1, 2, 5):
+        monkeypatch.setattr(program, "_known", {})
         monkeypatch.setattr(threads, "_threads", count)
         monkeypatch.setattr(threads, "_WORTH", 1.0)  # as many threads as tasks, however little there is to do
         assert_same(call(), want)
@@ -99,6 +101,7 @@ def test_lists_that_do_not_fit_are_made_again(monkeypatch, make):
     call = make("upright", 5, np.float32)
     want, room = call(), survey.room_for_lists
     for entries in (8, 40, 0):  # for none, some of the boxes, none
+        monkeypatch.setattr(program, "_known", {})
         monkeypatch.setattr(run, "room_for_lists", lambda *what, n=entries: (room(*what)[0], n))
         assert_same(call(), want)
 

@@ -17,7 +17,7 @@ from halves import HALVES, expected_of_narrow, halved, multiplies_pairs
 
 import numdcn
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.conv import run
+from numdcn._cpu import program
 from numdcn._cpu.pairs import has_dot_products
 
 BFLOAT16 = HALVES["bfloat16"]
@@ -172,7 +172,7 @@ def test_bits_do_not_depend_on_threads_or_other_images(operator, case):
 def test_images_and_weights_take_half_the_memory(operator, monkeypatch):
     """Of the scratch memory, images come first and packed weights second."""
     sizes = []
-    monkeypatch.setattr(run, "Scratch", lambda *asked: sizes.append(asked[:2]) or Scratch(*asked))
+    monkeypatch.setattr(program, "Scratch", lambda *asked: sizes.append(asked[:2]) or Scratch(*asked))
     narrow, wide = narrowed(MAKE[operator](Case(2, 64, 64, (30, 31), padding=1), np.float32))
     narrow.forward(BACKENDS[operator])
     wide.forward(BACKENDS[operator])

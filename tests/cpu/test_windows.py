@@ -7,7 +7,11 @@ import pytest
 from checks import assert_same_bits, with_threads
 
 import numdcn
+from numdcn._call.convolution import Convolution
+from numdcn._cpu import program, threads
 from numdcn._cpu.conv import backward_blocking, run
+from numdcn._cpu.conv.windows import PlacingCall
+from numdcn._cpu.parameters import _length
 
 # batch, channels, height, width, outputs, offset groups, standard deviation of offsets, options
 CASES = {
@@ -60,15 +64,18 @@ def problem(name, dtype):
 def divided(monkeypatch):
     """A function that makes calls of any size be divided, into tiles of 14 pixels and windows with little room around
     them. It returns the names of the kernels that ran, and for `place_windows` which images are not divided."""
-    kernels, launch = [], run.launch
+    kernels, run_kernel = [], threads.run
 
-    def noted(kernel, one, values, *arguments):
-        launch(kernel, one, values, *arguments)
-        kernels.append(kernel.__name__)
+    def noted(board, code, wide, parameters, counter, helpers):
+        failed = run_kernel(board, code, wide, parameters, counter, helpers)
+        kernels.append(next(key[0].__name__ for key, found in threads._codes.items() if found[0] == code))
         if kernels[-1] == "place_windows":
-            words = 1 + 2 * values.cut.rows * values.cut.columns
-            placed = (ctypes.c_int64 * (values.p.batch * words)).from_address(values.placed)
+            call = (ctypes.c_int64 * _length(PlacingCall)).from_address(parameters)
+            batch, rows, columns, address = call[0], *call[_length(Convolution) + 1 :][:2], call[-1]
+            words = 1 + 2 * rows * columns
+            placed = (ctypes.c_int64 * (batch * words)).from_address(address)
             kernels[-1] = (kernels[-1], list(placed[::words]))
+        return failed
 
     def divide(cut, windows_bytes=2**30):
         backward_blocking.backward_blocking.cache_clear()
@@ -77,7 +84,8 @@ def divided(monkeypatch):
         monkeypatch.setattr(backward_blocking, "REACH", 3)
         monkeypatch.setattr(backward_blocking, "WINDOWS_BYTES", windows_bytes)
         monkeypatch.setattr(backward_blocking, "affordable", lambda _: 14)
-        monkeypatch.setattr(run, "launch", noted)
+        monkeypatch.setattr(program, "_known", {})
+        monkeypatch.setattr(threads, "run", noted)
         monkeypatch.setattr(run, "plan_threads", lambda tasks, _: min(numdcn.get_num_threads(), tasks))
         return kernels
 
@@ -205,6 +213,7 @@ def test_large_calls_have_many_tasks(monkeypatch, name):
         found.append(inner(p, dtype)[0])
         raise StopIteration
 
+    monkeypatch.setattr(program, "_known", {})
     monkeypatch.setattr(run, "backward_blocking", noted)
     x, w = np.zeros((n, channels, height, width), "f"), np.zeros((outputs, channels, 3, 3), "f")
     size = (height + stride - 1) // stride, (width + stride - 1) // stride

@@ -104,6 +104,7 @@ CASES = [
     Case(channels=33, c_out=33, size=(7, 5), kernel=(5, 5), padding=2, groups=33, offset_groups=11, mask=True),
     Case(channels=16, c_out=32, size=(7, 5), padding=1, groups=16, offset_groups=16, mask=True, bias=True),
     Case(channels=280, c_out=280, size=(4, 5), padding=1, groups=280),
+    Case(channels=20, c_out=20, size=(9, 10), kernel=(9, 8), padding=2, groups=20, offset_groups=2, bias=True),
     # more output pixels than one tile, batches, and no images at all
     Case(channels=3, c_out=4, size=(40, 41), padding=1, bias=True),
     Case(channels=20, c_out=17, size=(42, 43), stride=1, padding=0, mask=True, offset_groups=2),

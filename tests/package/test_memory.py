@@ -19,8 +19,7 @@ from test_deform_conv import make
 
 import numdcn
 from numdcn._call.scratch import Scratch, kept_bytes
-from numdcn._cpu.conv import run as convolve
-from numdcn._cpu.points import run as sample
+from numdcn._cpu import program
 from numdcn._cpu.roi import run as pool
 
 MB = 2**20
@@ -129,7 +128,7 @@ def slots(monkeypatch):
             taken.append(sizes[-1])
             super().__init__(*sizes)
 
-    for module in (pool, convolve, sample):
+    for module in (pool, program):
         monkeypatch.setattr(module, "Scratch", Recorded)
     numdcn.set_num_threads(1)
     yield taken
@@ -178,6 +177,7 @@ def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
     y = forward(x, rois, output_size=(11, 13))
     g = backward(y, x, rois, output_size=(11, 13))
     monkeypatch.setattr(pool, "SHARED_BYTES", 0)
+    monkeypatch.setattr(program, "_known", {})  # nothing is remembered
     assert (forward(x, rois, output_size=(11, 13)) == y).all()
     assert (backward(y, x, rois, output_size=(11, 13)).x == g.x).all()
 

@@ -23,6 +23,8 @@ from numdcn._cpu.tile import MOST_PIXELS, ROW, Tiling, tile_bytes, tiling_of
 WANTED_TASKS = 64  # in a large call
 ENOUGH_TASKS = 54  # in a large call: more are not worth smaller tiles or repeated sampling
 WORTH_DIVIDING = 64 * 2**20  # multiply-adds that make a call large
+DEPTHWISE = 16  # multiply-adds that take as long as one of a depthwise convolution, with its sample
+PLANNED_TAPS = 64  # of a depthwise convolution, whose plans a thread keeps at a time
 TILE_PIXELS = MOST_PIXELS // ROWS * ROWS  # per tile, unless there would be few tasks or a large workspace
 SMALL_TILE = 28 // ROWS * ROWS  # pixels; smaller tiles read the weights too often
 WORKSPACE_BYTES = 16 * 2**20  # of a thread's workspace, for sums or for grad_y
@@ -43,9 +45,9 @@ class Chunking(NamedTuple):
 class ForwardBlocking(NamedTuple):
     """The forward's tiles, chunks and workspace.
 
-    A thread's workspace holds the tile's plan; its columns, `rows` rows of `chunks.pitch`; its sums, `rows` rows of
-    `sums_pitch` for each group of a chunk; and the buffer of `tile_io.write_tile`. Before the kernel runs, `images`
-    transposes there.
+    A thread's workspace holds the tile's plan; its columns, `rows` rows of `chunks.pitch`, or the plans of a depthwise
+    convolution; its sums, `rows` rows of `sums_pitch` for each group of a chunk; and the buffer of `tile_io.write_tile`.
+    Before the kernel runs, `images` transposes there.
     """
 
     tiling: Tiling  # of the output image
@@ -54,6 +56,7 @@ class ForwardBlocking(NamedTuple):
     depthwise: int  # 1 or 0
     rows: int  # of a tile's columns and sums, including padding
     pixels_at_once: int  # pixels whose columns are made, then multiplied, before the next pixels' are made
+    columns_size: int  # elements of columns or plans
     aside: int  # 1 or 0: whether columns are made while those of the previous pixels are multiplied
     sums_pitch: int  # elements per row of sums
     chunks_per_block: int  # chunks per block of groups, which is computed on its own
@@ -71,8 +74,10 @@ def page(nbytes: int) -> int:
 
 def _chunks(p: Convolution, depthwise: bool, itemsize: int) -> Chunking:
     """The chunks of a tile's columns, as large as `gemm.chunk_size` allows."""
-    groups, channels = (1, p.in_channels) if depthwise else (p.groups, p.in_channels // p.groups)
+    groups, channels = p.groups, p.in_channels // p.groups
     most, pitch = chunk_size(itemsize), column_pitch(itemsize)
+    if depthwise:
+        return Chunking(1, p.in_channels, p.taps, 1, p.in_channels, min(p.taps, PLANNED_TAPS), pitch)
     if channels > most:  # even chunks of whole cache lines
         line = 64 // itemsize
         step = -(-channels // -(-channels // most))
@@ -156,12 +161,11 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     chunks = _chunks(p, depthwise, dtype.itemsize)
     chunks_per_block = -(-chunks.channels // chunks.channels_per_chunk) * -(-chunks.taps // chunks.taps_per_chunk)
     tiling = _forward_tiling(p, affordable(weights.panels * weights.panel * dtype.itemsize))
-    group_sums_bytes = (
-        rows_of(tiling) * weights.panel * weights.panels + 1
-    ) * dtype.itemsize  # per tile, approximately
+    group_sums_bytes = (rows_of(tiling) * weights.panel * weights.panels + 1) * dtype.itemsize  # approximately
     chunks = chunks._replace(groups_per_chunk=max(1, min(chunks.groups_per_chunk, WORKSPACE_BYTES // group_sums_bytes)))
     slices, panels_per_task = -(-chunks.groups // chunks.groups_per_chunk), weights.panels
-    if float(p.batch) * p.out_size[0] * p.out_size[1] * weights.size >= WORTH_DIVIDING:
+    product = weights.size * (DEPTHWISE if depthwise else 1)
+    if float(p.batch) * p.out_size[0] * p.out_size[1] * product >= WORTH_DIVIDING:
         tiling = _smaller(p, tiling, slices, SMALL_TILE)
         if weights.groups == 1 and p.batch * tiling.tiles < ENOUGH_TASKS:
             panels_per_task = max(1, weights.panels // -(-WANTED_TASKS // (p.batch * tiling.tiles)))
@@ -170,7 +174,8 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
     planned_once = _planned_once(p, chunks)
     rows, pitch = rows_of(tiling), weights.panel * panels_per_task + OVERRUN
     transposed = 16 * (16 + ROW)  # for `tile_io.write_tile`
-    elements = rows * chunks.pitch + chunks.groups_per_chunk * rows * pitch + transposed
+    columns = chunks.taps_per_chunk * 7 * ROW if depthwise else rows * chunks.pitch  # a plan: 2 for an index, 5 numbers
+    elements = columns + chunks.groups_per_chunk * rows * pitch + transposed
     plan = tile_bytes(dtype.itemsize)
     return ForwardBlocking(
         tiling=tiling,
@@ -179,7 +184,8 @@ def forward_blocking(p: Convolution, dtype: np.dtype) -> ForwardBlocking:
         depthwise=int(depthwise),
         rows=rows,
         pixels_at_once=ROWS if planned_once else tiling.tile_pixels,
-        aside=int(planned_once and not depthwise and weights.panel == panel_widths(dtype)[0]),
+        columns_size=columns,
+        aside=int(planned_once and weights.panel == panel_widths(dtype)[0]),
         sums_pitch=pitch,
         chunks_per_block=chunks_per_block,
         slices=slices,

@@ -15,11 +15,10 @@ from numdcn._cpu.gemm import ROWS, Panels
 from numdcn._cpu.jit import block
 from numdcn._cpu.layout import Matrix, columns_from, image_from
 from numdcn._cpu.sample import copy_tap, plan_tap, sample_pairs, sample_tap
-from numdcn._cpu.simd import at, load, load_scalar, pointer, store, width
+from numdcn._cpu.simd import at, pointer, width
 from numdcn._cpu.tile import MASK, OFFSET_X, OFFSET_Y, tile_from
 from numdcn._cpu.tile_io import read_plane
 from numdcn._formulas.jit import helper
-from numdcn._formulas.vectors import fma
 
 
 class Chunk(NamedTuple):
@@ -146,15 +145,8 @@ def read_tap(one, p, offsets, mask, n, channel, tile):
 def multiply_chunk(multiply, one, call, share, chunk, columns, tile, first, count, sums):
     """Multiply a chunk of the columns of `count` pixels of a tile by its weights, for a share of the outputs, by
     `multiply`: `gemm.multiply_rows`, or `multiply_pairs` where channels are pairs of bfloat16."""
-    p, blocking, chunks, packed = call.p, call.blocking, call.blocking.chunks, call.blocking.weights
+    blocking, chunks, packed = call.blocking, call.blocking.chunks, call.blocking.weights
     weights, depth = pointer(call.a.weights, one), (chunk.tap_end - chunk.tap) * (chunk.channel_end - chunk.channel)
-    if blocking.depthwise:
-        w = Matrix(at(weights, chunk.tap * p.in_channels + chunk.channel), p.in_channels)
-        target = columns_from(sums, first * sums.pitch + chunk.channel)
-        multiply_depthwise(
-            columns, count, w, chunk.tap_end - chunk.tap, chunk.channel_end - chunk.channel, target, chunk.tap == 0
-        )
-        return
     panel_size = chunks.taps * chunks.channels * packed.panel
     ahead_step = packed.panel * ROWS // max(tile.pixels, ROWS)  # the tile prefetches the next chunk's weights
     for g in range(chunk.group, chunk.group_end):
@@ -234,22 +226,3 @@ def multiply_tile_aside(plan, make, multiply, one, call, share, tile, image, col
                 rest = tile_from(part, pixel, count - pixel)
                 make(source, rest, next_depth, Matrix(at(target, pixel * columns.pitch), columns.pitch))
             turn = 1 - turn
-
-
-@block
-def multiply_depthwise(columns, pixels, weights, taps, depth, sums, overwrite):
-    """sums[pixel, c] = (or +=, unless `overwrite`) the sum over taps of columns[pixel, tap * depth + c] * weights[tap,
-    c].
-
-    The last vector of a row may overrun `depth` only into the padding after the last channel, since chunks that end
-    before it are whole cache lines.
-    """
-    step = width(load_scalar(sums.pointer, 0))
-    for pixel in range(pixels):
-        row, total = at(columns.pointer, pixel * columns.pitch), at(sums.pointer, pixel * sums.pitch)
-        w = weights.pointer
-        for c in range(0, depth, step):
-            value = load(row, c) * load(w, c) if overwrite else fma(load(row, c), load(w, c), load(total, c))
-            for tap in range(1, taps):
-                value = fma(load(row, tap * depth + c), load(w, tap * weights.pitch + c), value)
-            store(total, c, value)

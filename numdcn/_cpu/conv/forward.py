@@ -72,7 +72,7 @@ def compute_tiles(compute_share, of_y, one, params, counter, slot):
     base = a.workspaces + slot * blocking.workspace_bytes
     unplaced = new_tile(base, one)
     columns = Matrix(pointer(base + blocking.tile_bytes, one), blocking.chunks.pitch)
-    sums = Matrix(at(columns.pointer, blocking.rows * columns.pitch), blocking.sums_pitch)
+    sums = Matrix(at(columns.pointer, blocking.columns_size), blocking.sums_pitch)
     buffer = at(sums.pointer, blocking.chunks.groups_per_chunk * blocking.rows * sums.pitch)
     while True:
         task = next_task(counter)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numdcn._call.arrays import is_half
 from numdcn._call.prepared import PreparedWeights
-from numdcn._cpu.arrays import computed, place
+from numdcn._cpu.arrays import Outline, computed, place
 from numdcn._cpu.gemm import panel_width
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.lanes import transpose_some
@@ -185,11 +186,14 @@ def pack_blocks(one, params, counter, slot):
                     tap += 1
 
 
-def pack(w: np.ndarray, how: Packing, address: int, threads: int) -> None:
-    """Pack an addressable array into memory at `address`: one in bfloat16 as pairs."""
+def pack(
+    launch: Callable[[Any, Any, Any, int], None], w: np.ndarray | Outline, how: Packing, address: int, threads: int
+) -> None:
+    """Pack an addressable array into memory at `address`, by `launch`: one in bfloat16 as pairs, which begins at a multiple
+    of 4 bytes."""
     pairs, one = is_half(w.dtype), computed(w.dtype).type(1)
     values = PackWeights(how, w.shape[3], *place(w), address)
-    if how.taps == 1 and w.flags.c_contiguous and values.w % one.itemsize == 0:
+    if how.taps == 1 and values.strides[:2] == (w.shape[1], 1):
         # the channels of an output are as near to each other as taps are elsewhere, and pairs are in order
         values = values._replace(
             how=how._replace(channels=1, taps=how.channels),
@@ -209,7 +213,7 @@ def packed_panels(w: PreparedWeights) -> int:
         how = packing((outputs, channels, *kernel_size), w.groups, dtype)
         storage = np.empty((how.size + OVERRUN) * dtype.itemsize + 64, np.uint8)
         address = -(-storage.ctypes.data // 64) * 64
-        pack(w.array, how, address, plan_threads(how.groups * how.panels, how.size))
+        pack(launch, w.array, how, address, plan_threads(how.groups * how.panels, how.size))
         w.layouts.setdefault("panels", (address, storage))  # another thread may have been first
     address, _ = w.layouts["panels"]
     return int(address)

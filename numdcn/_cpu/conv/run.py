@@ -3,6 +3,7 @@ Options have no effect here."""
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,16 @@ from numdcn._call.arrays import is_half
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.options import Options
 from numdcn._call.prepared import PreparedWeights
-from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import addressable, addressable_arrays, computed, output, outputs, place
+from numdcn._cpu.arrays import (
+    Outline,
+    address_of,
+    addressable,
+    addressable_arrays,
+    computed,
+    output,
+    outputs,
+    place,
+)
 from numdcn._cpu.conv.backward import (
     BackwardArrays,
     BackwardCall,
@@ -23,6 +32,7 @@ from numdcn._cpu.conv.backward import (
 )
 from numdcn._cpu.conv.backward_blocking import backward_blocking
 from numdcn._cpu.conv.blocking import forward_blocking
+from numdcn._cpu.conv.depthwise import depthwise_copied, depthwise_sampled
 from numdcn._cpu.conv.forward import (
     ForwardArrays,
     ForwardCall,
@@ -49,21 +59,20 @@ from numdcn._cpu.conv.windows import (
     regions_of,
 )
 from numdcn._cpu.images import ClearCall, PaddedImages, clear, suited
-from numdcn._cpu.parameters import Numbers, channel_bounds
+from numdcn._cpu.parameters import channel_bounds
+from numdcn._cpu.program import Recording, run_recorded
 from numdcn._cpu.simd import OVERRUN
 from numdcn._cpu.sums import sum_pixels
-from numdcn._cpu.threads import launch, plan_threads
+from numdcn._cpu.threads import plan_threads
 
 SAMPLING = 16  # cost of making or writing one element, in multiply-adds of the product
 
 
-_KERNELS = {  # by whether there are offsets, whether channels are pairs, and whether columns are made aside
-    (True, False, False): forward_sampled,
-    (True, False, True): forward_sampled_aside,
-    (True, True, False): forward_sampled_pairs,
-    (False, False, False): forward_copied,
-    (False, False, True): forward_copied_aside,
-    (False, True, False): forward_copied_pairs,
+_KERNELS = {  # with offsets and without
+    "aside": (forward_sampled_aside, forward_copied_aside),
+    "chunks": (forward_sampled, forward_copied),
+    "depthwise": (depthwise_sampled, depthwise_copied),
+    "pairs": (forward_sampled_pairs, forward_copied_pairs),
 }
 
 
@@ -79,13 +88,27 @@ def computes_in_half(p: Convolution, dtype: np.dtype) -> bool:
 
 def forward(p: Convolution, arrays: ConvArrays, y: np.ndarray, options: Options) -> None:
     """Fill y."""
+    x, w, offsets, bias, mask = addressable_arrays(arrays)
+    if isinstance(w, PreparedWeights):
+        w = packed_panels(w)
+    elif is_half(w.dtype) and address_of(w) % 4:
+        w = w.copy()  # pairs are read as numbers of 4 bytes
     with output(y) as target:
-        _forward(p, addressable_arrays(arrays), target)
+        run_recorded(_forward, p, x, w, offsets, bias, mask, target)
 
 
-def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
-    """Fill y; all arrays are addressable. If y is in bfloat16, so are x and w, and the others are in float32."""
-    x, w = arrays.x, arrays.w
+def _forward(
+    recording: Recording,
+    p: Convolution,
+    x: Outline,
+    w: Outline | int,
+    offsets: Outline | None,
+    bias: Outline | None,
+    mask: Outline | None,
+    y: Outline,
+) -> None:
+    """Record what fills y; `w` may be the address of packed weights. If y is in bfloat16, so are x and w, and the others are
+    in float32."""
     dtype, pairs = computed(y.dtype), is_half(y.dtype)
     if pairs:
         p = paired(p)
@@ -94,41 +117,44 @@ def _forward(p: Convolution, arrays: ConvArrays, y: np.ndarray) -> None:
     # work per pixel, in multiply-adds: its product, and the cost of making its columns and writing its outputs
     made = SAMPLING * (p.in_channels * p.taps + p.out_channels)
     threads = plan_threads(tasks, float(p.batch) * p.out_size[0] * p.out_size[1] * (blocking.weights.size + made))
-    prepared = isinstance(w, PreparedWeights)
-    weights_bytes = 0 if prepared else (blocking.weights.size + OVERRUN) * dtype.itemsize
+    weights_bytes = 0 if isinstance(w, int) else (blocking.weights.size + OVERRUN) * dtype.itemsize
     images_bytes = (p.batch * blocking.image_size + OVERRUN) * dtype.itemsize
-    with Scratch(images_bytes, weights_bytes, threads * blocking.workspace_bytes) as memory:
-        images, weights, workspaces = memory
-        bounds = channel_bounds(p.in_channels, p.in_channels)
-        padded = PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads)
-        (padded.pack_pairs if pairs else padded.pack)(x)
-        if prepared:
-            weights = packed_panels(w)
-        else:
-            pack(w, blocking.weights, weights, threads)
-        a = ForwardArrays(
-            place(arrays.offsets), place(arrays.mask), place(arrays.bias), place(y), images, weights, workspaces,
-        )  # fmt: skip
-        kernel = _KERNELS[p.offset_groups > 0, pairs, blocking.aside == 1 and not pairs]
-        launch(kernel, one, ForwardCall(p, blocking, a), threads)
+    images, weights, workspaces = recording.scratch(images_bytes, weights_bytes, threads * blocking.workspace_bytes)
+    bounds = recording.numbers(channel_bounds(p.in_channels, p.in_channels).memory)
+    padded = PaddedImages(
+        images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads, recording.launch
+    )
+    (padded.pack_pairs if pairs else padded.pack)(x)
+    if isinstance(w, int):
+        weights = w
+    else:
+        pack(recording.launch, w, blocking.weights, weights, threads)
+    a = ForwardArrays(place(offsets), place(mask), place(bias), place(y), images, weights, workspaces)
+    way = "pairs" if pairs else "depthwise" if blocking.depthwise else "aside" if blocking.aside else "chunks"
+    recording.launch(_KERNELS[way][p.offset_groups == 0], one, ForwardCall(p, blocking, a), threads)
 
 
 def backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
+    x, w, offsets, _, mask = addressable_arrays(arrays)
+    if isinstance(w, PreparedWeights):
+        w = w.array
     with outputs(grads) as targets:
-        _backward(p, addressable(grad_y), addressable_arrays(arrays), targets)
+        run_recorded(_backward, p, addressable(grad_y), x, w, offsets, mask, *targets)
 
 
-def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: ConvArrays) -> None:
-    """Fill the gradients; all arrays are addressable."""
+def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: Any) -> None:
+    """Record what fills the gradients: `outlines` are those of x, w, offsets and mask, then those of the gradients."""
+    x, w, offsets, mask = outlines[:4]
+    grads = ConvArrays(*outlines[4:])
     if grads.bias is not None:
-        sum_pixels(grad_y, grads.bias)
+        sum_pixels(recording, grad_y, grads.bias)
     columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # the gradient of the columns
     if not columns_wanted and grads.w is None:
         return
-    x, w = arrays.x, arrays.w
     dtype = grad_y.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
+    bounds, block_ranges = recording.numbers(bounds.memory), recording.numbers(block_ranges.memory)
     size = dtype.itemsize
     cut, images_at_once = blocking.cut, blocking.images
     regions = regions_of.py_func(cut)
@@ -153,64 +179,69 @@ def _backward(p: Convolution, grad_y: np.ndarray, arrays: ConvArrays, grads: Con
         p.batch * (1 + 2 * regions) if regions > 1 else 0,
         images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
     )
-    with Scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes) as memory:
-        images, packed, windows, weights, sums, offset_partials, mask_partials, placed, flags, workspaces = memory
-        found = Numbers([0])
-        a = BackwardArrays(
-            place(grad_y), place(arrays.offsets), place(arrays.mask),
-            _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
-            place(grads.w), packed if packed_tiles else 0, images, windows if grads.x is not None else 0, placed, flags,
-            found.address, weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address,
-            block_ranges.address, workspaces,
-        )  # fmt: skip
-        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        if regions > 1:
-            launch(place_windows, one, PlacingCall(p, cut, a.offsets, placed), min(threads, p.batch))
-        if columns_wanted:
-            plain = w.array if isinstance(w, PreparedWeights) else w
-            how = packing(plain.shape, p.groups, dtype)
-            packing_call = PackBlocks(
-                how, p.kernel[1], *place(plain), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
-            )
-            parts = 1 if blocking.depthwise else -(-blocking.outputs // TASK_OUTPUTS)
-            launch(pack_blocks, one, packing_call, min(threads, blocking.blocks * parts))
-        kernel = backward_sampled if p.offset_groups else backward_copied
-        for first in range(0, p.batch, images_at_once):
-            call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a)
-            if a.packed:
-                launch(pack_tiles, one, call, min(threads, packed_tiles))
-            launch(kernel, one, call, min(threads, tasks))
-            if a.windows:
-                _add_windows(call, found, grads.x, one, threads)
-        if a.sums:
-            launch(finish_weights, one, call, min(threads, blocking.blocks * blocking.panels))
-        for grad, partials, channels in (
-            (grads.offsets, a.grad_offsets, 2 * p.taps),
-            (grads.mask, a.grad_mask, p.taps),
-        ):
-            if partial_size and grad is not None:
-                launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
+    images, packed, windows, weights, sums, offset_partials, mask_partials, placed, flags, workspaces = (
+        recording.scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes)
+    )
+    a = BackwardArrays(
+        place(grad_y), place(offsets), place(mask),
+        _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
+        place(grads.w), packed if packed_tiles else 0, images, windows if grads.x is not None else 0, placed, flags,
+        0, weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address,
+        block_ranges.address, workspaces,
+    )  # fmt: skip
+    launch = recording.launch
+    PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads, launch).pack(x)
+    if regions > 1:
+        launch(place_windows, one, PlacingCall(p, cut, a.offsets, placed), min(threads, p.batch))
+    if columns_wanted:
+        how = packing(w.shape, p.groups, dtype)
+        packing_call = PackBlocks(
+            how, p.kernel[1], *place(w), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
+        )
+        parts = 1 if blocking.depthwise else -(-blocking.outputs // TASK_OUTPUTS)
+        launch(pack_blocks, one, packing_call, min(threads, blocking.blocks * parts))
+    kernel = backward_sampled if p.offset_groups else backward_copied
+    for first in range(0, p.batch, images_at_once):
+        found = recording.numbers(array("q", [0])).address  # whether a sample was beyond its window
+        call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a._replace(strays=found))
+        if a.packed:
+            launch(pack_tiles, one, call, min(threads, packed_tiles))
+        launch(kernel, one, call, min(threads, tasks))
+        if grads.x is not None:
+            _add_windows(recording, call, grads.x, one, threads)
+    if a.sums:
+        launch(finish_weights, one, call, min(threads, blocking.blocks * blocking.panels))
+    for grad, partials, channels in (
+        (grads.offsets, a.grad_offsets, 2 * p.taps),
+        (grads.mask, a.grad_mask, p.taps),
+    ):
+        if partial_size and grad is not None:
+            launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
 
 
-def _add_windows(call: BackwardCall, found: Numbers, grad_x: np.ndarray, one: Any, threads: int) -> None:
-    """Fill grad_x, for the images of a call, with the sum of their windows and of the strays beyond these, if `found`."""
+def _add_windows(recording: Recording, call: BackwardCall, grad_x: Outline, one: Any, threads: int) -> None:
+    """Record what fills grad_x, for the images of a call, with the sum of their windows, and of the strays beyond these if
+    there were any."""
     p, blocking, a = call.p, call.blocking, call.a
     count, size = call.end - call.first, blocking.image_size
-    strays = a.images + call.first * size * one.nbytes if found.memory[0] else 0  # in place of the images themselves
-    if strays:
-        launch(clear, one, ClearCall(strays, count * size), threads)
-        launch(add_strays, one, StraysCall(call, strays), min(threads, count * blocking.blocks))
+    strays = a.images + call.first * size * one.nbytes  # in place of the images themselves
+    kernel = suited(grad_x.dtype, add_windows, add_windows_float16, add_windows_bfloat16)
+    most = min(threads, count * p.in_size[0] * -(-p.in_size[1] // SEGMENT))
     adding = AddingCall(
-        p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows, strays, size, place(grad_x),
+        p, blocking.cut, call.first, count, blocking.blocks, a.bounds, a.placed, a.windows, 0, size, place(grad_x),
         a.workspaces, blocking.workspace_bytes,
     )  # fmt: skip
-    kernel = suited(grad_x.dtype, add_windows, add_windows_float16, add_windows_bfloat16)
-    launch(kernel, one, adding, min(threads, count * p.in_size[0] * -(-p.in_size[1] // SEGMENT)))
-    found.memory[0] = 0
+    if regions_of.py_func(blocking.cut) == 1:  # nothing is beyond a window of the whole image
+        recording.launch(kernel, one, adding, most)
+        return
+    recording.launch(kernel, one, adding, most, (a.strays, False))
+    recording.launch(clear, one, ClearCall(strays, count * size), threads, (a.strays, True))
+    recording.launch(add_strays, one, StraysCall(call, strays), min(threads, count * blocking.blocks), (a.strays, True))
+    recording.launch(kernel, one, adding._replace(strays=strays), most, (a.strays, True))
 
 
-def _partials(grad: np.ndarray | None, address: int, partial_size: int) -> Partials:
-    """Where the partial sums of a gradient of offsets or mask are: in the gradient itself, if there is only one."""
+def _partials(grad: Outline | None, address: int, partial_size: int) -> Partials:
+    """Where the partial sums of a gradient are: in the gradient itself, if there is only one."""
     if grad is None:
         return Partials(0, (0, 0, 0, 0, 0))
     if not partial_size:

@@ -3,12 +3,13 @@ here."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 
 from numdcn._call.options import Options
 from numdcn._call.points import PointArrays, Sampling
-from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.arrays import Outline, addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.bands import SPAN, bands_of
 from numdcn._cpu.images import PaddedImages, suited
 from numdcn._cpu.parameters import NOWHERE, channel_bounds
@@ -22,9 +23,9 @@ from numdcn._cpu.points.spread import (
     spread_points,
     survey_points,
 )
-from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
-from numdcn._cpu.threads import launch, plan_threads
-from numdcn._cpu.tile import Tiling
+from numdcn._cpu.points_blocking import PointsBlocking, backward_panel, forward_panel, points_blocking
+from numdcn._cpu.program import Recording, run_recorded
+from numdcn._cpu.threads import plan_threads
 
 SAMPLING = 80.0  # what a sample of a channel costs, in multiply-adds of a product; half of what was measured forward
 
@@ -36,83 +37,91 @@ def takes_half_images(p: Sampling) -> bool:
 
 def forward(p: Sampling, arrays: PointArrays, y: np.ndarray, options: Options) -> None:
     """Fill y."""
-    with output(y) as target:
-        _forward(p, addressable_arrays(arrays), target)
+    x, points = addressable_arrays(arrays)
+    with output(y) as whole, output_as(whole, p.batch, p.channels, 1, p.points) as target:
+        run_recorded(_forward, p, x, points.reshape(p.batch, p.points, 2), target)
 
 
-def _forward(p: Sampling, arrays: PointArrays, y: np.ndarray) -> None:
-    """Fill y; all arrays are addressable."""
-    x, dtype = arrays.x, y.dtype
-    points = arrays.points.reshape(p.batch, p.points, 2)
+def _forward(recording: Recording, p: Sampling, x: Outline, points: Outline, y: Outline) -> None:
+    """Record what fills y."""
+    dtype = y.dtype
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, 0)
     threads = plan_threads(p.batch * blocking.tiling.tiles, SAMPLING * y.size)
-    bounds = channel_bounds(p.channels, p.channels)
-    images_bytes = p.batch * blocking.image_size * dtype.itemsize + 64  # vectors may overrun
-    shape = (p.batch, p.channels, 1, p.points)
-    with (
-        output_as(y, *shape) as flat,
-        Scratch(images_bytes, threads * blocking.workspace_bytes) as (images, workspaces),
-    ):
-        PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        call = PointsCall(
-            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), NOWHERE, images, 0,
-            workspaces,
-        )  # fmt: skip
-        launch(forward_tiles, dtype.type(1), call, threads)
+    images, workspaces = recording.scratch(
+        _images_bytes(p, blocking, dtype.itemsize), threads * blocking.workspace_bytes
+    )
+    _pack(recording, p, x, blocking, images, workspaces, threads)
+    call = PointsCall(
+        p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(y), NOWHERE, images, 0, workspaces
+    )  # fmt: skip
+    recording.launch(forward_tiles, dtype.type(1), call, threads)
+
+
+def _images_bytes(p: Sampling, blocking: PointsBlocking, itemsize: int) -> int:
+    return p.batch * blocking.image_size * itemsize + 64  # vectors may overrun
+
+
+def _pack(
+    recording: Recording,
+    p: Sampling,
+    x: Outline,
+    blocking: PointsBlocking,
+    images: int,
+    workspaces: int,
+    threads: int,
+) -> None:
+    """Record the copy of x to zero-padded images."""
+    bounds = recording.numbers(channel_bounds(p.channels, p.channels).memory)
+    room = workspaces, blocking.workspace_bytes
+    PaddedImages(images, blocking.image_size, bounds, *room, threads, recording.launch).pack(x)
 
 
 def backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
-    with outputs(grads) as targets:
-        _backward(p, addressable(grad_y), addressable_arrays(arrays), targets)
+    x, points = addressable_arrays(arrays)
+    flat, points = addressable(grad_y).reshape(p.batch, p.channels, 1, p.points), points.reshape(p.batch, p.points, 2)
+    with outputs(grads) as targets, ExitStack() as stack:
+        moved = targets.points
+        if moved is not None:
+            moved = stack.enter_context(output_as(moved, p.batch, p.points, 2))
+        run_recorded(_backward, p, flat, x, points, targets.x, moved)
 
 
-def _backward(p: Sampling, grad_y: np.ndarray, arrays: PointArrays, grads: PointArrays) -> None:
-    """Fill the gradients; all arrays are addressable."""
-    x, one = arrays.x, grad_y.dtype.type(1)
-    flat = grad_y.reshape(p.batch, p.channels, 1, p.points)
-    points = arrays.points.reshape(p.batch, p.points, 2)
+def _backward(
+    recording: Recording,
+    p: Sampling,
+    grad_y: Outline,
+    x: Outline,
+    points: Outline,
+    grad_x: Outline | None,
+    grad_points: Outline | None,
+) -> None:
+    """Record what fills the gradients."""
+    one = grad_y.dtype.type(1)
     blocking = points_blocking(p.points, p.channels, p.size, forward_panel(p.channels, one.dtype), one.itemsize, 0)
     tiles = p.batch * blocking.tiling.tiles
-    with Scratch(tiles * SPAN * 8) as (spans,):
-        if grads.points is not None:
-            threads = plan_threads(tiles, SAMPLING * grad_y.size)
-            bounds = channel_bounds(p.channels, p.channels)
-            images_bytes = p.batch * blocking.image_size * one.itemsize + 64  # vectors may overrun
-            shape = (p.batch, p.points, 2)
-            with (
-                output_as(grads.points, *shape) as target,
-                Scratch(images_bytes, threads * blocking.workspace_bytes) as (images, workspaces),
-            ):
-                PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-                call = PointsCall(
-                    p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(flat), place(target),
-                    images, spans, workspaces,
-                )  # fmt: skip
-                launch(point_gradients, one, call, threads)
-        if grads.x is not None:
-            _spread(p, blocking.tiling, points, flat, grads.x, spans, surveyed=grads.points is not None)
-
-
-def _spread(
-    p: Sampling,
-    tiling: Tiling,
-    points: np.ndarray,
-    grad_y: np.ndarray,
-    grad_x: np.ndarray,
-    spans: int,
-    surveyed: bool,
-) -> None:
-    """Fill grad_x. `surveyed`: whether the spans of tiles were noted."""
-    one = grad_y.dtype.type(1)
     bands = bands_of(p.batch, p.channels, p.size, backward_panel(p.channels, one.dtype), one.itemsize)
-    blocking = spread_blocking(tiling, bands, one.itemsize)
-    threads = plan_threads(p.batch * bands.count * bands.blocks, SAMPLING * grad_y.size)
-    with Scratch(threads * blocking.workspace_bytes) as (workspaces,):
-        call = SpreadCall(
-            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(grad_y), place(grad_x), spans,
+    spreading = spread_blocking(blocking.tiling, bands, one.itemsize)
+    threads = plan_threads(tiles, SAMPLING * grad_y.size) if grad_points is not None else 0
+    band_threads = plan_threads(p.batch * bands.count * bands.blocks, SAMPLING * grad_y.size)
+    spans, images, workspaces = recording.scratch(
+        tiles * SPAN * 8,
+        _images_bytes(p, blocking, one.itemsize) if threads else 0,
+        max(threads * blocking.workspace_bytes, band_threads * spreading.workspace_bytes if grad_x is not None else 0),
+    )
+    if grad_points is not None:
+        _pack(recording, p, x, blocking, images, workspaces, threads)
+        call = PointsCall(
+            p.batch, p.channels, p.size, (1, p.points), blocking, place(points), place(grad_y), place(grad_points),
+            images, spans, workspaces,
+        )  # fmt: skip
+        recording.launch(point_gradients, one, call, threads)
+    if grad_x is not None:
+        spread_call = SpreadCall(
+            p.batch, p.channels, p.size, (1, p.points), spreading, place(points), place(grad_y), place(grad_x), spans,
             workspaces,
         )  # fmt: skip
-        if not surveyed:
-            launch(survey_points, one, call, max(1, min(threads, -(-p.batch * tiling.tiles // TILES))))
-        launch(suited(grad_x.dtype, spread_points, spread_float16, spread_bfloat16), one, call, threads)
+        if grad_points is None:  # which notes the spans of tiles, too
+            recording.launch(survey_points, one, spread_call, max(1, min(band_threads, -(-tiles // TILES))))
+        kernel = suited(grad_x.dtype, spread_points, spread_float16, spread_bfloat16)
+        recording.launch(kernel, one, spread_call, band_threads)

@@ -3,13 +3,16 @@ of which the previous call's images have driven out of the cache, it would take 
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._call.roi import FAR, Pooling, RoIs, WholePixels
+from numdcn._call.roi import FAR, Pooling, WholePixels
+from numdcn._cpu.arrays import Outline, address_of
 from numdcn._cpu.jit import kernel
 from numdcn._cpu.parameters import unpack
+from numdcn._cpu.program import Recording
 from numdcn._cpu.roi.bins import AXIS, BIN, REACH, SAMPLES, START, STEP, WHOLE_PIXELS
 from numdcn._cpu.simd import at, load_scalar, next_task, pointer, store
 from numdcn._cpu.threads import launch
@@ -25,8 +28,9 @@ class Boxes(NamedTuple):
     """Boxes in the form the kernels take; see `bins.Grid`."""
 
     rule: int
-    image_index: np.ndarray  # (R,) int64
-    geometry: np.ndarray  # (R, 2, 5), or (R, bins of y and of x, 2) int64
+    image_index: int  # address of (R,) int64
+    geometry: int  # address of (R, 2, 5), or (R, bins of y and of x, 2) int64
+    arrays: tuple[np.ndarray, ...] = ()  # these two, if they are not in scratch memory
 
 
 class BoxesCall(NamedTuple):
@@ -44,28 +48,51 @@ class BoxesCall(NamedTuple):
     geometry: int
 
 
-def image_indices(p: RoIs) -> np.ndarray:
+def image_indices(p: Pooling) -> np.ndarray:
     """The image of each box."""
     return p.boxes[:, 0].astype(np.int64)
 
 
 def boxes_of(p: Pooling) -> Boxes:
     """The boxes of a pooling, according to its rule."""
-    rois, rule, dtype = p.rois, p.rule, p.rois.boxes.dtype
-    index = np.empty(rois.box_count, np.int64)
-    if isinstance(rule, WholePixels):
-        kind, samples, last_counts, half, least, reach = WHOLE_PIXELS, 0, int(rule.last_counts), 0.0, 0.0, 0.0
-        geometry = np.empty((rois.box_count, sum(rois.bins), 2), np.int64)
+    count, dtype = p.rois.box_count, p.boxes.dtype
+    index, numbers = np.empty(count, np.int64), _numbers(p, dtype)
+    if isinstance(p.rule, WholePixels):
+        geometry = np.empty((count, sum(p.rois.bins), 2), np.int64)
     else:
-        kind, samples, last_counts, half, least, reach = rule.border, rule.samples, 0, rule.half, rule.least, rule.reach
-        geometry = np.empty((rois.box_count, 2, AXIS), dtype)
-    numbers = np.array((rois.scale, half, least, reach, np.finfo(dtype).max), dtype)
-    call = BoxesCall(
-        rois.box_count, kind, samples, last_counts, rois.size, rois.bins, rois.boxes.ctypes.data, numbers.ctypes.data,
-        index.ctypes.data, geometry.ctypes.data,
-    )  # fmt: skip
+        geometry = np.empty((count, 2, AXIS), dtype)
+    call = _call(p, *map(address_of, (p.boxes, numbers, index, geometry)))
     launch(place_boxes, dtype.type(1), call, 1)
-    return Boxes(kind, index, geometry)
+    return Boxes(call.rule, call.image_index, call.geometry, (index, geometry))
+
+
+def record_boxes(recording: Recording, p: Pooling, boxes: Outline) -> Boxes:
+    """Record `boxes_of` for a rule of samples, into scratch memory."""
+    index, geometry = recording.scratch(p.rois.box_count * 8, p.rois.box_count * 2 * AXIS * boxes.itemsize)
+    numbers = recording.numbers(array("q", _numbers(p, boxes.dtype).tobytes())).address
+    call = _call(p, boxes.address, numbers, index, geometry)
+    recording.launch(place_boxes, boxes.dtype.type(1), call, 1)
+    return Boxes(call.rule, index, geometry)
+
+
+def _numbers(p: Pooling, dtype: np.dtype) -> np.ndarray:
+    """The numbers of a call, in whole int64s."""
+    rule, numbers = p.rule, np.zeros(8, dtype)
+    half, least, reach = (0.0, 0.0, 0.0) if isinstance(rule, WholePixels) else (rule.half, rule.least, rule.reach)
+    numbers[:NUMBERS] = p.rois.scale, half, least, reach, np.finfo(dtype).max
+    return numbers
+
+
+def _call(p: Pooling, boxes: int, numbers: int, index: int, geometry: int) -> BoxesCall:
+    """The call for arrays at these addresses."""
+    rois, rule = p.rois, p.rule
+    if isinstance(rule, WholePixels):
+        kind, samples, last_counts = WHOLE_PIXELS, 0, int(rule.last_counts)
+    else:
+        kind, samples, last_counts = rule.border, rule.samples, 0
+    return BoxesCall(
+        rois.box_count, kind, samples, last_counts, rois.size, rois.bins, boxes, numbers, index, geometry
+    )  # fmt: skip
 
 
 @helper

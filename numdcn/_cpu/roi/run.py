@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from numdcn._call.options import Options
-from numdcn._call.roi import Pooling, RoIArrays, RoIs, WholePixels
+from numdcn._call.roi import Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
 from numdcn._call.scratch import Scratch
-from numdcn._cpu.arrays import addressable, addressable_arrays, output, output_as, outputs, place
+from numdcn._cpu.arrays import Outline, addressable, addressable_arrays, output, output_as, outputs, place
 from numdcn._cpu.bands import SPAN, bands_of
 from numdcn._cpu.images import PaddedImages, suited
 from numdcn._cpu.parameters import NOWHERE, channel_bounds
 from numdcn._cpu.points_blocking import backward_panel, forward_panel, points_blocking
+from numdcn._cpu.program import Recording, run_recorded
 from numdcn._cpu.roi.bins import REACH, Grid, lists_bytes
-from numdcn._cpu.roi.boxes import Boxes, boxes_of, image_indices
+from numdcn._cpu.roi.boxes import Boxes, boxes_of, image_indices, record_boxes
 from numdcn._cpu.roi.pool import PoolCall, bin_gradients, pool_forward
 from numdcn._cpu.roi.pool_max import MaxBackwardCall, MaxCall, add_at_maxima, max_bins, owned_channels
 from numdcn._cpu.roi.pool_planes import PlanesCall, columns_bytes, planes_backward, planes_forward
@@ -43,13 +44,13 @@ def forward(p: Pooling, arrays: RoIArrays, y: np.ndarray, options: Options) -> N
     """Fill y, and `arrays.argmax` if there is one."""
     x, _, shifts, mask, argmax = addressable_arrays(arrays)
     with np.errstate(all="ignore"), output(y) as target:
-        boxes = boxes_of(p)
         if p.cells is not None:
-            pool_planes(p.rois, x, boxes, p.cells, target, shifts)
+            pool_planes(p.rois, x, boxes_of(p), p.cells, target, shifts)
         elif isinstance(p.rule, WholePixels):
-            pool_max(p.rois, x, boxes, target, argmax)
+            pool_max(p.rois, x, boxes_of(p), target, argmax)
         else:
-            pool(p.rois, x, boxes, target, shifts, mask)
+            with output_as(target, *_flat(p.rois)) as flat:
+                run_recorded(pool, p[:2], p.boxes, x, flat, shifts, mask)
 
 
 def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
@@ -60,19 +61,28 @@ def backward(p: Pooling, grad_y: np.ndarray, arrays: RoIArrays, grads: RoIArrays
         if p.cells is None and isinstance(p.rule, WholePixels):
             pool_max_gradient(p, x, grad_y, targets.x, argmax)
             return
-        boxes = boxes_of(p)
         if p.cells is None:
-            pool_gradients(p.rois, x, boxes, grad_y, targets, shifts, mask)
+            flat = grad_y.reshape(_flat(p.rois))
+            if targets.shifts is not None or targets.mask is not None:
+                run_recorded(pool_gradients, p[:2], p.boxes, x, flat, shifts, mask, targets.shifts, targets.mask)
+            if targets.x is not None:
+                run_recorded(spread, p[:2], p.boxes, flat, shifts, mask, targets.x)
             return
+        boxes = boxes_of(p)
         slopes = pool_planes_gradients(p.rois, x, boxes, p.cells, grad_y, targets.x, shifts, targets.shifts is not None)
         if slopes is not None:
             _parts_gradient(p.rois, boxes, slopes, targets.shifts)
 
 
+def _flat(p: RoIs) -> tuple[int, int, int, int]:
+    """The shape of y with the bins of a box in a row."""
+    return p.box_count, p.channels, 1, p.bins[0] * p.bins[1]
+
+
 def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray) -> None:
     """Fill the gradient of shifts that bins may share, from the result of `pool_planes_gradients`."""
     bins_y, bins_x = p.bins
-    moved = slopes * boxes.geometry[:, None, None, ::-1, REACH]  # (classes, R, Ph, Pw, 2), x first
+    moved = slopes * boxes.arrays[1][:, None, None, ::-1, REACH]  # (classes, R, Ph, Pw, 2), x first
     parts = grad.shape[2:]
     if parts == p.bins:
         grad.reshape(p.box_count, len(moved), 2, *parts)[...] = moved.transpose(1, 0, 4, 2, 3)
@@ -84,12 +94,12 @@ def _parts_gradient(p: RoIs, boxes: Boxes, slopes: np.ndarray, grad: np.ndarray)
             grad[:, :, i * parts[0] // bins_y, j * parts[1] // bins_x] += bin_
 
 
-def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | None, columns: int) -> Grid:
+def _grid(p: RoIs, boxes: Boxes, shifts: np.ndarray | Outline | None, columns: int) -> Grid:
     """The boxes and their offsets (R, 2 * classes, part_h, part_w) in the form the kernels take."""
     shifts_place = place(shifts)
-    parts = shifts.shape[2:] if shifts is not None else (1, 1)
+    parts = (shifts.shape[2], shifts.shape[3]) if shifts is not None else (1, 1)
     return Grid(
-        p.box_count, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+        p.box_count, p.size, p.bins, boxes.rule, columns, _pitch(p), boxes.image_index, boxes.geometry,
         shifts_place, parts, 2 * shifts_place.strides[1],
     )  # fmt: skip
 
@@ -99,7 +109,7 @@ def _pitch(p: RoIs) -> int:
     return max(p.size) + 2
 
 
-def _shared(p: RoIs, shifts: np.ndarray | None, dtype: np.dtype) -> int:
+def _shared(p: RoIs, shifts: Outline | None, dtype: np.dtype) -> int:
     """Columns whose lists are kept for all rows of bins: all, or one if offsets move each bin or the lists are long."""
     short = lists_bytes(p.bins[1], _pitch(p), dtype.itemsize) <= SHARED_BYTES
     return p.bins[1] if shifts is None and short else 1
@@ -110,74 +120,67 @@ def _lists(grid: Grid, dtype: np.dtype) -> int:
 
 
 def pool(
-    p: RoIs,
-    x: np.ndarray,
-    boxes: Boxes,
-    y: np.ndarray,
-    shifts: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
+    recording: Recording, p: tuple[RoIs, SamplingRule], boxes: Outline, x: Outline, y: Outline, *more: Any
 ) -> None:
-    """Fill y (R, C, Ph, Pw): the mean of each bin over its samples, times its mask."""
-    dtype, bins = y.dtype, p.bins[0] * p.bins[1]
-    grid = _grid(p, boxes, shifts, _shared(p, shifts, dtype))
+    """Record what fills y (R, C, 1, bins): the mean of each bin over its samples, times its mask. `more`: the outlines of
+    shifts and mask."""
+    rois, (shifts, mask), dtype = p[0], more, y.dtype
+    grid = _grid(rois, record_boxes(recording, Pooling(*p), boxes), shifts, _shared(rois, shifts, dtype))
+    call, threads = _pool_call(recording, rois, grid, x, y)
+    call = call._replace(mask=place(mask), y=place(y))
+    recording.launch(pool_forward, dtype.type(1), call, threads)
+
+
+def _pool_call(recording: Recording, p: RoIs, grid: Grid, x: Outline, y: Outline) -> tuple[PoolCall, int]:
+    """The call of a kernel that reads whole bins of x, which is copied, and its threads. Most arrays are missing."""
+    dtype = y.dtype
     blocking = points_blocking(
-        bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
+        y.shape[3], p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
     )
     threads = plan_threads(p.box_count * blocking.tiling.tiles, READS * y.size)
-    bounds = channel_bounds(p.channels, p.channels)
-    sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
-    with output_as(y, p.box_count, p.channels, 1, bins) as flat, Scratch(*sizes) as (address, workspaces):
-        PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-        call = PoolCall(p.channels, grid, blocking, place(mask), place(flat), NOWHERE, NOWHERE, address, workspaces)
-        launch(pool_forward, dtype.type(1), call, threads)
+    images, workspaces = recording.scratch(
+        p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes
+    )
+    bounds = recording.numbers(channel_bounds(p.channels, p.channels).memory)
+    room = workspaces, blocking.workspace_bytes
+    PaddedImages(images, blocking.image_size, bounds, *room, threads, recording.launch).pack(x)
+    call = PoolCall(p.channels, grid, blocking, NOWHERE, NOWHERE, NOWHERE, NOWHERE, images, workspaces)
+    return call, threads
 
 
 def pool_gradients(
-    p: RoIs, x: np.ndarray, boxes: Boxes, grad_y: np.ndarray, grads: RoIArrays, shifts: Any, mask: Any
+    recording: Recording, p: tuple[RoIs, SamplingRule], boxes: Outline, x: Outline, grad_y: Outline, *more: Any
 ) -> None:
-    """Fill the gradients in `grads`: those of the bins' shifts and mask, and that of x."""
-    dtype, bins = grad_y.dtype, p.bins[0] * p.bins[1]
-    flat, grid = grad_y.reshape(p.box_count, p.channels, 1, bins), _grid(p, boxes, shifts, _shared(p, shifts, dtype))
-    if grads.shifts is not None or grads.mask is not None:
-        blocking = points_blocking(
-            bins, p.channels, p.size, forward_panel(p.channels, dtype), dtype.itemsize, _lists(grid, dtype)
-        )
-        threads = plan_threads(p.box_count * blocking.tiling.tiles, READS * grad_y.size)
-        bounds = channel_bounds(p.channels, p.channels)
-        sizes = (p.batch * blocking.image_size * dtype.itemsize, threads * blocking.workspace_bytes)
-        with Scratch(*sizes) as (address, workspaces):
-            PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
-            call = PoolCall(
-                p.channels, grid, blocking, place(mask), place(flat), place(grads.shifts), place(grads.mask), address,
-                workspaces,
-            )  # fmt: skip
-            launch(bin_gradients, dtype.type(1), call, threads)
-    if grads.x is not None:
-        _spread(p, grid, flat, grads.x, mask)
+    """Record what fills the gradients of the bins' shifts and mask. `more`: the outlines of shifts and mask, and those of the
+    gradients."""
+    rois, (shifts, mask, grad_shifts, grad_mask), dtype = p[0], more, grad_y.dtype
+    grid = _grid(rois, record_boxes(recording, Pooling(*p), boxes), shifts, _shared(rois, shifts, dtype))
+    call, threads = _pool_call(recording, rois, grid, x, grad_y)
+    call = call._replace(mask=place(mask), y=place(grad_y), grad_shifts=place(grad_shifts), grad_mask=place(grad_mask))
+    recording.launch(bin_gradients, dtype.type(1), call, threads)
 
 
-def _spread(p: RoIs, grid: Grid, grad_y: np.ndarray, grad_x: np.ndarray, mask: np.ndarray | None) -> None:
-    """Fill grad_x."""
-    dtype = grad_y.dtype
-    bands = bands_of(p.batch, p.channels, p.size, backward_panel(p.channels, dtype), dtype.itemsize)
+def spread(recording: Recording, p: tuple[RoIs, SamplingRule], boxes: Outline, grad_y: Outline, *more: Any) -> None:
+    """Record what fills the gradient of x. `more`: the outlines of shifts and mask, and that of the gradient."""
+    rois, (shifts, mask, grad_x), dtype = p[0], more, grad_y.dtype
+    one = dtype.type(1)
+    grid = _grid(rois, record_boxes(recording, Pooling(*p), boxes), shifts, _shared(rois, shifts, dtype))
+    bands = bands_of(rois.batch, rois.channels, rois.size, backward_panel(rois.channels, dtype), dtype.itemsize)
     blocking = spread_blocking(bands, _lists(grid, dtype), dtype.itemsize)
-    lists, entries = room_for_lists(p.size, p.bins, grid.shifts.address != 0)
-    threads = plan_threads(p.batch * bands.count * bands.blocks, READS * grad_y.size)
-    sizes = (
-        SPAN * p.box_count * 8, HEAD * lists * p.box_count * 8, entries * p.box_count * 8,
-        entries * p.box_count * dtype.itemsize, threads * blocking.workspace_bytes,
+    lists, entries = room_for_lists(rois.size, rois.bins, grid.shifts.address != 0)
+    threads = plan_threads(rois.batch * bands.count * bands.blocks, READS * grad_y.size)
+    spans, heads, index, weight, workspaces = recording.scratch(
+        SPAN * rois.box_count * 8, HEAD * lists * rois.box_count * 8, entries * rois.box_count * 8,
+        entries * rois.box_count * dtype.itemsize, threads * blocking.workspace_bytes,
     )  # fmt: skip
-    with Scratch(*sizes) as (spans, heads, index, weight, workspaces):
-        surveys = Surveys(spans, heads, index, weight, lists, entries)
-        launch(
-            survey_boxes, dtype.type(1), SurveyCall(grid, surveys, workspaces, blocking.workspace_bytes),
-            max(1, min(threads, -(-p.box_count // BOXES))),
-        )  # fmt: skip
-        kernel = suited(grad_x.dtype, spread_bins, spread_float16, spread_bfloat16)
-        call = SpreadCall(
-            p.batch, p.channels, grid, surveys, blocking, place(mask), place(grad_y), place(grad_x), workspaces
-        )
-        launch(kernel, dtype.type(1), call, threads)
+    surveys = Surveys(spans, heads, index, weight, lists, entries)
+    survey = SurveyCall(grid, surveys, workspaces, blocking.workspace_bytes)
+    recording.launch(survey_boxes, one, survey, max(1, min(threads, -(-rois.box_count // BOXES))))
+    kernel = suited(grad_x.dtype, spread_bins, spread_float16, spread_bfloat16)
+    call = SpreadCall(
+        rois.batch, rois.channels, grid, surveys, blocking, place(mask), place(grad_y), place(grad_x), workspaces
+    )
+    recording.launch(kernel, one, call, threads)
 
 
 def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.ndarray | None) -> None:
@@ -195,7 +198,7 @@ def pool_max(p: RoIs, x: np.ndarray, boxes: Boxes, y: np.ndarray, argmax: np.nda
     with output_as(y, *shape) as flat, Scratch(*sizes) as (address, workspaces):
         PaddedImages(address, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads).pack(x)
         call = MaxCall(
-            p.channels, p.box_count, p.size, p.bins, blocking, boxes.image_index.ctypes.data, boxes.geometry.ctypes.data,
+            p.channels, p.box_count, p.size, p.bins, blocking, boxes.image_index, boxes.geometry,
             place(flat), place(found), address, workspaces, dtype.itemsize,
         )  # fmt: skip
         launch(max_bins, dtype.type(1), call, threads)
@@ -210,7 +213,7 @@ def pool_max_gradient(
         argmax = np.empty(rois.out_shape, np.int32)
         pool_max(rois, x, boxes_of(p), np.empty(rois.out_shape, grad_y.dtype), argmax)
     argmax, grad_y = np.ascontiguousarray(argmax), np.ascontiguousarray(grad_y)
-    image_index, stray, owned = image_indices(rois), np.full(1, -1, np.int64), owned_channels(rois.channels)
+    image_index, stray, owned = image_indices(p), np.full(1, -1, np.int64), owned_channels(rois.channels)
     with output(grad_x, lambda array: array.flags.c_contiguous) as target:
         call = MaxBackwardCall(
             rois.batch, rois.channels, owned, rois.box_count, rois.size[0] * rois.size[1], rois.bins[0] * rois.bins[1],
