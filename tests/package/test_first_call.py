@@ -109,3 +109,24 @@ def waited_for(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+WARM = """
+import numpy as np
+import numdcn
+import numdcn._cpu.threads as threads
+numdcn.warmup(operators="deform_conv_layer")
+warm = set(threads._codes)
+assert {kernel.__name__ for kernel, _ in warm} >= {"forward_sampled_aside", "depthwise_sampled", "add_strays"}
+for channels, outputs, taps, groups, size in (64, 64, 9, 1, 20), (3, 8, 9, 1, 9), (40, 40, 9, 40, 20), (64, 96, 9, 1, 64):
+    x, w = np.ones((1, channels, size, size), "f"), np.ones((outputs, channels // groups, 3, 3), "f")
+    predictor = np.zeros((27, channels, 3, 3), "f"), np.full(27, 0.5, "f")
+    y = numdcn.deform_conv_layer_forward(x, w, *predictor, modulated=True, padding=1).y
+    numdcn.deform_conv_layer_backward(y, x, w, *predictor, modulated=True, padding=1)
+assert set(threads._codes) == warm, set(threads._codes) - warm
+"""
+
+
+@pytest.mark.full
+def test_nothing_is_compiled_after_warmup():
+    run_python(WARM)
