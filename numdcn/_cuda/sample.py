@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from numdcn._cuda.jit import cuda, device, scalar_type
-from numdcn._cuda.memory import add_vector, load_vector, load_words, put
+from numdcn._cuda.memory import add_vector, load_pair, load_vector, load_words, put
 from numdcn._cuda.scatter import SKIPPED
 from numdcn._formulas import bilinear
 
@@ -48,6 +48,16 @@ def gather_words(images, start, pitch, row_step, words, first):
     load_words(images, start + pitch, words, first + 4)
     load_words(images, start + row_step, words, first + 8)
     load_words(images, start + row_step + pitch, words, first + 12)
+
+
+@device
+def gather_pairs(images, start, pitch, row_step, words, first):
+    """Read 8 bytes of channels of the four corners of a cell: words[first : first + 2] for the first, then
+    words[first + 4 : first + 6], and so on."""
+    load_pair(images, start, words, first)
+    load_pair(images, start + pitch, words, first + 4)
+    load_pair(images, start + row_step, words, first + 8)
+    load_pair(images, start + row_step + pitch, words, first + 12)
 
 
 def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:

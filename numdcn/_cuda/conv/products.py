@@ -94,7 +94,7 @@ class Task(NamedTuple):
 
     split: Any  # of the depth of the product
     group: Any
-    first: Any  # pixel
+    size: Any  # number of its pixels
     first_out: Any  # output within the group
 
 
@@ -137,12 +137,12 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
 
 
 @device
-def put_result(c, a, split, q, out, result, T):
-    """Write the result of output channel `out` of pixel q, or a split of it; the bias is added to the first split."""
+def put_result(c, a, split, n, pixel, out, result, T):
+    """Write the result of output channel `out` at a pixel of image n, or a split of it; the bias is added to the first
+    split."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
-    n = q // count
-    spot = (n * p.out_channels + out) * count + q - n * count
+    spot = (n * p.out_channels + out) * count + pixel
     if c.bias and split == 0:
         result += widen(at(a.bias, out))
     if c.split_k > 1:
