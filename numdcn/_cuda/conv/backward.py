@@ -18,13 +18,14 @@ from numdcn._cuda.conv.columns import (
     MOST_CHANNELS,
     Segment,
     corners_at,
+    fractions_of,
     part_of,
     plan_of,
     planner,
     plans_that_fit,
     tile_planner,
 )
-from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
+from numdcn._cuda.conv.products import CHUNK, Tile, multiplier, unit_of
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 from numdcn._cuda.mma import from_bits
@@ -57,6 +58,8 @@ class Reading(NamedTuple):
     size: Any
     tap: Any
     og: Any
+    outs: Any  # outputs and channels per group
+    ins: Any
 
 
 class GradRoom(NamedTuple):
@@ -112,9 +115,10 @@ def bundles_that_fit(T: Any, U: int, rows: int, columns: int, taken: int) -> int
 @device
 def reading_of(c, task, total, ROWS):
     """The first pixel of a task, and the rest of it."""
-    bundles = offset_groups_of(c.p) // c.ogs
+    p, bundles = c.p, offset_groups_of(c.p) // c.ogs
     rest, first = task % (c.taps * bundles), task // (c.taps * bundles) * ROWS
-    return first, Reading(I32(min(ROWS, total - first)), c.first_tap + rest % c.taps, I32(rest // c.taps * c.ogs))
+    size, tap, og = I32(min(ROWS, total - first)), c.first_tap + rest % c.taps, I32(rest // c.taps * c.ogs)
+    return first, Reading(size, tap, og, I32(p.out_channels // p.groups), I32(p.in_channels // p.groups))
 
 
 @device
@@ -171,10 +175,11 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS, THREADS=TH
             if spot >= reading.size or channel >= high:
                 continue
             plan = I32(plan_of(segment, channel) + spot)
-            y, x, scale = stage.fractions[0, plan], stage.fractions[1, plan], stage.fractions[2, plan]
-            place, pixel = stage.places[plan], stage.image_index[spot] * c.pixels + stage.places[plan]
+            y, x, scale = fractions_of(stage, plan)
+            n, place = at(stage.image_index, spot), at(stage.places, plan)
+            pixel = n * I32(c.pixels) + place
             for i in range(U):
-                values[i] = from_bits(buffer[staged + i])
+                values[i] = from_bits(at(buffer, staged + i))
             if c.grad_offsets or c.grad_mask:
                 gather(a.images, pixel * c.pitch + channel, c.pitch, row_pixels * c.pitch, corners, U, V)
                 three[0], three[1], three[2] = S(0), S(0), S(0)
@@ -189,7 +194,7 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS, THREADS=TH
                 values[i] = scale * values[i] if inside else S(0)
             if OWNED:
                 own = segment.origin // (p.in_channels // offset_groups_of(p)) + plan_of(segment, channel) // I32(ROWS)
-                put_values(c, a, own, stage.image_index[spot], stage.pixels[spot], channel, segment, values)
+                put_values(c, a, own, n, at(stage.pixels, spot), channel, segment, values)
             elif c.grad_images and place < nowhere:
                 start, row_step = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
                 add_corners(a.grad_images, start, c.grad_pitch, row_step, y, x, values, room.products)
@@ -219,7 +224,7 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS, THREADS=TH
                     for slot in range(I32(which * slots), I32((which + 1) * slots)):
                         for i in range(3):
                             three[i] += sums[i, slot, spot]
-                    n, pixel, scale = stage.image_index[spot], stage.pixels[spot], stage.fractions[2, unit]
+                    n, pixel, scale = at(stage.image_index, spot), at(stage.pixels, spot), at(stage.scales, unit)
                     put_sums(c, a, n, pixel, (reading.og + which) * p.taps + reading.tap, scale, three, C, T)
 
     return new_stage, new_sums, new_room, begin_columns, use_columns, end_columns
@@ -245,7 +250,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
     new_stage, new_sums, new_room, begin_columns, use_columns, end_columns = column_user(
         T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS
     )
-    thread_of, new_product, clear, multiply = multiplier(T, tile)
+    thread_of, new_product, clear, multiply = multiplier(T, tile, 4)
     arrays_of = viewer(T, C)
 
     @device
@@ -253,26 +258,26 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
         """Copy the operands of a chunk of outputs, from `out` on: grad_y of the tile's pixels, and the weights of a chunk of
         channels; zeros outside the segment."""
         p, group = c.p, segment.group
-        outs, ins, count = I32(p.out_channels // p.groups), p.in_channels // p.groups, p.out_size[0] * p.out_size[1]
-        for unit in range(rank, I32(CHUNK * ROWS), I32(THREADS)):
-            k, spot, grad = I32(unit // I32(ROWS)), I32(unit % I32(ROWS)), S(0)
+        outs, ins, count = reading.outs, reading.ins, p.out_size[0] * p.out_size[1]
+        for turn in range(CHUNK * ROWS // THREADS):
+            (k, spot), grad = unit_of(rank, turn, ROWS, THREADS), S(0)
             if spot < reading.size and I32(out + k) < outs:
-                line = stage.image_index[spot] * p.out_channels + group * outs + out + k
-                grad = widen(at(a.y, line * count + stage.pixels[spot]))
-            buffer[(half * CHUNK + k) * PITCH + spot] = grad
+                line = at(stage.image_index, spot) * p.out_channels + group * outs + out + k
+                grad = widen(at(a.y, line * count + at(stage.pixels, spot)))
+            put(buffer, (half * CHUNK + k) * PITCH + spot, grad)
         start = ((group * p.taps + reading.tap) * outs + out) * ins + chunk - group * ins
-        for unit in range(rank, I32(CHUNK * COLUMNS), I32(THREADS)):
-            k, i, weight = I32(unit // I32(COLUMNS)), I32(unit % I32(COLUMNS)), S(0)
+        for turn in range(CHUNK * COLUMNS // THREADS):
+            (k, i), weight = unit_of(rank, turn, COLUMNS, THREADS), S(0)
             channel = I32(chunk + i)
             if segment.low <= channel and channel < segment.high and I32(out + k) < outs:
                 weight = widen(at(a.weights, start + k * ins + i))
-            buffer[RIGHT + (half * CHUNK + k) * COLUMNS + i] = weight
+            put(buffer, RIGHT + (half * CHUNK + k) * COLUMNS + i, weight)
 
     def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
         sums, stage, room, product = new_sums(), new_stage(), new_room(), new_product()
         a, p, thread = arrays_of(c), c.p, thread_of()
-        outs, total = I32(p.out_channels // p.groups), p.batch * p.out_size[0] * p.out_size[1]
+        total = p.batch * p.out_size[0] * p.out_size[1]
         shared, bundles = I32(p.in_channels // offset_groups_of(p)), offset_groups_of(p) // c.ogs
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * c.taps * bundles, cuda.gridDim.x):
             first, reading = reading_of(c, task, total, ROWS)
@@ -285,7 +290,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
                     clear(product.sums)
                     cuda.syncthreads()
                     half = I32(0)
-                    for out in range(I32(0), outs, I32(CHUNK)):
+                    for out in range(I32(0), reading.outs, I32(CHUNK)):
                         copy_operands(c, a, stage, buffer, half, reading, chunk, segment, out, thread.rank)
                         cuda.syncthreads()
                         if thread.rank < DOWN * ACROSS:
@@ -297,7 +302,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
                             for j in range(MINE_C):
                                 spot = i // 4 * 4 * DOWN + 4 * thread.row + i % 4
                                 column = j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
-                                buffer[spot * STAGED + column] = product.sums[i, j]
+                                put(buffer, spot * STAGED + column, product.sums[i, j])
                     cuda.syncthreads()
                     use_columns(c, a, stage, sums, buffer, reading, chunk, segment, thread.rank, room)
                 low = segment.high

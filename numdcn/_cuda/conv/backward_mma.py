@@ -17,7 +17,7 @@ from numdcn._cuda.conv.call import Call, offset_groups_of, viewer
 from numdcn._cuda.conv.columns import tile_planner, tile_segment
 from numdcn._cuda.conv.columns_mma import ATOM, Span, column_maker, mma_variants
 from numdcn._cuda.jit import SIMULATED, cuda, device, kernels
-from numdcn._cuda.memory import copy_vector, put, vector_length, wait_for_copies
+from numdcn._cuda.memory import at, copy_vector, put, vector_length, wait_for_copies
 from numdcn._cuda.mma import WarpTile, bits, per_word, piece_at, warp_multiplier
 
 I32 = np.int32
@@ -50,12 +50,12 @@ def operand_copier(T: Any, tile: WarpTile) -> Any:
         """Start copying the operands of a chunk of outputs, from `out` on, for the gradients of columns: grad_y of the
         tile's pixels, and the weights of a chunk of channels, those of a segment."""
         p, group = c.p, segment.group
-        count, ins = p.out_size[0] * p.out_size[1], p.in_channels // p.groups
+        count, ins = p.out_size[0] * p.out_size[1], reading.ins
         for k in range(ROWS * PIECES // THREADS):
             unit = rank + I32(k * THREADS)
             spot, piece = unit // I32(PIECES), unit % I32(PIECES)
             if spot < reading.size:
-                line = (stage.image_index[spot] * p.groups + group) * count + stage.pixels[spot]
+                line = (at(stage.image_index, spot) * p.groups + group) * count + at(stage.pixels, spot)
                 place = half * (ROWS * WORDS) + piece_at(spot, piece, PIECES)
                 copy_vector(a.y, line * c.depth + out + piece * V, buffer, place, True)
         for k in range(COLUMNS * PIECES // THREADS):
@@ -96,7 +96,7 @@ def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN,
         buffer = cuda.shared.array(BUFFER, np.uint32, alignment=16)
         sums, stage, room, product = new_sums(), new_stage(), new_room(), new_product()
         a, p, thread = arrays_of(c), c.p, thread_of()
-        outs, total = I32(p.out_channels // p.groups), p.batch * p.out_size[0] * p.out_size[1]
+        total = p.batch * p.out_size[0] * p.out_size[1]
         shared, bundles = I32(p.in_channels // offset_groups_of(p)), offset_groups_of(p) // c.ogs
         for task in range(cuda.blockIdx.x, (total + ROWS - 1) // ROWS * c.taps * bundles, cuda.gridDim.x):
             first, reading = reading_of(c, task, total, ROWS)
@@ -110,11 +110,11 @@ def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN,
                     cuda.syncthreads()
                     half = I32(0)
                     copy_operands(c, a, stage, buffer, half, reading, chunk, segment, I32(0), thread.rank)
-                    for out in range(I32(0), outs, I32(CHUNK)):
+                    for out in range(I32(0), reading.outs, I32(CHUNK)):
                         wait_for_copies()
                         cuda.syncthreads()
                         other, behind = I32(1) - half, I32(out + CHUNK)
-                        if behind < outs:
+                        if behind < reading.outs:
                             copy_operands(c, a, stage, buffer, other, reading, chunk, segment, behind, thread.rank)
                         multiply(buffer, half * (ROWS * WORDS), RIGHT + half * (COLUMNS * WORDS), thread, product)
                         half = other
@@ -124,7 +124,7 @@ def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN,
                             for k in range(4):
                                 spot = thread.row + 16 * i + thread.lane // 4 + k // 2 * 8
                                 column = thread.column + 8 * j + thread.lane % 4 * 2 + k % 2
-                                buffer[spot * STAGED + column] = bits(product.sums[i, j, k])
+                                put(buffer, spot * STAGED + column, bits(product.sums[i, j, k]))
                     cuda.syncthreads()
                     use_columns(c, a, stage, sums, buffer, reading, chunk, segment, thread.rank, room)
                 low = segment.high
@@ -151,7 +151,7 @@ def pixel_copier(T: Any, tile: WarpTile, PITCH: int, CHUNK: int) -> Any:
             out, line = first_out + piece * V, 0
             if spot < span.size:
                 planned = I32(span.base + spot)
-                line = (stage.image_index[planned] * p.groups + group) * pixels + stage.pixels[planned]
+                line = (at(stage.image_index, planned) * p.groups + group) * pixels + at(stage.pixels, planned)
             if out < c.depth:  # rows past the last output are not used
                 copy_vector(a.y, line * c.depth + out, buffer, start + spot * PITCH + piece * 4, spot < span.size)
 

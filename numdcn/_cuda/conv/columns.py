@@ -16,7 +16,7 @@ import numpy as np
 from numdcn._call.convolution import Convolution
 from numdcn._cuda.conv.call import offset_groups_of
 from numdcn._cuda.jit import SIMULATED, THREADS, cuda, device, scalar_type
-from numdcn._cuda.memory import at, vector_length, widen
+from numdcn._cuda.memory import at, put, vector_length, widen
 from numdcn._cuda.sample import cell_of, gather, outside
 from numdcn._formulas import bilinear
 
@@ -33,7 +33,9 @@ class Stage(NamedTuple):
     image_index: Any  # (pixels,) int32
     pixels: Any  # (pixels,) int32: within the output image
     places: Any  # (plans,) int32: the pixel of the zero-padded image where the cell starts
-    fractions: Any  # (3, plans): fractions along y and x, and the mask
+    ys: Any  # (plans,): fractions along y
+    xs: Any
+    scales: Any  # (plans,): the mask
 
 
 class Segment(NamedTuple):
@@ -183,15 +185,18 @@ def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, PLANS: int, THREADS: int = T
         image_index = cuda.shared.array(SPOTS, I32)
         pixels = cuda.shared.array(SPOTS, I32)
         places = cuda.shared.array(PLANS, I32)
-        fractions = cuda.shared.array((3, PLANS), S)
-        return Stage(image_index, pixels, places, fractions)
+        ys = cuda.shared.array(PLANS, S)
+        xs = cuda.shared.array(PLANS, S)
+        scales = cuda.shared.array(PLANS, S)
+        return Stage(image_index, pixels, places, ys, xs, scales)
 
     @device
     def locate_tile(c, stage, first, size, rank):
         """Find `size` output pixels, from `first` on; a barrier must follow."""
         for spot in range(rank, size, I32(THREADS)):
             n, pixel = located(c.p, first + spot)
-            stage.image_index[spot], stage.pixels[spot] = n, pixel
+            put(stage.image_index, spot, n)
+            put(stage.pixels, spot, pixel)
 
     @device
     def plan_tile(c, a, stage, size, tap, segment, rank):
@@ -202,12 +207,26 @@ def tile_planner(T: Any, SAMPLED: bool, SPOTS: int, PLANS: int, THREADS: int = T
             which = I32(unit // pitch)
             spot = I32(unit - which * pitch)
             if spot < size:
-                n, pixel = stage.image_index[spot], stage.pixels[spot]
-                place, fraction_y, fraction_x, scale = plan_pixel(c, a, n, pixel, tap, og + which)
-                stage.places[unit], fractions = place, stage.fractions
-                fractions[0, unit], fractions[1, unit], fractions[2, unit] = fraction_y, fraction_x, scale
+                n, pixel = at(stage.image_index, spot), at(stage.pixels, spot)
+                place, fraction_y, fraction_x, scale = plan_pixel(c, a, n, pixel, tap, I32(og + which))
+                put(stage.places, unit, place)
+                put(stage.ys, unit, fraction_y)
+                put(stage.xs, unit, fraction_x)
+                put(stage.scales, unit, scale)
 
     return new_stage, locate_tile, plan_tile
+
+
+@device
+def start_of(c, stage, spot, plan):
+    """The element of the images where the cell of a planned pixel starts. (Images have fewer than 2**31 pixels.)"""
+    return (at(stage.image_index, spot) * I32(c.pixels) + at(stage.places, plan)) * c.pitch
+
+
+@device
+def fractions_of(stage, plan):
+    """The fractions along y and x of a plan, and the mask."""
+    return at(stage.ys, plan), at(stage.xs, plan), at(stage.scales, plan)
 
 
 @device
@@ -237,14 +256,15 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
     def sample_spot(c, a, stage, spot, live, channel, segment, room):
         """room.values = the columns of V channels of a planned pixel; 0 outside the segment, and all 0 unless
         `live`."""
-        values, fractions = room.values, stage.fractions
+        values = room.values
         for i in range(V):
             values[i] = S(0)
-        if live and channel < segment.high and channel + I32(V) > segment.low:
-            plan = plan_of(segment, channel) + spot
-            start = (stage.image_index[spot] * c.pixels + stage.places[plan]) * c.pitch + channel
+        if live and channel < segment.high:
+            plan = I32(plan_of(segment, channel) + spot)
+            start = start_of(c, stage, spot, plan) + channel
             gather(a.images, start, c.pitch, c.pitch * (c.p.in_size[1] + 1), room.corners, V, V)
-            weigh(room.corners, fractions[0, plan], fractions[1, plan], fractions[2, plan], values, S, V, SAMPLED)
+            y, x, scale = fractions_of(stage, plan)
+            weigh(room.corners, y, x, scale, values, S, V, SAMPLED)
             if segment.ragged:
                 for i in range(V):
                     inside = segment.low <= channel + I32(i) and channel + I32(i) < segment.high

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.conv.columns import plan_of, weigh
+from numdcn._cuda.conv.columns import fractions_of, plan_of, start_of, weigh
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, cuda, device, scalar_type
 from numdcn._cuda.memory import unpack, vector_length
 from numdcn._cuda.mma import WarpTile, per_word, piece_at, store_words, word
@@ -69,17 +69,15 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
             spot, channel = I32(unit // I32(SLOTS)), I32(chunk + unit % I32(SLOTS) * V)
             if spot < span.size and channel < high:
                 planned = I32(span.base + spot)
-                image = stage.image_index[planned] * c.pixels
                 if EACH == 1 or not segment.mixed:
-                    place = image + stage.places[plan_of(segment, channel) + planned]
-                    gather_words(a.images, place * c.pitch + channel, c.pitch, row_step, room.raw, 16 * k)
+                    start = start_of(c, stage, planned, I32(plan_of(segment, channel) + planned)) + channel
+                    gather_words(a.images, start, c.pitch, row_step, room.raw, 16 * k)
                 else:
                     for i in range(0, V, ATOM):
                         own = I32(channel + i)
                         if segment.low <= own and own < high:
-                            place = image + stage.places[plan_of(segment, own) + planned]
-                            start, first = place * c.pitch + own, 16 * k + i // EACH
-                            gather_pairs(a.images, start, c.pitch, row_step, room.raw, first)
+                            start = start_of(c, stage, planned, I32(plan_of(segment, own) + planned)) + own
+                            gather_pairs(a.images, start, c.pitch, row_step, room.raw, 16 * k + i // EACH)
 
     @device
     def store_columns(stage, span, chunk, segment, rank, room, buffer, start):
@@ -89,22 +87,25 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
         for k in range(UNITS):
             unit = I32(rank + I32(k * THREADS))
             spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS))
+            channel, planned = I32(chunk + slot * I32(V)), I32(span.base + spot)
+            live, y, x, scale = spot < span.size and channel < high, S(0), S(0), S(0)
+            if live:
+                plan = I32(plan_of(segment, I32(max(channel, segment.origin))) + planned)
+                y, x, scale = fractions_of(stage, plan)
             for first in range(0, V, ATOM):
-                channel = I32(chunk + slot * I32(V) + first)
-                live = spot < span.size and channel < high and channel + I32(ATOM) > low
-                y, x, scale = S(0), S(0), S(0)
-                if live:
-                    plan = plan_of(segment, max(channel, segment.origin)) + I32(span.base + spot)
-                    y, x, scale = stage.fractions[0, plan], stage.fractions[1, plan], stage.fractions[2, plan]
+                own = I32(channel + first)
+                inside = live and own < high and I32(own + ATOM) > low
+                if first > 0 and inside and segment.mixed:
+                    y, x, scale = fractions_of(stage, I32(plan_of(segment, own) + planned))
                 for i in range(first // EACH, (first + ATOM) // EACH):
                     for corner in range(4):
                         unpack(room.raw, 16 * k + 4 * corner + i, room.corners, corner * EACH, T)
                     weigh(room.corners, y, x, scale, values, S, EACH, SAMPLED)
                     if segment.ragged:
                         for j in range(EACH):
-                            own = I32(channel + i * EACH - first + j)
-                            values[j] = values[j] if low <= own and own < high else S(0)
-                    packed[i] = word(values[0], values[EACH - 1], T) if live else np.uint32(0)
+                            one = I32(channel + i * EACH + j)
+                            values[j] = values[j] if low <= one and one < high else S(0)
+                    packed[i] = word(values[0], values[EACH - 1], T) if inside else np.uint32(0)
             if PITCH == 0:
                 place = start + piece_at(spot, slot, SLOTS)
             else:

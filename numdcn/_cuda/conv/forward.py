@@ -8,9 +8,10 @@ import numpy as np
 
 from numdcn._cuda.conv.call import Call, variants, viewer
 from numdcn._cuda.conv.columns import channel_sampler, plans_that_fit, segment_from, spot_sampler, tile_planner
-from numdcn._cuda.conv.products import CHUNK, Task, Tile, multiplier, put_result, tiles
+from numdcn._cuda.conv.products import CHUNK, Task, Tile, multiplier, put_result, tiles, unit_of
 from numdcn._cuda.jit import SIMULATED, THREADS, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, widen
+from numdcn._cuda.sample import moved
 
 I32 = np.int32
 
@@ -54,21 +55,22 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
     """y: a block takes a tile of pixels and outputs of a group, and a split of the taps."""
     S, V, tile, OGS = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS), planned_by(T, ROWS, COLUMNS)
     SLOTS, PITCH, RIGHT, BUFFER, MINE_R = CHUNK // V, tile.pitch, tile.right, tile.room, ROWS // DOWN
+    WHOLE = ROWS * SLOTS % THREADS == 0
     arrays_of, write_rows = viewer(T, C), row_writer(T, tile)
     new_stage, locate_tile, plan_tile = tile_planner(T, SAMPLED, ROWS, OGS * ROWS if SAMPLED else ROWS)
     new_room, sample_spot = spot_sampler(T, SAMPLED)
     thread_of, new_product, clear, multiply = multiplier(T, tile)
 
     @device
-    def copy_weights(c, a, buffer, half, start, chunk, segment, first_out, rank):
-        """Copy a chunk's weights of COLUMNS outputs, from element `start` on; zeros outside the segment."""
-        outs = I32(c.p.out_channels // c.p.groups)
-        for unit in range(rank, I32(CHUNK * COLUMNS), I32(THREADS)):
-            k, o = I32(unit // I32(COLUMNS)), I32(unit % I32(COLUMNS))
+    def copy_weights(weights, outs, buffer, half, chunk, segment, first_out, rank):
+        """Copy the first weights of `outs` outputs, those of a chunk from output `first_out` on; zeros outside the
+        segment."""
+        for turn in range(CHUNK * COLUMNS // THREADS):
+            k, o = unit_of(rank, turn, COLUMNS, THREADS)
             channel, weight = I32(chunk + k), S(0)
             if segment.low <= channel and channel < segment.high and I32(first_out + o) < outs:
-                weight = widen(at(a.weights, start + k * outs + o))
-            buffer[RIGHT + (half * CHUNK + k) * COLUMNS + o] = weight
+                weight = widen(at(weights, I32(k * outs) + o))
+            put(buffer, RIGHT + (half * CHUNK + k) * COLUMNS + o, weight)
 
     def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
@@ -94,13 +96,16 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
                     plan_tile(c, a, stage, task.size, tap, segment, thread.rank)
                     cuda.syncthreads()
                     for chunk in range(I32(low // V * V), segment.high, I32(CHUNK)):
-                        for unit in range(thread.rank, I32(ROWS * SLOTS), I32(THREADS)):
-                            spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
-                            sample_spot(c, a, stage, spot, spot < task.size, I32(chunk + slot), segment, room)
-                            for i in range(V):
-                                buffer[(half * CHUNK + slot + i) * PITCH + spot] = room.values[i]
+                        for turn in range(-(-ROWS * SLOTS // THREADS)):
+                            spot, slot = unit_of(thread.rank, turn, SLOTS, THREADS)
+                            if WHOLE or spot < I32(ROWS):
+                                channel = I32(chunk + slot * V)
+                                sample_spot(c, a, stage, spot, spot < task.size, channel, segment, room)
+                                for i in range(V):
+                                    put(buffer, (half * CHUNK + slot * V + i) * PITCH + spot, room.values[i])
                         start = ((group * p.taps + tap) * ins + chunk - begin) * outs + first_out
-                        copy_weights(c, a, buffer, half, start, I32(chunk), segment, first_out, thread.rank)
+                        weights = moved(a.weights, start)
+                        copy_weights(weights, outs, buffer, half, I32(chunk), segment, first_out, thread.rank)
                         cuda.syncthreads()
                         multiply(buffer, half, thread, product)
                         half = I32(1) - half

@@ -8,7 +8,7 @@ import numpy as np
 
 from numdcn._cuda.conv.call import Call, variants, viewer
 from numdcn._cuda.conv.columns import channel_sampler, spot_sampler, tile_planner, tile_segment
-from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
+from numdcn._cuda.conv.products import CHUNK, Tile, multiplier, unit_of
 from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 
@@ -40,24 +40,25 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
     of its channels, and a split of the pixels."""
     S, V, tile, PLANS = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS), weights_plans(T, COLUMNS)
     MINE_R, MINE_C, SLOTS = ROWS // DOWN, COLUMNS // ACROSS, COLUMNS // V
-    PITCH, RIGHT, BUFFER = tile.pitch, tile.right, tile.room
+    PITCH, RIGHT, BUFFER, WHOLE = tile.pitch, tile.right, tile.room, CHUNK * SLOTS % THREADS == 0
     new_stage, locate_tile, plan_tile = tile_planner(T, SAMPLED, PLANS, PLANS)
     new_room, sample_spot = spot_sampler(T, SAMPLED)
     thread_of, new_product, clear, multiply = multiplier(T, tile)
     arrays_of = viewer(T, C)
 
     @device
-    def copy_gradients(c, a, stage, buffer, half, place, size, first_out, rank):
-        """Copy grad_y of ROWS outputs from the `first_out`-th of all on, for a chunk of planned pixels from `place` on."""
+    def copy_gradients(c, a, stage, buffer, half, place, size, first_out, outs, rank):
+        """Copy grad_y of `outs` outputs, at most ROWS, from the `first_out`-th of all on, for a chunk of planned pixels
+        from `place` on."""
         p = c.p
-        count, outs = p.out_size[0] * p.out_size[1], I32(p.out_channels // p.groups)
-        for unit in range(rank, I32(CHUNK * ROWS), I32(THREADS)):
-            spot, o = I32(unit % I32(CHUNK)), I32(unit // I32(CHUNK))
+        count = p.out_size[0] * p.out_size[1]
+        for turn in range(CHUNK * ROWS // THREADS):
+            o, spot = unit_of(rank, turn, CHUNK, THREADS)
             grad, planned = S(0), I32(place + spot)
-            if planned < size and I32(first_out % outs + o) < outs:
-                out = stage.image_index[planned] * p.out_channels + first_out + o
-                grad = widen(at(a.y, out * count + stage.pixels[planned]))
-            buffer[(half * CHUNK + spot) * PITCH + o] = grad
+            if planned < size and o < outs:
+                out = at(stage.image_index, planned) * p.out_channels + first_out + o
+                grad = widen(at(a.y, out * count + at(stage.pixels, planned)))
+            put(buffer, (half * CHUNK + spot) * PITCH + o, grad)
 
     def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
@@ -87,14 +88,16 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
                     plan_tile(c, a, stage, size, tap, segment, thread.rank)
                     cuda.syncthreads()
                     for place in range(I32(0), size, I32(CHUNK)):
-                        for unit in range(thread.rank, I32(CHUNK * SLOTS), I32(THREADS)):
-                            spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS) * V)
-                            source, live = I32(place + spot), I32(place + spot) < size
-                            sample_spot(c, a, stage, source, live, I32(chunk + slot), segment, room)
-                            for i in range(V):
-                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = room.values[i]
-                        out = I32(group * outs + first_out)
-                        copy_gradients(c, a, stage, buffer, half, I32(place), size, out, thread.rank)
+                        for turn in range(-(-CHUNK * SLOTS // THREADS)):
+                            spot, slot = unit_of(thread.rank, turn, SLOTS, THREADS)
+                            if WHOLE or spot < I32(CHUNK):
+                                source, channel = I32(place + spot), I32(chunk + slot * V)
+                                sample_spot(c, a, stage, source, source < size, channel, segment, room)
+                                for i in range(V):
+                                    right = RIGHT + (half * CHUNK + spot) * COLUMNS + slot * V + i
+                                    put(buffer, right, room.values[i])
+                        out, rest = I32(group * outs + first_out), I32(outs - first_out)
+                        copy_gradients(c, a, stage, buffer, half, I32(place), size, out, rest, thread.rank)
                         cuda.syncthreads()
                         multiply(buffer, half, thread, product)
                         half = I32(1) - half
