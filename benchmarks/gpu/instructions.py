@@ -2,21 +2,22 @@
 
     python -m benchmarks.gpu.instructions forward_tiles "float32 float32 True 128 64"
 
-compiles the variants whose constants start like this, for an H100, and prints a row for each loop with a product in it: the
-instructions between its label and its last jump back, without those of the loops within it. Branches that are not always
-taken are counted too. It needs the extra `cuda` and `nvdisasm` (pip install nvidia-cuda-nvdisasm), and no GPU.
+compiles the variants whose constants start like this, for an H100, and prints a row for each loop with a product or a read of
+global memory in it: the instructions between its label and its last jump back, without those of the loops within it.
+Branches that are not always taken are counted too. It needs the extra `cuda` and `nvdisasm` (of nvidia-cuda-nvdisasm), and no GPU.
 """
 
 from __future__ import annotations
 
 import collections
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.harness.report import table
 
@@ -52,16 +53,22 @@ def nvdisasm() -> str:
     return found
 
 
+def compile_test() -> Any:
+    """The test that compiles kernels, whose functions this uses."""
+    sys.path[:0] = [str(ROOT)]
+    return importlib.import_module("tests.cuda.test_compile")
+
+
 def listing(job: tuple[str, str]) -> list[str]:
     """The machine code of a variant, line by line."""
-    sys.path[:0] = [str(ROOT)]
-    from tests.cuda.test_compile import built, linked
-
-    code, _ = linked(built(job), ARCH, "cubin")
+    compiling = compile_test()
+    code, _ = compiling.linked(compiling.built(job), ARCH, "cubin")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        return subprocess.run([nvdisasm(), "-c", file.name], capture_output=True, text=True, check=True).stdout.split("\n")
+        return subprocess.run([nvdisasm(), "-c", file.name], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )
 
 
 def loops(lines: list[str]) -> list[Loop]:
@@ -87,22 +94,21 @@ def kind(name: str) -> str:
 
 
 def rows(title: str, lines: list[str]) -> list[list[str]]:
-    """A row of the table for each loop with a product."""
+    """A row of the table for each loop that multiplies or reads."""
     made = []
     for loop in loops(lines):
         counts = collections.Counter(map(kind, loop.own))
-        if counts["product"]:
-            made.append([title, f"{loop.first}-{loop.last}", str(len(loop.own)), *(str(counts[k]) for k in (*KINDS, "other"))])
+        if counts["product"] or counts["global memory"]:
+            made.append(
+                [title, f"{loop.first}-{loop.last}", str(len(loop.own)), *(str(counts[k]) for k in (*KINDS, "other"))]
+            )
     return made
 
 
 def main() -> None:
     """Prints the table for the kernel and constants named by the arguments."""
-    sys.path[:0] = [str(ROOT)]
-    from tests.cuda.test_compile import jobs
-
     kernel, constants = [*sys.argv[1:], ""][:2]
-    chosen = [job for job in jobs() if job[0].endswith(f".{kernel}") and job[1].startswith(constants)]
+    chosen = [job for job in compile_test().jobs() if job[0].endswith(f".{kernel}") and job[1].startswith(constants)]
     made = [row for job in chosen for row in rows(f"{kernel} {job[1]}", listing(job))]
     print("\n".join(table(["variant", "lines", "instructions", *KINDS, "other"], made, left=2)))
 
