@@ -182,17 +182,20 @@ def vector_length(dtype: Any) -> int:
     return 128 // dtype.bitwidth
 
 
-@intrinsic
-def _load_vector(typingctx, array, index, target, first):
-    def codegen(context, builder, sig, args):
-        source, _, wide, _ = sig.args
-        place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
-        for i, value in enumerate(_loaded(builder, source.dtype, place)):
-            position = builder.add(args[3], ir.Constant(args[3].type, i))
-            builder.store(value, place_of(context, builder, wide, args[2], position))
-        return context.get_dummy_value()
+def _vector_loader(count: int) -> Any:
+    @intrinsic
+    def load(typingctx, array, index, target, first):
+        def codegen(context, builder, sig, args):
+            source, _, wide, _ = sig.args
+            place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
+            for i, value in enumerate(_loaded(builder, source.dtype, place, count)):
+                position = builder.add(args[3], ir.Constant(args[3].type, i))
+                builder.store(value, place_of(context, builder, wide, args[2], position))
+            return context.get_dummy_value()
 
-    return types.void(array, types.int64, target, types.int64), codegen
+        return types.void(array, types.int64, target, types.int64), codegen
+
+    return load
 
 
 def _words(builder: Any, place: Any, count: int) -> list[Any]:
@@ -217,23 +220,30 @@ def _unpacked(builder: Any, dtype: Any, word: Any) -> list[Any]:
     return values
 
 
-def _loaded(builder: Any, dtype: Any, place: Any) -> list[Any]:
-    """IR: the elements of 16 bytes of global memory that nothing writes, widened."""
+def _loaded(builder: Any, dtype: Any, place: Any, count: int) -> list[Any]:
+    """IR: the elements of `count` words of global memory that nothing writes, widened; float64: of four."""
     if dtype == F64:
         packed = asm(
             builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
         )
         return [builder.extract_value(packed, i) for i in range(2)]
-    return [value for word in _words(builder, place, 4) for value in _unpacked(builder, dtype, word)]
+    return [value for word in _words(builder, place, count) for value in _unpacked(builder, dtype, word)]
 
 
-@compiled_as(_load_vector)
+@compiled_as(_vector_loader(4))
 def load_vector(array, index, target, first):
     """Read 16 bytes of memory that nothing writes in the meantime, widened into target[first], target[first + 1],
     ..."""
     _check_vector(array, index)
     for i in range(16 // array.elements.itemsize):
         target[first + i] = widen(array[index + i])
+
+
+@compiled_as(_vector_loader(2))
+def load_half_vector(array, index, target, first):
+    """The same for 8 bytes, of a type narrower than float64."""
+    for i, element in enumerate(_simulated_words(array, index, 8).view(array.elements.dtype)):
+        target[first + i] = widen(element)
 
 
 def _check_vector(array: CheckedArray, index: int, size: int = 16) -> None:

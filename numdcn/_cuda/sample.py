@@ -10,7 +10,7 @@ import numpy as np
 from numdcn._call.numba_cuda import cgutils, intrinsic, types
 from numdcn._call.simulator import CheckedArray
 from numdcn._cuda.jit import cuda, device, scalar_type
-from numdcn._cuda.memory import add_vector, compiled_as, load_pair, load_vector, load_words, put
+from numdcn._cuda.memory import add_vector, compiled_as, load_half_vector, load_pair, load_vector, load_words, put
 from numdcn._cuda.scatter import SKIPPED
 from numdcn._formulas import bilinear
 
@@ -50,11 +50,17 @@ def moved(array, index):
 
 @device
 def gather(images, start, pitch, row_step, corners, U, V):
-    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] for the first, and so on. `pitch`
-    and `row_step` are the distances to the next pixel and row."""
+    """Read U channels, in vectors of V or one half of a vector, of the four corners of a cell: corners[0 : U] for the
+    first, and so on. `pitch` and `row_step` are the distances to the next pixel and row."""
     upper = moved(images, start)
     lower = moved(upper, row_step)
     upper_right, lower_right = moved(upper, pitch), moved(lower, pitch)
+    if 2 * U == V:
+        load_half_vector(upper, 0, corners, 0)
+        load_half_vector(upper_right, 0, corners, U)
+        load_half_vector(lower, 0, corners, 2 * U)
+        load_half_vector(lower_right, 0, corners, 3 * U)
+        return
     for i in range(0, U, V):
         load_vector(upper, i, corners, i)
         load_vector(upper_right, i, corners, U + i)

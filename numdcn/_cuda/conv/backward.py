@@ -34,6 +34,7 @@ from numdcn._cuda.scatter import PLACE
 from numdcn._formulas import bilinear
 
 I32 = np.int32
+U = 4  # channels that a thread uses at a time
 
 
 def backward_tile(dtype: object) -> Tile:
@@ -96,7 +97,7 @@ def put_sums(c, a, n, pixel, channel, scale, sums, C, T):
         put(a.grad_mask, channel * count + pixel, narrow(sums[0], T))
 
 
-def bundle_of(p: Convolution, U: int, columns: int, most: int) -> int:
+def bundle_of(p: Convolution, columns: int, most: int) -> int:
     """How many offset groups a block takes at once, in one chunk of at most `columns` channels: several, if U channels
     never belong to two of them, and no group ends within one; otherwise 1."""
     ins, shared = p.in_channels // p.groups, p.in_channels // max(p.offset_groups, 1)
@@ -106,7 +107,7 @@ def bundle_of(p: Convolution, U: int, columns: int, most: int) -> int:
     return next(n for n in range(min(ogs, most), 0, -1) if ogs % n == 0)
 
 
-def bundles_that_fit(T: Any, U: int, rows: int, columns: int, taken: int) -> int:
+def bundles_that_fit(T: Any, rows: int, columns: int, taken: int) -> int:
     """How many offset groups a block can take at once, next to `taken` bytes of shared memory."""
     sums = 3 * columns // U * rows * np.dtype(scalar_type(T)).itemsize
     return plans_that_fit(T, rows, taken + sums, columns // U)
@@ -122,7 +123,7 @@ def reading_of(c, task, total, ROWS):
 
 
 @device
-def bundle_segment(c, low, last, og, ROWS, U):
+def bundle_segment(c, low, last, og, ROWS):
     """The segment from channel `low` on, before channel `last`, of the offset groups from `og` on."""
     p = c.p
     shared, ins = I32(p.in_channels // offset_groups_of(p)), I32(p.in_channels // p.groups)
@@ -131,7 +132,7 @@ def bundle_segment(c, low, last, og, ROWS, U):
     return Segment(group, low, high, I32(og * shared), part_of(shared, c.ogs), I32(ROWS), ragged, False)
 
 
-def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS, THREADS=THREADS):
+def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS, THREADS=THREADS):
     """Make the functions with which a block uses the gradients of the columns of ROWS pixels, COLUMNS channels at a
     time, U of these per thread: `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, first, reading,
     rank)`, `use_columns(c, a, stage, sums, buffer, reading, chunk, segment, rank, room)` and `end_columns(c, a, stage,
@@ -237,18 +238,17 @@ def columns_buffer(tile: Tile) -> int:
 
 def columns_ogs(T: Any, tile: Tile) -> int:
     """How many offset groups a block of `gradients_of_columns` takes at once, at most."""
-    U, each = max(4, vector_length(T)), np.dtype(scalar_type(T)).itemsize
-    return bundles_that_fit(T, U, tile.rows, tile.columns, columns_buffer(tile) * each)
+    return bundles_that_fit(T, tile.rows, tile.columns, columns_buffer(tile) * np.dtype(scalar_type(T)).itemsize)
 
 
 @kernels(Call, lambda: [(*v, *backward_tile(v[0])) for v in _variants()], lambda *constants: (THREADS, 1))
 def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS):
     """Gradients of images (OWNED: those of the columns, for `scatter`), offsets and mask."""
-    S, U, tile = scalar_type(T), max(4, vector_length(T)), Tile(ROWS, COLUMNS, DOWN, ACROSS)
+    S, tile = scalar_type(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
     MINE_R, MINE_C, PITCH, RIGHT, STAGED = ROWS // DOWN, COLUMNS // ACROSS, tile.pitch, tile.right, COLUMNS + 4
     BUFFER, OGS = columns_buffer(tile), columns_ogs(T, tile)
     new_stage, new_sums, new_room, begin_columns, use_columns, end_columns = column_user(
-        T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS
+        T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS
     )
     thread_of, new_product, clear, multiply = multiplier(T, tile, 4)
     arrays_of = viewer(T, C)
@@ -285,7 +285,7 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
             begin_columns(c, a, stage, sums, first, reading, thread.rank)
             low, last = I32(reading.og * shared), I32((reading.og + c.ogs) * shared)
             while low < last:
-                segment = bundle_segment(c, low, last, reading.og, ROWS, U)
+                segment = bundle_segment(c, low, last, reading.og, ROWS)
                 for chunk in range(I32(low // U * U), segment.high, I32(COLUMNS)):
                     clear(product.sums)
                     cuda.syncthreads()

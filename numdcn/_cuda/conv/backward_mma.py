@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._cuda.conv.backward import bundle_segment, bundles_that_fit, column_user, reading_of
+from numdcn._cuda.conv.backward import U, bundle_segment, bundles_that_fit, column_user, reading_of
 from numdcn._cuda.conv.call import Call, offset_groups_of, viewer
 from numdcn._cuda.conv.columns import tile_planner, tile_segment
 from numdcn._cuda.conv.columns_mma import ATOM, Span, column_maker, mma_variants
@@ -77,17 +77,17 @@ def columns_words(tile: WarpTile) -> int:
 
 def columns_mma_ogs(T: Any, tile: WarpTile) -> int:
     """How many offset groups a block of `gradients_of_columns_mma` takes at once, at most."""
-    return bundles_that_fit(T, vector_length(T), tile.rows, tile.columns, 4 * columns_words(tile))
+    return bundles_that_fit(T, tile.rows, tile.columns, 4 * columns_words(tile))
 
 
 @kernels(Call, _column_variants, lambda *constants: (32 * constants[7] * constants[8], 1))
 def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
     """Like `gradients_of_columns`. The weights are (groups, taps, channels, depth) here."""
-    U, CHUNK, tile = vector_length(T), WORDS * per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
+    CHUNK, tile = WORDS * per_word(T), WarpTile(ROWS, COLUMNS, DOWN, ACROSS, WORDS)
     MINE_R, MINE_C, RIGHT, STAGED = tile.sixteens, tile.eights, 2 * ROWS * WORDS, COLUMNS + 4
     BUFFER, OGS = columns_words(tile), columns_mma_ogs(T, tile)
     new_stage, new_sums, new_room, begin_columns, use_columns, end_columns = column_user(
-        T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, OGS, tile.threads
+        T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS, tile.threads
     )
     thread_of, new_product, clear, multiply = warp_multiplier(T, tile)
     arrays_of, copy_operands = viewer(T, C), operand_copier(T, tile)
@@ -104,7 +104,7 @@ def gradients_of_columns_mma(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN,
             begin_columns(c, a, stage, sums, first, reading, thread.rank)
             low, last = I32(reading.og * shared), I32((reading.og + c.ogs) * shared)
             while low < last:
-                segment = bundle_segment(c, low, last, reading.og, ROWS, U)
+                segment = bundle_segment(c, low, last, reading.og, ROWS)
                 for chunk in range(I32(low // U * U), segment.high, I32(COLUMNS)):
                     clear(product.sums)
                     cuda.syncthreads()

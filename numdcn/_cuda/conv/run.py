@@ -210,7 +210,7 @@ def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
         tile = backward_tile(dtype)
         kernel, threads = gradients_of_columns(*job.types, vectors, owned, *tile), THREADS
         most = columns_ogs(dtype, tile)
-    ogs = bundle_of(p, max(4, vector_length(dtype)), tile.columns, most)
+    ogs = bundle_of(p, tile.columns, most)
     blocks = -(-job.pixels // tile.rows) * call.taps * job.offset_groups // ogs
     work.launch(kernel, call._replace(ogs=ogs), blocks, threads)
 
