@@ -224,10 +224,11 @@ TINY = [
     Case(1, 28, 5, (3, 2), (2, 1), offset_groups=7, mask=True),
     Case(1, 36, 6, (2, 3), (1, 2), padding=(0, 1), offset_groups=3, mask=True, bias=True),
 ]
-# (a) groups and offset groups of whole vectors in float32, not in half types, (b) offset groups in two groups
+# groups and offset groups of whole vectors in float32, not in half types; offset groups in two groups; several in one chunk
 SHARED = [
     Case(1, 24, 6, (3, 2), (2, 1), groups=2, offset_groups=6, mask=True),
     Case(1, 24, 6, (3, 2), (2, 1), groups=2, offset_groups=3, mask=True),
+    Case(1, 16, 3, (2, 2), (2, 1), offset_groups=4, mask=True),
 ]
 ODD = [
     Case(2, 4, 3, (4, 3), (3, 2), padding=1, offset_groups=2, mask=True, bias=True),

@@ -7,7 +7,6 @@ slopes, summed.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ import numpy as np
 from numdcn._call.convolution import Convolution
 from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
 from numdcn._cuda.conv.columns import (
-    MOST_CHANNELS,
     Segment,
     corners_at,
     fractions_of,
@@ -98,13 +96,13 @@ def put_sums(c, a, n, pixel, channel, scale, sums, C, T):
 
 
 def bundle_of(p: Convolution, columns: int, most: int) -> int:
-    """How many offset groups a block takes at once, in one chunk of at most `columns` channels: several, if U channels
-    never belong to two of them, and no group ends within one; otherwise 1."""
+    """How many offset groups a block takes at once, in one chunk of at most `columns` channels: `most` or fewer, if U
+    channels never belong to two of them and none of them to two groups; otherwise 1."""
     ins, shared = p.in_channels // p.groups, p.in_channels // max(p.offset_groups, 1)
-    if p.offset_groups < 2 or shared % U or ins % shared or columns % shared or shared > MOST_CHANNELS:
+    if p.offset_groups < 2 or shared % U or ins % shared or shared > columns:
         return 1
-    ogs = math.gcd(ins // shared, columns // shared)
-    return next(n for n in range(min(ogs, most), 0, -1) if ogs % n == 0)
+    ogs = ins // shared
+    return next(n for n in range(min(ogs, most, columns // shared), 0, -1) if ogs % n == 0)
 
 
 def bundles_that_fit(T: Any, rows: int, columns: int, taken: int) -> int:
@@ -132,6 +130,42 @@ def bundle_segment(c, low, last, og, ROWS):
     return Segment(group, low, high, I32(og * shared), part_of(shared, c.ogs), I32(ROWS), ragged, False)
 
 
+@device
+def put_values(c, a, og, n, pixel, channel, segment, values):
+    """Keep the gradients of U columns of an offset group."""
+    p = c.p
+    count, shared = p.out_size[0] * p.out_size[1], p.in_channels // offset_groups_of(p)
+    start = ((og * p.batch + n) * count + pixel) * shared - og * shared
+    for i in range(U):
+        if segment.low <= channel + i and channel + i < segment.high:
+            put(a.values, start + channel + i, values[i])
+
+
+def sums_writer(T: Any, C: Any, ROWS: int, SLOTS: int, THREADS: int) -> Any:
+    """Make `end_columns(c, a, stage, sums, reading, rank, room)`."""
+    S = scalar_type(T)
+
+    @device
+    def end_columns(c, a, stage, sums, reading, rank, room):
+        """Write the gradients of offsets and mask of a tile's pixels."""
+        p, three = c.p, room.three
+        slots = I32(SLOTS)
+        if c.ogs > 1:
+            slots = I32(p.in_channels // p.offset_groups // U)
+        if c.grad_offsets or c.grad_mask:
+            for unit in range(rank, I32(c.ogs * ROWS), I32(THREADS)):
+                which, spot = I32(unit // I32(ROWS)), I32(unit % I32(ROWS))
+                if spot < reading.size:
+                    three[0], three[1], three[2] = S(0), S(0), S(0)
+                    for slot in range(I32(which * slots), I32((which + 1) * slots)):
+                        for i in range(3):
+                            three[i] += sums[i, slot, spot]
+                    n, pixel, scale = at(stage.image_index, spot), at(stage.pixels, spot), at(stage.scales, unit)
+                    put_sums(c, a, n, pixel, (reading.og + which) * p.taps + reading.tap, scale, three, C, T)
+
+    return end_columns
+
+
 def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS, THREADS=THREADS):
     """Make the functions with which a block uses the gradients of the columns of ROWS pixels, COLUMNS channels at a
     time, U of these per thread: `new_stage()`, `new_sums()`, `new_room()`, `begin_columns(c, a, stage, sums, first, reading,
@@ -139,7 +173,7 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS, THREADS=THREA
     sums, reading, rank, room)`. OGS: the most offset groups of a block."""
     S, V, SLOTS, CORNERS, STAGED = scalar_type(T), vector_length(T), COLUMNS // U, 4 * U, COLUMNS + 4
     new_stage, locate_tile, plan_tile = tile_planner(T, SAMPLED, ROWS, OGS * ROWS if SAMPLED else ROWS, THREADS)
-    add_corners = corner_adder(T, U, VECTORS, SAMPLED)
+    add_corners, end_columns = corner_adder(T, U, VECTORS, SAMPLED), sums_writer(T, C, ROWS, SLOTS, THREADS)
 
     @device
     def new_sums():
@@ -199,34 +233,6 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, OGS, THREADS=THREA
             elif c.grad_images and place < nowhere:
                 start, row_step = pixel * c.grad_pitch + channel, row_pixels * c.grad_pitch
                 add_corners(a.grad_images, start, c.grad_pitch, row_step, y, x, values, room.products)
-
-    @device
-    def put_values(c, a, og, n, pixel, channel, segment, values):
-        """Keep the gradients of U columns of an offset group."""
-        p = c.p
-        count, shared = p.out_size[0] * p.out_size[1], p.in_channels // offset_groups_of(p)
-        start = ((og * p.batch + n) * count + pixel) * shared - og * shared
-        for i in range(U):
-            if segment.low <= channel + i and channel + i < segment.high:
-                put(a.values, start + channel + i, values[i])
-
-    @device
-    def end_columns(c, a, stage, sums, reading, rank, room):
-        """Write the gradients of offsets and mask of a tile's pixels."""
-        p, three = c.p, room.three
-        slots = I32(SLOTS)
-        if c.ogs > 1:
-            slots = I32(p.in_channels // p.offset_groups // U)
-        if c.grad_offsets or c.grad_mask:
-            for unit in range(rank, I32(c.ogs * ROWS), I32(THREADS)):
-                which, spot = I32(unit // I32(ROWS)), I32(unit % I32(ROWS))
-                if spot < reading.size:
-                    three[0], three[1], three[2] = S(0), S(0), S(0)
-                    for slot in range(I32(which * slots), I32((which + 1) * slots)):
-                        for i in range(3):
-                            three[i] += sums[i, slot, spot]
-                    n, pixel, scale = at(stage.image_index, spot), at(stage.pixels, spot), at(stage.scales, unit)
-                    put_sums(c, a, n, pixel, (reading.og + which) * p.taps + reading.tap, scale, three, C, T)
 
     return new_stage, new_sums, new_room, begin_columns, use_columns, end_columns
 
