@@ -182,24 +182,28 @@ def vector_length(dtype: Any) -> int:
     return 128 // dtype.bitwidth
 
 
-@intrinsic
-def _load_vector(typingctx, array, index, target, first):
-    def codegen(context, builder, sig, args):
-        source, _, wide, _ = sig.args
-        place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
-        for i, value in enumerate(_loaded(builder, source.dtype, place)):
-            position = builder.add(args[3], ir.Constant(args[3].type, i))
-            builder.store(value, place_of(context, builder, wide, args[2], position))
-        return context.get_dummy_value()
+def _vector_loader(count: int) -> Any:
+    @intrinsic
+    def load(typingctx, array, index, target, first):
+        def codegen(context, builder, sig, args):
+            source, _, wide, _ = sig.args
+            place = builder.ptrtoint(place_of(context, builder, source, args[0], args[1]), I64)
+            for i, value in enumerate(_loaded(builder, source.dtype, place, count)):
+                position = builder.add(args[3], ir.Constant(args[3].type, i))
+                builder.store(value, place_of(context, builder, wide, args[2], position))
+            return context.get_dummy_value()
 
-    return types.void(array, types.int64, target, types.int64), codegen
+        return types.void(array, types.int64, target, types.int64), codegen
+
+    return load
 
 
-def _words(builder: Any, place: Any) -> list[Any]:
-    """IR: the words of 16 bytes of global memory that nothing writes."""
-    text, constraints = "ld.global.nc.v4.b32 {$0,$1,$2,$3}, [$4];", "=r,=r,=r,=r,l"
-    packed = asm(builder, ir.LiteralStructType([I32] * 4), text, constraints, [place], False)
-    return [builder.extract_value(packed, i) for i in range(4)]
+def _words(builder: Any, place: Any, count: int) -> list[Any]:
+    """IR: four or two words of global memory that nothing writes."""
+    results, target = ",".join(f"${i}" for i in range(count)), ",".join(["=r"] * count)
+    text, constraints = f"ld.global.nc.v{count}.b32 {{{results}}}, [${count}];", f"{target},l"
+    packed = asm(builder, ir.LiteralStructType([I32] * count), text, constraints, [place], False)
+    return [builder.extract_value(packed, i) for i in range(count)]
 
 
 def _unpacked(builder: Any, dtype: Any, word: Any) -> list[Any]:
@@ -216,17 +220,17 @@ def _unpacked(builder: Any, dtype: Any, word: Any) -> list[Any]:
     return values
 
 
-def _loaded(builder: Any, dtype: Any, place: Any) -> list[Any]:
-    """IR: the elements of 16 bytes of global memory that nothing writes, widened."""
+def _loaded(builder: Any, dtype: Any, place: Any, count: int) -> list[Any]:
+    """IR: the elements of `count` words of global memory that nothing writes, widened; float64: of four."""
     if dtype == F64:
         packed = asm(
             builder, ir.LiteralStructType([DOUBLE] * 2), "ld.global.nc.v2.f64 {$0,$1}, [$2];", "=d,=d,l", [place], False
         )
         return [builder.extract_value(packed, i) for i in range(2)]
-    return [value for word in _words(builder, place) for value in _unpacked(builder, dtype, word)]
+    return [value for word in _words(builder, place, count) for value in _unpacked(builder, dtype, word)]
 
 
-@compiled_as(_load_vector)
+@compiled_as(_vector_loader(4))
 def load_vector(array, index, target, first):
     """Read 16 bytes of memory that nothing writes in the meantime, widened into target[first], target[first + 1],
     ..."""
@@ -235,28 +239,44 @@ def load_vector(array, index, target, first):
         target[first + i] = widen(array[index + i])
 
 
-def _check_vector(array: CheckedArray, index: int) -> None:
-    if (array.elements.ctypes.data + (int(index) + array.origin) * array.elements.itemsize) % 16:
-        raise ValueError(f"a vector is used at element {index}, which is not at a multiple of 16 bytes")
+@compiled_as(_vector_loader(2))
+def load_half_vector(array, index, target, first):
+    """The same for 8 bytes, of a type narrower than float64."""
+    for i, element in enumerate(_simulated_words(array, index, 8).view(array.elements.dtype)):
+        target[first + i] = widen(element)
 
 
-@intrinsic
-def _load_words(typingctx, array, index, words, first):
-    def codegen(context, builder, sig, args):
-        place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
-        for i, word in enumerate(_words(builder, place)):
-            position = builder.add(args[3], ir.Constant(args[3].type, i))
-            builder.store(word, place_of(context, builder, sig.args[2], args[2], position))
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, words, types.int64), codegen
+def _check_vector(array: CheckedArray, index: int, size: int = 16) -> None:
+    if (array.elements.ctypes.data + (int(index) + array.origin) * array.elements.itemsize) % size:
+        raise ValueError(f"a vector is used at element {index}, which is not at a multiple of {size} bytes")
 
 
-@compiled_as(_load_words)
+def _words_loader(count: int) -> Any:
+    @intrinsic
+    def load(typingctx, array, index, words, first):
+        def codegen(context, builder, sig, args):
+            place = builder.ptrtoint(place_of(context, builder, sig.args[0], args[0], args[1]), I64)
+            for i, word in enumerate(_words(builder, place, count)):
+                position = builder.add(args[3], ir.Constant(args[3].type, i))
+                builder.store(word, place_of(context, builder, sig.args[2], args[2], position))
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, words, types.int64), codegen
+
+    return load
+
+
+@compiled_as(_words_loader(4))
 def load_words(array, index, words, first):
     """Read 16 bytes of memory that nothing writes in the meantime into words[first], ... words[first + 3],
     unconverted."""
     words[first : first + 4] = _simulated_words(array, index)
+
+
+@compiled_as(_words_loader(2))
+def load_pair(array, index, words, first):
+    """The same for 8 bytes, at a multiple of 8."""
+    words[first : first + 2] = _simulated_words(array, index, 8)
 
 
 @intrinsic
@@ -279,9 +299,9 @@ def unpack(words, index, target, start, dtype):
         target[start + i] = widen(element)
 
 
-def _simulated_words(array: CheckedArray, index: int) -> np.ndarray:
-    _check_vector(array, index)
-    return np.array([array[index + i] for i in range(16 // array.elements.itemsize)]).view(np.uint32)
+def _simulated_words(array: CheckedArray, index: int, size: int = 16) -> np.ndarray:
+    _check_vector(array, index, size)
+    return np.array([array[index + i] for i in range(size // array.elements.itemsize)]).view(np.uint32)
 
 
 @intrinsic

@@ -20,7 +20,7 @@ from llvmlite import ir
 
 from numdcn._call.numba_cuda import cgutils, intrinsic, types
 from numdcn._cuda.jit import F16, F32, SIMULATED, cuda, device
-from numdcn._cuda.memory import FLOAT, I32, asm, compiled_as, narrow, place_of, shared_place
+from numdcn._cuda.memory import FLOAT, I32, asm, at, compiled_as, narrow, place_of, shared_place
 
 STEP = 8  # words per step
 SHAPES = {"float16": "m16n8k16.row.col.f32.f16.f16.f32", "uint16": "m16n8k16.row.col.f32.bf16.bf16.f32"}
@@ -129,7 +129,7 @@ def _load_turned(buffer, first, pitch, lane, EACH):
         return _transposed(buffer, first + (lane % 8 + lane // 16 * 8) * pitch + lane // 8 % 2 * 4)
     start = first + lane % 4 * pitch + lane // 4
     lower = start + 4 * pitch
-    return buffer[start], buffer[start + 8], buffer[lower], buffer[lower + 8]
+    return at(buffer, start), at(buffer, start + 8), at(buffer, lower), at(buffer, lower + 8)
 
 
 @compiled_as(_load_turned)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from numdcn._call.numba_cuda import cgutils, intrinsic, types
+from numdcn._call.simulator import CheckedArray
 from numdcn._cuda.jit import cuda, device, scalar_type
-from numdcn._cuda.memory import add_vector, load_vector, load_words, put
+from numdcn._cuda.memory import add_vector, compiled_as, load_half_vector, load_pair, load_vector, load_words, put
 from numdcn._cuda.scatter import SKIPPED
 from numdcn._formulas import bilinear
 
@@ -29,25 +31,65 @@ def outside(height, width):
     return I32(height + 1) * I32(width + 1)
 
 
+@intrinsic
+def _moved(typingctx, array, index):
+    def codegen(context, builder, sig, args):
+        made = cgutils.create_struct_proxy(sig.args[0])(context, builder, value=args[0])
+        made.data = builder.gep(made.data, [context.cast(builder, args[1], sig.args[1], types.int64)])
+        return made._getvalue()
+
+    return array(array, index), codegen
+
+
+@compiled_as(_moved)
+def moved(array, index):
+    """An array of `view`, seen from an element. (Where several elements are read a fixed distance apart, their addresses are
+    then sums; the compiler would multiply anew for each.)"""
+    return CheckedArray(array.elements, array.origin + int(index))
+
+
 @device
 def gather(images, start, pitch, row_step, corners, U, V):
-    """Read U channels, in vectors of V, of the four corners of a cell: corners[0 : U] for the first, and so on. `pitch`
-    and `row_step` are the distances to the next pixel and row."""
+    """Read U channels, in vectors of V or one half of a vector, of the four corners of a cell: corners[0 : U] for the
+    first, and so on. `pitch` and `row_step` are the distances to the next pixel and row."""
+    upper = moved(images, start)
+    lower = moved(upper, row_step)
+    upper_right, lower_right = moved(upper, pitch), moved(lower, pitch)
+    if 2 * U == V:
+        load_half_vector(upper, 0, corners, 0)
+        load_half_vector(upper_right, 0, corners, U)
+        load_half_vector(lower, 0, corners, 2 * U)
+        load_half_vector(lower_right, 0, corners, 3 * U)
+        return
     for i in range(0, U, V):
-        load_vector(images, start + i, corners, i)
-        load_vector(images, start + pitch + i, corners, U + i)
-        load_vector(images, start + row_step + i, corners, 2 * U + i)
-        load_vector(images, start + row_step + pitch + i, corners, 3 * U + i)
+        load_vector(upper, i, corners, i)
+        load_vector(upper_right, i, corners, U + i)
+        load_vector(lower, i, corners, 2 * U + i)
+        load_vector(lower_right, i, corners, 3 * U + i)
 
 
 @device
 def gather_words(images, start, pitch, row_step, words, first):
     """Read 16 bytes of channels of the four corners of a cell, unconverted: words[first : first + 4] for the first,
     and so on."""
-    load_words(images, start, words, first)
-    load_words(images, start + pitch, words, first + 4)
-    load_words(images, start + row_step, words, first + 8)
-    load_words(images, start + row_step + pitch, words, first + 12)
+    upper = moved(images, start)
+    lower = moved(upper, row_step)
+    load_words(upper, 0, words, first)
+    load_words(moved(upper, pitch), 0, words, first + 4)
+    load_words(lower, 0, words, first + 8)
+    load_words(moved(lower, pitch), 0, words, first + 12)
+
+
+@device
+def gather_pairs(images, start, pitch, row_step, words, first):
+    """Read 8 bytes of channels of the four corners of a cell: words[first : first + 2] for the first, then
+    words[first + 4 : first + 6], and so on."""
+    upper = moved(images, start)
+    lower = moved(upper, row_step)
+    load_pair(upper, 0, words, first)
+    load_pair(moved(upper, pitch), 0, words, first + 4)
+    load_pair(lower, 0, words, first + 8)
+    load_pair(moved(lower, pitch), 0, words, first + 12)
 
 
 def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
@@ -56,15 +98,15 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
     S = scalar_type(T)
 
     @device
-    def add_corner(images, start, weight, values, products):
+    def add_corner(images, weight, values, products):
         for i in range(U):
             products[i] = weight * values[i]
         if VECTORS:
             for i in range(0, U, 4):
-                add_vector(images, start + i, products, i)
+                add_vector(images, i, products, i)
         else:
             for i in range(U):
-                cuda.atomic.add(images, start + i, products[i])
+                cuda.atomic.add(images, i, products[i])
 
     @device
     def add_corners(images, start, pitch, row_step, y, x, values, products):
@@ -72,12 +114,14 @@ def corner_adder(T: Any, U: int, VECTORS: bool, SAMPLED: bool) -> Any:
         room for U numbers."""
         if SAMPLED:
             w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            add_corner(images, start, S(w00), values, products)
-            add_corner(images, start + pitch, S(w01), values, products)
-            add_corner(images, start + row_step, S(w10), values, products)
-            add_corner(images, start + row_step + pitch, S(w11), values, products)
+            upper = moved(images, start)
+            lower = moved(upper, row_step)
+            add_corner(upper, S(w00), values, products)
+            add_corner(moved(upper, pitch), S(w01), values, products)
+            add_corner(lower, S(w10), values, products)
+            add_corner(moved(lower, pitch), S(w11), values, products)
         else:
-            add_corner(images, start, S(1), values, products)
+            add_corner(moved(images, start), S(1), values, products)
 
     return add_corners
 

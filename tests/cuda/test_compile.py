@@ -123,17 +123,28 @@ class Compiled(NamedTuple):
     together: list  # inline PTX that a warp executes together, a line of LLVM IR for each
 
 
-def compiled(job, wanted=ARCHITECTURES):
-    """A variant for these architectures: types are found once, as numba-cuda does for a GPU of 9.0, the rest for each."""
-    from numba.cuda import compiler
-
+def found(job):
+    """The maker and the constants of a variant."""
     name, variant = job
     maker = makers()[name]
-    constants = next(c for c in maker.variants() if told(c) == variant)
+    return maker, next(c for c in maker.variants() if told(c) == variant)
+
+
+def built(job):
+    """A variant as a library of numba-cuda; types are found as for a GPU of 9.0."""
+    from numba.cuda import compiler
+
+    maker, constants = found(job)
     library, _ = compiler._compile_pyfunc_with_fixup(  # what `cuda.compile` and the dispatcher do; of its library they ask one output
         maker.make(*constants), maker.signature(*constants), device=False, abi="numba", cc=MOST_RUN[:2],
         **maker.options(*constants),
     )  # fmt: skip
+    return library
+
+
+def compiled(job, wanted=ARCHITECTURES):
+    """A variant for these architectures: types are found once, the rest for each."""
+    (name, variant), (maker, constants), library = job, found(job), built(job)
     rows = [
         (name, variant, sm(arch), *assembled(library, arch))
         for arch in architectures(maker, constants)

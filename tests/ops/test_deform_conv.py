@@ -219,6 +219,17 @@ TINY = [
     Case(1, 18, 20, (3, 3), (2, 1), (1, 2), (0, 1), groups=2, offset_groups=3, mask=True, bias=True),
     Case(channels=4, c_out=8, size=(4, 3), padding=1, groups=4, offset_groups=2, mask=True),
     Case(channels=2, c_out=3, size=(4, 3), padding=1, batch=0, bias=True, mask=True),
+    # output pixels of several patches
+    Case(2, 8, 3, (5, 7), (1, 1)),
+    # several offset groups planned together, more than fit at once, with chunks that reach into the next
+    Case(1, 28, 5, (3, 2), (2, 1), offset_groups=7, mask=True),
+    Case(1, 36, 6, (2, 3), (1, 2), padding=(0, 1), offset_groups=3, mask=True, bias=True),
+]
+# groups and offset groups of whole vectors in float32, not in half types; offset groups in two groups; several in one chunk
+SHARED = [
+    Case(1, 24, 6, (3, 2), (2, 1), groups=2, offset_groups=6, mask=True),
+    Case(1, 24, 6, (3, 2), (2, 1), groups=2, offset_groups=3, mask=True),
+    Case(1, 16, 3, (2, 2), (2, 1), offset_groups=4, mask=True),
 ]
 ODD = [
     Case(2, 4, 3, (4, 3), (3, 2), padding=1, offset_groups=2, mask=True, bias=True),
@@ -234,7 +245,8 @@ class TestGPU(family_gpu.GPU):
         )
     )
     others = table(
-        make, [Case(2, 4, 6, (3, 3), (2, 2), padding=(0, 1), groups=2, offset_groups=2, mask=True, bias=True)]
+        make,
+        [Case(2, 4, 6, (3, 3), (2, 2), padding=(0, 1), groups=2, offset_groups=2, mask=True, bias=True), *SHARED],
     )
     full = TestFamily.cases
     cases = table(make, TINY) | table(lambda case, dtype: make(case, dtype, offsets=odd_offsets), ODD)

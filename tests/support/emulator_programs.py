@@ -22,10 +22,13 @@ class Case(NamedTuple):
     geometry: dict
 
 
-CASES = {  # by kind of kernel: scalar, tensor cores
+CASES = {  # by kind of kernel: scalar, tensor cores; many: more than are planned at once
     "float32": Case("float32", False, 3e-6, 2, 48, 48, 2, 2, {"padding": 1}),
     "float16": Case("float16", False, 2e-3, 1, 32, 32, 2, 2, {"padding": 2, "dilation": 2}),
     "tf32": Case("float32", True, 2e-3, 1, 24, 72, 1, 3, {"padding": 1, "stride": 2}),
+    "float32, many offset groups": Case("float32", False, 3e-6, 2, 48, 24, 1, 12, {"padding": 1}),
+    "float16, many offset groups": Case("float16", False, 2e-3, 2, 48, 24, 1, 12, {"padding": 1}),
+    "tf32, many offset groups": Case("float32", True, 2e-3, 1, 96, 24, 2, 12, {"padding": 1}),
 }
 
 

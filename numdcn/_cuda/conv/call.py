@@ -33,7 +33,8 @@ class Call(NamedTuple):
     partials: int = 0  # (split_k, shape of the sum: y or the gradient of w); unused if split_k is 1
     split_k: int = 1  # number of splits of a product's depth
     depth: int = 0  # for mma: elements per row of packed weights (see `pack`) and of the packed gradient of y
-    segment: int = 0  # for mma: channels per segment of a group, which share their offsets
+    segment: int = 0  # for mma: channels per packed segment of a group
+    ogs: int = 1  # offset groups planned together, at most; see `planned_together`
 
 
 class Arrays(NamedTuple):

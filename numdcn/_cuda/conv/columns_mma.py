@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.conv.columns import weigh
+from numdcn._cuda.conv.columns import fractions_of, plan_of, start_of, weigh
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, cuda, device, scalar_type
 from numdcn._cuda.memory import unpack, vector_length
 from numdcn._cuda.mma import WarpTile, per_word, piece_at, store_words, word
-from numdcn._cuda.sample import gather_words
+from numdcn._cuda.sample import gather_pairs, gather_words
 
 I32 = np.int32
+ATOM = 4  # channels that are never of two offset groups, if these are planned together
 
 
 def warp_tiles() -> tuple[WarpTile, ...]:
@@ -62,13 +63,21 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
     @device
     def gather_columns(c, a, stage, span, chunk, segment, rank, room):
         """Read the inputs of a chunk of columns: 16 words for each of a thread's UNITS vectors."""
-        row_step = c.pitch * (c.p.in_size[1] + 1)
+        row_step, high = c.pitch * (c.p.in_size[1] + 1), segment.high
         for k in range(UNITS):
-            unit = rank + I32(k * THREADS)
-            spot, channel = unit // I32(SLOTS), chunk + unit % I32(SLOTS) * V
-            if spot < span.size and channel < segment.high:
-                place = stage.image_index[span.base + spot] * c.pixels + stage.places[span.base + spot]
-                gather_words(a.images, place * c.pitch + channel, c.pitch, row_step, room.raw, 16 * k)
+            unit = I32(rank + I32(k * THREADS))
+            spot, channel = I32(unit // I32(SLOTS)), I32(chunk + unit % I32(SLOTS) * V)
+            if spot < span.size and channel < high:
+                planned = I32(span.base + spot)
+                if EACH == 1 or not segment.mixed:
+                    start = start_of(c, stage, planned, I32(plan_of(segment, channel) + planned)) + channel
+                    gather_words(a.images, start, c.pitch, row_step, room.raw, 16 * k)
+                else:
+                    for i in range(0, V, ATOM):
+                        own = I32(channel + i)
+                        if segment.low <= own and own < high:
+                            start = start_of(c, stage, planned, I32(plan_of(segment, own) + planned)) + own
+                            gather_pairs(a.images, start, c.pitch, row_step, room.raw, 16 * k + i // EACH)
 
     @device
     def store_columns(stage, span, chunk, segment, rank, room, buffer, start):
@@ -76,23 +85,27 @@ def column_maker(T: Any, SAMPLED: bool, SPOTS: int, SLOTS: int, THREADS: int, PI
         the span and for channels outside the segment."""
         values, packed, low, high = room.values, room.packed, segment.low, segment.high
         for k in range(UNITS):
-            unit = rank + I32(k * THREADS)
-            spot, slot = unit // I32(SLOTS), unit % I32(SLOTS)
-            channel = chunk + slot * V
-            live = spot < span.size and channel < high
+            unit = I32(rank + I32(k * THREADS))
+            spot, slot = I32(unit // I32(SLOTS)), I32(unit % I32(SLOTS))
+            channel, planned = I32(chunk + slot * I32(V)), I32(span.base + spot)
+            live, y, x, scale = spot < span.size and channel < high, S(0), S(0), S(0)
             if live:
-                planned = span.base + spot
-                y, x, scale = stage.fractions[0, planned], stage.fractions[1, planned], stage.fractions[2, planned]
-            else:
-                y, x, scale = S(0), S(0), S(0)
-            for i in range(4):
-                for corner in range(4):
-                    unpack(room.raw, 16 * k + 4 * corner + i, room.corners, corner * EACH, T)
-                weigh(room.corners, y, x, scale, values, S, EACH, SAMPLED)
-                for j in range(EACH):
-                    inside = live and low <= channel + i * EACH + j and channel + i * EACH + j < high
-                    values[j] = values[j] if inside else S(0)
-                packed[i] = word(values[0], values[EACH - 1], T)
+                plan = I32(plan_of(segment, I32(max(channel, segment.origin))) + planned)
+                y, x, scale = fractions_of(stage, plan)
+            for first in range(0, V, ATOM):
+                own = I32(channel + first)
+                inside = live and own < high and I32(own + ATOM) > low
+                if first > 0 and inside and segment.mixed:
+                    y, x, scale = fractions_of(stage, I32(plan_of(segment, own) + planned))
+                for i in range(first // EACH, (first + ATOM) // EACH):
+                    for corner in range(4):
+                        unpack(room.raw, 16 * k + 4 * corner + i, room.corners, corner * EACH, T)
+                    weigh(room.corners, y, x, scale, values, S, EACH, SAMPLED)
+                    if segment.ragged:
+                        for j in range(EACH):
+                            one = I32(channel + i * EACH + j)
+                            values[j] = values[j] if low <= one and one < high else S(0)
+                    packed[i] = word(values[0], values[EACH - 1], T) if inside else np.uint32(0)
             if PITCH == 0:
                 place = start + piece_at(spot, slot, SLOTS)
             else:

@@ -120,11 +120,12 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
     return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
 
 
-def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
-    """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps,
-    outputs, depth), with `more` rows after the last. Returns the address, the depth, and the channels per segment."""
+def in_segments(work: Workspace, p: Convolution, w: Weights, more: int, whole: bool) -> tuple[int, int, int]:
+    """For the forward on tensor cores: in segments of groups, (segments, taps, outputs, depth), with `more` rows after
+    the last. A segment is a group if `whole`; otherwise its channels share their offsets. Returns the address, the depth,
+    and the channels per segment."""
     (outs, ins), dtype = _sizes(p), stored(w.dtype)
-    width = math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
+    width = ins if whole else math.gcd(ins, p.in_channels // max(p.offset_groups, 1))
     depth, segments = depth_of(width, dtype, width % vector_length(dtype) == 0), p.in_channels // width
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:

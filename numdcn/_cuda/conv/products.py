@@ -94,15 +94,16 @@ class Task(NamedTuple):
 
     split: Any  # of the depth of the product
     group: Any
-    first: Any  # pixel
+    size: Any  # number of its pixels
     first_out: Any  # output within the group
 
 
-def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
+def multiplier(T: Any, tile: Tile, step: int = 8) -> tuple[Any, ...]:
     """Make `thread_of()`, `new_product()`, `clear(sums)` and `multiply(buffer, half, thread, product)`. A thread has
-    MINE_R rows and MINE_C columns of the tile."""
+    MINE_R rows and MINE_C columns of the tile. step: 8 or 4 rows of the operands to an iteration; 8 need more registers."""
     S, MINE_R, MINE_C = scalar_type(T), tile.rows // tile.down, tile.columns // tile.across
     DOWN, ACROSS, PITCH, RIGHT, RIGHT_PITCH = tile.down, tile.across, tile.pitch, tile.right, tile.columns
+    STEP = step
 
     @device
     def thread_of():
@@ -120,29 +121,53 @@ def multiplier(T: Any, tile: Tile) -> tuple[Any, ...]:
                 sums[i, j] = S(0)
 
     @device
+    def multiply_row(buffer, upper, lower, product):
+        """The same for one row of both operands; a thread's numbers start at `upper` and `lower`."""
+        left, right, sums = product.left, product.right, product.sums
+        for i in range(0, MINE_R, 4):
+            load_four(buffer, upper + i * DOWN, left, i)
+        for j in range(0, MINE_C, 4):
+            load_four(buffer, lower + j * ACROSS, right, j)
+        for i in range(MINE_R):
+            for j in range(MINE_C):
+                sums[i, j] += left[i] * right[j]
+
+    @device
+    def multiply_rows(buffer, upper, lower, product):
+        """The same for four rows, at constant distances."""
+        multiply_row(buffer, upper, lower, product)
+        multiply_row(buffer, upper + PITCH, lower + RIGHT_PITCH, product)
+        multiply_row(buffer, upper + 2 * PITCH, lower + 2 * RIGHT_PITCH, product)
+        multiply_row(buffer, upper + 3 * PITCH, lower + 3 * RIGHT_PITCH, product)
+
+    @device
     def multiply(buffer, half, thread, product):
         """product.sums += left^T right, for a thread's rows and columns, over the CHUNK rows of a half."""
-        left, right, sums = product.left, product.right, product.sums
-        for k in range(CHUNK):
-            for i in range(0, MINE_R, 4):
-                load_four(buffer, half * CHUNK * PITCH + k * PITCH + i * DOWN + 4 * thread.row, left, i)
-            for j in range(0, MINE_C, 4):
-                start = RIGHT + half * CHUNK * RIGHT_PITCH
-                load_four(buffer, start + k * RIGHT_PITCH + j * ACROSS + 4 * thread.column, right, j)
-            for i in range(MINE_R):
-                for j in range(MINE_C):
-                    sums[i, j] += left[i] * right[j]
+        upper = half * CHUNK * PITCH + 4 * thread.row
+        lower = RIGHT + half * CHUNK * RIGHT_PITCH + 4 * thread.column
+        for k in range(0, CHUNK, STEP):
+            multiply_rows(buffer, upper + k * PITCH, lower + k * RIGHT_PITCH, product)
+            if STEP == 8:
+                multiply_rows(buffer, upper + (k + 4) * PITCH, lower + (k + 4) * RIGHT_PITCH, product)
 
     return thread_of, new_product, clear, multiply
 
 
 @device
-def put_result(c, a, split, q, out, result, T):
-    """Write the result of output channel `out` of pixel q, or a split of it; the bias is added to the first split."""
+def unit_of(rank, turn, WIDTH, THREADS):
+    """Row and column, WIDTH to a row, of the place that a thread takes in a turn, when all take one after another. WIDTH
+    divides THREADS, or is a multiple. (So each turn adds constants.)"""
+    row, column = I32(rank // I32(WIDTH)), I32(rank % I32(WIDTH))
+    return I32(row + turn * THREADS // WIDTH), I32(column + turn * THREADS % WIDTH)
+
+
+@device
+def put_result(c, a, split, n, pixel, out, result, T):
+    """Write the result of output channel `out` at a pixel of image n, or a split of it; the bias is added to the first
+    split."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
-    n = q // count
-    spot = (n * p.out_channels + out) * count + q - n * count
+    spot = (n * p.out_channels + out) * count + pixel
     if c.bias and split == 0:
         result += widen(at(a.bias, out))
     if c.split_k > 1:

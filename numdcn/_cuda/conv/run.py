@@ -12,20 +12,40 @@ from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
 from numdcn._cuda.conv import pack
-from numdcn._cuda.conv.backward import backward_tile, gradients_each, gradients_of_columns, plan_tap
+from numdcn._cuda.conv.backward import (
+    backward_tile,
+    bundle_of,
+    columns_ogs,
+    gradients_each,
+    gradients_of_columns,
+    plan_tap,
+)
 from numdcn._cuda.conv.backward_mma import (
     column_warps,
+    columns_mma_ogs,
     gradients_of_columns_mma,
     gradients_of_weights_mma,
     weight_warps,
+    weights_mma_plans,
 )
 from numdcn._cuda.conv.call import Call
-from numdcn._cuda.conv.columns_mma import warp_tiles
-from numdcn._cuda.conv.forward import forward_each, forward_tiles
-from numdcn._cuda.conv.forward_mma import forward_mma
-from numdcn._cuda.conv.products import tiles
-from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_partials, weights_each, weights_tiles
+from numdcn._cuda.conv.columns import planned_together
+from numdcn._cuda.conv.columns_mma import ATOM, warp_tiles
+from numdcn._cuda.conv.forward import forward_each, forward_tiles, planned_by
+from numdcn._cuda.conv.forward_mma import forward_mma, planned_by_mma
+from numdcn._cuda.conv.products import CHUNK, tiles
+from numdcn._cuda.conv.weights import (
+    Sums,
+    gradients_of_weights,
+    sum_bias,
+    sum_partials,
+    weights_each,
+    weights_plans,
+    weights_tiles,
+)
 from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
+from numdcn._cuda.memory import vector_length
+from numdcn._cuda.mma import per_word
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
 LEAST = 2 if SIMULATED else 64  # minimum number of pixels per split of the weights' gradient
@@ -108,12 +128,15 @@ def _forward_tiles(job: Job, call: Call, w: pack.Weights, y: DeviceArray) -> Non
     if job.mma:
         tile: Any = _narrowest(warp_tiles(), job.outs, "columns")
         kernel, threads = forward_mma(*job.types, *tile), tile.threads
-        address, depth, segment = pack.in_segments(work, p, w, tile.columns)
-        call = call._replace(weights=address, depth=depth, segment=segment)
+        chunk = tile.words * per_word(job.types[0])
+        ogs = planned_together(p, ATOM, planned_by_mma(job.types[0], tile), chunk)
+        address, depth, segment = pack.in_segments(work, p, w, tile.columns, ogs > 1)
+        call = call._replace(weights=address, depth=depth, segment=segment, ogs=ogs)
     else:
         tile = _narrowest(tiles(job.types[0]), job.outs, "columns")
         kernel, threads = forward_tiles(*job.types, *tile), THREADS
-        call = call._replace(weights=pack.by_channel(work, p, w))
+        ogs = planned_together(p, vector_length(job.types[0]), planned_by(job.types[0], *tile[:2]), CHUNK)
+        call = call._replace(weights=pack.by_channel(work, p, w), ogs=ogs)
     blocks = -(-job.pixels // tile.rows) * -(-job.outs // tile.columns) * p.groups
     split_k = max(1, min(work.split_k(blocks), p.taps, 2**26 // y.size))
     if split_k == 1:
@@ -175,17 +198,21 @@ def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, option
 def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
     """The gradients of columns, for the taps of a call, and what follows from them. `vectors`: use 16-byte atomic adds;
     `owned`: keep them instead of adding them to images."""
-    work, taps = job.work, call.taps * job.offset_groups
+    work, p, dtype = job.work, job.p, job.types[0]
     if job.few:
-        work.spread(gradients_each(*job.types, owned), call, job.pixels * taps)
+        work.spread(gradients_each(*job.types, owned), call, job.pixels * call.taps * job.offset_groups)
         return
     if job.mma:
         tile: Any = column_warps()
         kernel, threads = gradients_of_columns_mma(*job.types, vectors, owned, *tile), tile.threads
+        most = columns_mma_ogs(dtype, tile)
     else:
-        tile = backward_tile(job.types[0])
+        tile = backward_tile(dtype)
         kernel, threads = gradients_of_columns(*job.types, vectors, owned, *tile), THREADS
-    work.launch(kernel, call, -(-job.pixels // tile.rows) * taps, threads)
+        most = columns_ogs(dtype, tile)
+    ogs = bundle_of(p, tile.columns, most)
+    blocks = -(-job.pixels // tile.rows) * call.taps * job.offset_groups // ogs
+    work.launch(kernel, call._replace(ogs=ogs), blocks, threads)
 
 
 def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) -> None:
@@ -214,7 +241,7 @@ def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> 
         tasks = -(-size // THREADS)
     split_k = max(1, min(work.split_k(tasks), job.pixels // LEAST, 2**26 // size, 256))
     partials = work.empty((split_k, size), summed(grad_w.dtype))
-    call = call._replace(partials=partials.address, split_k=split_k)
+    call = call._replace(partials=partials.address, split_k=split_k, ogs=_ogs_of_weights(job, tile))
     if job.few:
         turned = grad_y.reshaped(p.batch, p.out_channels, job.out_pixels)
         call = call._replace(y=work.channels_last(turned, grad_y.dtype).address)
@@ -224,6 +251,15 @@ def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> 
     else:
         work.launch(gradients_of_weights(*job.types, *tile), call, split_k * tasks)
     _sum_partials(job, partials, grad_w)
+
+
+def _ogs_of_weights(job: Job, tile: Any) -> int:
+    """How many offset groups the kernels of the gradient of w plan together."""
+    dtype, vector = job.types[0], vector_length(job.types[0])
+    if job.mma:
+        most = weights_mma_plans(dtype, tile) // (tile.words * per_word(dtype))
+        return planned_together(job.p, ATOM, most, vector)
+    return planned_together(job.p, vector, weights_plans(dtype, tile.columns) // CHUNK, vector)
 
 
 def _bias(job: Job, grad_y: DeviceArray, grad_bias: DeviceArray) -> None:

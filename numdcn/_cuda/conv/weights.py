@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
-from numdcn._cuda.conv.columns import Segment, channel_sampler, spot_sampler, tile_planner
-from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
-from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, THREADS, compute_type, cuda, kernels, scalar_type
+from numdcn._cuda.conv.call import Call, variants, viewer
+from numdcn._cuda.conv.columns import channel_sampler, spot_sampler, tile_planner, tile_segment
+from numdcn._cuda.conv.products import CHUNK, Tile, multiplier, unit_of
+from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 
 I32 = np.int32
@@ -24,6 +24,12 @@ def weights_tiles(dtype: object) -> tuple[Tile, ...]:
     return (narrow_one,) if dtype == F64 else (narrow_one, Tile(128, 64, 16, 16))
 
 
+def weights_plans(dtype: Any, columns: int) -> int:
+    """How many plans `gradients_of_weights` makes at a time: of a chunk of pixels for as many offset groups as a tile has
+    vectors, or of more pixels for fewer."""
+    return CHUNK * columns // vector_length(dtype) if SIMULATED else 256
+
+
 @kernels(
     Call,
     lambda: [(*v, *tile) for v in variants() for tile in weights_tiles(v[0])],
@@ -32,61 +38,77 @@ def weights_tiles(dtype: object) -> tuple[Tile, ...]:
 def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
     """Splits of the weights' gradient: a block takes one tap, a tile of the outputs of a group, every `lanes`-th tile
     of its channels, and a split of the pixels."""
-    S, V, tile = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS)
+    S, V, tile, PLANS = scalar_type(T), vector_length(T), Tile(ROWS, COLUMNS, DOWN, ACROSS), weights_plans(T, COLUMNS)
     MINE_R, MINE_C, SLOTS = ROWS // DOWN, COLUMNS // ACROSS, COLUMNS // V
-    PITCH, RIGHT, BUFFER = tile.pitch, tile.right, tile.room
-    (new_stage, plan_tile), (new_room, sample_spot) = tile_planner(T, SAMPLED, CHUNK), spot_sampler(T, SAMPLED)
+    PITCH, RIGHT, BUFFER, WHOLE = tile.pitch, tile.right, tile.room, CHUNK * SLOTS % THREADS == 0
+    new_stage, locate_tile, plan_tile = tile_planner(T, SAMPLED, PLANS, PLANS)
+    new_room, sample_spot = spot_sampler(T, SAMPLED)
     thread_of, new_product, clear, multiply = multiplier(T, tile)
     arrays_of = viewer(T, C)
+
+    @device
+    def copy_gradients(c, a, stage, buffer, half, place, size, first_out, outs, rank):
+        """Copy grad_y of `outs` outputs, at most ROWS, from the `first_out`-th of all on, for a chunk of planned pixels
+        from `place` on."""
+        p = c.p
+        count = p.out_size[0] * p.out_size[1]
+        for turn in range(CHUNK * ROWS // THREADS):
+            o, spot = unit_of(rank, turn, CHUNK, THREADS)
+            grad, planned = S(0), I32(place + spot)
+            if planned < size and o < outs:
+                out = at(stage.image_index, planned) * p.out_channels + first_out + o
+                grad = widen(at(a.y, out * count + at(stage.pixels, planned)))
+            put(buffer, (half * CHUNK + spot) * PITCH + o, grad)
 
     def run(c):
         buffer = cuda.shared.array(BUFFER, S, alignment=16)
         a, stage, room, thread, product = arrays_of(c), new_stage(), new_room(), thread_of(), new_product()
         p = c.p
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        total, shared = p.batch * count, p.in_channels // offset_groups_of(p)
+        outs, ins = I32(p.out_channels // p.groups), I32(p.in_channels // p.groups)
+        total = p.batch * p.out_size[0] * p.out_size[1]
         tall, lanes = (outs + ROWS - 1) // ROWS, (ins + COLUMNS - 1) // COLUMNS
         for task in range(cuda.blockIdx.x, c.split_k * p.taps * p.groups * tall * lanes, cuda.gridDim.x):
-            lane, first_out, rest = task % lanes, task // lanes % tall * ROWS, task // (lanes * tall)
-            group, tap, split = rest % p.groups, rest // p.groups % p.taps, rest // (p.groups * p.taps)
+            lane, first_out, rest = task % lanes, I32(task // lanes % tall * ROWS), task // (lanes * tall)
+            group, tap, split = I32(rest % p.groups), rest // p.groups % p.taps, rest // (p.groups * p.taps)
             first, end = split * total // c.split_k, (split + 1) * total // c.split_k
-            begin, number = group * ins, 0
-            for og in range(begin // shared, (begin + ins - 1) // shared + 1):
-                low, high = max(begin, og * shared), min(begin + ins, (og + 1) * shared)
-                segment = Segment(group, low, high)
-                for chunk in range(low // V * V, high, COLUMNS):
-                    number += 1
-                    if (number - 1) % lanes != lane:
-                        continue
-                    clear(product.sums)
-                    half = I32(0)
-                    for start_q in range(first, end, CHUNK):
-                        plan_tile(c, a, stage, start_q, end, tap, og, thread.rank)
-                        cuda.syncthreads()
-                        for unit in range(thread.rank, CHUNK * SLOTS, THREADS):
-                            spot, slot = unit // SLOTS, unit % SLOTS * V
-                            sample_spot(c, a, stage, spot, start_q + spot < end, chunk + slot, segment, room)
-                            for i in range(V):
-                                buffer[RIGHT + (half * CHUNK + spot) * COLUMNS + slot + i] = room.values[i]
-                        for unit in range(thread.rank, CHUNK * ROWS, THREADS):
-                            spot, o = unit % CHUNK, unit // CHUNK
-                            grad = S(0)
-                            if start_q + spot < end and first_out + o < outs:
-                                n = stage.image_index[spot]
-                                out = n * p.out_channels + group * outs + first_out + o
-                                grad = widen(at(a.y, (out - n) * count + start_q + spot))
-                            buffer[(half * CHUNK + spot) * PITCH + o] = grad
+            begin, number = I32(group * ins), 0
+            low = begin
+            while low < begin + ins:
+                segment = tile_segment(c, group, low, I32(begin + ins), COLUMNS, PLANS, CHUNK, V, V)
+                low, number = segment.high, number + 1
+                if (number - 1) % lanes != lane:
+                    continue
+                chunk = I32(segment.low // V * V)
+                clear(product.sums)
+                half = I32(0)
+                for planned in range(first, end, segment.pitch):
+                    size = I32(min(segment.pitch, end - planned))
+                    locate_tile(c, stage, planned, size, thread.rank)
+                    cuda.syncthreads()
+                    plan_tile(c, a, stage, size, tap, segment, thread.rank)
+                    cuda.syncthreads()
+                    for place in range(I32(0), size, I32(CHUNK)):
+                        for turn in range(-(-CHUNK * SLOTS // THREADS)):
+                            spot, slot = unit_of(thread.rank, turn, SLOTS, THREADS)
+                            if WHOLE or spot < I32(CHUNK):
+                                source, channel = I32(place + spot), I32(chunk + slot * V)
+                                sample_spot(c, a, stage, source, source < size, channel, segment, room)
+                                for i in range(V):
+                                    right = RIGHT + (half * CHUNK + spot) * COLUMNS + slot * V + i
+                                    put(buffer, right, room.values[i])
+                        out, rest = I32(group * outs + first_out), I32(outs - first_out)
+                        copy_gradients(c, a, stage, buffer, half, I32(place), size, out, rest, thread.rank)
                         cuda.syncthreads()
                         multiply(buffer, half, thread, product)
                         half = I32(1) - half
-                    for i in range(MINE_R):
-                        o = first_out + i // 4 * 4 * DOWN + 4 * thread.row + i % 4
-                        for j in range(MINE_C):
-                            channel = chunk + j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
-                            if o < outs and low <= channel and channel < high:
-                                line = split * p.out_channels + group * outs + o
-                                put(a.partials, (line * ins + channel - begin) * p.taps + tap, product.sums[i, j])
-                    cuda.syncthreads()
+                for i in range(MINE_R):
+                    o = first_out + i // 4 * 4 * DOWN + 4 * thread.row + i % 4
+                    for j in range(MINE_C):
+                        channel = chunk + j // 4 * 4 * ACROSS + 4 * thread.column + j % 4
+                        if o < outs and segment.low <= channel and channel < segment.high:
+                            line = split * p.out_channels + group * outs + o
+                            put(a.partials, (line * ins + channel - begin) * p.taps + tap, product.sums[i, j])
+                cuda.syncthreads()
 
     return run
 
