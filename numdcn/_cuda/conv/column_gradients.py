@@ -1,0 +1,106 @@
+"""What follows from the gradients of the columns of a slab: those of x, of offsets and of the mask."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numdcn._cuda.conv.columns_kernel import PAIRS
+from numdcn._cuda.conv.slabs import IDLE, SPOTS, Slab, column_at, pair_planner, patch_of, tasks_of
+from numdcn._cuda.jit import F32, THREADS, cuda, kernels, scalar_type
+from numdcn._cuda.lanes import add_lanes, split
+from numdcn._cuda.memory import load_vector, narrow, put, unpack, view
+from numdcn._cuda.mma import per_word
+from numdcn._cuda.sample import corner_adder, outside
+from numdcn._cuda.words import word_mover
+from numdcn._formulas import bilinear
+
+I32 = np.int32
+U = 4  # channels of a thread at a time: 16 bytes of gradients
+
+
+@kernels(Slab, lambda: [(*pair, vectors) for pair in PAIRS for vectors in (False, True)])
+def scatter_columns(T, C, VECTORS):
+    """A sample has `lanes` threads, each with every lanes-th vector of its channels. They add to the gradient of x
+    atomically (VECTORS: 16 bytes at a time), and sum for offsets and mask in a fixed order."""
+    S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
+    RAW, CORNERS = 4 * WORDS, 4 * EACH
+    (new_stage, plan_pairs), (load, _) = pair_planner(T, C), word_mover(WORDS)
+    add_corners = corner_adder(T, U, VECTORS, True)
+
+    def run(c):
+        images, columns, grad_images = view(c.images, T), view(c.columns, F32), view(c.grad_images, F32)
+        grad_offsets, grad_mask, stage = view(c.grad_offsets, C), view(c.grad_mask, T), new_stage()
+        raw, corners = cuda.local.array(RAW, np.uint32), cuda.local.array(CORNERS, S)
+        grads, products = cuda.local.array(U, S), cuda.local.array(U, S)
+        p, rank, lanes = c.p, I32(cuda.threadIdx.x), I32(c.lanes)
+        row_pixels, last, nowhere = p.in_size[1] + 1, I32(p.in_channels), outside(p.in_size[0], p.in_size[1])
+        row_step, count = c.pitch * row_pixels, p.out_size[0] * p.out_size[1]
+        vectors = I32((p.in_channels // p.offset_groups + U - 1) // U)
+        summed, total = c.grad_offsets or c.grad_mask, I32(SPOTS) * I32(c.combos) * lanes
+        for task in range(I32(cuda.blockIdx.x), tasks_of(c), I32(cuda.gridDim.x)):
+            patch = patch_of(c, task)
+            cuda.syncthreads()
+            plan_pairs(c, stage, patch, rank)
+            cuda.syncthreads()
+            for base in range(I32(0), total, I32(THREADS)):  # all threads of a block together, for `add_lanes`
+                rest, lane = split(base + rank, lanes)
+                spot, combo = split(rest, I32(c.combos))
+                pair = combo * I32(SPOTS) + spot
+                place = stage.places[pair] if base + rank < total else I32(IDLE)
+                value, along_y, along_x = S(0), S(0), S(0)
+                if place != IDLE:
+                    y, x, scale = stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair]
+                    w00, w01, w10, w11 = bilinear.corner_weights(y, x)
+                    weights, fractions = (S(w00), S(w01), S(w10), S(w11)), (y, x, S(1) - y, S(1) - x)
+                    pixel = stage.image_index[pair] * c.pixels + place
+                    for slot in range(lane, vectors, lanes):
+                        channel = stage.channels[pair] + slot * I32(U)
+                        load_vector(columns, column_at(c, stage.lines[pair], channel), grads, 0)
+                        for i in range(U):
+                            grads[i] = grads[i] if channel + I32(i) < last else S(0)
+                        if summed:
+                            start = pixel * c.pitch + channel
+                            load(images, start, raw, 0)
+                            load(images, start + c.pitch, raw, WORDS)
+                            load(images, start + row_step, raw, 2 * WORDS)
+                            load(images, start + row_step + c.pitch, raw, 3 * WORDS)
+                            for i in range(WORDS):
+                                for corner in range(4):
+                                    unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
+                                for j in range(EACH):
+                                    if channel + I32(i * EACH + j) < last:
+                                        read = (
+                                            corners[j],
+                                            corners[EACH + j],
+                                            corners[2 * EACH + j],
+                                            corners[3 * EACH + j],
+                                        )
+                                        slope_y, slope_x = bilinear.slopes(fractions, read)
+                                        grad = grads[i * EACH + j]
+                                        value += grad * S(bilinear.value(weights, read))
+                                        along_y += grad * S(slope_y)
+                                        along_x += grad * S(slope_x)
+                        if c.grad_images and place < nowhere:
+                            for i in range(U):
+                                grads[i] = scale * grads[i]
+                            start = pixel * c.grad_pitch + channel
+                            add_corners(
+                                grad_images, start, c.grad_pitch, row_pixels * c.grad_pitch, y, x, grads, products
+                            )
+                if summed:
+                    value, along_y, along_x = add_lanes(value, along_y, along_x, lanes)
+                    if place != IDLE and lane == 0:
+                        scale, line = stage.fractions[2, pair], stage.lines[pair]
+                        local, tap = split(line, I32(p.taps))
+                        i, j = split(local, I32(p.out_size[1]))
+                        n = stage.image_index[pair]
+                        og = split(patch.combo + combo, I32(p.offset_groups))[1]
+                        channel = (n * p.offset_groups + og) * p.taps + tap
+                        at_pixel = (c.first + i - n * p.out_size[0]) * p.out_size[1] + j
+                        if c.grad_offsets:
+                            put(grad_offsets, 2 * channel * count + at_pixel, narrow(along_y * scale, C))
+                            put(grad_offsets, (2 * channel + 1) * count + at_pixel, narrow(along_x * scale, C))
+                        if c.grad_mask:
+                            put(grad_mask, channel * count + at_pixel, narrow(value, T))
+
+    return run
