@@ -124,14 +124,14 @@ def length_of(p: Convolution, x: DeviceArray) -> int:
 
 
 def depth_of(p: Convolution, x: DeviceArray) -> int:
-    """The channels of a group in a row of columns: whole vectors of 16 bytes."""
-    vector = vector_length(stored(x.dtype))
-    return -(-(p.in_channels // p.groups) // vector) * vector
+    """The channels of a group in a row of columns: as many as `make_columns` writes."""
+    length = length_of(p, x)
+    return -(-(p.in_channels // p.groups) // length) * length
 
 
 def row_bytes(p: Convolution, size: int, what: Wanted) -> int:
     """What a row of output pixels takes in a slab: columns and their gradients, or the product."""
-    numbers = p.taps * (p.in_channels + 16 // size * p.groups)  # with padding, at most
+    numbers = p.taps * (p.in_channels + 16 // size)  # with padding, at most
     products = 4 * (numbers * what.gradients if what != FORWARD else p.out_channels)
     return p.out_size[1] * (numbers * size * what.columns + products)
 
