@@ -45,6 +45,7 @@ RATES = {
     "float32": Rates(36e12, 48e12, 16),
 }
 MEMORY = 3.0e12  # bytes per second that write or read columns; part of a slab stays in the L2 cache
+CORNERS = 12e12  # bytes of corners per second: a quarter comes from L2 (see `slabs`), the rest from L1
 LAUNCHES = 5e-6  # seconds that the further launches take
 
 
@@ -67,33 +68,41 @@ def wanted(grads: ConvArrays) -> Wanted:
 
 
 def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Wanted) -> bool:
-    """Whether to take two steps, for all frameworks, types and shapes. They must be possible (`_possible`), and
-    faster by this arithmetic, in seconds per number of the columns (pixels * taps * channels), `outs` outputs per group:
-
-        fused:      products * 2*outs / fused rate / live
-        two steps:  products * 2*outs / rate of cuBLAS  +  2*size bytes of columns and 2*4 bytes of gradients / MEMORY
-
-    The corners of the samples are read in both. `live`: with few channels per offset group, this share of a chunk of the
-    fused kernels is multiplied for a purpose. The difference must also pay for the further launches.
-
-    The rates are assumptions, to be replaced by measurements: 140 TFLOP/s for half types are 16 mma of 324 instructions
-    at three quarters of the issue rate; tf32 does half of that per mma; float32 is 60 % of the multiply-adds, cuBLAS 80 %
-    of each. So a plain forward takes two steps from 120 outputs on in half types and tf32, from 192 in float32, and with 16
-    channels or fewer per offset group from 64 on in any type.
-    """
-    if not _possible(work, p, x, options):
+    """Whether to take two steps, for all frameworks, types and shapes: they must be possible (`_possible`), and `saved`
+    must pay for the further launches."""
+    if not _possible(work, p, x, options, what):
         return False
     if FORCED is not None:
         return FORCED
-    kind = _kind(x, options)
-    rates, size = RATES[kind], x.dtype.itemsize
-    outs, shared = p.out_channels // p.groups, p.in_channels // p.offset_groups
+    return saved(p, _kind(x, options), x.dtype.itemsize, what) > LAUNCHES
+
+
+def saved(p: Convolution, kind: str, size: int, what: Wanted) -> float:
+    """The seconds that two steps save, by this arithmetic for each number of the columns (pixels * taps * channels), with
+    `outs` outputs per group:
+
+        fused:      products * 2*outs / fused rate / live
+        two steps:  products * 2*outs / rate of cuBLAS
+                    + (2*size for columns + 2*4 for their gradients) / MEMORY
+                    + size * 4 corners / CORNERS for each pass over the samples
+
+    The fused kernels read corners, too, but while they multiply. `live`: with few channels per offset group, this share of a
+    chunk of the fused kernels is multiplied for a purpose.
+
+    The rates are assumptions, until they are measured: 140 TFLOP/s for half types are the 16 mma among the 324 instructions of
+    the loop, at three quarters of the issue rate; a tf32 mma does half as much; float32 has 60 % of its multiply-adds,
+    cuBLAS 80 % of each. So with one offset group a forward takes two steps from 180 outputs on in half types and in tf32,
+    from 289 in float32; with 8 channels per offset group from 38, 79 and 58. A backward likewise, but in half types from 239
+    and 50, as the gradients of columns are float32.
+    """
+    rates = RATES[kind]
+    shared = p.in_channels // p.offset_groups
     live = shared / (-(-shared // rates.chunk) * rates.chunk)
-    operations = what.products * 2 * outs
-    fused = operations / rates.fused / live
+    operations = what.products * 2 * (p.out_channels // p.groups)
     moved = 2 * size * what.columns + 2 * 4 * what.gradients
+    added = moved / MEMORY + 4 * size * (what.columns + what.gradients) / CORNERS
     numbers = p.batch * math.prod(p.out_size) * p.taps * p.in_channels
-    return numbers * (fused - operations / rates.library - moved / MEMORY) > LAUNCHES
+    return numbers * (operations / rates.fused / live - operations / rates.library - added)
 
 
 def _kind(x: DeviceArray, options: Options) -> str:
@@ -102,14 +111,14 @@ def _kind(x: DeviceArray, options: Options) -> str:
     return "tf32" if options.allow_tf32 else "float32"
 
 
-def _possible(work: Workspace, p: Convolution, x: DeviceArray, options: Options) -> bool:
+def _possible(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Wanted) -> bool:
     """Offsets, a type that the framework multiplies as asked for, vectors of channels that share group and offset group,
     sizes that kernels count in 32 bits. Sums in a fixed order are the fused kernels' alone."""
     if not p.offset_groups or options.deterministic or x.dtype == DTYPES["float64"]:
         return False
     if not work.has_mma or not length_of(p, x):
         return False
-    if row_bytes(p, x.dtype.itemsize, Wanted(2, 1, 1)) > SLAB_BYTES or p.batch * p.out_size[0] >= 2**30:
+    if row_bytes(p, x.dtype.itemsize, what) > SLAB_BYTES or p.batch * p.out_size[0] >= 2**30:
         return False
     return work.framework.multiplies(x.dtype, _kind(x, options) == "tf32", work.device, work.stream)
 
