@@ -228,7 +228,7 @@ def chosen(case: Case, direction: str, dtype: str) -> bool:
     if p.groups == p.in_channels:  # no vector of channels shares a group
         return False
     kind = dtype if dtype in two_step.RATES else "half"
-    what = two_step.FORWARD if direction == "forward" else two_step.Wanted(2, 1, 1)
+    what = two_step.FORWARD if direction == "forward" else two_step.BACKWARD
     return two_step.saved(p, kind, BYTES[dtype], what) > two_step.LAUNCHES
 
 

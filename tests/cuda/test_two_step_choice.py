@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numdcn._call import frameworks, products
-from numdcn._call.convolution import ConvArrays, Convolution
+from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides
 from numdcn._call.options import Options
 
@@ -37,7 +37,7 @@ def takes(p, dtype, what=two_step.FORWARD, tf32=False, deterministic=False, **mo
     return two_step.choose(work(**more), p, x, Options(deterministic, tf32), what)
 
 
-BACKWARD = two_step.Wanted(2, 1, 1)
+BACKWARD = two_step.BACKWARD
 ROWS = {  # S1 to S7 at batch 16: (float32, tf32, float16) forward, then backward
     "S1": (convolution(128, 128, size=(100, 152)), (0, 0, 0), (0, 0, 0)),
     "S2": (convolution(256, 256), (0, 1, 1), (0, 1, 1)),
@@ -105,15 +105,7 @@ def test_no_framework_is_asked_without_need(monkeypatch):
     assert not two_step.choose(asked, p, x, Options(), two_step.FORWARD)
 
 
-def test_what_a_backward_computes():
-    some = object()
-    arrays = ConvArrays(None, None)
-    assert two_step.wanted(arrays._replace(x=some)) == (1, 0, 1)
-    assert two_step.wanted(arrays._replace(w=some)) == (1, 1, 0)
-    assert two_step.wanted(arrays._replace(w=some, mask=some)) == (2, 1, 1)
-
-
-@pytest.mark.parametrize("what", [two_step.FORWARD, BACKWARD, two_step.Wanted(1, 1, 0)])
+@pytest.mark.parametrize("what", [two_step.FORWARD, BACKWARD])
 @pytest.mark.parametrize("name", ROWS)
 def test_slabs_hold_all_rows_in_bounded_memory(name, what, monkeypatch):
     p = ROWS[name][0]

@@ -34,6 +34,7 @@ def scatter_columns(T, C, VECTORS):
         grads, products = cuda.local.array(U, S), cuda.local.array(U, S)
         p, rank, lanes = c.p, I32(cuda.threadIdx.x), I32(c.lanes)
         row_pixels, last, nowhere = p.in_size[1] + 1, I32(p.in_channels), outside(p.in_size[0], p.in_size[1])
+        ins = I32(p.in_channels // p.groups)
         row_step, count = c.pitch * row_pixels, p.out_size[0] * p.out_size[1]
         vectors = I32((p.in_channels // p.offset_groups + U - 1) // U)
         summed, total = c.grad_offsets or c.grad_mask, I32(SPOTS) * I32(c.combos) * lanes
@@ -54,10 +55,11 @@ def scatter_columns(T, C, VECTORS):
                     weights, fractions = (S(w00), S(w01), S(w10), S(w11)), (y, x, S(1) - y, S(1) - x)
                     pixel = stage.image_index[pair] * c.pixels + place
                     for slot in range(lane, vectors, lanes):
-                        channel = stage.channels[pair] + slot * I32(U)
-                        load_vector(columns, column_at(c, stage.lines[pair], channel), grads, 0)
-                        for i in range(U):
-                            grads[i] = grads[i] if channel + I32(i) < last else S(0)
+                        channel = I32(stage.channels[pair] + slot * I32(U))
+                        load_vector(columns, column_at(c, stage.lines[pair], channel, ins), grads, 0)
+                        if I32(channel + I32(U)) > last:
+                            for i in range(U):
+                                grads[i] = grads[i] if I32(channel + I32(i)) < last else S(0)
                         if summed:
                             start = pixel * c.pitch + channel
                             load(images, start, raw, 0)
@@ -68,18 +70,12 @@ def scatter_columns(T, C, VECTORS):
                                 for corner in range(4):
                                     unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
                                 for j in range(EACH):
-                                    if channel + I32(i * EACH + j) < last:
-                                        read = (
-                                            corners[j],
-                                            corners[EACH + j],
-                                            corners[2 * EACH + j],
-                                            corners[3 * EACH + j],
-                                        )
-                                        slope_y, slope_x = bilinear.slopes(fractions, read)
-                                        grad = grads[i * EACH + j]
-                                        value += grad * S(bilinear.value(weights, read))
-                                        along_y += grad * S(slope_y)
-                                        along_x += grad * S(slope_x)
+                                    read = (corners[j], corners[EACH + j], corners[2 * EACH + j], corners[3 * EACH + j])
+                                    slope_y, slope_x = bilinear.slopes(fractions, read)
+                                    grad = grads[i * EACH + j]
+                                    value += grad * S(bilinear.value(weights, read))
+                                    along_y += grad * S(slope_y)
+                                    along_x += grad * S(slope_x)
                         if c.grad_images and place < nowhere:
                             for i in range(U):
                                 grads[i] = scale * grads[i]

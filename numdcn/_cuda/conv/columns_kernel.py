@@ -36,7 +36,7 @@ def make_columns(T, C, U):
         raw, packed = cuda.local.array(RAW, np.uint32), cuda.local.array(WORDS, np.uint32)
         corners, values = cuda.local.array(CORNERS, S), cuda.local.array(EACH, S)
         p, rank = c.p, I32(cuda.threadIdx.x)
-        row_step, last = c.pitch * (p.in_size[1] + 1), I32(p.in_channels)
+        row_step, last, ins = c.pitch * (p.in_size[1] + 1), I32(p.in_channels), I32(p.in_channels // p.groups)
         vectors = I32((p.in_channels // p.offset_groups + U - 1) // U)
         for task in range(I32(cuda.blockIdx.x), tasks_of(c), I32(cuda.gridDim.x)):
             patch = patch_of(c, task)
@@ -49,7 +49,7 @@ def make_columns(T, C, U):
                 pair = combo * I32(SPOTS) + spot
                 place = stage.places[pair]
                 if place != IDLE:
-                    channel = stage.channels[pair] + slot * I32(U)
+                    channel = I32(stage.channels[pair] + slot * I32(U))
                     start = (stage.image_index[pair] * c.pixels + place) * c.pitch + channel
                     load(images, start, raw, 0)
                     load(images, start + c.pitch, raw, WORDS)
@@ -60,13 +60,18 @@ def make_columns(T, C, U):
                         for corner in range(4):
                             unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
                         weigh(corners, y, x, scale, values, S, EACH, True)
-                        for j in range(EACH):
-                            values[j] = values[j] if channel + I32(i * EACH + j) < last else S(0)
                         if EACH == 1 and not c.tf32:
                             packed[i] = bits(values[0])
                         else:
                             packed[i] = word(values[0], values[EACH - 1], T)
-                    store(columns, column_at(c, stage.lines[pair], channel), packed)
+                    if I32(channel + I32(U)) > last:
+                        for i in range(WORDS):
+                            rest = I32(last - channel) - I32(i * EACH)
+                            if rest <= 0:
+                                packed[i] = np.uint32(0)
+                            elif rest < EACH:
+                                packed[i] = np.uint32(packed[i] & np.uint32(0xFFFF))
+                    store(columns, column_at(c, stage.lines[pair], channel, ins), packed)
 
     return run
 

@@ -142,7 +142,7 @@ def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: Con
         in_columns = any(g is not None for g in (targets.x, targets.offsets, targets.mask))
         if not in_columns and targets.w is None:
             return
-        if two_step.choose(work, p, arrays.x, options, two_step.wanted(targets)):
+        if two_step.choose(work, p, arrays.x, options, two_step.BACKWARD):
             two_step.backward(work, p, grad_y, arrays, targets, options)
             return
         reads = any(g is not None for g in (targets.w, targets.offsets, targets.mask))

@@ -137,10 +137,10 @@ def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
 
 
 @device
-def column_at(c, line, channel):
-    """Where a channel of a line of columns is."""
+def column_at(c, line, channel, ins):
+    """Where a channel of a line of columns is; ins: channels per group."""
     p = c.p
     if p.groups == 1:
         return line * c.depth + channel
-    group, within = split(channel, I32(p.in_channels // p.groups))
+    group, within = split(channel, ins)
     return (group * (c.rows * p.out_size[1] * p.taps) + line) * c.depth + within

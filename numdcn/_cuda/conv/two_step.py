@@ -49,25 +49,18 @@ CORNERS = 12e12  # bytes of corners per second: a quarter comes from L2 (see `sl
 LAUNCHES = 5e-6  # seconds that the further launches take
 
 
-class Wanted(NamedTuple):
-    """What a call computes."""
+class Passes(NamedTuple):
+    """What a direction computes. A backward counts as a whole, whichever gradients are wanted: so these do not change bits."""
 
-    products: int  # 1 or 2
+    products: int
     columns: int  # 1 if columns are made
     gradients: int  # 1 if their gradients are
 
 
-FORWARD = Wanted(1, 1, 0)
+FORWARD, BACKWARD = Passes(1, 1, 0), Passes(2, 1, 1)
 
 
-def wanted(grads: ConvArrays) -> Wanted:
-    """What a backward computes for these gradients."""
-    in_columns = int(any(g is not None for g in (grads.x, grads.offsets, grads.mask)))
-    of_weights = int(grads.w is not None)
-    return Wanted(in_columns + of_weights, of_weights, in_columns)
-
-
-def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Wanted) -> bool:
+def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Passes) -> bool:
     """Whether to take two steps, for all frameworks, types and shapes: they must be possible (`_possible`), and `saved`
     must pay for the further launches."""
     if not _possible(work, p, x, options, what):
@@ -77,7 +70,7 @@ def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, wh
     return saved(p, _kind(x, options), x.dtype.itemsize, what) > LAUNCHES
 
 
-def saved(p: Convolution, kind: str, size: int, what: Wanted) -> float:
+def saved(p: Convolution, kind: str, size: int, what: Passes) -> float:
     """The seconds that two steps save, by this arithmetic for each number of the columns (pixels * taps * channels), with
     `outs` outputs per group:
 
@@ -111,7 +104,7 @@ def _kind(x: DeviceArray, options: Options) -> str:
     return "tf32" if options.allow_tf32 else "float32"
 
 
-def _possible(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Wanted) -> bool:
+def _possible(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Passes) -> bool:
     """Offsets, a type that the framework multiplies as asked for, vectors of channels that share group and offset group,
     sizes that kernels count in 32 bits. Sums in a fixed order are the fused kernels' alone."""
     if not p.offset_groups or options.deterministic or x.dtype == DTYPES["float64"]:
@@ -138,14 +131,14 @@ def depth_of(p: Convolution, x: DeviceArray) -> int:
     return -(-(p.in_channels // p.groups) // length) * length
 
 
-def row_bytes(p: Convolution, size: int, what: Wanted) -> int:
+def row_bytes(p: Convolution, size: int, what: Passes) -> int:
     """What a row of output pixels takes in a slab: columns and their gradients, or the product."""
     numbers = p.taps * (p.in_channels + 16 // size)  # with padding, at most
     products = 4 * (numbers * what.gradients if what != FORWARD else p.out_channels)
     return p.out_size[1] * (numbers * size * what.columns + products)
 
 
-def slabs(p: Convolution, size: int, what: Wanted) -> list[tuple[int, int]]:
+def slabs(p: Convolution, size: int, what: Passes) -> list[tuple[int, int]]:
     """(first row, rows) of the slabs, of about the same size, in whole patches where that is possible."""
     total = p.batch * p.out_size[0]
     most = max(1, SLAB_BYTES // row_bytes(p, size, what))
@@ -223,37 +216,37 @@ def backward(
     work: Workspace, p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options
 ) -> None:
     """Fill the gradients of x, offsets, mask and w in `grads`, contiguous arrays or None; grad_y is contiguous."""
-    what = wanted(grads)
-    reads = what.columns or grads.offsets is not None or grads.mask is not None
+    in_columns = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
+    reads = any(g is not None for g in (grads.w, grads.offsets, grads.mask))
     images = work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x)
     s, dtype = _steps(work, p, arrays, images, options), arrays.x.dtype
-    parts, width = slabs(p, dtype.itemsize, what), p.out_size[1]
+    parts, width = slabs(p, dtype.itemsize, BACKWARD), p.out_size[1]
     most = max(rows for _, rows in parts) * width
     turned = _by_pixels(s, grad_y)
     pitch = turned.shape[-1]
-    if what.gradients:
+    if in_columns:
         weights = pack.in_rows(work, p, arrays.w, s.slab.depth, s.tf32).reshaped(p.groups, s.outs, s.row)
         values, (slab, grad_images) = work.empty((p.groups, most, s.row), SINGLE), _targets(s, grads)
-    if what.columns:
+    if grads.w is not None:
         columns = work.empty((p.groups, most, s.row), dtype)
         sums = work.empty((2, p.groups, s.outs, s.row), SINGLE)
     for number, (first, rows) in enumerate(parts):
         pixels = rows * width
         left, start = (p.groups, pixels, s.outs), first * width * pitch
-        if what.gradients:
+        if in_columns:
             target = values.reshaped(p.groups, pixels, s.row)
             work.framework.multiply(turned.view(left, (s.outs, pitch, 1), start), weights, target, s.tf32)
             call = slab._replace(first=first, rows=rows, columns=values.address)
             kernel = scatter_columns(*s.types, grads.x is not None and work.vectors(dtype))
             work.launch(kernel, call, _blocks(s, rows))
-        if what.columns:
+        if grads.w is not None:
             _make(s, first, rows, columns)
             gradient = turned.view((p.groups, s.outs, pixels), (s.outs, 1, pitch), start)
             made = columns.reshaped(p.groups, pixels, s.row)
             _add_product(s, gradient, made, sums, number > 0)
-    if what.gradients and grads.x is not None:
+    if grads.x is not None:
         work.unpack_images(grad_images, grads.x)
-    if what.columns:
+    if grads.w is not None:
         steps = (s.row, 1, p.kernel[1] * s.slab.depth, s.slab.depth)
         work.copy(sums.view(p.weights_shape, steps), grads.w)
 
