@@ -194,7 +194,7 @@ LIBRARY = 0.80  # of a product's rate: cuBLAS
 def first_reads(case: Case) -> float:
     """The share of corners that the blocks of `make_columns` read from L2 rather than from L1, simulated for patches of 4 x 8
     pixels and offsets N(0, 2): many offset groups leave a block one tap."""
-    return 0.60 if case.offset_groups > 1 else 0.37 if case.stride > 1 else 0.26
+    return 0.60 if case.offset_groups > 1 else 0.37 if case.stride > 1 else 0.25
 
 
 def two_steps(case: Case, direction: str, dtype: str, rates: Rates) -> float:

@@ -151,14 +151,15 @@ def test_one_nan(run, name):
             both(run, narrow, want, {"rows": 3})
 
 
-@pytest.mark.full
 def test_infinity_does_not_reach_the_padding(run):
-    """An infinite mask times the zeros after the last channel would be NaN."""
+    """An infinite mask, or gradient, times the zeros after the last channel would be NaN."""
     p = make(Case(1, 5, 3, (2, 2), (1, 1), mask=True, spread=0.0), np.float32)
-    p = p.having(x=np.abs(p["x"]) + 1, w=np.abs(p["w"]) + 1, mask=np.full_like(p["mask"], np.inf))
-    arrays, params = given(p, "forward")
-    got, products = run("call", "forward", arrays, params)
-    assert products and (got["y"] == np.inf).all()
+    p = p.having(x=np.abs(p["x"]) + 1, w=np.abs(p["w"]) + 1)
+    for name, result in (("mask", "y"), ("grad_y", "mask")):
+        direction = "forward" if result == "y" else "backward"
+        arrays, params = given(p.having(**{name: np.full_like(p[name], np.inf)}), direction)
+        got, products = run("call", direction, arrays, params)
+        assert products and (got[result] == np.inf).all(), name
 
 
 def test_wrt(run):

@@ -83,10 +83,6 @@ class Tensor:
     def as_strided(self, size, stride, storage_offset):
         return Tensor(self.memory, self.kind, size, stride, storage_offset)
 
-    def __getitem__(self, index):
-        assert index == (slice(None), slice(None, index[1].stop)), "as a deformable layer takes its offsets"
-        return Tensor(self.memory, self.kind, (self.shape[0], index[1].stop, *self.shape[2:]), self.strides, self.first)
-
     def within(self, content):
         """The tensor within the content of its memory."""
         whole = content[: len(content) // self.kind.itemsize * self.kind.itemsize].view(self.kind)

@@ -61,13 +61,13 @@ FORWARD, BACKWARD = Passes(1, 1, 0), Passes(2, 1, 1)
 
 
 def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Passes) -> bool:
-    """Whether to take two steps, for all frameworks, types and shapes: they must be possible (`_possible`), and `saved`
-    must pay for the further launches."""
+    """Whether to take two steps, for all frameworks, types and shapes: if the kernels can (`_possible`), if `saved` pays for
+    the further launches, and if the framework multiplies as asked for."""
     if not _possible(work, p, x, options, what):
         return False
-    if FORCED is not None:
-        return FORCED
-    return saved(p, _kind(x, options), x.dtype.itemsize, what) > LAUNCHES
+    kind = _kind(x, options)
+    faster = FORCED if FORCED is not None else saved(p, kind, x.dtype.itemsize, what) > LAUNCHES
+    return faster and work.framework.multiplies(x.dtype, kind == "tf32", work.device, work.stream)
 
 
 def saved(p: Convolution, kind: str, size: int, what: Passes) -> float:
@@ -105,15 +105,13 @@ def _kind(x: DeviceArray, options: Options) -> str:
 
 
 def _possible(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Passes) -> bool:
-    """Offsets, a type that the framework multiplies as asked for, vectors of channels that share group and offset group,
-    sizes that kernels count in 32 bits. Sums in a fixed order are the fused kernels' alone."""
+    """Offsets, vectors of channels that share group and offset group, and sizes that kernels count in 32 bits. Float64 and
+    gradients of x in a fixed order are the fused kernels' alone."""
     if not p.offset_groups or options.deterministic or x.dtype == DTYPES["float64"]:
         return False
     if not work.has_mma or not length_of(p, x):
         return False
-    if row_bytes(p, x.dtype.itemsize, what) > SLAB_BYTES or p.batch * p.out_size[0] >= 2**30:
-        return False
-    return work.framework.multiplies(x.dtype, _kind(x, options) == "tf32", work.device, work.stream)
+    return row_bytes(p, x.dtype.itemsize, what) <= SLAB_BYTES and p.batch * p.out_size[0] < 2**30
 
 
 def length_of(p: Convolution, x: DeviceArray) -> int:
