@@ -42,7 +42,7 @@ def takes_two_steps(call: Callable[[], Any]) -> bool:
 
         return run
 
-    two_step.forward, two_step.backward = map(noted, functions)  # type: ignore[misc]
+    two_step.forward, two_step.backward = noted(functions[0]), noted(functions[1])
     try:
         call()
     finally:

@@ -36,12 +36,13 @@ def scatter_columns(T, C, VECTORS):
         row_pixels, last, nowhere = p.in_size[1] + 1, I32(p.in_channels), outside(p.in_size[0], p.in_size[1])
         ins = I32(p.in_channels // p.groups)
         row_step, count = c.pitch * row_pixels, p.out_size[0] * p.out_size[1]
-        vectors = I32((p.in_channels // p.offset_groups + U - 1) // U)
+        shared = I32(p.in_channels // p.offset_groups)
+        vectors = I32((shared + I32(U - 1)) // I32(U))
         summed, total = c.grad_offsets or c.grad_mask, I32(SPOTS) * I32(c.combos) * lanes
         for task in range(I32(cuda.blockIdx.x), tasks_of(c), I32(cuda.gridDim.x)):
             patch = patch_of(c, task)
             cuda.syncthreads()
-            plan_pairs(c, stage, patch, rank)
+            plan_pairs(c, stage, patch, shared, rank)
             cuda.syncthreads()
             for base in range(I32(0), total, I32(THREADS)):  # all threads of a block together, for `add_lanes`
                 rest, lane = split(base + rank, lanes)

@@ -37,11 +37,12 @@ def make_columns(T, C, U):
         corners, values = cuda.local.array(CORNERS, S), cuda.local.array(EACH, S)
         p, rank = c.p, I32(cuda.threadIdx.x)
         row_step, last, ins = c.pitch * (p.in_size[1] + 1), I32(p.in_channels), I32(p.in_channels // p.groups)
-        vectors = I32((p.in_channels // p.offset_groups + U - 1) // U)
+        shared = I32(p.in_channels // p.offset_groups)
+        vectors = I32((shared + I32(U - 1)) // I32(U))
         for task in range(I32(cuda.blockIdx.x), tasks_of(c), I32(cuda.gridDim.x)):
             patch = patch_of(c, task)
             cuda.syncthreads()
-            plan_pairs(c, stage, patch, rank)
+            plan_pairs(c, stage, patch, shared, rank)
             cuda.syncthreads()
             for unit in range(rank, I32(SPOTS) * I32(c.combos) * vectors, I32(THREADS)):
                 rest, slot = split(unit, vectors)

@@ -88,7 +88,7 @@ def patch_of(c, task):
 
 
 def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
-    """Make `new_stage()` and `plan_pairs(c, stage, patch, rank)`; C: type of the offsets."""
+    """Make `new_stage()` and `plan_pairs(c, stage, patch, shared, rank)`; C: type of the offsets."""
     S = scalar_type(T)
 
     @device
@@ -101,8 +101,9 @@ def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
         return Stage(places, image_index, channels, lines, fractions)
 
     @device
-    def plan_pairs(c, stage, patch, rank):
-        """Plan the samples of a patch. Coordinates are computed as in `columns.planner`."""
+    def plan_pairs(c, stage, patch, shared, rank):
+        """Plan the samples of a patch; shared: channels per offset group. Coordinates are computed as in
+        `columns.planner`."""
         p, offsets, mask = c.p, view(c.offsets, C), view(c.mask, T)
         height, width, count = I32(p.in_size[0]), I32(p.in_size[1]), p.out_size[0] * p.out_size[1]
         total = I32(p.taps * p.offset_groups)
@@ -125,7 +126,7 @@ def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
                 if c.mask:
                     scale = S(widen(at(mask, channel * count + pixel)))
                 stage.places[pair], stage.image_index[pair] = place, n
-                stage.channels[pair] = og * I32(p.in_channels // p.offset_groups)
+                stage.channels[pair] = og * shared
                 stage.lines[pair] = I32((row * p.out_size[1] + j) * p.taps + tap)
                 stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair] = (
                     fraction_y,
