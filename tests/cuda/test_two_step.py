@@ -153,13 +153,15 @@ def test_one_nan(run, name):
 
 def test_infinity_does_not_reach_the_padding(run):
     """An infinite mask, or gradient, times the zeros after the last channel would be NaN."""
-    p = make(Case(1, 5, 3, (2, 2), (1, 1), mask=True, spread=0.0), np.float32)
-    p = p.having(x=np.abs(p["x"]) + 1, w=np.abs(p["w"]) + 1)
-    for name, result in (("mask", "y"), ("grad_y", "mask")):
-        direction = "forward" if result == "y" else "backward"
-        arrays, params = given(p.having(**{name: np.full_like(p[name], np.inf)}), direction)
-        got, products = run("call", direction, arrays, params)
-        assert products and (got[result] == np.inf).all(), name
+    single = make(Case(1, 5, 3, (2, 2), (1, 1), mask=True, spread=0.0), np.float32)
+    single = single.having(x=np.abs(single["x"]) + 1, w=np.abs(single["w"]) + 1)
+    half, _ = halved(single, HALVES["float16"], HALVES["float16"])
+    for p in (single, half):
+        for name, result in (("mask", "y"), ("grad_y", "mask")):
+            direction = "forward" if result == "y" else "backward"
+            arrays, params = given(p.having(**{name: np.full_like(p[name], np.inf)}), direction)
+            got, products = run("call", direction, arrays, params)
+            assert products and (got[result] == np.inf).all(), (p.dtype, name)
 
 
 def test_wrt(run):
