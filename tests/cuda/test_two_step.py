@@ -240,6 +240,17 @@ def test_where_two_steps_are_impossible(run):
     assert not taken(run, few), "no vectors of three channels"
 
 
+def test_the_benchmarks_switch(run):
+    """It runs the form that is not chosen, and leaves nothing behind: in tf32, not torch's switch either."""
+    p = make(CASES["plain"], np.float32)
+    half, _ = halved(p, HALVES["float16"], HALVES["float16"])
+    for problem, dtype, more in ((half, "float16", {}), (p, "float32", {}), (p, "tf32", {"allow_tf32": True})):
+        arrays, params = given(problem, "forward")
+        assert run("forms", arrays, {**params, **more}, dtype) == ("two steps", [0, 1], True, True)
+    impossible = make(Case(1, 6, 4, (2, 2), (1, 1), offset_groups=2), np.float32)
+    assert run("forms", *given(impossible, "forward"), "float32") == (None,)
+
+
 def test_no_framework_is_imported(run):
     """Nor is there a product for arrays of numba.cuda."""
     p = make(Case(1, 8, 2, (1, 1), (1, 1)), np.float32)

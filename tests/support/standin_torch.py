@@ -115,18 +115,32 @@ def tensor(array, gap=1):
     return made
 
 
+class Matmul:
+    """torch.backends.cuda.matmul: one switch under two names."""
+
+    def __init__(self, tf32):
+        self.fp32_precision, self.allow_fp16_accumulation = "tf32" if tf32 else "none", False
+
+    @property
+    def allow_tf32(self):
+        return self.fp32_precision == "tf32"
+
+    @allow_tf32.setter
+    def allow_tf32(self, value):
+        self.fp32_precision = "tf32" if value else "none"
+
+
 class Module(types.SimpleNamespace):
     """The module torch."""
 
     def __init__(self, tf32=False, widens=True, **more):
-        matmul = types.SimpleNamespace(fp32_precision="tf32" if tf32 else "none", allow_fp16_accumulation=False)
         overloads = ["default", "out", "dtype", "dtype_out"][: 4 if widens else 2]
         stream = types.SimpleNamespace(cuda_stream=0)
         super().__init__(
             Tensor=Tensor, empty=empty, bmm=self.bmm, from_numpy=None, __name__="torch", products=[],
             cuda=types.SimpleNamespace(current_stream=lambda number: stream),
             autograd=types.SimpleNamespace(forward_ad=None),
-            backends=types.SimpleNamespace(cuda=types.SimpleNamespace(matmul=matmul)),
+            backends=types.SimpleNamespace(cuda=types.SimpleNamespace(matmul=Matmul(tf32))),
             ops=types.SimpleNamespace(aten=types.SimpleNamespace(bmm=types.SimpleNamespace(overloads=lambda: overloads))),
             are_deterministic_algorithms_enabled=lambda: False,
             **{name: f"torch.{name}" for name in KINDS}, **more,

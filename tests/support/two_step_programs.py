@@ -1,6 +1,7 @@
 """Programs for the device server: convolutions of the stand-in's tensors, by products of the stand-in."""
 
 import sys
+import types
 
 import numpy as np
 from standin_torch import Tensor, installed, tensor
@@ -69,3 +70,30 @@ def without_frameworks(direction, arrays, keywords):
         return [name for name in ("torch", "cupy") if name in sys.modules], len(taken)
     finally:
         two_step.FORCED, two_step.forward, two_step.backward = before
+
+
+def forms(arrays, keywords, dtype):
+    """What the benchmark's switch (benchmarks/gpu/forms.py) finds: (the name of the other form, products of the call as it
+    chooses and in the other form, whether both agree, whether all is as before); the name alone if there is none."""
+    from benchmarks.gpu.forms import other, takes_two_steps
+
+    with installed() as torch:
+        device = types.SimpleNamespace(on_torch=True, torch=torch)
+        given = {name: None if a is None else tensor(a) for name, a in arrays.items()}
+        call = lambda: numdcn.deform_conv_forward(**given, **keywords)  # noqa: E731
+        found = other(device, call, dtype)
+        if found is None:
+            return (None,)
+        name, run = found
+        torch.products.clear()
+        own = call().numpy().astype(float)
+        counts = [len(torch.products)]
+        others = run().numpy().astype(float)
+        counts.append(len(torch.products) - counts[0])
+        as_before = two_step.FORCED is None and not torch.backends.cuda.matmul.allow_tf32
+        return (
+            name,
+            counts,
+            bool(np.allclose(own, others, rtol=1e-2, atol=1e-1)),
+            as_before and not takes_two_steps(call),
+        )

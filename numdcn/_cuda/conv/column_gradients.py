@@ -6,7 +6,7 @@ import numpy as np
 
 from numdcn._cuda.conv.columns_kernel import PAIRS
 from numdcn._cuda.conv.slabs import IDLE, SPOTS, Slab, column_at, pair_planner, patch_of, tasks_of
-from numdcn._cuda.jit import F32, THREADS, cuda, kernels, scalar_type
+from numdcn._cuda.jit import F32, THREADS, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import add_lanes, split
 from numdcn._cuda.memory import load_vector, narrow, put, unpack, view
 from numdcn._cuda.mma import per_word
@@ -26,6 +26,23 @@ def scatter_columns(T, C, VECTORS):
     RAW, CORNERS = 4 * WORDS, 4 * EACH
     (new_stage, plan_pairs), (load, _) = pair_planner(T, C), word_mover(WORDS)
     add_corners = corner_adder(T, U, VECTORS, True)
+
+    @device
+    def add_word(raw, i, fractions, corners, grads, sums):
+        """The sums, with the channels of the i-th word: times the value, and times the slopes. (Called with constants, since
+        a loop may leave local arrays in memory.)"""
+        value, along_y, along_x = sums
+        for corner in range(4):
+            unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
+        w00, w01, w10, w11 = bilinear.corner_weights(fractions[0], fractions[1])
+        for j in range(EACH):
+            read = (corners[j], corners[EACH + j], corners[2 * EACH + j], corners[3 * EACH + j])
+            slope_y, slope_x = bilinear.slopes(fractions, read)
+            grad = grads[i * EACH + j]
+            value += grad * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
+            along_y += grad * S(slope_y)
+            along_x += grad * S(slope_x)
+        return value, along_y, along_x
 
     def run(c):
         images, columns, grad_images = view(c.images, T), view(c.columns, F32), view(c.grad_images, F32)
@@ -49,11 +66,10 @@ def scatter_columns(T, C, VECTORS):
                 spot, combo = split(rest, I32(c.combos))
                 pair = combo * I32(SPOTS) + spot
                 place = stage.places[pair] if base + rank < total else I32(IDLE)
-                value, along_y, along_x = S(0), S(0), S(0)
+                sums = (S(0), S(0), S(0))
                 if place != IDLE:
                     y, x, scale = stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair]
-                    w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-                    weights, fractions = (S(w00), S(w01), S(w10), S(w11)), (y, x, S(1) - y, S(1) - x)
+                    fractions = (y, x, S(1) - y, S(1) - x)
                     pixel = stage.image_index[pair] * c.pixels + place
                     for slot in range(lane, vectors, lanes):
                         channel = I32(stage.channels[pair] + slot * I32(U))
@@ -67,16 +83,11 @@ def scatter_columns(T, C, VECTORS):
                             load(images, start + c.pitch, raw, WORDS)
                             load(images, start + row_step, raw, 2 * WORDS)
                             load(images, start + row_step + c.pitch, raw, 3 * WORDS)
-                            for i in range(WORDS):
-                                for corner in range(4):
-                                    unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
-                                for j in range(EACH):
-                                    read = (corners[j], corners[EACH + j], corners[2 * EACH + j], corners[3 * EACH + j])
-                                    slope_y, slope_x = bilinear.slopes(fractions, read)
-                                    grad = grads[i * EACH + j]
-                                    value += grad * S(bilinear.value(weights, read))
-                                    along_y += grad * S(slope_y)
-                                    along_x += grad * S(slope_x)
+                            sums = add_word(raw, 0, fractions, corners, grads, sums)
+                            sums = add_word(raw, 1, fractions, corners, grads, sums)
+                            if WORDS == 4:
+                                sums = add_word(raw, 2, fractions, corners, grads, sums)
+                                sums = add_word(raw, 3, fractions, corners, grads, sums)
                         if c.grad_images and place < nowhere:
                             for i in range(U):
                                 grads[i] = scale * grads[i]
@@ -85,7 +96,7 @@ def scatter_columns(T, C, VECTORS):
                                 grad_images, start, c.grad_pitch, row_pixels * c.grad_pitch, y, x, grads, products
                             )
                 if summed:
-                    value, along_y, along_x = add_lanes(value, along_y, along_x, lanes)
+                    value, along_y, along_x = add_lanes(sums[0], sums[1], sums[2], lanes)
                     if place != IDLE and lane == 0:
                         scale, line = stage.fractions[2, pair], stage.lines[pair]
                         local, tap = split(line, I32(p.taps))

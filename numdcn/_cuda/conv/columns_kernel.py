@@ -8,7 +8,7 @@ import numpy as np
 
 from numdcn._cuda.conv.columns import weigh
 from numdcn._cuda.conv.slabs import IDLE, SPOTS, Slab, column_at, pair_planner, patch_of, tasks_of
-from numdcn._cuda.jit import BF16, F16, F32, THREADS, cuda, kernels, scalar_type
+from numdcn._cuda.jit import BF16, F16, F32, THREADS, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import split
 from numdcn._cuda.memory import at, narrow, put, unpack, view, widen
 from numdcn._cuda.mma import bits, per_word, word
@@ -30,6 +30,25 @@ def make_columns(T, C, U):
     S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
     RAW, CORNERS = 4 * WORDS, 4 * EACH
     (new_stage, plan_pairs), (load, store) = pair_planner(T, C), word_mover(WORDS)
+
+    @device
+    def weigh_word(c, raw, i, plan, corners, values, packed):
+        """packed[i] = the i-th word of columns. (Called with constants, since a loop may leave local arrays in memory.)"""
+        for corner in range(4):
+            unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
+        weigh(corners, plan[0], plan[1], plan[2], values, S, EACH, True)
+        if EACH == 1 and not c.tf32:
+            packed[i] = bits(values[0])
+        else:
+            packed[i] = word(values[0], values[EACH - 1], T)
+
+    @device
+    def clear_from(packed, i, rest):
+        """Clear what of the i-th word is past the last channel; rest: channels from the first word on."""
+        if rest <= I32(i * EACH):
+            packed[i] = np.uint32(0)
+        elif rest < I32(i * EACH + EACH):
+            packed[i] = np.uint32(packed[i] & np.uint32(0xFFFF))
 
     def run(c):
         images, columns, stage = view(c.images, T), view(c.columns, T), new_stage()
@@ -56,22 +75,18 @@ def make_columns(T, C, U):
                     load(images, start + c.pitch, raw, WORDS)
                     load(images, start + row_step, raw, 2 * WORDS)
                     load(images, start + row_step + c.pitch, raw, 3 * WORDS)
-                    y, x, scale = stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair]
-                    for i in range(WORDS):
-                        for corner in range(4):
-                            unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
-                        weigh(corners, y, x, scale, values, S, EACH, True)
-                        if EACH == 1 and not c.tf32:
-                            packed[i] = bits(values[0])
-                        else:
-                            packed[i] = word(values[0], values[EACH - 1], T)
+                    plan = stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair]
+                    weigh_word(c, raw, 0, plan, corners, values, packed)
+                    weigh_word(c, raw, 1, plan, corners, values, packed)
+                    if WORDS == 4:
+                        weigh_word(c, raw, 2, plan, corners, values, packed)
+                        weigh_word(c, raw, 3, plan, corners, values, packed)
                     if I32(channel + I32(U)) > last:
-                        for i in range(WORDS):
-                            rest = I32(last - channel) - I32(i * EACH)
-                            if rest <= 0:
-                                packed[i] = np.uint32(0)
-                            elif rest < EACH:
-                                packed[i] = np.uint32(packed[i] & np.uint32(0xFFFF))
+                        clear_from(packed, 0, I32(last - channel))
+                        clear_from(packed, 1, I32(last - channel))
+                        if WORDS == 4:
+                            clear_from(packed, 2, I32(last - channel))
+                            clear_from(packed, 3, I32(last - channel))
                     store(columns, column_at(c, stage.lines[pair], channel, ins), packed)
 
     return run
