@@ -196,7 +196,7 @@ class Blas:
 
     kinds = {0: np.dtype(np.float32), 2: np.dtype(np.float16)}  # noqa: RUF012
 
-    def gemmStridedBatchedEx(  # noqa: N802
+    def gemmStridedBatchedEx(  # noqa: N802  # parameters: those of cuBLAS
         self, handle, turn_a, turn_b, m, n, k, alpha, a, a_kind, lda, a_step, b, b_kind, ldb, b_step, beta, c, c_kind, ldc,
         c_step, batch, compute, algorithm,
     ):  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numdcn._cuda.conv.columns_kernel import PAIRS
@@ -18,14 +20,9 @@ I32 = np.int32
 U = 4  # channels of a thread at a time: 16 bytes of gradients
 
 
-@kernels(Slab, lambda: [(*pair, vectors) for pair in PAIRS for vectors in (False, True)])
-def scatter_columns(T, C, VECTORS):
-    """A sample has `lanes` threads, each with every lanes-th vector of its channels. They add to the gradient of x
-    atomically (VECTORS: 16 bytes at a time), and sum for offsets and mask in a fixed order."""
+def word_adder(T: Any) -> Any:
+    """Make `add_word(raw, i, fractions, corners, grads, sums)`."""
     S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
-    RAW, CORNERS = 4 * WORDS, 4 * EACH
-    (new_stage, plan_pairs), (load, _) = pair_planner(T, C), word_mover(WORDS)
-    add_corners = corner_adder(T, U, VECTORS, True)
 
     @device
     def add_word(raw, i, fractions, corners, grads, sums):
@@ -44,6 +41,34 @@ def scatter_columns(T, C, VECTORS):
             along_x += grad * S(slope_x)
         return value, along_y, along_x
 
+    return add_word
+
+
+@device
+def put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T, C):
+    """Write the gradients of a sample's offsets and mask."""
+    p = c.p
+    scale, n, count = stage.fractions[2, pair], stage.image_index[pair], p.out_size[0] * p.out_size[1]
+    line, tap = split(stage.lines[pair], I32(p.taps))
+    i, j = split(line, I32(p.out_size[1]))
+    channel = (n * p.offset_groups + og) * p.taps + tap
+    pixel = (c.first + i - n * p.out_size[0]) * p.out_size[1] + j
+    if c.grad_offsets:
+        put(grad_offsets, 2 * channel * count + pixel, narrow(sums[1] * scale, C))
+        put(grad_offsets, (2 * channel + 1) * count + pixel, narrow(sums[2] * scale, C))
+    if c.grad_mask:
+        put(grad_mask, channel * count + pixel, narrow(sums[0], T))
+
+
+@kernels(Slab, lambda: [(*pair, vectors) for pair in PAIRS for vectors in (False, True)])
+def scatter_columns(T, C, VECTORS):
+    """A sample has `lanes` threads, each with every lanes-th vector of its channels. They add to the gradient of x
+    atomically (VECTORS: 16 bytes at a time), and sum for offsets and mask in a fixed order."""
+    S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
+    RAW, CORNERS = 4 * WORDS, 4 * EACH
+    (new_stage, plan_pairs), (load, _) = pair_planner(T, C), word_mover(WORDS)
+    add_corners, add_word = corner_adder(T, U, VECTORS, True), word_adder(T)
+
     def run(c):
         images, columns, grad_images = view(c.images, T), view(c.columns, F32), view(c.grad_images, F32)
         grad_offsets, grad_mask, stage = view(c.grad_offsets, C), view(c.grad_mask, T), new_stage()
@@ -52,8 +77,7 @@ def scatter_columns(T, C, VECTORS):
         p, rank, lanes = c.p, I32(cuda.threadIdx.x), I32(c.lanes)
         row_pixels, last, nowhere = p.in_size[1] + 1, I32(p.in_channels), outside(p.in_size[0], p.in_size[1])
         ins = I32(p.in_channels // p.groups)
-        row_step, count = c.pitch * row_pixels, p.out_size[0] * p.out_size[1]
-        shared = I32(p.in_channels // p.offset_groups)
+        row_step, shared = c.pitch * row_pixels, I32(p.in_channels // p.offset_groups)
         vectors = I32((shared + I32(U - 1)) // I32(U))
         summed, total = c.grad_offsets or c.grad_mask, I32(SPOTS) * I32(c.combos) * lanes
         for task in range(I32(cuda.blockIdx.x), tasks_of(c), I32(cuda.gridDim.x)):
@@ -96,19 +120,9 @@ def scatter_columns(T, C, VECTORS):
                                 grad_images, start, c.grad_pitch, row_pixels * c.grad_pitch, y, x, grads, products
                             )
                 if summed:
-                    value, along_y, along_x = add_lanes(sums[0], sums[1], sums[2], lanes)
+                    sums = add_lanes(sums[0], sums[1], sums[2], lanes)
                     if place != IDLE and lane == 0:
-                        scale, line = stage.fractions[2, pair], stage.lines[pair]
-                        local, tap = split(line, I32(p.taps))
-                        i, j = split(local, I32(p.out_size[1]))
-                        n = stage.image_index[pair]
                         og = split(patch.combo + combo, I32(p.offset_groups))[1]
-                        channel = (n * p.offset_groups + og) * p.taps + tap
-                        at_pixel = (c.first + i - n * p.out_size[0]) * p.out_size[1] + j
-                        if c.grad_offsets:
-                            put(grad_offsets, 2 * channel * count + at_pixel, narrow(along_y * scale, C))
-                            put(grad_offsets, (2 * channel + 1) * count + at_pixel, narrow(along_x * scale, C))
-                        if c.grad_mask:
-                            put(grad_mask, channel * count + at_pixel, narrow(value, T))
+                        put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T, C)
 
     return run
