@@ -26,11 +26,13 @@ def word_adder(T: Any) -> Any:
 
     @device
     def add_word(raw, i, fractions, corners, grads, sums):
-        """The sums, with the channels of the i-th word: times the value, and times the slopes. (Called with constants, since
-        a loop may leave local arrays in memory.)"""
+        """The sums, with the channels of the i-th word: times the value, and times the slopes. (No loops:
+        they may leave local arrays in memory.)"""
         value, along_y, along_x = sums
-        for corner in range(4):
-            unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
+        unpack(raw, i, corners, 0, T)
+        unpack(raw, WORDS + i, corners, EACH, T)
+        unpack(raw, 2 * WORDS + i, corners, 2 * EACH, T)
+        unpack(raw, 3 * WORDS + i, corners, 3 * EACH, T)
         w00, w01, w10, w11 = bilinear.corner_weights(fractions[0], fractions[1])
         for j in range(EACH):
             read = (corners[j], corners[EACH + j], corners[2 * EACH + j], corners[3 * EACH + j])

@@ -33,9 +33,11 @@ def make_columns(T, C, U):
 
     @device
     def weigh_word(c, raw, i, plan, corners, values, packed):
-        """packed[i] = the i-th word of columns. (Called with constants, since a loop may leave local arrays in memory.)"""
-        for corner in range(4):
-            unpack(raw, corner * WORDS + i, corners, corner * EACH, T)
+        """packed[i] = the i-th word of columns. (No loops: they may leave local arrays in memory.)"""
+        unpack(raw, i, corners, 0, T)
+        unpack(raw, WORDS + i, corners, EACH, T)
+        unpack(raw, 2 * WORDS + i, corners, 2 * EACH, T)
+        unpack(raw, 3 * WORDS + i, corners, 3 * EACH, T)
         weigh(corners, plan[0], plan[1], plan[2], values, S, EACH, True)
         if EACH == 1 and not c.tf32:
             packed[i] = bits(values[0])
