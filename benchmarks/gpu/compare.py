@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.forms import TWO_STEPS, form, takes_two_steps
 from benchmarks.gpu.problems import MAKERS, SMALL, TINY, Expected, Problem, make
 from benchmarks.gpu.reference import SIGNED, expected
 from benchmarks.gpu.rivals import Rival, as_numdcn, rivals
@@ -190,6 +191,14 @@ def frameworks(device: Device) -> Iterator[Verdict]:
             yield Verdict("arrays", f"of {name}", *_with_worst(failure(error, "bilinear_sample")))
 
 
+def in_two_steps(device: Device, problem: Problem, wanted: dict[str, Expected], dtype: str) -> Iterator[Verdict]:
+    """The same in two steps, which problems this small would not take, where they can."""
+    with form(device, True, dtype):
+        if takes_two_steps(lambda: give(device, problem, dtype).call("forward")):
+            for verdict in compare(device, problem, wanted, dtype, False):
+                yield verdict._replace(what=f"{verdict.what}, {TWO_STEPS}")
+
+
 def verdicts(device: Device, operator: str, dtypes: Iterable[str] = DTYPES) -> Iterator[Verdict]:
     """All comparisons of one operator; for `arrays`, of the kinds of arrays."""
     if operator == "arrays":
@@ -212,6 +221,8 @@ def verdicts(device: Device, operator: str, dtypes: Iterable[str] = DTYPES) -> I
             found = list(compare(device, problem, wanted, dtype, False))
             if dtype in ("float16", "bfloat16") and any(name in SIGNED for name in problem.arrays):
                 found += compare(device, problem, wanted, dtype, True)
+            if device.on_torch and operator == "deform_conv":
+                found += in_two_steps(device, problem, wanted, dtype)
             if dtype in ("float32", "float64"):
                 found += against_rival(device, problem, wanted, dtype)
             for verdict in found:

@@ -188,6 +188,50 @@ def planned(case: Case, direction: str, dtype: str, rates: Rates) -> float:
     return fused + copied / (rates.memory * PLANNED["memory"])
 
 
+LIBRARY = 0.80  # of a product's rate: cuBLAS
+
+
+def first_reads(case: Case) -> float:
+    """The share of corners that the blocks of `make_columns` read from L2 rather than from L1, simulated for patches of 4 x 8
+    pixels and offsets N(0, 2): many offset groups leave a block one tap."""
+    return 0.60 if case.offset_groups > 1 else 0.37 if case.stride > 1 else 0.25
+
+
+def two_steps(case: Case, direction: str, dtype: str, rates: Rates) -> float:
+    """Predicted seconds in two steps, with the product of torch or CuPy: one kernel after the other. Half of what is written
+    and read again, columns and products, stays in L2."""
+    size, numbers, memory = BYTES[dtype], samples(case), rates.memory * PLANNED["memory"]
+    slab = 2 / (1 / memory + 1 / (rates.l2 * PLANNED["L2"]))
+    product = floor(case, "forward", dtype).operations / rates.operations(dtype) / LIBRARY
+    read = 4 * numbers * size * first_reads(case) / rates.l2 / PLANNED["L2"]
+    columns = read + 2 * numbers * size / slab
+    x, y = elements(case, "x"), elements(case, "y")
+    if direction == "forward":  # x packed; the product written and read, y written
+        return columns + product + y * 2 * GRAD_BYTES / slab + (2 * x + y) * size / memory
+    gradients = 2 * numbers * GRAD_BYTES / slab
+    added = 4 * numbers * GRAD_BYTES / rates.l2 / PLANNED["L2"]
+    images = (
+        2 * (x + y) * size + x * (2 * GRAD_BYTES + size)
+    ) / memory  # x and grad_y packed, the gradient of x unpacked
+    return 2 * product + columns + gradients + read + added + images
+
+
+def chosen(case: Case, direction: str, dtype: str) -> bool:
+    """Whether numdcn takes two steps where they are possible."""
+    from numdcn._call.convolution import Convolution
+    from numdcn._cuda.conv import two_step
+
+    p = Convolution(
+        case.n, case.c, case.c_out, (case.h, case.w), case.out_size, (case.kernel,) * 2, (case.stride,) * 2,
+        (case.padding,) * 2, (case.dilation,) * 2, case.groups, case.offset_groups, case.taps, int(case.mask),
+    )  # fmt: skip
+    if p.groups == p.in_channels:  # no vector of channels shares a group
+        return False
+    kind = dtype if dtype in two_step.RATES else "half"
+    what = two_step.FORWARD if direction == "forward" else two_step.BACKWARD
+    return two_step.saved(p, kind, BYTES[dtype], what) > two_step.LAUNCHES
+
+
 def rival(case: Case, direction: str, dtype: str, rates: Rates) -> float:
     """Seconds of torchvision's approach: columns written and read, a product for each of them; plus its own
     sampling."""
@@ -285,6 +329,30 @@ def plans_table(direction: str, rates: Rates = H100) -> list[str]:
     return table(head, rows)
 
 
+def forms_table(direction: str, rates: Rates = H100) -> list[str]:
+    """Predicted milliseconds in two steps, in bold where `two_step.choose` takes them; times as fast as torchvision in the
+    form that is chosen."""
+    head = ["row", "batch", *(f"two steps: {dtype}" for dtype in RIVAL)]
+    head += [f"chosen, times as fast: {dtype}" for dtype in RIVAL]
+    rows, means = [], []
+    for name in ROWS:
+        for batch in BATCHES:
+            case = row(name, batch)
+            if case.groups == case.c:
+                continue
+            cells, over = [], []
+            for dtype, rival_kind in RIVAL.items():
+                seconds, taken = two_steps(case, direction, dtype, rates), chosen(case, direction, dtype)
+                cells.append(f"**{ms(seconds)}**" if taken else ms(seconds))
+                own = seconds if taken else planned(case, direction, dtype, rates)
+                over.append(rival(case, direction, rival_kind, rates) / own)
+            rows.append([name, str(batch), *cells, *map(number, over)])
+            means += [over] if batch == 16 else []
+    means_text = [number(geometric_mean(values)) for values in zip(*means, strict=True)]
+    rows.append(["S1 to S6, geometric mean", "16", *[""] * 3, *means_text])
+    return table(head, rows)
+
+
 def text() -> str:
     """All tables, as in docs/design/gpu.md."""
     lines = []
@@ -294,6 +362,8 @@ def text() -> str:
         lines += [f"Floors of attention, DCNv3 and DCNv4, {direction}:", "", *weighted_table(direction)]
     for direction in ("forward", "backward"):
         lines += [f"Predicted milliseconds, {direction}:", "", *plans_table(direction)]
+    for direction in ("forward", "backward"):
+        lines += [f"Predicted milliseconds in two steps, {direction}:", "", *forms_table(direction)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -20,6 +20,7 @@ from benchmarks.gpu.floors import (
     weighted_bound,
     weighted_cases,
 )
+from benchmarks.gpu.forms import FORMS
 from benchmarks.gpu.timing import OTHERS_TIMED, TIMED, median
 from benchmarks.harness.machine import slug
 from benchmarks.harness.report import number, quartiles, table
@@ -97,6 +98,21 @@ def rows_table(results: dict[str, Any], direction: str) -> list[str]:
         cells = [cell(times.records.get((name, batch, direction, c)), simulated) for c in columns]
         lines.append([name, str(batch), *([told["status"]] * len(columns) if told else cells)])
     return table(["row", "batch", *columns], lines) if columns else ["Nothing was measured.", ""]
+
+
+def forms_table(results: dict[str, Any], direction: str) -> list[str]:
+    """The form that `two_step.choose` prefers beside the other one, where both exist."""
+    times, lines = Times(results), []
+    for (name, batch, its_direction, contender), record in times.records.items():
+        form = next((form for form in FORMS if contender.endswith(f" {form}")), None)
+        if form is None or its_direction != direction:
+            continue
+        own = contender.removesuffix(f" {form}")
+        chosen, seconds = times.seconds(name, batch, direction, own), median(record)
+        over = number(seconds / chosen) if chosen and seconds else ""
+        lines.append([name, str(batch), own, cell(record, results["simulated"]), form, over])
+    head = ["row", "batch", "", "ms of the other form", "which is", "times as long as the one chosen"]
+    return table(head, lines) if lines else ["No other form was measured.", ""]
 
 
 def roofline_cell(bound: tuple[str, float], record: dict[str, Any]) -> str:
@@ -222,6 +238,9 @@ def text(results: dict[str, Any], figure: str | None) -> str:
     for direction in TARGETS:
         lines += [f"### {direction.capitalize()}", "", *rows_table(results, direction)]
         lines += [
+            "The other form, which numdcn did not choose; below 1 the choice was wrong:",
+            "",
+            *forms_table(results, direction),
             "The highest floor of the row, in ms, and what part of numdcn's time it is (with the calls issued ahead):",
             "",
             *([NO_SPEEDS, ""] if simulated else roofline_table(results, direction)),

@@ -14,6 +14,7 @@ from benchmarks.cases.layers import tiny
 from benchmarks.gpu.compare import Given, fetch, give, judge
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.floors import BATCHES, ROWS, Rates, nominal, row
+from benchmarks.gpu.forms import other
 from benchmarks.gpu.problems import CASES, DETECTOR, MAKERS, SMALL, TINY, Problem, make, published
 from benchmarks.gpu.reference import expected
 from benchmarks.gpu.rivals import plain_convolution, rivals, torchvision_ops
@@ -116,6 +117,7 @@ class RowRun:
     def entries(self, direction: str, dtypes: tuple[str, ...]) -> list[Entry]:
         """All contenders of a direction."""
         found = [self.own(direction, dtype) for dtype in dtypes if not self.device.dtypes().get(dtype)]
+        found += [entry for own in found for entry in self.other_form(own)] if self.device.on_torch else []
         if direction == "backward":
             found.append(self.own(direction, "float32", deterministic=True))
         if not self.device.torch_runs:
@@ -142,6 +144,14 @@ class RowRun:
             return {n: grad for n, grad in g._asdict().items() if grad is not None}
 
         return Entry(name, dtype, run)
+
+    def other_form(self, own: Entry) -> list[Entry]:
+        """The same in the form that is not chosen (forms.py), if there is one."""
+        try:
+            found = other(self.device, own.run, own.dtype)
+        except Exception:  # `measure` meets it again, and tells
+            return []
+        return [own._replace(name=f"{own.name} {found[0]}", run=found[1])] if found else []
 
     def theirs(self, direction: str, dtype: str) -> Entry:
         call: list[Any] = []

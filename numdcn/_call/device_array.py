@@ -57,6 +57,16 @@ class Framework:
     def give_back(self, array: DeviceArray) -> None:
         """Take back what `scratch` made, once all its use has been issued."""
 
+    def multiplies(self, dtype: Any, tf32: bool, device: int, stream: int) -> bool:
+        """Whether `multiply` is available for a type now: with float32 sums, and factors rounded to tf32 if and only if
+        asked for."""
+        return False
+
+    def multiply(self, left: DeviceArray, right: DeviceArray, target: DeviceArray, tf32: bool) -> None:
+        """target = left @ right, (batch, M, K) times (batch, K, N), issued on the framework's current stream. Rows or
+        columns of the operands are contiguous. The target is float32 and contiguous. All are `empty` or views of it."""
+        raise NotImplementedError
+
 
 class DeviceArray:
     """An array on a GPU, whichever framework made it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._call import device_scratch
+from numdcn._call import device_scratch, products
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, Framework, c_strides, name_of
 from numdcn._call.install import install
 
@@ -49,6 +49,12 @@ class Torch(Framework):
         made = torch.empty(shape, dtype=getattr(torch, name_of(dtype)), device=f"cuda:{device}")
         return DeviceArray(made, self, device, made.data_ptr(), dtype, shape, c_strides(shape), stream)
 
+    def multiplies(self, dtype: Any, tf32: bool, device: int, stream: int) -> bool:
+        return products.torch_multiplies(dtype, tf32)
+
+    def multiply(self, left: DeviceArray, right: DeviceArray, target: DeviceArray, tf32: bool) -> None:
+        products.torch_multiply(left, right, target)  # tf32 as torch's switch is: `multiplies` has compared
+
 
 class Cupy(Framework):
     """cupy.ndarray."""
@@ -71,6 +77,12 @@ class Cupy(Framework):
         with cupy.cuda.Device(device):
             made = cupy.empty(shape, _numpy_dtype(dtype))
         return DeviceArray(made, self, device, made.data.ptr, dtype, shape, c_strides(shape), stream)
+
+    def multiplies(self, dtype: Any, tf32: bool, device: int, stream: int) -> bool:
+        return products.cupy_multiplies(dtype, device, stream)
+
+    def multiply(self, left: DeviceArray, right: DeviceArray, target: DeviceArray, tf32: bool) -> None:
+        products.cupy_multiply(left, right, target, tf32)
 
 
 class Numba(Framework):

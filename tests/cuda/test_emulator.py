@@ -75,3 +75,26 @@ def test_attention_on_the_emulator(capability):
     printed, reports = emulated(*command, CAPABILITY=capability)
     assert "5 passed" in printed
     assert not reports
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_two_steps_on_the_emulator(capability):
+    """With 16-byte atomic adds and without; the product is the stand-in's, which waits for its stream."""
+    prepare()
+    chosen = "against_the_reference and (both or odd)"
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/cuda/test_two_step.py",
+        "-m",
+        "cuda",
+        "-k",
+        chosen,
+    ]
+    printed, reports = emulated(*command, CAPABILITY=capability)
+    assert "4 passed" in printed
+    assert not reports

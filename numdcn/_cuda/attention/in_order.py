@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import split
 from numdcn._cuda.attention.kernels import HEIGHT, Outputs, Pixels, variants
 from numdcn._cuda.attention.points import C00, C01, C10, C11, Head, Points, originator, sampler
 from numdcn._cuda.jit import THREADS, compute_type, cuda, device, kernels, scalar_type
+from numdcn._cuda.lanes import split
 from numdcn._cuda.memory import at, put, view, widen
 from numdcn._formulas import bilinear
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import add_lanes, load_element_if, load_vector_if, split, store_vector
+from numdcn._cuda.attention.access import load_element_if, load_vector_if, store_vector
 from numdcn._cuda.attention.points import (
     C00,
     C01,
@@ -29,6 +29,7 @@ from numdcn._cuda.attention.points import (
     sampler,
 )
 from numdcn._cuda.jit import F32, F64, THREADS, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.lanes import add_lanes, split
 from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view
 from numdcn._formulas import bilinear
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.access import split
 from numdcn._cuda.jit import F32, F64, Scalar, compute_type, device, kernels, scalar_type, types
+from numdcn._cuda.lanes import split
 from numdcn._cuda.memory import at, put, view, widen
 from numdcn._formulas import bilinear
 

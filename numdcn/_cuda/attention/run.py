@@ -10,10 +10,10 @@ from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import Output
 from numdcn._cuda import jit
-from numdcn._cuda.attention.access import WARP
 from numdcn._cuda.attention.in_order import InOrder, add_in_order
 from numdcn._cuda.attention.kernels import SAMPLES, Call, Outputs, Pixels, backward_heads, forward_heads
 from numdcn._cuda.attention.points import ENTRIES, FORMS, PLACES, Entries, Entry, Points, Table, write_table
+from numdcn._cuda.lanes import WARP
 from numdcn._cuda.memory import vector_length
 from numdcn._cuda.workspace import Workspace, scalar, stored, summed
 

@@ -83,16 +83,28 @@ def _packed(
 ) -> int:
     """The address of memory of this shape, filled by fill(weights, memory): anew, or for prepared weights once per
     stream. `layout` distinguishes it from other layouts."""
+    return _array(work, w, layout, shape, fill).address
+
+
+def _array(
+    work: Workspace,
+    w: Weights,
+    layout: tuple[Any, ...],
+    shape: tuple[int, ...],
+    fill: Callable[[DeviceArray, DeviceArray], Any],
+) -> DeviceArray:
+    """The same memory as an array."""
     if not isinstance(w, PreparedWeights):
         made = work.empty(shape, w.dtype)
         fill(w, made)
-        return made.address
+        return made
     key = (*layout, *stream_key(work.stream))
     if key not in w.layouts:
         made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
-    return w.layouts[key].address
+    found: DeviceArray = w.layouts[key]
+    return found
 
 
 def _sizes(p: Convolution) -> tuple[int, int]:
@@ -151,3 +163,24 @@ def by_depth(work: Workspace, p: Convolution, w: Weights, depth: int) -> int:
         work.spread(pack_weights(dtype), call, made.size)
 
     return _packed(work, w, ("by depth",), (p.groups, p.taps, ins, depth), fill)
+
+
+def in_rows(work: Workspace, p: Convolution, w: Weights, depth: int, tf32: bool) -> DeviceArray:
+    """For the product of a framework: (groups, C_out/groups, taps, depth), zeros after the channels of a group; float32
+    is rounded to tf32 if asked for."""
+    (outs, ins), dtype = _sizes(p), stored(w.dtype)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        w = work.contiguous(w)
+        if dtype != F32 or tf32:
+            call = Pack(
+                w.address, made.address, p.out_channels, 1, p.taps, 1, depth, ins, ins * p.taps, 0, 0, p.taps, 0
+            )  # fmt: skip
+            work.spread(pack_weights(dtype), call, made.size)
+            return
+        if depth > ins:
+            work.clear(made)
+        source = w.view((p.out_channels, p.taps, ins), (ins * p.taps, 1, p.taps))
+        work.copy(source, made.view(source.shape, (p.taps * depth, depth, 1)))
+
+    return _array(work, w, ("in rows", depth, tf32), (p.groups, outs, p.taps, depth), fill)

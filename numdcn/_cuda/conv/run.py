@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
-from numdcn._cuda.conv import pack
+from numdcn._cuda.conv import pack, two_step
 from numdcn._cuda.conv.backward import (
     backward_tile,
     bundle_of,
@@ -113,6 +113,9 @@ def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
 def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
+        if two_step.choose(work, p, arrays.x, options, two_step.FORWARD):
+            two_step.forward(work, p, arrays, target, options)
+            return
         job = _job(work, p, arrays, options)
         call = _call(job, work.pack_images(arrays.x), arrays, target)
         if job.few:
@@ -161,6 +164,9 @@ def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: Con
             _bias(job, grad_y, targets.bias)
         in_columns = any(g is not None for g in (targets.x, targets.offsets, targets.mask))
         if not in_columns and targets.w is None:
+            return
+        if two_step.choose(work, p, arrays.x, options, two_step.BACKWARD):
+            two_step.backward(work, p, grad_y, arrays, targets, options)
             return
         reads = any(g is not None for g in (targets.w, targets.offsets, targets.mask))
         call = _call(job, work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x), arrays, grad_y)
