@@ -141,12 +141,13 @@ class Workspace:
         self._turn(layout.pack_images(stored(x.dtype), False), x, images, images.pitch)
         return images
 
-    def pack_rows(self, array: DeviceArray, depth: int) -> DeviceArray:
-        """A contiguous array (N, C, P) as (N, P, depth), with zeros after the channels; float32 is rounded to tf32."""
+    def pack_rows(self, array: DeviceArray, depth: int, tf32: bool = True) -> DeviceArray:
+        """A contiguous array (N, C, P) as (N, P, depth), with zeros after the channels; float32 is rounded to tf32 if
+        `tf32`."""
         n, channels, count = array.shape
         made = Images(self.empty((n, count, depth), array.dtype), depth, count)
         seen = array.reshaped(n, channels, 1, count)
-        kernel = layout.pack_images(stored(array.dtype), array.dtype == DTYPES["float32"])
+        kernel = layout.pack_images(stored(array.dtype), tf32 and array.dtype == DTYPES["float32"])
         self._turn(kernel, seen, made, depth, pad=0)
         return made.array
 

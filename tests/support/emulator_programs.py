@@ -22,10 +22,12 @@ class Case(NamedTuple):
     geometry: dict
 
 
-CASES = {  # by kind of kernel: scalar, tensor cores
+CASES = {  # by kind of kernel: scalar, tensor cores, few channels per group
     "float32": Case("float32", False, 3e-6, 2, 48, 48, 2, 2, {"padding": 1}),
     "float16": Case("float16", False, 2e-3, 1, 32, 32, 2, 2, {"padding": 2, "dilation": 2}),
     "tf32": Case("float32", True, 2e-3, 1, 24, 72, 1, 3, {"padding": 1, "stride": 2}),
+    "depthwise": Case("float32", False, 3e-6, 2, 70, 140, 70, 2, {"padding": 1}),
+    "few float16": Case("float16", False, 2e-3, 1, 35, 21, 7, 5, {"padding": 1}),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
-from numdcn._cuda.conv.columns import Segment, corners_at, planner, tile_planner
+from numdcn._cuda.conv.columns import Segment, planner, tile_planner
 from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
@@ -225,45 +225,6 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
                 low = high
             cuda.syncthreads()
             end_columns(c, a, stage, sums, reading, thread.rank, room)
-
-    return run
-
-
-@kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
-def gradients_each(T, C, SAMPLED, OWNED):
-    """The same for groups with few channels: one thread per tap and offset group of a pixel, looping over channels."""
-    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, SAMPLED)
-    add_corners = corner_adder(T, 1, False, SAMPLED)
-
-    def run(c):
-        values, products, three = cuda.local.array(1, S), cuda.local.array(1, S), cuda.local.array(3, S)
-        a, p = arrays_of(c), c.p
-        row_pixels, nowhere = p.in_size[1] + 1, outside(p.in_size[0], p.in_size[1])
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        total, ogs = p.batch * count, offset_groups_of(p)
-        shared = p.in_channels // ogs
-        row_step, grad_row_step = c.pitch * row_pixels, row_pixels * c.grad_pitch
-        for task in range(cuda.grid(1), total * c.taps * ogs, cuda.gridsize(1)):
-            q, tap, og = task % total, c.first_tap + task // total % c.taps, task // (total * c.taps)
-            place, y, x, scale, n = plan(c, a, q, tap, og)
-            three[0], three[1], three[2] = S(0), S(0), S(0)
-            for channel in range(og * shared, (og + 1) * shared):
-                group = channel // ins
-                grad = S(0)
-                for o in range(outs):
-                    weight = widen(at(a.weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
-                    grad += weight * widen(at(a.y, (n * p.out_channels + group * outs + o - n) * count + q))
-                if c.grad_offsets or c.grad_mask:
-                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, row_step)
-                    add_slopes(read, y, x, grad, three, S, SAMPLED)
-                values[0] = scale * grad
-                if OWNED:
-                    put(a.values, (og * total + q) * shared + channel - og * shared, values[0])
-                elif c.grad_images and place < nowhere:
-                    start = (n * c.pixels + place) * c.grad_pitch + channel
-                    add_corners(a.grad_images, start, c.grad_pitch, grad_row_step, y, x, values, products)
-            if c.grad_offsets or c.grad_mask:
-                put_sums(c, a, q, tap, og, scale, three, C, T)
 
     return run
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.conv.call import offset_groups_of
 from numdcn._cuda.jit import THREADS, cuda, device, scalar_type
 from numdcn._cuda.memory import at, vector_length, widen
 from numdcn._cuda.sample import cell_of, gather, outside
@@ -134,35 +133,3 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
                 values[i] = values[i] if segment.low <= channel + i and channel + i < segment.high else S(0)
 
     return new_room, sample_spot
-
-
-@device
-def corners_at(images, start, pitch, row_step):
-    """The values of the four corners of a cell in one channel."""
-    return (
-        widen(at(images, start)),
-        widen(at(images, start + pitch)),
-        widen(at(images, start + row_step)),
-        widen(at(images, start + row_step + pitch)),
-    )
-
-
-def channel_sampler(T: Any, SAMPLED: bool) -> Any:
-    """Make `column_at(c, a, q, tap, channel)`."""
-    S, plan = scalar_type(T), planner(T, SAMPLED)
-
-    @device
-    def column_at(c, a, q, tap, channel):
-        """What a tap of output pixel q reads from one channel."""
-        p = c.p
-        shared, row_step = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
-        place, y, x, scale, n = plan(c, a, q, tap, channel // shared)
-        start = (n * c.pixels + place) * c.pitch + channel
-        value = widen(at(a.images, start))
-        if SAMPLED:
-            w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            read = corners_at(a.images, start, c.pitch, row_step)
-            value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
-        return value
-
-    return column_at

@@ -120,6 +120,21 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
     return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
 
 
+def in_place(work: Workspace, w: Weights) -> int:
+    """The weights as the caller has them, (C_out, C/groups, taps)."""
+    return work.contiguous(w.array if isinstance(w, PreparedWeights) else w).address
+
+
+def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (taps, C_out/groups, C)."""
+    outs, ins = _sizes(p)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        work.permuted(w, (p.groups, outs, ins, p.taps), (3, 1, 0, 2), made)
+
+    return _packed(work, w, ("by tap",), (p.taps, outs, p.groups, ins), fill)
+
+
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int) -> tuple[int, int, int]:
     """For the forward on tensor cores: in segments of groups, whose channels share their offsets, (segments, taps,
     outputs, depth), with `more` rows after the last. Returns the address, the depth, and the channels per segment."""
