@@ -11,7 +11,7 @@ import numpy as np
 from numdcn._call.arguments import Arrays
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
 from numdcn._call.results import Output, Outputs
-from numdcn._cuda import jit, layout, scatter
+from numdcn._cuda import jit, layout, replay, scatter
 from numdcn._cuda.memory import vector_length
 
 
@@ -36,6 +36,7 @@ class Workspace:
     def __init__(self, like: DeviceArray) -> None:
         self.framework, self.device, self.stream = like.framework, like.device, like.stream
         self._kept: list[DeviceArray] = []
+        self._recording = replay.current.recording
 
     def __enter__(self) -> Workspace:
         self._quiet = np.errstate(all="ignore")  # in the simulator too, NaN and infinity are ordinary values
@@ -67,6 +68,8 @@ class Workspace:
         order."""
         made = self.framework.scratch(shape, dtype, self.device, self.stream)
         self._kept.append(made)
+        if self._recording is not None:
+            self._recording.scratch(made)
         return made
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -75,11 +78,17 @@ class Workspace:
         self.clear(made)
         return made
 
+    def layout(self, layout: tuple[Any, ...], made: DeviceArray) -> int:
+        """The address of prepared weights in a layout."""
+        return made.address if self._recording is None else self._recording.layout(layout, made)
+
     def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any = jit.THREADS) -> None:
         """Run a kernel on at most `blocks` blocks of threads; kernels use grid-stride loops over their tasks."""
         if blocks > 0:
             most = 2 if jit.SIMULATED else 2**31 - 1
             kernel.run(min(blocks, most), threads, self.stream, self.device, call)
+            if self._recording is not None:
+                self._recording.launch(kernel, call, min(blocks, most), threads, self.stream)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
         """Run a kernel whose threads loop over `tasks` tasks, on at most 8 blocks per multiprocessor."""

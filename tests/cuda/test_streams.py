@@ -182,7 +182,7 @@ def test_parameters_are_flat():
     call = Outer(1, Inner((2, 3), 4), 0.5, (6, 7), 8)
     assert kernel._flatten(call) == (1, 2, 3, 4, 0.5, 6, 7, 8)
     assert kernel._packing.format == "@qqqqfqqq"
-    assert kernel._offsets == [0, 8, 16, 24, 32, 40, 48, 56]
+    assert kernel.offsets == [0, 8, 16, 24, 32, 40, 48, 56]
     assert Kernel(None, (_numba_type(Inner, types.float64),))._flatten(Inner((2, 3), 4)) == (2, 3, 4)
 
 

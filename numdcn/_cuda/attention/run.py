@@ -9,7 +9,7 @@ from numdcn._call.attention import Attention, AttentionArrays, Level
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import Output
-from numdcn._cuda import jit
+from numdcn._cuda import jit, replay
 from numdcn._cuda.attention.access import WARP
 from numdcn._cuda.attention.in_order import InOrder, add_in_order
 from numdcn._cuda.attention.kernels import SAMPLES, Call, Outputs, Pixels, backward_heads, forward_heads
@@ -21,6 +21,7 @@ NOTHING = Pixels(0, (0, 0, 0))
 MOST = 2**31 - 2**20  # what is counted in 32 bits
 
 
+@replay.forward
 def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work:
@@ -31,6 +32,7 @@ def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Opti
         work.launch(forward_heads(*_types(arrays), wide), call, blocks)
 
 
+@replay.backward
 def backward(
     p: Attention, grad_y: DeviceArray, arrays: AttentionArrays, grads: AttentionArrays, options: Options
 ) -> None:

@@ -286,20 +286,9 @@ def _gradient_variants() -> list[tuple[object, ...]]:
     return [(*v, vectors) for v in variants() for vectors in (False, True) if not (vectors and v[0] == F64)]
 
 
-def pixels_of_gradients(dtype: object) -> int:
-    """The pixels of a block that computes gradients of columns."""
-    return 2 if SIMULATED else THREADS * vector_length(dtype) // size_of(dtype).channels
-
-
-@kernels(Few, _gradient_variants, _bounds)
-def gradients_few(T, C, SAMPLED, VECTORS):
-    """Gradients of images (or, if there is room for values, those of the columns, for `scatter`), offsets and mask: a block
-    takes a tap and an offset group of a tile of pixels. Weights are (taps, outputs of a group, channels) here. VECTORS: use
-    16-byte atomic adds."""
-    S, V, arrays_of = scalar_type(T), vector_length(T), viewer(T, C)
-    SPOTS, CORNERS = pixels_of_gradients(T), 4 * V
-    SLOTS = THREADS // SPOTS
-    (new_stage, plan_tile), add_corners = tile_planner(T, SAMPLED, SPOTS), corner_adder(T, V, VECTORS, SAMPLED)
+def gradient_maker(T: Any) -> Any:
+    """Make `column_gradients(c, a, q, tap, channel, low, high, values, grads)`, the last two being room for V numbers."""
+    S, V = scalar_type(T), vector_length(T)
 
     @device
     def column_gradients(c, a, q, tap, channel, low, high, values, grads):
@@ -320,6 +309,25 @@ def gradients_few(T, C, SAMPLED, VECTORS):
                     for o in range(outs):
                         weight = widen(at(a.weights, (tap * outs + o) * channels + channel + i))
                         values[i] += weight * widen(at(a.y, start + o))
+
+    return column_gradients
+
+
+def pixels_of_gradients(dtype: object) -> int:
+    """The pixels of a block that computes gradients of columns."""
+    return 2 if SIMULATED else THREADS * vector_length(dtype) // size_of(dtype).channels
+
+
+@kernels(Few, _gradient_variants, _bounds)
+def gradients_few(T, C, SAMPLED, VECTORS):
+    """Gradients of images (or, if there is room for values, those of the columns, for `scatter`), offsets and mask: a block
+    takes a tap and an offset group of a tile of pixels. Weights are (taps, outputs of a group, channels) here. VECTORS: use
+    16-byte atomic adds."""
+    S, V, arrays_of = scalar_type(T), vector_length(T), viewer(T, C)
+    SPOTS, CORNERS = pixels_of_gradients(T), 4 * V
+    SLOTS = THREADS // SPOTS
+    (new_stage, plan_tile), add_corners = tile_planner(T, SAMPLED, SPOTS), corner_adder(T, V, VECTORS, SAMPLED)
+    column_gradients = gradient_maker(T)
 
     def run(f):
         stage, sums, three = new_stage(), cuda.shared.array((3, SPOTS, SLOTS), S), cuda.local.array(3, S)

@@ -17,6 +17,7 @@ from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.device_scratch import stream_key
 from numdcn._call.prepared import PreparedWeights
+from numdcn._cuda import replay
 from numdcn._cuda.jit import BF16, F16, F32, cuda, kernels
 from numdcn._cuda.memory import at, put, vector_length, view
 from numdcn._cuda.mma import from_bits, per_word, word
@@ -92,7 +93,8 @@ def _packed(
         made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
-    return w.layouts[key].address
+        replay.only_now()
+    return work.layout(layout, w.layouts[key])
 
 
 def _sizes(p: Convolution) -> tuple[int, int]:

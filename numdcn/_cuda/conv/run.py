@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
+from numdcn._cuda import replay
 from numdcn._cuda.conv import pack, run_few
 from numdcn._cuda.conv.backward import backward_tile, gradients_of_columns, plan_tap
 from numdcn._cuda.conv.backward_mma import (
@@ -90,6 +91,7 @@ def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
     return next((tile for tile in tiles if outs <= getattr(tile, side)), tiles[-1])
 
 
+@replay.forward
 def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
@@ -129,6 +131,7 @@ def _sum_partials(job: Job, partials: DeviceArray, result: DeviceArray) -> None:
     job.work.spread(sum_partials(job.types[0]), sums, result.size)
 
 
+@replay.backward
 def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:

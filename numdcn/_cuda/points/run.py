@@ -5,10 +5,12 @@ from __future__ import annotations
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.points import PointArrays, Sampling
+from numdcn._cuda import replay
 from numdcn._cuda.points.kernels import POINTS, Call, backward_tiles, forward_tiles, plan_points
 from numdcn._cuda.workspace import Images, Workspace, stored, summed
 
 
+@replay.forward
 def forward(p: Sampling, arrays: PointArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
@@ -25,6 +27,7 @@ def _call(p: Sampling, images: Images, points: DeviceArray, y: DeviceArray) -> C
     )  # fmt: skip
 
 
+@replay.backward
 def backward(p: Sampling, grad_y: DeviceArray, arrays: PointArrays, grads: PointArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:

@@ -11,7 +11,7 @@ from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import Output
 from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
-from numdcn._cuda import jit
+from numdcn._cuda import jit, replay
 from numdcn._cuda.roi import pool, pool_whole
 from numdcn._cuda.roi.bins import Boxes
 from numdcn._cuda.roi.pool import Pool
@@ -22,6 +22,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 NO_SAMPLING = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # for boxes of whole pixels
 
 
+@replay.forward
 def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> None:
     """Fill y, and `arrays.argmax` if there is one."""
     with Workspace(y) as work, work.output(y) as target:
@@ -35,6 +36,7 @@ def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> 
             work.spread(pool_whole.mean_bins(*whole_types), whole, target.size)
 
 
+@replay.backward
 def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
     """Fill the gradients in `grads`. A position in `arrays.argmax` outside the image adds nothing."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
