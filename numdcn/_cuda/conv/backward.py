@@ -14,6 +14,7 @@ import numpy as np
 from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
 from numdcn._cuda.conv.columns import Segment, planner, tile_planner
 from numdcn._cuda.conv.products import CHUNK, Tile, multiplier
+from numdcn._cuda.coordinates import put_coordinate
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 from numdcn._cuda.mma import from_bits
@@ -70,7 +71,7 @@ def add_slopes(read, y, x, grad, sums, S, SAMPLED):
 
 
 @device
-def put_sums(c, a, q, tap, og, scale, sums, C, T):
+def put_sums(c, a, q, tap, og, scale, sums, T):
     """The gradients of offsets and mask of one tap of pixel q."""
     p = c.p
     count = p.out_size[0] * p.out_size[1]
@@ -78,8 +79,8 @@ def put_sums(c, a, q, tap, og, scale, sums, C, T):
     channel = (n * p.offset_groups + og) * p.taps + tap
     spot = q - n * count
     if c.grad_offsets:
-        put(a.grad_offsets, 2 * channel * count + spot, narrow(sums[1] * scale, C))
-        put(a.grad_offsets, (2 * channel + 1) * count + spot, narrow(sums[2] * scale, C))
+        put_coordinate(a.grad_offsets, 2 * channel * count + spot, sums[1] * scale, T)
+        put_coordinate(a.grad_offsets, (2 * channel + 1) * count + spot, sums[2] * scale, T)
     if c.grad_mask:
         put(a.grad_mask, channel * count + spot, narrow(sums[0], T))
 
@@ -157,7 +158,7 @@ def column_user(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, U, THREADS=THREADS
                     for slot in range(SLOTS):
                         three[which] += sums[which, slot, spot]
                 q, scale = reading.first + spot, stage.fractions[2, spot]
-                put_sums(c, a, q, reading.tap, reading.og, scale, three, C, T)
+                put_sums(c, a, q, reading.tap, reading.og, scale, three, T)
 
     return new_stage, new_sums, new_room, begin_columns, use_columns, end_columns
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate
 from numdcn._cuda.jit import THREADS, cuda, device, scalar_type
 from numdcn._cuda.memory import at, vector_length, widen
 from numdcn._cuda.sample import cell_of, gather, outside
@@ -61,8 +62,8 @@ def planner(T: Any, SAMPLED: bool) -> Any:
         place = outside(height, width)
         if SAMPLED:
             channel = (n * p.offset_groups + og) * p.taps + tap
-            moved_y = S(y) + widen(at(a.offsets, 2 * channel * count + pixel))
-            moved_x = S(x) + widen(at(a.offsets, (2 * channel + 1) * count + pixel))
+            moved_y = S(y) + coordinate(a.offsets, 2 * channel * count + pixel)
+            moved_x = S(x) + coordinate(a.offsets, (2 * channel + 1) * count + pixel)
             place, fraction_y, fraction_x = cell_of(moved_y, moved_x, height, width, S)
             if c.mask:
                 scale = S(widen(at(a.mask, channel * count + pixel)))

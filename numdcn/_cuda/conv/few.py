@@ -380,6 +380,6 @@ def gradients_few(T, C, SAMPLED, VECTORS):
                         three[which] = S(0)
                         for number in range(SLOTS):
                             three[which] += sums[which, spot, number]
-                    put_sums(c, a, q, tap, og, stage.fractions[2, spot], three, C, T)
+                    put_sums(c, a, q, tap, og, stage.fractions[2, spot], three, T)
 
     return run

@@ -26,7 +26,8 @@ from numdcn._cuda.conv.forward import forward_tiles
 from numdcn._cuda.conv.forward_mma import forward_mma
 from numdcn._cuda.conv.products import tiles
 from numdcn._cuda.conv.weights import Sums, gradients_of_weights, sum_bias, sum_partials, weights_tiles
-from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
+from numdcn._cuda.coordinates import address_of
+from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS, compute_type
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
 LEAST = 2 if SIMULATED else 64  # minimum number of pixels per split of the weights' gradient
@@ -72,16 +73,15 @@ class Job(NamedTuple):
 
 def _job(work: Workspace, p: Convolution, arrays: ConvArrays, options: Options) -> Job:
     dtype, sampled, few = stored(arrays.x.dtype), p.offset_groups > 0, p.in_channels // p.groups < FEW
-    types = dtype, stored(arrays.offsets.dtype) if sampled else dtype, sampled
+    types = dtype, compute_type(dtype) if sampled else dtype, sampled
     wanted = dtype in (F16, BF16) or (dtype == F32 and options.allow_tf32)
     return Job(work, p, types, few, wanted and work.has_mma and not few)
 
 
 def _call(job: Job, images: Images, arrays: ConvArrays, y: DeviceArray) -> Call:
     """The parameters that all kernels need."""
-    offsets, mask, bias = (
-        job.work.contiguous(a).address if a is not None else 0 for a in (arrays.offsets, arrays.mask, arrays.bias)
-    )
+    mask, bias = (job.work.contiguous(a).address if a is not None else 0 for a in (arrays.mask, arrays.bias))
+    offsets = address_of(None if arrays.offsets is None else job.work.contiguous(arrays.offsets))
     p = job.p
     return Call(p, images.array.address, images.pitch, images.pixels, offsets, mask, bias, y.address, p.taps)
 
@@ -165,8 +165,8 @@ def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, option
         weights = pack.by_tap(work, p, arrays.w)
     else:
         weights = pack.by_output(work, p, arrays.w)
-    grad_offsets, grad_mask = (0 if g is None else g.address for g in (grads.offsets, grads.mask))
-    call = call._replace(weights=weights, grad_offsets=grad_offsets, grad_mask=grad_mask)
+    grad_mask = 0 if grads.mask is None else grads.mask.address
+    call = call._replace(weights=weights, grad_offsets=address_of(grads.offsets), grad_mask=grad_mask)
     if grads.x is None:
         _launch_columns(job, call, vectors=False, owned=False)
         return

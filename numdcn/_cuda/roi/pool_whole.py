@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate_viewer
 from numdcn._cuda.jit import compute_type, cuda, kernels, scalar_type, type_pairs, types
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.roi.bins import Boxes, image_of, ranges_of
@@ -33,11 +34,11 @@ class Whole(NamedTuple):
 @kernels(Whole, type_pairs)
 def max_bins(T, C):
     """y and argmax: the first of the largest pixels of each bin; NaN counts as largest."""
-    S = scalar_type(T)
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        x, y, argmax, rois = view(c.x, T), view(c.y, T), view(c.argmax, PLACE), view(g.rois, C)
+        x, y, argmax, rois = view(c.x, T), view(c.y, T), view(c.argmax, PLACE), coordinates(g.rois)
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             i, j, rest = task // g.bins[1] % g.bins[0], task % g.bins[1], task // (g.bins[0] * g.bins[1])
             channel, r = rest % c.channels, rest // c.channels
@@ -65,11 +66,11 @@ def max_bins(T, C):
 @kernels(Whole, type_pairs)
 def add_at_maxima(T, C):
     """The gradient of x from argmax, in any order. A position outside the image adds nothing."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), view(g.rois, C)
+        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), coordinates(g.rois)
         bins, pixels = g.bins[0] * g.bins[1], g.size[0] * g.size[1]
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             plane, pixel = task // bins, at(argmax, task)
@@ -83,11 +84,11 @@ def add_at_maxima(T, C):
 @kernels(Whole, type_pairs)
 def add_at_maxima_in_order(T, C):
     """The same in the order of the bins: each element is added to by one thread."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), view(g.rois, C)
+        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.batch * c.bands * c.channels, cuda.gridsize(1)):
             channel, band, n = task % c.channels, task // c.channels % c.bands, task // c.channels // c.bands
@@ -109,11 +110,11 @@ def add_at_maxima_in_order(T, C):
 @kernels(Whole, type_pairs)
 def mean_bins(T, C):
     """y: means of bins, each from channels of its own."""
-    S = scalar_type(T)
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        x, y, rois = view(c.x, T), view(c.y, T), view(g.rois, C)
+        x, y, rois = view(c.x, T), view(c.y, T), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
@@ -137,11 +138,11 @@ def mean_bins(T, C):
 @kernels(Whole, type_pairs)
 def add_means(T, C):
     """The gradient of x from that of means, in any order."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), view(g.rois, C)
+        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
@@ -161,11 +162,11 @@ def add_means(T, C):
 @kernels(Whole, type_pairs)
 def add_means_in_order(T, C):
     """The same in the order of the boxes: each element is added to by one thread."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), view(g.rois, C)
+        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.batch * c.bands * c.channels * bins, cuda.gridsize(1)):
             number, rest = task % (c.channels * bins), task // (c.channels * bins)
