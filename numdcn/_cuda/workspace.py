@@ -100,23 +100,39 @@ class Workspace:
         if not array.contiguous:
             self.copy(self.zeros(array.shape, array.dtype), array)
         elif array.size:
-            kernel = layout.fill(stored(array.dtype))
-            self.spread(kernel, layout.Fill(array.address, array.size), array.size)
+            self._move(0, array.dtype, (array.size,), (0,), array.reshaped(array.size))
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """Copy an array into one of the same shape, of the same or a convertible type."""
+        self._move(source.address, source.dtype, target.shape, source.strides, target)
+
+    def add(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Add an array to another one of the same shape and type."""
+        self._move(source.address, source.dtype, target.shape, source.strides, target, add=1)
+
+    def _move(
+        self,
+        address: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        target: DeviceArray,
+        add: int = 0,
+    ) -> None:
+        """Copy an array, or zeros if its address is 0, into another one, or add it."""
         if not target.size:
             return
-        axes = list(collapsed(target.shape, source.strides, target.strides))
+        axes = list(collapsed(shape, strides, target.strides))
         if len(axes) > layout.AXES:
             raise ValueError(
                 f"an array of shape {target.shape} has {len(axes)} axes that do not follow one another in memory, expected at "
                 f"most {layout.AXES}"
             )
-        axes = [(1, 0, 0)] * (layout.AXES - len(axes)) + axes
+        used = len(axes)
+        axes = [(1, 0, 0)] * (layout.AXES - used) + axes
         sizes, source_strides, target_strides = (tuple(axis[i] for axis in axes) for i in range(3))
-        call = layout.Copy(source.address, target.address, target.size, sizes, source_strides, target_strides)  # type: ignore[arg-type]
-        self.spread(layout.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
+        call = layout.Copy(address, target.address, target.size, add, used, sizes, source_strides, target_strides)  # type: ignore[arg-type]
+        self.spread(layout.copy(stored(dtype), stored(target.dtype)), call, target.size)
 
     def output(self, array: DeviceArray) -> Output[DeviceArray]:
         """A target for a kernel to fill: the array, or, if it is not contiguous, memory that is copied to it at the

@@ -138,7 +138,7 @@ def _whole_parameters(
     boxes = _boxes(sizes, NO_SAMPLING, rois, None, x.dtype)
     call = Whole(
         boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0,
-        sizes.channels, _bands(work, sizes), int(p.rule.last_counts),
+        sizes.channels, _bands(work, sizes), 0, int(p.rule.last_counts),
     )  # fmt: skip
     return call, _types(x)
 
@@ -155,14 +155,14 @@ def _backward_whole(
     work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grad_x: DeviceArray, options: Options
 ) -> None:
     """Fill the gradient of x."""
-    argmax, kernels = None, (pool_whole.add_means, pool_whole.add_means_in_order)
+    argmax, kernel = None, pool_whole.add_means
     if p.cells is None:
-        argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
+        argmax, kernel = arrays.argmax, pool_whole.add_at_maxima
         if argmax is None:
             argmax = work.empty(p.out_shape, DTYPES["int32"])
             _pool_max(work, p, arrays, None, argmax)
     with _summed(work, grad_x) as total:
         call, types = _whole_parameters(work, p, arrays, grad_y, argmax, with_x=False)
-        call = call._replace(grad_x=total.address)
+        call = call._replace(grad_x=total.address, in_order=int(options.deterministic))
         tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
-        work.spread(kernels[options.deterministic](*types), call, tasks)
+        work.spread(kernel(*types), call, tasks)
