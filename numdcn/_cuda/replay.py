@@ -39,9 +39,9 @@ class Tagged(int):
     delta: int
 
     def __add__(self, other: int) -> int:
-        return (
-            int(self) + other if isinstance(other, Tagged) else tagged(int(self) + other, self.slot, self.delta + other)
-        )
+        if isinstance(other, Tagged):
+            return int(self) + int(other)
+        return tagged(int(self) + other, self.slot, self.delta + other)
 
     __radd__ = __add__
 
