@@ -5,6 +5,7 @@ import ctypes
 import gc
 import importlib.util
 import struct
+import sys
 import threading
 import types
 import weakref
@@ -251,6 +252,7 @@ def test_prepared_weights_are_those_of_the_call(launches):
         key = ("rows", *replay.stream_key(work.stream))
         if key not in arrays.w.layouts:
             arrays.w.layouts[key] = array(0x70000 + 0x1000 * room.runs)
+            work.launch(KERNEL, Pair(arrays.w.array.address, (8, 8), arrays.w.layouts[key].address), 9)
             replay.only_now()
         packed = work.layout(("rows",), arrays.w.layouts[key])
         work.launch(KERNEL, Pair(packed, (0, 0), y.address), 1)
@@ -261,12 +263,26 @@ def test_prepared_weights_are_those_of_the_call(launches):
         room(array(0x1000), array(0x9000), w)
     assert room.runs == 1 and [numbers[0] for _, _, numbers in launches] == [0x3100, 0x4100]
     launches.clear()
-    room(array(0x1000, stream=6), array(0x9000, stream=6), second)
-    room(array(0x1000, stream=6), array(0x9000, stream=6), second)
-    assert room.runs == 2 and [numbers[0] for _, _, numbers in launches] == [0x72000, 0x72000]
+    for _ in range(3):
+        room(array(0x1000, stream=6), array(0x9000, stream=6), second)
+    assert room.runs == 2 and [numbers[0] for _, _, numbers in launches] == [0x4000, 0x72000, 0x72000, 0x72000]
+    replay._known.clear()
+    launches.clear()
+    for _ in range(3):
+        room(array(0x1000, stream=7), array(0x9000, stream=7), second)
+    assert room.runs == 4 and [blocks for blocks, _, _ in launches] == [9, 1, 1, 1], "packing is not repeated"
 
 
-def test_many_threads_at_once(launches):
+@pytest.fixture
+def restless():
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_many_threads_at_once(launches, restless):
     """Each with arrays of its own: no launch mixes them."""
     room, wrong = Room(two_steps), []
 
