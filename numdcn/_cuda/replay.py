@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.device_scratch import stream_key
 from numdcn._call.driver import on_device
@@ -119,7 +121,8 @@ class Recording:
             if not self._take(like, leaves, starts, taken):
                 return False
             if SIMULATED:
-                self._launch(like, starts)
+                with np.errstate(all="ignore"):  # as in a `Workspace`
+                    self._launch(like, starts)
             else:
                 on_device(like.device, lambda: self._launch(like, starts))
         finally:

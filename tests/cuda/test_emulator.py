@@ -67,6 +67,16 @@ def test_deform_conv_on_the_emulator(comparisons, name):
 
 
 @pytest.mark.full
+def test_threads_repeat_calls_on_devices_of_their_own():
+    """While another device is current, on streams that run as late as they may."""
+    prepare()
+    printed, reports = emulated("tests/support/emulator_programs.py", "devices", DEVICES="2", RACES="")
+    errors = json.loads(printed)
+    assert len(errors) == 2 and max(errors.values()) < CASES["depthwise"].tolerance
+    assert not reports
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_attention_on_the_emulator(capability):
     """With 16-byte atomic adds and without."""

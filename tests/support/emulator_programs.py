@@ -77,5 +77,38 @@ def comparison(name):
     return told
 
 
+def on_devices(count=2, calls=4):
+    """{device: largest difference from the CPU's results} of threads that call at the same time, each on a device and a
+    stream of its own, with arrays of one kind; after the first calls launches are repeated."""
+    import threading
+
+    import numdcn
+    from numdcn._call.numba_cuda import cuda
+
+    case, told = CASES["depthwise"], {}
+    arrays, _ = problem(case)
+
+    def call(number):
+        rng, errors = np.random.default_rng(number), []
+        with cuda.gpus[number]:
+            stream = cuda.stream()
+            for i in range(calls):
+                mine = {key: rng.permuted(array, axis=0 if i else -1) for key, array in arrays.items()}
+                want = numdcn.deform_conv_forward(**mine, **case.geometry)
+                there = {key: cuda.to_device(array, stream=stream) for key, array in mine.items()}
+                with cuda.gpus[(number + i) % count]:  # another one may be current
+                    y = numdcn.deform_conv_forward(**there, **case.geometry)
+                errors.append(float(np.abs(y.copy_to_host(stream=stream) - want).max() / np.abs(want).max()))
+                stream.synchronize()
+        told[str(number)] = max(errors)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
 if __name__ == "__main__":
-    print(json.dumps(comparison(sys.argv[1])))
+    print(json.dumps(on_devices() if sys.argv[1] == "devices" else comparison(sys.argv[1])))
