@@ -22,7 +22,6 @@ from numdcn._cuda.sample import corner_adder, gather, outside
 from numdcn._formulas import bilinear
 
 I32 = np.int32
-BLOCKS = 2  # that must fit a multiprocessor
 
 
 class Size(NamedTuple):
@@ -149,8 +148,8 @@ def column_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any, Any, Any]:
     return new_stage, new_room, plan_taps, sample_columns
 
 
-def _bounds(*constants: Any) -> tuple[int, int]:
-    return THREADS, BLOCKS
+def _bounds(T: Any, C: Any, SAMPLED: bool, *more: Any) -> tuple[int, int]:
+    return THREADS, 2 if SAMPLED else 1  # blocks that must fit a multiprocessor; without samples 2 would spill
 
 
 @kernels(Few, variants, _bounds)
@@ -302,13 +301,18 @@ def gradient_maker(T: Any) -> Any:
                 if low <= channel + i and channel + i < high:
                     values[i] = grads[i] * widen(at(a.weights, tap * channels + channel + i))
         else:
+            group = I32(I32(channel) // ins)
+            rest, start = I32(channel - group * ins), q * c.depth + group * outs
             for i in range(V):
-                values[i] = S(0)
+                total = S(0)
                 if low <= channel + i and channel + i < high:
-                    start = q * c.depth + (channel + i) // ins * outs
                     for o in range(outs):
                         weight = widen(at(a.weights, (tap * outs + o) * channels + channel + i))
-                        values[i] += weight * widen(at(a.y, start + o))
+                        total += weight * widen(at(a.y, start + o))
+                values[i] = total
+                rest = I32(rest + 1)
+                if rest == ins:
+                    rest, start = I32(0), start + outs
 
     return column_gradients
 
