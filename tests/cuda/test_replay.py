@@ -79,7 +79,8 @@ def launches(monkeypatch):
     """[(blocks, stream, (source, first, second, target)), ...] of all launches."""
     told = []
 
-    def launched(handle, blocks, one, two, across, down, three, shared, stream, parameters, more):
+    def launched(handle, blocks, *sizes_stream_and_parameters):
+        stream, parameters, _ = sizes_stream_and_parameters[-3:]
         time.sleep(0)  # as the driver lets other threads run
         places = (ctypes.c_void_p * 4).from_address(parameters)
         told.append((blocks, stream, tuple(ctypes.c_int64.from_address(place).value for place in places)))

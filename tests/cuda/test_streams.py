@@ -11,7 +11,7 @@ import device
 import numpy as np
 import pytest
 from checks import assert_same_bits
-from test_frameworks import Interface, Tensor, receive_all
+from test_frameworks import Array, Interface, Tensor, cupy, receive_all  # noqa: F401 - a fixture
 
 import numdcn
 from numdcn._call import arguments, device_scratch, frameworks, results
@@ -196,3 +196,9 @@ def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
     )
     seen = receive_all(x=Tensor(), w=Tensor())
     assert orders == [] and seen["w"].stream == 9
+
+
+def test_devices_of_one_framework_are_not_mixed(cupy):  # noqa: F811
+    """Where arrays are looked at one by one."""
+    with pytest.raises(ValueError, match="`points` is an array of cupy on GPU 1, but `x` is an array of cupy on GPU 0"):
+        numdcn.bilinear_sample_forward(Array((1, 2, 3, 4)), Array((1, 5, 2), number=1))
