@@ -45,6 +45,11 @@ class Framework:
         """An array of this framework as a `DeviceArray`."""
         raise NotImplementedError
 
+    def seen_beside(self, first: DeviceArray, value: Any) -> DeviceArray | None:
+        """The same, if it is an array of this framework on the device and the stream of another one; else perhaps None."""
+        made = self.seen(value) if self.owns(value) else None
+        return made if made is not None and (made.device, made.stream) == (first.device, first.stream) else None
+
     def empty(self, shape: tuple[int, ...], dtype: Any, device: int, stream: int) -> DeviceArray:
         """A new array, uninitialised and contiguous."""
         raise NotImplementedError

@@ -31,14 +31,24 @@ class Torch(Framework):
         return torch is not None and isinstance(value, torch.Tensor) and value.is_cuda
 
     def seen(self, value: Any) -> DeviceArray:
+        return self._seen(value, None)
+
+    def seen_beside(self, first: DeviceArray, value: Any) -> DeviceArray | None:
+        if not self.owns(value) or value.device.index != first.device:
+            return None
+        return self._seen(value, first.own_stream)  # torch has one current stream for each device
+
+    def _seen(self, value: Any, stream: int | None) -> DeviceArray:
+        """A tensor; the current stream of its device is asked for if it is not known."""
         torch, device = sys.modules["torch"], value.device.index
         if value.requires_grad:
             raise TypeError(
                 "a torch.Tensor that requires grad was given, expected tensor.detach(), as no gradients are recorded here; "
                 "numdcn.adapters.torch records them"
             )
-        dtype = _dtype(str(value.dtype).removeprefix("torch."))
-        stream = torch.cuda.current_stream(device).cuda_stream
+        dtype = _torch_dtype(value.dtype)
+        if stream is None:
+            stream = torch.cuda.current_stream(device).cuda_stream
         return DeviceArray(
             value, self, device, value.data_ptr(), dtype, tuple(value.shape), tuple(value.stride()), stream
         )  # fmt: skip
@@ -54,6 +64,12 @@ class Torch(Framework):
 
     def multiply(self, left: DeviceArray, right: DeviceArray, target: DeviceArray, tf32: bool) -> None:
         products.torch_multiply(left, right, target)  # tf32 as torch's switch is: `multiplies` has compared
+
+
+@functools.cache
+def _torch_dtype(dtype: Any) -> Any:
+    """A dtype of torch as the library's."""
+    return _dtype(str(dtype).removeprefix("torch."))
 
 
 class Cupy(Framework):
@@ -103,7 +119,19 @@ class Numba(Framework):
             return _simulated(value, self)
         if not hasattr(type(value), "__cuda_array_interface__"):
             return _from_dlpack(value, self)
-        interface = value.__cuda_array_interface__
+        return self._shown(value, value.__cuda_array_interface__)
+
+    def seen_beside(self, first: DeviceArray, value: Any) -> DeviceArray | None:
+        if type(value) is not type(first.owner) or not hasattr(type(value), "__cuda_array_interface__"):
+            return super().seen_beside(first, value)
+        interface = value.__cuda_array_interface__  # of Numba's arrays: costs 2 us
+        if interface is None:
+            return None
+        made = self._shown(value, interface)
+        return made if (made.device, made.stream) == (first.device, first.stream) else None
+
+    def _shown(self, value: Any, interface: dict[str, Any]) -> DeviceArray:
+        """An array that shows its memory by an interface."""
         typestr = interface["typestr"]
         dtype = _named(typestr) or _dtype(str(getattr(value, "dtype", typestr)))
         shape = tuple(interface["shape"])

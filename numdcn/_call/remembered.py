@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from numdcn._call.device_array import DeviceArray
+from numdcn._call.prepared import PreparedWeights
+
 Result = TypeVar("Result")
 _PLAIN = {int, bool, float, type(None)}
 MOST = 512  # problems; beyond, all are forgotten
@@ -15,17 +18,22 @@ _known: dict[tuple[Any, ...], Any] = {}
 
 
 def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Result:
-    """`make(arrays, *options)`, which may depend on nothing but the dtypes and shapes of the arrays, and the options.
+    """`make(arrays, *options)`, which may depend on nothing but the dtypes and shapes of the arrays, the groups that weights
+    were prepared for, and the options.
 
-    Only for NumPy arrays and options that are numbers, bools, None, or tuples of ints.
+    Only for arrays of NumPy or on a GPU, and options that are numbers, bools, None, or tuples of ints.
     """
     key: list[Any] = [make]
     for array in arrays:
         if array is None:
             key.append(None)
-        elif type(array) is np.ndarray:
+        elif type(array) is np.ndarray or type(array) is DeviceArray:
             key.append(array.dtype)
             key.append(array.shape)
+        elif type(array) is PreparedWeights and type(array.array) is DeviceArray:
+            key.append(array.dtype)
+            key.append(array.shape)
+            key.append(array.groups)
         else:
             return make(arrays, *options)
     for option in options:

@@ -8,7 +8,7 @@ belong together are passed as a NamedTuple: it costs no registers.
 Four constants have the same names in all kernels except the copies of `layout` (from S to T, or back):
 
     T    the type in which images and most other arrays are stored
-    C    the type of coordinates: boxes, offsets
+    C    the widest type of coordinates, as boxes and offsets; they may be as narrow as T, see `coordinates`
     A    `compute_type(T)`: the type of arrays that hold sums
     S    `scalar_type(T)`: NumPy's scalar of that type; S(0.5) is a constant of it
 
@@ -169,9 +169,9 @@ def scalar_type(stored: Any) -> type[np.floating[Any]]:
     return np.float64 if stored == F64 else np.float32
 
 
-def type_pairs(stored: Iterable[Any] = (F32, F64, F16, BF16)) -> list[tuple[Any, Any]]:
-    """The pairs of types of images and coordinates: coordinates may be float32 where images are narrower."""
-    return [(dtype, dtype) for dtype in stored] + [(dtype, F32) for dtype in stored if dtype in (F16, BF16)]
+def type_pairs() -> list[tuple[Any, Any]]:
+    """The types of images, each with the widest type of coordinates."""
+    return [(dtype, compute_type(dtype)) for dtype in (F32, F64, F16, BF16)]
 
 
 @functools.cache

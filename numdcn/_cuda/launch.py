@@ -21,6 +21,7 @@ from numdcn._call.numba_cuda import SIMULATED, types
 if not SIMULATED:
     from numdcn._call.numba_cuda import driver
 
+PUT = struct.Struct("@q").pack_into
 CODES = {types.int64: "q", types.float32: "f", types.float64: "d"}
 
 
@@ -66,7 +67,7 @@ class Kernel:
         codes = [CODES[scalar] for scalar in _scalars(signature[0])]
         self._packing = struct.Struct("@" + "".join(codes))
         ends = (struct.calcsize("@" + "".join(codes[: i + 1])) for i in range(len(codes)))
-        self._offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
+        self.offsets = [end - struct.calcsize(code) for end, code in zip(ends, codes, strict=True)]
         self._flatten = eval(f"lambda c: ({_flat(signature[0], 'c')},)")  # only numbers and brackets
         self._handles: dict[int, Any] = {}  # by device
         self._rooms: list[_Room] = []  # free ones
@@ -82,20 +83,34 @@ class Kernel:
     def _launch(
         self, blocks: int, threads: int | tuple[int, int], stream: int, device: int, call: tuple[Any, ...]
     ) -> None:
-        handle = self._handles.get(device) or self._load(device)
+        handle = self.handle(device)
         across, down = threads if isinstance(threads, tuple) else (threads, 1)
         try:
             room = self._rooms.pop()
         except IndexError:
-            room = _Room(self._packing.size, self._offsets)
+            room = _Room(self._packing.size, self.offsets)
         self._packing.pack_into(room.memory, 0, *self._flatten(call))
         (error,) = driver.cuLaunchKernel(handle, blocks, 1, 1, across, down, 1, 0, stream, room.address, 0)
         self._rooms.append(room)
         check(error, "a kernel could not be launched")
 
+    def flat(self, call: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The scalars of an argument."""
+        return self._flatten(call)
+
+    def room(self, call: tuple[Any, ...]) -> _Room:
+        """Memory that holds an argument."""
+        made = _Room(self._packing.size, self.offsets)
+        self._packing.pack_into(made.memory, 0, *self._flatten(call))
+        return made
+
+    def handle(self, device: int) -> Any:
+        """The kernel as the driver knows it on a device, which is current."""
+        return self._handles.get(device) or self._load(device)
+
     def load(self, device: int) -> None:
         """Have the kernel on a device before its first launch: compiled, or read from the disk cache, and loaded."""
-        on_device(device, lambda: self._handles.get(device) or self._load(device))
+        on_device(device, lambda: self.handle(device))
 
     def _load(self, device: int) -> Any:
         """The kernel on a device: compiled, or read from the disk cache (`_cache`)."""
@@ -108,6 +123,48 @@ class Kernel:
                     raise RuntimeError(_outdated_linker()) from error
                 raise
         return handle
+
+
+class Launch:
+    """A launch to be repeated, in which only addresses vary: those parameters that have a `slot` and a `delta` (see
+    `replay`)."""
+
+    def __init__(self, kernel: Kernel, blocks: int, threads: int | tuple[int, int], call: tuple[Any, ...]) -> None:
+        self.kernel, self.blocks, self.threads, self.call = kernel, blocks, threads, call
+        flat = kernel.flat(call)
+        self.plain = [value for value in flat if not hasattr(value, "slot")]
+        self._moving = [
+            (place, value.slot, value.delta)
+            for place, value in zip(kernel.offsets, flat, strict=True)
+            if hasattr(value, "slot")
+        ]
+        self._rooms: list[_Room] = []  # free ones
+
+    def run(self, device: int, stream: int, starts: list[int]) -> None:
+        """Launch it, given where the arrays of all slots start; the device is current."""
+        if SIMULATED:
+            self.kernel.dispatcher[self.blocks, self.threads](_moved(self.call, starts))
+            return
+        across, down = self.threads if isinstance(self.threads, tuple) else (self.threads, 1)
+        try:
+            room = self._rooms.pop()
+        except IndexError:
+            room = self.kernel.room(self.call)
+        memory = room.memory
+        for place, slot, delta in self._moving:
+            PUT(memory, place, starts[slot] + delta)
+        handle = self.kernel.handle(device)
+        (error,) = driver.cuLaunchKernel(handle, self.blocks, 1, 1, across, down, 1, 0, stream, room.address, 0)
+        self._rooms.append(room)
+        check(error, "a kernel could not be launched")
+
+
+def _moved(value: Any, starts: list[int]) -> Any:
+    """An argument with other addresses."""
+    if isinstance(value, tuple):
+        items = [_moved(item, starts) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return starts[value.slot] + value.delta if hasattr(value, "slot") else value
 
 
 def _outdated_linker() -> str:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, cuda, kernels
+from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, cuda, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.mma import from_bits, word
 
-I32 = np.int32
+I32, I64 = np.int32, np.int64
 AXES = 6  # of a copy, at most
 TILE = 4 if SIMULATED else 32  # pixels and channels transposed by a block
 PITCH = TILE + 1
@@ -26,11 +26,13 @@ CONVERSIONS = [(dtype, dtype) for dtype in STORED_TYPES] + [(F16, F32), (BF16, F
 
 
 class Copy(NamedTuple):
-    """Parameters of `copy`; axes of size 1 come first."""
+    """Parameters of `copy`; axes that are not in use come first."""
 
-    source: int
+    source: int  # 0: zeros
     target: int
     count: int
+    add: int  # 1: add to the target
+    axes: int  # in use
     sizes: tuple[int, int, int, int, int, int]
     source_strides: tuple[int, int, int, int, int, int]
     target_strides: tuple[int, int, int, int, int, int]
@@ -39,36 +41,32 @@ class Copy(NamedTuple):
 @kernels(Copy, lambda: CONVERSIONS)
 def copy(S, T):
     """Copy an array of S into one of T, with any strides."""
+    N = scalar_type(T)
 
     def run(c):
         source, target = view(c.source, S), view(c.target, T)
+        first, small = AXES - c.axes, c.count < 2**31
         for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
             rest, i, j = task, 0, 0
             for axis in range(AXES - 1, -1, -1):
-                place = rest % c.sizes[axis]
-                rest //= c.sizes[axis]
-                i += place * c.source_strides[axis]
-                j += place * c.target_strides[axis]
-            put(target, j, narrow(widen(at(source, i)), T))
-
-    return run
-
-
-class Fill(NamedTuple):
-    """Parameters of `fill`."""
-
-    target: int
-    count: int
-
-
-@kernels(Fill, lambda: [(dtype,) for dtype in STORED_TYPES])
-def fill(T):
-    """Fill a contiguous array with zeros."""
-
-    def run(c):
-        target = view(c.target, T)
-        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
-            put(target, task, T(0))
+                if axis > first:
+                    size = c.sizes[axis]
+                    upper = (
+                        I64(I32(rest) // I32(size)) if small else rest // size
+                    )  # a division of 64 bits costs far more
+                    place = rest - upper * size
+                    rest = upper
+                    i += place * c.source_strides[axis]
+                    j += place * c.target_strides[axis]
+                elif axis == first:
+                    i += rest * c.source_strides[axis]
+                    j += rest * c.target_strides[axis]
+            value = N(0)
+            if c.source:
+                value = N(widen(at(source, i)))
+            if c.add:
+                value += widen(at(target, j))
+            put(target, j, narrow(value, T))
 
     return run
 

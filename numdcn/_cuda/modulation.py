@@ -8,11 +8,9 @@ from typing import NamedTuple
 from numdcn._call.arrays import received
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.results import new_like
-from numdcn._cuda.jit import BF16, F16, F32, F64, Scalar, cuda, kernels, scalar_type
+from numdcn._cuda.jit import STORED, Scalar, cuda, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.workspace import Workspace, scalar, stored
-
-VARIANTS = [(dtype,) for dtype in (F32, F64, F16, BF16)]
 
 
 class Call(NamedTuple):
@@ -27,54 +25,25 @@ class Call(NamedTuple):
     scale: Scalar
 
 
-@kernels(Call, lambda: VARIANTS)
-def masks(T):
-    """mask = scale * sigmoid(logits)."""
-    S = scalar_type(T)
-
-    def run(c):
-        logits, mask = view(c.logits, T), view(c.mask, T)
-        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
-            logit = widen(at(logits, task // c.image * c.step + task % c.image))
-            small = S(math.exp(-abs(logit)))  # for either sign, so nothing overflows
-            upper = S(1) / (S(1) + small)
-            sigmoid = upper if logit >= S(0) else small * upper
-            put(mask, task, narrow(S(c.scale) * sigmoid if logit == logit else logit, T))
-
-    return run
-
-
-@kernels(Call, lambda: VARIANTS)
-def mask_gradients(T):
-    """grad_logits = grad_mask * mask * (1 - mask / scale)."""
+@kernels(Call, lambda: [(dtype,) for dtype in STORED.values()])
+def modulate(T):
+    """mask = scale * sigmoid(logits), or, with a gradient of the mask, grad_logits = grad_mask * mask * (1 - mask / scale)."""
     S = scalar_type(T)
 
     def run(c):
         logits, mask, grad_mask = view(c.logits, T), view(c.mask, T), view(c.grad_mask, T)
         for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
-            value, grad = widen(at(mask, task)), widen(at(grad_mask, task))
-            slope = value * (S(1) - value / S(c.scale))
-            put(logits, task // c.image * c.step + task % c.image, narrow(grad * slope, T))
-
-    return run
-
-
-class Sum(NamedTuple):
-    """Parameters of `add`."""
-
-    target: int
-    other: int
-    count: int
-
-
-@kernels(Sum, lambda: VARIANTS)
-def add(T):
-    """target += other."""
-
-    def run(c):
-        target, other = view(c.target, T), view(c.other, T)
-        for task in range(cuda.grid(1), c.count, cuda.gridsize(1)):
-            put(target, task, narrow(widen(at(target, task)) + widen(at(other, task)), T))
+            spot = task // c.image * c.step + task % c.image
+            if c.grad_mask:
+                value, grad = widen(at(mask, task)), widen(at(grad_mask, task))
+                slope = value * (S(1) - value / S(c.scale))
+                put(logits, spot, narrow(grad * slope, T))
+            else:
+                logit = widen(at(logits, spot))
+                small = S(math.exp(-abs(logit)))  # for either sign, so nothing overflows
+                upper = S(1) / (S(1) + small)
+                sigmoid = upper if logit >= S(0) else small * upper
+                put(mask, task, narrow(S(c.scale) * sigmoid if logit == logit else logit, T))
 
     return run
 
@@ -87,7 +56,7 @@ def split_prediction(z: DeviceArray, channels: int, scale: int) -> tuple[DeviceA
         if mask.size:
             first = z.address + channels * z.strides[1] * z.dtype.itemsize
             call = Call(first, mask.address, 0, mask.size, mask.size // len(mask), z.strides[0], scalar(z.dtype)(scale))  # type: ignore[arg-type]
-            work.spread(masks(stored(z.dtype)), call, mask.size)
+            work.spread(modulate(stored(z.dtype)), call, mask.size)
         return offsets, mask
 
 
@@ -104,16 +73,11 @@ def join_gradients(grad_offsets: DeviceArray, grad_mask: DeviceArray, mask: Devi
             image = grad_mask.size // len(grad_mask)
             factor = scalar(grad_z.dtype)(scale)
             call = Call(first, mask.address, grad_mask.address, grad_mask.size, image, grad_z.strides[0], factor)  # type: ignore[arg-type]
-            work.spread(mask_gradients(stored(grad_z.dtype)), call, grad_mask.size)
+            work.spread(modulate(stored(grad_z.dtype)), call, grad_mask.size)
         return grad_z
 
 
 def add_to(target: DeviceArray, other: DeviceArray) -> None:
     """target += other."""
-    if not target.size:
-        return
     with Workspace(target) as work:
-        sums = work.contiguous(target)
-        work.spread(add(stored(target.dtype)), Sum(sums.address, work.contiguous(other).address, sums.size), sums.size)
-        if sums is not target:
-            work.copy(sums, target)
+        work.add(other, target)

@@ -11,7 +11,7 @@ import numpy as np
 from numdcn._call.arguments import Arrays
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray, c_strides, collapsed
 from numdcn._call.results import Output, Outputs
-from numdcn._cuda import jit, layout, scatter
+from numdcn._cuda import jit, layout, replay, scatter
 from numdcn._cuda.memory import vector_length
 
 
@@ -36,6 +36,7 @@ class Workspace:
     def __init__(self, like: DeviceArray) -> None:
         self.framework, self.device, self.stream = like.framework, like.device, like.stream
         self._kept: list[DeviceArray] = []
+        self._recording = replay.current.recording
 
     def __enter__(self) -> Workspace:
         self._quiet = np.errstate(all="ignore")  # in the simulator too, NaN and infinity are ordinary values
@@ -67,6 +68,8 @@ class Workspace:
         order."""
         made = self.framework.scratch(shape, dtype, self.device, self.stream)
         self._kept.append(made)
+        if self._recording is not None:
+            self._recording.scratch(made)
         return made
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -75,11 +78,17 @@ class Workspace:
         self.clear(made)
         return made
 
+    def layout(self, layout: tuple[Any, ...], made: DeviceArray) -> int:
+        """The address of prepared weights in a layout."""
+        return made.address if self._recording is None else self._recording.layout(layout, made)
+
     def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any = jit.THREADS) -> None:
         """Run a kernel on at most `blocks` blocks of threads; kernels use grid-stride loops over their tasks."""
         if blocks > 0:
             most = 2 if jit.SIMULATED else 2**31 - 1
             kernel.run(min(blocks, most), threads, self.stream, self.device, call)
+            if self._recording is not None:
+                self._recording.launch(kernel, call, min(blocks, most), threads, self.stream)
 
     def spread(self, kernel: Any, call: tuple[Any, ...], tasks: int) -> None:
         """Run a kernel whose threads loop over `tasks` tasks, on at most 8 blocks per multiprocessor."""
@@ -91,23 +100,39 @@ class Workspace:
         if not array.contiguous:
             self.copy(self.zeros(array.shape, array.dtype), array)
         elif array.size:
-            kernel = layout.fill(stored(array.dtype))
-            self.spread(kernel, layout.Fill(array.address, array.size), array.size)
+            self._move(0, array.dtype, (array.size,), (0,), array.reshaped(array.size))
 
     def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """Copy an array into one of the same shape, of the same or a convertible type."""
+        self._move(source.address, source.dtype, target.shape, source.strides, target)
+
+    def add(self, source: DeviceArray, target: DeviceArray) -> None:
+        """Add an array to another one of the same shape and type."""
+        self._move(source.address, source.dtype, target.shape, source.strides, target, add=1)
+
+    def _move(
+        self,
+        address: int,
+        dtype: Any,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        target: DeviceArray,
+        add: int = 0,
+    ) -> None:
+        """Copy an array, or zeros if its address is 0, into another one, or add it."""
         if not target.size:
             return
-        axes = list(collapsed(target.shape, source.strides, target.strides))
+        axes = list(collapsed(shape, strides, target.strides))
         if len(axes) > layout.AXES:
             raise ValueError(
                 f"an array of shape {target.shape} has {len(axes)} axes that do not follow one another in memory, expected at "
                 f"most {layout.AXES}"
             )
-        axes = [(1, 0, 0)] * (layout.AXES - len(axes)) + axes
+        used = len(axes)
+        axes = [(1, 0, 0)] * (layout.AXES - used) + axes
         sizes, source_strides, target_strides = (tuple(axis[i] for axis in axes) for i in range(3))
-        call = layout.Copy(source.address, target.address, target.size, sizes, source_strides, target_strides)  # type: ignore[arg-type]
-        self.spread(layout.copy(stored(source.dtype), stored(target.dtype)), call, target.size)
+        call = layout.Copy(address, target.address, target.size, add, used, sizes, source_strides, target_strides)  # type: ignore[arg-type]
+        self.spread(layout.copy(stored(dtype), stored(target.dtype)), call, target.size)
 
     def output(self, array: DeviceArray) -> Output[DeviceArray]:
         """A target for a kernel to fill: the array, or, if it is not contiguous, memory that is copied to it at the

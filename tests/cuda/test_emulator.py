@@ -61,8 +61,18 @@ def comparisons():
 @pytest.mark.parametrize("name", CASES)
 def test_deform_conv_on_the_emulator(comparisons, name):
     errors, reports = comparisons[name]
-    assert len(errors) == 1 + 2 * 5  # y, and the gradients twice
+    assert len(errors) == 2 * (1 + 2 * 5)  # y, and the gradients in two ways, twice
     assert not {what: error for what, error in errors.items() if not error < CASES[name].tolerance}
+    assert not reports
+
+
+@pytest.mark.full
+def test_threads_repeat_calls_on_devices_of_their_own():
+    """While another device is current, on streams that run as late as they may."""
+    prepare()
+    printed, reports = emulated("tests/support/emulator_programs.py", "devices", DEVICES="2", RACES="")
+    errors = json.loads(printed)
+    assert len(errors) == 2 and max(errors.values()) < CASES["depthwise"].tolerance
     assert not reports
 
 

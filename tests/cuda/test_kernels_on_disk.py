@@ -119,7 +119,7 @@ import numpy
 vars(numpy).pop("row_stack", None)
 numpy.__all__ = [name for name in numpy.__all__ if name != "row_stack"]
 import test_compile
-job = next(job for job in test_compile.jobs() if job[0].endswith("_cuda.layout.fill"))
+job = next(job for job in test_compile.jobs() if job[0].endswith("_cuda.conv.weights.sum_partials"))
 print([row[2] for row in test_compile.compiled(job).rows], hasattr(numpy, "row_stack"))
 """
     assert run_python(code).stdout == f"{[test_compile.sm(arch) for arch in test_compile.supported()]} False\n"

@@ -11,7 +11,7 @@ import device
 import numpy as np
 import pytest
 from checks import assert_same_bits
-from test_frameworks import Interface, Tensor, receive_all
+from test_frameworks import Array, Interface, Tensor, cupy, receive_all  # noqa: F401 - a fixture
 
 import numdcn
 from numdcn._call import arguments, device_scratch, frameworks, results
@@ -182,7 +182,7 @@ def test_parameters_are_flat():
     call = Outer(1, Inner((2, 3), 4), 0.5, (6, 7), 8)
     assert kernel._flatten(call) == (1, 2, 3, 4, 0.5, 6, 7, 8)
     assert kernel._packing.format == "@qqqqfqqq"
-    assert kernel._offsets == [0, 8, 16, 24, 32, 40, 48, 56]
+    assert kernel.offsets == [0, 8, 16, 24, 32, 40, 48, 56]
     assert Kernel(None, (_numba_type(Inner, types.float64),))._flatten(Inner((2, 3), 4)) == (2, 3, 4)
 
 
@@ -196,3 +196,9 @@ def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
     )
     seen = receive_all(x=Tensor(), w=Tensor())
     assert orders == [] and seen["w"].stream == 9
+
+
+def test_devices_of_one_framework_are_not_mixed(cupy):  # noqa: F811
+    """Where arrays are looked at one by one."""
+    with pytest.raises(ValueError, match="`points` is an array of cupy on GPU 1, but `x` is an array of cupy on GPU 0"):
+        numdcn.bilinear_sample_forward(Array((1, 2, 3, 4)), Array((1, 5, 2), number=1))

@@ -218,6 +218,11 @@ TINY = [
     Case(channels=9, c_out=5, size=(4, 3), padding=1, bias=True),
     Case(1, 18, 20, (3, 3), (2, 1), (1, 2), (0, 1), groups=2, offset_groups=3, mask=True, bias=True),
     Case(channels=4, c_out=8, size=(4, 3), padding=1, groups=4, offset_groups=2, mask=True),
+    Case(2, 17, 17, (3, 2), (2, 2), padding=1, groups=17, mask=True),
+    Case(1, 21, 6, (3, 3), (3, 2), padding=1, groups=3, offset_groups=7, bias=True),
+    Case(1, 10, 15, (4, 2), (1, 3), padding=(0, 1), groups=5, offset_groups=2, mask=True),
+    Case(1, 3, 11, (3, 3), (2, 1), stride=(1, 2), bias=True),
+    Case(1, 30, 6, (2, 2), (1, 2), groups=6),
     Case(channels=2, c_out=3, size=(4, 3), padding=1, batch=0, bias=True, mask=True),
     # output pixels of several patches
     Case(2, 8, 3, (5, 7), (1, 1)),

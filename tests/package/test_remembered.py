@@ -5,6 +5,8 @@ import pytest
 
 import numdcn
 from numdcn._call import remembered
+from numdcn._call.device_array import DTYPES, DeviceArray, c_strides
+from numdcn._call.prepared import PreparedWeights
 
 x, w, offsets = np.ones((1, 2, 5, 5), "f"), np.ones((3, 2, 3, 3), "f"), np.zeros((1, 18, 3, 3), "f")
 layer = {"offset_w": np.zeros((18, 2, 3, 3), "f"), "offset_b": None}
@@ -57,6 +59,31 @@ def test_weights_prepared_for_other_groups():
     numdcn.conv_forward(x, two)
     with pytest.raises(ValueError, match="groups"):
         numdcn.conv_forward(x, numdcn.prepare_weights(two, groups=1))
+
+
+def test_problems_of_arrays_on_a_gpu():
+    """Remembered too, by shapes, types and the groups of prepared weights."""
+    made = []
+
+    def problem(arrays, stride):
+        made.append((arrays, stride))
+        return len(made)
+
+    def seen(shape, dtype="float32", address=0x1000):
+        return DeviceArray(None, None, 0, address, DTYPES[dtype], shape, c_strides(shape), 0)
+
+    def prepared(groups):
+        return PreparedWeights(seen((2, 1)), groups)
+
+    calls = [
+        ((seen((4, 2)), seen((2, 1))), 1), ((seen((4, 2)), prepared(1)), 1), ((seen((4, 2)), prepared(2)), 1),
+        ((seen((4, 2), "float16"), seen((2, 1))), 1), ((seen((4, 3)), seen((2, 1))), 1), ((seen((4, 2)), seen((2, 1))), 2),
+    ]  # fmt: skip
+    first = [remembered.remembered(problem, *call) for call in calls]
+    assert first == [1, 2, 3, 4, 5, 6]
+    moved = (seen((4, 2), address=0x9000), prepared(2))
+    assert [remembered.remembered(problem, *call) for call in calls] == first
+    assert remembered.remembered(problem, moved, 1) == 3 and len(made) == 6
 
 
 def test_little_is_remembered():

@@ -4,6 +4,7 @@ Compares numdcn with the naive reference, and prints JSON.
 """
 
 import json
+import os
 import sys
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ CASES = {  # by kind of kernel: scalar, tensor cores; many: more than are planne
     "float32, many offset groups": Case("float32", False, 3e-6, 2, 48, 24, 1, 12, {"padding": 1}),
     "float16, many offset groups": Case("float16", False, 2e-3, 2, 48, 24, 1, 12, {"padding": 1}),
     "tf32, many offset groups": Case("float32", True, 2e-3, 1, 96, 24, 2, 12, {"padding": 1}),
+    "depthwise": Case("float32", False, 3e-6, 2, 70, 140, 70, 2, {"padding": 1}),
+    "few float16": Case("float16", False, 2e-3, 1, 35, 21, 7, 5, {"padding": 1}),
 }
 
 
@@ -55,7 +58,7 @@ def comparison(name):
     import numdcn
     from numdcn._call.numba_cuda import cuda  # patched for NumPy 2.5
 
-    told = {}
+    told, kept = {}, []  # kept: so that the second arrays are elsewhere
 
     def compare(what, got, want):
         for field, values in want.items():
@@ -65,16 +68,58 @@ def comparison(name):
     case = CASES[name]
     arrays, grad_y = problem(case)
     exact = {key: array.astype(float) for key, array in arrays.items()}
-    device = {key: cuda.to_device(array) for key, array in arrays.items()}
     more = {**case.geometry, "allow_tf32": case.tf32}
-    y = numdcn.deform_conv_forward(**device, **more)
-    compare("forward", {"y": y}, {"y": naive.forward(**exact, **case.geometry)})
+    right = {"y": naive.forward(**exact, **case.geometry)}
     wanted = naive.backward(grad_y.astype(float), **exact, **case.geometry)._asdict()
-    for deterministic in (False, True):
-        got = numdcn.deform_conv_backward(cuda.to_device(grad_y), **device, **more, deterministic=deterministic)
-        compare(f"backward {deterministic=}", got._asdict(), wanted)
+    for time in ("first", "again"):  # the second time, with other arrays, launches are repeated
+        device = {key: cuda.to_device(array) for key, array in arrays.items()}
+        compare(f"{time} forward", {"y": numdcn.deform_conv_forward(**device, **more)}, right)
+        for deterministic in (False, True):
+            got = numdcn.deform_conv_backward(cuda.to_device(grad_y), **device, **more, deterministic=deterministic)
+            compare(f"{time} backward {deterministic=}", got._asdict(), wanted)
+        kept.append(device)
+    return told
+
+
+ALIVE = []  # Numba frees memory in whichever context is current, so none is freed
+
+
+def on_devices(count=2, calls=4):
+    """{device: largest difference from the CPU's results} of threads that call at the same time, each on a device and a
+    stream of its own, with arrays of one kind; after the first calls launches are repeated."""
+    import threading
+
+    import numdcn
+    from numdcn._call.numba_cuda import cuda
+
+    case, told = CASES["depthwise"], {}
+    arrays, _ = problem(case)
+
+    def call(number):
+        rng, errors = np.random.default_rng(number), []
+        with cuda.gpus[number]:
+            stream = cuda.stream()
+            for i in range(calls):
+                mine = {key: rng.permuted(array, axis=0 if i else -1) for key, array in arrays.items()}
+                want = numdcn.deform_conv_forward(**mine, **case.geometry)
+                there = {key: cuda.to_device(array, stream=stream) for key, array in mine.items()}
+                with cuda.gpus[(number + i) % count]:  # another one may be current
+                    y = numdcn.deform_conv_forward(**there, **case.geometry)
+                ALIVE.append((there, y))
+                errors.append(float(np.abs(y.copy_to_host(stream=stream) - want).max() / np.abs(want).max()))
+                stream.synchronize()
+        told[str(number)] = max(errors)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return told
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "devices":
+        print(json.dumps(on_devices()), flush=True)
+        os._exit(0)
     print(json.dumps(comparison(sys.argv[1])))

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numdcn._cuda.attention.kernels import HEIGHT, Outputs, Pixels, variants
+from numdcn._cuda.attention.kernels import HEIGHT, Outputs, Pixels
 from numdcn._cuda.attention.points import C00, C01, C10, C11, Head, Points, originator, sampler
-from numdcn._cuda.jit import THREADS, compute_type, cuda, device, kernels, scalar_type
+from numdcn._cuda.jit import STORED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import split
 from numdcn._cuda.memory import at, put, view, widen
 from numdcn._formulas import bilinear
@@ -50,11 +50,11 @@ def pixel_adder(T):
     return add_pixel
 
 
-@kernels(InOrder, variants)
-def add_in_order(T, C, W):
+@kernels(InOrder, lambda: [(dtype,) for dtype in STORED.values()])
+def add_in_order(T):
     """Add the gradients of all samples of a level to the gradient of value."""
     S, A, add_pixel = scalar_type(T), compute_type(T), pixel_adder(T)
-    origin_at, sample_at = originator(T), sampler(T, C, W)
+    origin_at, sample_at = originator(T), sampler(T)
 
     def run(c):
         numbers = cuda.shared.array((HEIGHT, THREADS), S)

@@ -28,7 +28,8 @@ from numdcn._cuda.attention.points import (
     originator,
     sampler,
 )
-from numdcn._cuda.jit import F32, F64, THREADS, compute_type, cuda, device, kernels, scalar_type, type_pairs
+from numdcn._cuda.coordinates import coordinate_viewer, put_coordinate
+from numdcn._cuda.jit import F32, F64, STORED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import add_lanes, split
 from numdcn._cuda.memory import add_vector, at, narrow, put, vector_length, view
 from numdcn._formulas import bilinear
@@ -70,12 +71,6 @@ class Call(NamedTuple):
     pitch: int  # samples of a head in shared memory
 
 
-def variants() -> list[tuple[Any, Any, Any]]:
-    """Types of value, of points and of weights, which may be as wide as points where these are wider than value."""
-    pairs = type_pairs()
-    return [(T, C, T) for T, C in pairs] + [(T, C, C) for T, C in pairs if C != T]
-
-
 def head_locator(T: Any) -> Any:
     """Make `locate_heads(c, first, origins, bases)`."""
     origin_at = originator(T)
@@ -92,9 +87,9 @@ def head_locator(T: Any) -> Any:
     return locate_heads
 
 
-def sample_locator(T: Any, C: Any, W: Any) -> Any:
+def sample_locator(T: Any) -> Any:
     """Make `locate_samples(c, first, begin, count, origins, bases, numbers, places)`."""
-    sample_at = sampler(T, C, W)
+    sample_at = sampler(T)
 
     @device
     def locate_samples(c, first, begin, count, origins, bases, numbers, places):
@@ -145,14 +140,14 @@ def corner_loader(U: int, WIDE: bool) -> Any:
 
 @kernels(
     Call,
-    lambda: [(*types, wide) for types in variants() for wide in (False, True)],
+    lambda: [(dtype, wide) for dtype in STORED.values() for wide in (False, True)],
     lambda T, *rest: (THREADS, 4 if T == F32 else 3),
 )
-def forward_heads(T, C, W, WIDE):
-    """y, from value and y of T, points of C, weights of W. WIDE: 16 bytes of channels per thread."""
+def forward_heads(T, WIDE):
+    """y. WIDE: 16 bytes of channels per thread."""
     S, U = scalar_type(T), vector_length(T) if WIDE else 1
     CORNERS, load_corners = 4 * U, corner_loader(U, WIDE)
-    locate_heads, locate_samples = head_locator(T), sample_locator(T, C, W)
+    locate_heads, locate_samples = head_locator(T), sample_locator(T)
 
     def run(c):
         origins = cuda.shared.array((2, THREADS), I64)
@@ -236,16 +231,16 @@ def corner_adder(U: int, VECTORS: bool) -> Any:
     return add_corners
 
 
-def gradient_writer(T: Any, C: Any, W: Any) -> Any:
+def gradient_writer(T: Any) -> Any:
     """Make `write_gradients(c, first, begin, count, numbers, sums)`."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     @device
     def write_gradients(c, first, begin, count, numbers, sums):
         """Write the gradients of the points and weights that `locate_samples` has located, from their sums over the
         channels."""
         forms = view(c.points.table.forms, A)
-        grad_points, grad_weights = view(c.grad_points, C), view(c.grad_weights, W)
+        grad_points, grad_weights = coordinates(c.grad_points), coordinates(c.grad_weights)
         block_heads = split(THREADS, c.lanes)[0]
         for unit in range(I32(cuda.threadIdx.x), block_heads * count, THREADS):
             number, t = split(unit, count)
@@ -255,34 +250,33 @@ def gradient_writer(T: Any, C: Any, W: Any) -> Any:
                 if c.grad_weights:
                     s = c.grad_weights_strides
                     target = head.b * s[0] + head.q * s[1] + head.m * s[2] + t * s[3]
-                    put(grad_weights, target, narrow(S(sums[0, spot]), W))
+                    put_coordinate(grad_weights, target, S(sums[0, spot]), T)
                 if c.grad_points:
                     s = c.grad_points_strides
                     target = head.b * s[0] + head.q * s[1] + head.m * s[2] + t * s[3]
                     weight = S(numbers[2, spot])
                     along_y = at(forms, t * FORMS + SCALE_Y) * (weight * S(sums[1, spot]))
                     along_x = at(forms, t * FORMS + SCALE_X) * (weight * S(sums[2, spot]))
-                    put(grad_points, target, narrow(S(along_x), C))
-                    put(grad_points, target + s[4], narrow(S(along_y), C))
+                    put_coordinate(grad_points, target, S(along_x), T)
+                    put_coordinate(grad_points, target + s[4], S(along_y), T)
 
     return write_gradients
 
 
 def backward_variants() -> list[tuple[Any, ...]]:
     """Those of the forward, and with vectors for the types that have them."""
-    narrow_types = [types for types in variants() if types[0] != F64]
-    plain = [(*types, wide, False) for types in variants() for wide in (False, True)]
-    return plain + [(*types, True, True) for types in narrow_types]
+    plain = [(dtype, wide, False) for dtype in STORED.values() for wide in (False, True)]
+    return plain + [(dtype, True, True) for dtype in STORED.values() if dtype != F64]
 
 
-@kernels(Call, backward_variants, lambda T, C, W, WIDE, VECTORS: (THREADS, 3 if T == F32 and VECTORS else 2))
-def backward_heads(T, C, W, WIDE, VECTORS):
+@kernels(Call, backward_variants, lambda T, WIDE, VECTORS: (THREADS, 3 if T == F32 and VECTORS else 2))
+def backward_heads(T, WIDE, VECTORS):
     """The gradients: that of value is added to, those of points and weights are written. WIDE without VECTORS (16-byte
     atomic adds) leaves out that of value."""
     ADDS = VECTORS or not WIDE
     S, A, U, load = scalar_type(T), compute_type(T), vector_length(T) if WIDE else 1, loader(WIDE)
     CORNERS, load_corners, add_corners = 4 * U, corner_loader(U, WIDE), corner_adder(U, VECTORS)
-    locate_heads, locate_samples, write_gradients = head_locator(T), sample_locator(T, C, W), gradient_writer(T, C, W)
+    locate_heads, locate_samples, write_gradients = head_locator(T), sample_locator(T), gradient_writer(T)
 
     def run(c):
         origins = cuda.shared.array((2, THREADS), I64)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate, coordinate_viewer
 from numdcn._cuda.jit import F32, F64, Scalar, compute_type, device, kernels, scalar_type, types
 from numdcn._cuda.lanes import split
-from numdcn._cuda.memory import at, put, view, widen
+from numdcn._cuda.memory import at, put, view
 from numdcn._formulas import bilinear
 
 I32, I64 = np.int32, np.int64
@@ -158,17 +159,17 @@ def originator(T: Any) -> Any:
     return origin_at
 
 
-def sampler(T: Any, C: Any, W: Any) -> Any:
-    """Make `sample_at(p, origin, t)`: the `Sample` of point t. Types of value, of points and of weights."""
-    S, A = scalar_type(T), compute_type(T)
+def sampler(T: Any) -> Any:
+    """Make `sample_at(p, origin, t)`: the `Sample` of point t. T: type of value."""
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     @device
     def sample_at(p, origin, t):
-        points, weights = view(p.points, C), view(p.weights, W)
+        points, weights = coordinates(p.points), coordinates(p.weights)
         places, forms = view(p.table.places, NUMBER), view(p.table.forms, A)
         spot, place, form = origin.points + t * p.points_strides[3], t * PLACES, t * FORMS
-        along_x, along_y = widen(at(points, spot)), widen(at(points, spot + p.points_strides[4]))
-        weight = widen(at(weights, origin.weights + t * p.weights_strides[3]))
+        along_x, along_y = coordinate(points, spot), coordinate(points, spot + p.points_strides[4])
+        weight = coordinate(weights, origin.weights + t * p.weights_strides[3])
         y = origin.y + at(forms, form + SCALE_Y) * (at(forms, form + TAP_Y) + along_y)
         x = origin.x + at(forms, form + SCALE_X) * (at(forms, form + TAP_X) + along_x)
         height, width = I32(at(places, place)), I32(at(places, place + 1))

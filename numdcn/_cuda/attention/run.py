@@ -9,10 +9,11 @@ from numdcn._call.attention import Attention, AttentionArrays, Level
 from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import Output
-from numdcn._cuda import jit
+from numdcn._cuda import jit, replay
 from numdcn._cuda.attention.in_order import InOrder, add_in_order
 from numdcn._cuda.attention.kernels import SAMPLES, Call, Outputs, Pixels, backward_heads, forward_heads
 from numdcn._cuda.attention.points import ENTRIES, FORMS, PLACES, Entries, Entry, Points, Table, write_table
+from numdcn._cuda.coordinates import address_of
 from numdcn._cuda.lanes import WARP
 from numdcn._cuda.memory import vector_length
 from numdcn._cuda.workspace import Workspace, scalar, stored, summed
@@ -21,6 +22,7 @@ NOTHING = Pixels(0, (0, 0, 0))
 MOST = 2**31 - 2**20  # what is counted in 32 bits
 
 
+@replay.forward
 def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work:
@@ -28,9 +30,10 @@ def forward(p: Attention, arrays: AttentionArrays, y: DeviceArray, options: Opti
         wide = _in_vectors(value, p.channels) and _in_vectors(y, p.channels)
         call = _call(work, p, arrays._replace(value=value), y, wide)
         blocks = -(-call.heads // (jit.THREADS // call.lanes)) * -(-p.channels // (call.lanes * _elements(value, wide)))
-        work.launch(forward_heads(*_types(arrays), wide), call, blocks)
+        work.launch(forward_heads(stored(value.dtype), wide), call, blocks)
 
 
+@replay.backward
 def backward(
     p: Attention, grad_y: DeviceArray, arrays: AttentionArrays, grads: AttentionArrays, options: Options
 ) -> None:
@@ -65,20 +68,20 @@ def _backward(
     if with_sums or adds:
         filled = call._replace(grad_value=_pixels(grads.value) if adds else NOTHING)
         if grads.points is not None:
-            filled = filled._replace(grad_points=grads.points.address, grad_points_strides=grads.points.strides)
+            filled = filled._replace(grad_points=address_of(grads.points), grad_points_strides=grads.points.strides)
         if grads.weights is not None:
-            filled = filled._replace(grad_weights=grads.weights.address, grad_weights_strides=grads.weights.strides)
+            filled = filled._replace(grad_weights=address_of(grads.weights), grad_weights_strides=grads.weights.strides)
         blocks = -(-call.heads // (jit.THREADS // call.lanes))
-        work.launch(backward_heads(*_types(arrays), wide, vectors), filled, blocks)
+        work.launch(backward_heads(stored(value.dtype), wide, vectors), filled, blocks)
     if grads.value is not None and options.deterministic:
         first = 0
         for level in p.levels:
-            _add_in_order(work, p, level, first, call, grads.value, _types(arrays))
+            _add_in_order(work, p, level, first, call, grads.value, stored(value.dtype))
             first += level.points
 
 
 def _add_in_order(
-    work: Workspace, p: Attention, level: Level, first: int, call: Call, total: DeviceArray, types: tuple[Any, ...]
+    work: Workspace, p: Attention, level: Level, first: int, call: Call, total: DeviceArray, dtype: Any
 ) -> None:
     """Add the gradients of a level's samples, whose points start at `first`."""
     lanes, pixels = _lanes(p.channels), level.height * level.width
@@ -88,12 +91,7 @@ def _add_in_order(
     order = InOrder(
         call.points, call.y, _pixels(total), p.batch, p.channels, lanes, first, level.points, level.start, pixels, bands
     )
-    work.launch(add_in_order(*types), order, p.batch * p.heads * across * -(-bands // (jit.THREADS // lanes)))
-
-
-def _types(arrays: AttentionArrays) -> tuple[Any, Any, Any]:
-    """The types of value, points and weights."""
-    return stored(arrays.value.dtype), stored(arrays.points.dtype), stored(arrays.weights.dtype)
+    work.launch(add_in_order(dtype), order, p.batch * p.heads * across * -(-bands // (jit.THREADS // lanes)))
 
 
 def _with_adjacent_channels(work: Workspace, array: DeviceArray) -> DeviceArray:
@@ -153,7 +151,7 @@ def _points(work: Workspace, p: Attention, arrays: AttentionArrays) -> Points:
             raise ValueError(f"there are {count} {what}, expected fewer than 2**31 - 2**20 on a GPU")
     table = _table(work, p, arrays.value.dtype)
     return Points(
-        arrays.points.address, arrays.weights.address, arrays.points.strides, arrays.weights.strides, table,
+        address_of(arrays.points), address_of(arrays.weights), arrays.points.strides, arrays.weights.strides, table,
         p.queries, p.heads, p.points, grid.columns, grid.stride, _numbers(number, grid.origin),  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ from numdcn._call.convolution import Convolution
 from numdcn._cuda.conv.call import Call, offset_groups_of, variants, viewer
 from numdcn._cuda.conv.columns import (
     Segment,
-    corners_at,
     fractions_of,
     part_of,
     plan_of,
@@ -24,6 +23,7 @@ from numdcn._cuda.conv.columns import (
     tile_planner,
 )
 from numdcn._cuda.conv.products import CHUNK, Tile, multiplier, unit_of
+from numdcn._cuda.coordinates import put_coordinate
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 from numdcn._cuda.mma import from_bits
@@ -83,14 +83,14 @@ def add_slopes(read, y, x, grad, sums, S, SAMPLED):
 
 
 @device
-def put_sums(c, a, n, pixel, channel, scale, sums, C, T):
+def put_sums(c, a, n, pixel, channel, scale, sums, T):
     """The gradients of offsets and mask of a tap of an offset group, channel `channel` of the mask, at a pixel of image
     n."""
     p = c.p
     count, channel = p.out_size[0] * p.out_size[1], n * p.offset_groups * p.taps + channel
     if c.grad_offsets:
-        put(a.grad_offsets, 2 * channel * count + pixel, narrow(sums[1] * scale, C))
-        put(a.grad_offsets, (2 * channel + 1) * count + pixel, narrow(sums[2] * scale, C))
+        put_coordinate(a.grad_offsets, 2 * channel * count + pixel, sums[1] * scale, T)
+        put_coordinate(a.grad_offsets, (2 * channel + 1) * count + pixel, sums[2] * scale, T)
     if c.grad_mask:
         put(a.grad_mask, channel * count + pixel, narrow(sums[0], T))
 
@@ -161,7 +161,7 @@ def sums_writer(T: Any, C: Any, ROWS: int, SLOTS: int, THREADS: int) -> Any:
                         for i in range(3):
                             three[i] += sums[i, slot, spot]
                     n, pixel, scale = at(stage.image_index, spot), at(stage.pixels, spot), at(stage.scales, unit)
-                    put_sums(c, a, n, pixel, (reading.og + which) * p.taps + reading.tap, scale, three, C, T)
+                    put_sums(c, a, n, pixel, (reading.og + which) * p.taps + reading.tap, scale, three, T)
 
     return end_columns
 
@@ -314,45 +314,6 @@ def gradients_of_columns(T, C, SAMPLED, VECTORS, OWNED, ROWS, COLUMNS, DOWN, ACR
                 low = segment.high
             cuda.syncthreads()
             end_columns(c, a, stage, sums, reading, thread.rank, room)
-
-    return run
-
-
-@kernels(Call, lambda: [(*v, owned) for v in variants() for owned in (False, True)])
-def gradients_each(T, C, SAMPLED, OWNED):
-    """The same for groups with few channels: one thread per tap and offset group of a pixel, looping over channels."""
-    S, arrays_of, plan = scalar_type(T), viewer(T, C), planner(T, SAMPLED)
-    add_corners = corner_adder(T, 1, False, SAMPLED)
-
-    def run(c):
-        values, products, three = cuda.local.array(1, S), cuda.local.array(1, S), cuda.local.array(3, S)
-        a, p = arrays_of(c), c.p
-        row_pixels, nowhere = p.in_size[1] + 1, outside(p.in_size[0], p.in_size[1])
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        total, ogs = p.batch * count, offset_groups_of(p)
-        shared = p.in_channels // ogs
-        row_step, grad_row_step = c.pitch * row_pixels, row_pixels * c.grad_pitch
-        for task in range(cuda.grid(1), total * c.taps * ogs, cuda.gridsize(1)):
-            q, tap, og = task % total, c.first_tap + task // total % c.taps, task // (total * c.taps)
-            place, y, x, scale, n = plan(c, a, q, tap, og)
-            three[0], three[1], three[2] = S(0), S(0), S(0)
-            for channel in range(og * shared, (og + 1) * shared):
-                group = channel // ins
-                grad = S(0)
-                for o in range(outs):
-                    weight = widen(at(a.weights, ((group * p.taps + tap) * outs + o) * ins + channel - group * ins))
-                    grad += weight * widen(at(a.y, (n * p.out_channels + group * outs + o - n) * count + q))
-                if c.grad_offsets or c.grad_mask:
-                    read = corners_at(a.images, (n * c.pixels + place) * c.pitch + channel, c.pitch, row_step)
-                    add_slopes(read, y, x, grad, three, S, SAMPLED)
-                values[0] = scale * grad
-                if OWNED:
-                    put(a.values, (og * total + q) * shared + channel - og * shared, values[0])
-                elif c.grad_images and place < nowhere:
-                    start = (n * c.pixels + place) * c.grad_pitch + channel
-                    add_corners(a.grad_images, start, c.grad_pitch, grad_row_step, y, x, values, products)
-            if c.grad_offsets or c.grad_mask:
-                put_sums(c, a, n, I32(q - n * count), og * p.taps + tap, scale, three, C, T)
 
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from numdcn._call.convolution import Convolution
+from numdcn._cuda.coordinates import coordinate_viewer
 from numdcn._cuda.jit import compute_type, device, type_pairs
 from numdcn._cuda.memory import view
 
@@ -38,7 +39,8 @@ class Call(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The arrays of a `Call`, as `view` gives them. One whose address is 0 must not be used."""
+    """The arrays of a `Call`, as `view` gives them, offsets as `coordinates` does. One whose address is 0 must not be
+    used."""
 
     images: Any
     offsets: Any
@@ -55,20 +57,20 @@ class Arrays(NamedTuple):
 
 def viewer(T: Any, C: Any) -> Any:
     """Make `arrays_of(c)`, the arrays of a call; T: stored type, C: type of the offsets."""
-    A = compute_type(T)
+    A, coordinates = compute_type(T), coordinate_viewer(T)
 
     @device
     def arrays_of(c):
         return Arrays(
             view(c.images, T),
-            view(c.offsets, C),
+            coordinates(c.offsets),
             view(c.mask, T),
             view(c.weights, T),
             view(c.bias, T),
             view(c.y, T),
             view(c.partials, A),
             view(c.grad_images, A),
-            view(c.grad_offsets, C),
+            coordinates(c.grad_offsets),
             view(c.grad_mask, T),
             view(c.values, A),
         )
@@ -84,5 +86,5 @@ def offset_groups_of(p):
 
 def variants() -> list[tuple[Any, ...]]:
     """(stored, coordinates, sampled): the variants of all convolution kernels."""
-    plain = [(dtype, dtype, False) for dtype, other in type_pairs() if dtype == other]
+    plain = [(dtype, dtype, False) for dtype, _ in type_pairs()]
     return [(*pair, True) for pair in type_pairs()] + plain

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from numdcn._cuda.conv.columns_kernel import PAIRS
+from numdcn._cuda.conv.columns_kernel import TYPES
 from numdcn._cuda.conv.slabs import IDLE, SPOTS, Slab, column_at, pair_planner, patch_of, tasks_of
+from numdcn._cuda.coordinates import coordinate_viewer, put_coordinate
 from numdcn._cuda.jit import F32, THREADS, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import add_lanes, split
 from numdcn._cuda.memory import load_vector, narrow, put, unpack, view
@@ -47,7 +48,7 @@ def word_adder(T: Any) -> Any:
 
 
 @device
-def put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T, C):
+def put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T):
     """Write the gradients of a sample's offsets and mask."""
     p = c.p
     scale, n, count = stage.fractions[2, pair], stage.image_index[pair], p.out_size[0] * p.out_size[1]
@@ -56,24 +57,24 @@ def put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T, C):
     channel = (n * p.offset_groups + og) * p.taps + tap
     pixel = (c.first + i - n * p.out_size[0]) * p.out_size[1] + j
     if c.grad_offsets:
-        put(grad_offsets, 2 * channel * count + pixel, narrow(sums[1] * scale, C))
-        put(grad_offsets, (2 * channel + 1) * count + pixel, narrow(sums[2] * scale, C))
+        put_coordinate(grad_offsets, 2 * channel * count + pixel, sums[1] * scale, T)
+        put_coordinate(grad_offsets, (2 * channel + 1) * count + pixel, sums[2] * scale, T)
     if c.grad_mask:
         put(grad_mask, channel * count + pixel, narrow(sums[0], T))
 
 
-@kernels(Slab, lambda: [(*pair, vectors) for pair in PAIRS for vectors in (False, True)])
-def scatter_columns(T, C, VECTORS):
+@kernels(Slab, lambda: [(dtype, vectors) for dtype in TYPES for vectors in (False, True)])
+def scatter_columns(T, VECTORS):
     """A sample has `lanes` threads, each with every lanes-th vector of its channels. They add to the gradient of x
     atomically (VECTORS: 16 bytes at a time), and sum for offsets and mask in a fixed order."""
     S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
     RAW, CORNERS = 4 * WORDS, 4 * EACH
-    (new_stage, plan_pairs), (load, _) = pair_planner(T, C), word_mover(WORDS)
-    add_corners, add_word = corner_adder(T, U, VECTORS, True), word_adder(T)
+    (new_stage, plan_pairs), (load, _) = pair_planner(T), word_mover(WORDS)
+    add_corners, add_word, coordinates = corner_adder(T, U, VECTORS, True), word_adder(T), coordinate_viewer(T)
 
     def run(c):
         images, columns, grad_images = view(c.images, T), view(c.columns, F32), view(c.grad_images, F32)
-        grad_offsets, grad_mask, stage = view(c.grad_offsets, C), view(c.grad_mask, T), new_stage()
+        grad_offsets, grad_mask, stage = coordinates(c.grad_offsets), view(c.grad_mask, T), new_stage()
         raw, corners = cuda.local.array(RAW, np.uint32), cuda.local.array(CORNERS, S)
         grads, products = cuda.local.array(U, S), cuda.local.array(U, S)
         p, rank, lanes = c.p, I32(cuda.threadIdx.x), I32(c.lanes)
@@ -125,6 +126,6 @@ def scatter_columns(T, C, VECTORS):
                     sums = add_lanes(sums[0], sums[1], sums[2], lanes)
                     if place != IDLE and lane == 0:
                         og = split(patch.combo + combo, I32(p.offset_groups))[1]
-                        put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T, C)
+                        put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T)
 
     return run

@@ -15,6 +15,7 @@ import numpy as np
 
 from numdcn._call.convolution import Convolution
 from numdcn._cuda.conv.call import offset_groups_of
+from numdcn._cuda.coordinates import coordinate
 from numdcn._cuda.jit import SIMULATED, THREADS, cuda, device, scalar_type
 from numdcn._cuda.memory import at, put, vector_length, widen
 from numdcn._cuda.sample import cell_of, gather, outside
@@ -148,8 +149,8 @@ def pixel_planner(T: Any, SAMPLED: bool) -> Any:
         place = outside(height, width)
         if SAMPLED:
             channel = (n * p.offset_groups + og) * p.taps + tap
-            moved_y = S(y) + widen(at(a.offsets, 2 * channel * count + pixel))
-            moved_x = S(x) + widen(at(a.offsets, (2 * channel + 1) * count + pixel))
+            moved_y = S(y) + coordinate(a.offsets, 2 * channel * count + pixel)
+            moved_x = S(x) + coordinate(a.offsets, (2 * channel + 1) * count + pixel)
             place, fraction_y, fraction_x = cell_of(moved_y, moved_x, height, width, S)
             if c.mask:
                 scale = S(widen(at(a.mask, channel * count + pixel)))
@@ -271,35 +272,3 @@ def spot_sampler(T: Any, SAMPLED: bool) -> tuple[Any, Any]:
                     values[i] = values[i] if inside else S(0)
 
     return new_room, sample_spot
-
-
-@device
-def corners_at(images, start, pitch, row_step):
-    """The values of the four corners of a cell in one channel."""
-    return (
-        widen(at(images, start)),
-        widen(at(images, start + pitch)),
-        widen(at(images, start + row_step)),
-        widen(at(images, start + row_step + pitch)),
-    )
-
-
-def channel_sampler(T: Any, SAMPLED: bool) -> Any:
-    """Make `column_at(c, a, q, tap, channel)`."""
-    S, plan = scalar_type(T), planner(T, SAMPLED)
-
-    @device
-    def column_at(c, a, q, tap, channel):
-        """What a tap of output pixel q reads from one channel."""
-        p = c.p
-        shared, row_step = p.in_channels // offset_groups_of(p), c.pitch * (p.in_size[1] + 1)
-        place, y, x, scale, n = plan(c, a, q, tap, channel // shared)
-        start = (n * c.pixels + place) * c.pitch + channel
-        value = widen(at(a.images, start))
-        if SAMPLED:
-            w00, w01, w10, w11 = bilinear.corner_weights(y, x)
-            read = corners_at(a.images, start, c.pitch, row_step)
-            value = scale * S(bilinear.value((S(w00), S(w01), S(w10), S(w11)), read))
-        return value
-
-    return column_at

@@ -15,7 +15,7 @@ from numdcn._cuda.mma import bits, per_word, word
 from numdcn._cuda.words import word_mover
 
 I32 = np.int32
-PAIRS = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]  # types of images and of offsets
+TYPES = (F32, F16, BF16)
 
 
 def lengths(dtype: Any) -> tuple[int, ...]:
@@ -23,13 +23,13 @@ def lengths(dtype: Any) -> tuple[int, ...]:
     return (8, 4) if per_word(dtype) == 2 else (4,)
 
 
-@kernels(Slab, lambda: [(*pair, length) for pair in PAIRS for length in lengths(pair[0])])
-def make_columns(T, C, U):
+@kernels(Slab, lambda: [(dtype, length) for dtype in TYPES for length in lengths(dtype)])
+def make_columns(T, U):
     """What each tap of each pixel of a slab reads, U channels at a time; rounded to T, float32 also to tf32 if asked for.
     Channels past the last are zeros."""
     S, EACH, WORDS = scalar_type(T), per_word(T), U // per_word(T)
     RAW, CORNERS = 4 * WORDS, 4 * EACH
-    (new_stage, plan_pairs), (load, store) = pair_planner(T, C), word_mover(WORDS)
+    (new_stage, plan_pairs), (load, store) = pair_planner(T), word_mover(WORDS)
 
     @device
     def weigh_word(c, raw, i, plan, corners, values, packed):
@@ -106,7 +106,7 @@ class Finish(NamedTuple):
     count: int  # pixels per image
 
 
-@kernels(Finish, lambda: [(dtype,) for dtype in (F32, F16, BF16)])
+@kernels(Finish, lambda: [(dtype,) for dtype in TYPES])
 def write_outputs(T):
     """y of a slab: the product plus the bias, rounded once. A block takes BLOCK pixels of an output at a time."""
     BLOCK = 4 * THREADS

@@ -26,7 +26,7 @@ def warp_tiles() -> tuple[WarpTile, ...]:
 
 def mma_variants() -> list[tuple[object, ...]]:
     """(stored, coordinates, sampled): the variants computed on tensor cores."""
-    pairs = [(F32, F32), (F16, F16), (BF16, BF16), (F16, F32), (BF16, F32)]
+    pairs = [(F32, F32), (F16, F32), (BF16, F32)]
     return [(*pair, True) for pair in pairs] + [(dtype, dtype, False) for dtype in (F32, F16, BF16)]
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from numdcn._cuda.conv.call import Call, variants, viewer
-from numdcn._cuda.conv.columns import channel_sampler, plans_that_fit, segment_from, spot_sampler, tile_planner
+from numdcn._cuda.conv.columns import plans_that_fit, segment_from, spot_sampler, tile_planner
 from numdcn._cuda.conv.products import CHUNK, Task, Tile, multiplier, put_result, tiles, unit_of
 from numdcn._cuda.jit import SIMULATED, THREADS, cuda, device, kernels, scalar_type
-from numdcn._cuda.memory import at, narrow, put, vector_length, widen
+from numdcn._cuda.memory import at, put, vector_length, widen
 from numdcn._cuda.sample import moved
 
 I32 = np.int32
@@ -114,31 +114,5 @@ def forward_tiles(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
             write_rows(c, a, stage, buffer, product.sums, 0, thread, task)
             if MINE_R > 4:
                 write_rows(c, a, stage, buffer, product.sums, 4, thread, task)
-
-    return run
-
-
-@kernels(Call, variants)
-def forward_each(T, C, SAMPLED):
-    """y for groups with few channels, as in depthwise convolutions: one thread per output, channels varying fastest."""
-    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
-
-    def run(c):
-        a, p = arrays_of(c), c.p
-        count, outs, ins = p.out_size[0] * p.out_size[1], p.out_channels // p.groups, p.in_channels // p.groups
-        for task in range(cuda.grid(1), p.batch * count * p.out_channels, cuda.gridsize(1)):
-            q = task // p.out_channels
-            out = I32(task - q * p.out_channels)
-            group = out // I32(outs)
-            result = S(0)
-            for tap in range(p.taps):
-                for k in range(ins):
-                    value = column_at(c, a, q, tap, group * ins + k)
-                    weight = widen(at(a.weights, ((group * p.taps + tap) * ins + k) * outs + out - group * outs))
-                    result += value * weight
-            if c.bias:
-                result += widen(at(a.bias, out))
-            n = q // count
-            put(a.y, (n * p.out_channels + out) * count + q - n * count, narrow(result, T))
 
     return run

@@ -17,6 +17,7 @@ from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.device_scratch import stream_key
 from numdcn._call.prepared import PreparedWeights
+from numdcn._cuda import replay
 from numdcn._cuda.jit import BF16, F16, F32, cuda, kernels
 from numdcn._cuda.memory import at, put, vector_length, view
 from numdcn._cuda.mma import from_bits, per_word, word
@@ -83,7 +84,8 @@ def _packed(
 ) -> int:
     """The address of memory of this shape, filled by fill(weights, memory): anew, or for prepared weights once per
     stream. `layout` distinguishes it from other layouts."""
-    return _array(work, w, layout, shape, fill).address
+    made = _array(work, w, layout, shape, fill)
+    return work.layout(layout, made) if isinstance(w, PreparedWeights) else made.address
 
 
 def _array(
@@ -103,6 +105,7 @@ def _array(
         made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
+        replay.only_now()
     found: DeviceArray = w.layouts[key]
     return found
 
@@ -130,6 +133,21 @@ def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
         work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 1, 2), made)
 
     return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
+
+
+def in_place(work: Workspace, w: Weights) -> int:
+    """The weights as the caller has them, (C_out, C/groups, taps)."""
+    return work.contiguous(w.array if isinstance(w, PreparedWeights) else w).address
+
+
+def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (taps, C_out/groups, C)."""
+    outs, ins = _sizes(p)
+
+    def fill(w: DeviceArray, made: DeviceArray) -> None:
+        work.permuted(w, (p.groups, outs, ins, p.taps), (3, 1, 0, 2), made)
+
+    return _packed(work, w, ("by tap",), (p.taps, outs, p.groups, ins), fill)
 
 
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int, whole: bool) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Convolutions on the GPU, deformable or not: copies, packing and launches around their kernels.
 
-A product is computed in one of three ways: on tensor cores (mma), by tiles of threads, or, for groups with few
-channels, one result per thread.
+A product is computed in one of three ways: on tensor cores (mma), by tiles of threads, or as groups with few channels
+need it (few).
 """
 
 from __future__ import annotations
@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.options import Options
-from numdcn._cuda.conv import pack, two_step
-from numdcn._cuda.conv.backward import (
-    backward_tile,
-    bundle_of,
-    columns_ogs,
-    gradients_each,
-    gradients_of_columns,
-    plan_tap,
-)
+from numdcn._cuda import replay
+from numdcn._cuda.conv import pack, run_few, two_step
+from numdcn._cuda.conv.backward import backward_tile, bundle_of, columns_ogs, gradients_of_columns, plan_tap
 from numdcn._cuda.conv.backward_mma import (
     column_warps,
     columns_mma_ogs,
@@ -31,7 +25,7 @@ from numdcn._cuda.conv.backward_mma import (
 from numdcn._cuda.conv.call import Call
 from numdcn._cuda.conv.columns import planned_together
 from numdcn._cuda.conv.columns_mma import ATOM, warp_tiles
-from numdcn._cuda.conv.forward import forward_each, forward_tiles, planned_by
+from numdcn._cuda.conv.forward import forward_tiles, planned_by
 from numdcn._cuda.conv.forward_mma import forward_mma, planned_by_mma
 from numdcn._cuda.conv.products import CHUNK, tiles
 from numdcn._cuda.conv.weights import (
@@ -39,17 +33,17 @@ from numdcn._cuda.conv.weights import (
     gradients_of_weights,
     sum_bias,
     sum_partials,
-    weights_each,
     weights_plans,
     weights_tiles,
 )
-from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS
+from numdcn._cuda.coordinates import address_of
+from numdcn._cuda.jit import BF16, F16, F32, SIMULATED, THREADS, compute_type
 from numdcn._cuda.memory import vector_length
 from numdcn._cuda.mma import per_word
 from numdcn._cuda.workspace import Images, Plans, Workspace, stored, summed
 
 LEAST = 2 if SIMULATED else 64  # minimum number of pixels per split of the weights' gradient
-FEW = 8  # with fewer channels per group, results are computed one by one
+FEW = 8  # with fewer channels per group, columns are not multiplied in tiles
 
 
 class Job(NamedTuple):
@@ -91,16 +85,15 @@ class Job(NamedTuple):
 
 def _job(work: Workspace, p: Convolution, arrays: ConvArrays, options: Options) -> Job:
     dtype, sampled, few = stored(arrays.x.dtype), p.offset_groups > 0, p.in_channels // p.groups < FEW
-    types = dtype, stored(arrays.offsets.dtype) if sampled else dtype, sampled
+    types = dtype, compute_type(dtype) if sampled else dtype, sampled
     wanted = dtype in (F16, BF16) or (dtype == F32 and options.allow_tf32)
     return Job(work, p, types, few, wanted and work.has_mma and not few)
 
 
 def _call(job: Job, images: Images, arrays: ConvArrays, y: DeviceArray) -> Call:
     """The parameters that all kernels need."""
-    offsets, mask, bias = (
-        job.work.contiguous(a).address if a is not None else 0 for a in (arrays.offsets, arrays.mask, arrays.bias)
-    )
+    mask, bias = (job.work.contiguous(a).address if a is not None else 0 for a in (arrays.mask, arrays.bias))
+    offsets = address_of(None if arrays.offsets is None else job.work.contiguous(arrays.offsets))
     p = job.p
     return Call(p, images.array.address, images.pitch, images.pixels, offsets, mask, bias, y.address, p.taps)
 
@@ -110,6 +103,7 @@ def _narrowest(tiles: tuple[Any, ...], outs: int, side: str) -> Any:
     return next((tile for tile in tiles if outs <= getattr(tile, side)), tiles[-1])
 
 
+@replay.forward
 def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
     """Fill y."""
     with Workspace(y) as work, work.output(y) as target:
@@ -119,8 +113,7 @@ def forward(p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options
         job = _job(work, p, arrays, options)
         call = _call(job, work.pack_images(arrays.x), arrays, target)
         if job.few:
-            call = call._replace(weights=pack.by_channel(work, p, arrays.w))
-            work.spread(forward_each(*job.types), call, target.size)
+            run_few.forward(work, p, job.types, call, arrays.w)
         else:
             _forward_tiles(job, call, arrays.w, target)
 
@@ -156,6 +149,7 @@ def _sum_partials(job: Job, partials: DeviceArray, result: DeviceArray) -> None:
     job.work.spread(sum_partials(job.types[0]), sums, result.size)
 
 
+@replay.backward
 def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
     """Fill the gradients in `grads`."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
@@ -174,10 +168,13 @@ def backward(p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: Con
             depth = pack.depth_of(job.outs, job.types[0], aligned=True)
             rows = work.pack_rows(grad_y.reshaped(p.batch * p.groups, job.outs, job.out_pixels), depth)
             call = call._replace(y=rows.address, depth=depth)
+        elif job.few:
+            rows, depth = run_few.rows(work, p, grad_y)
+            call = call._replace(y=rows.address, depth=depth)
         if in_columns:
             _columns(job, call, arrays, targets, options)
         if targets.w is not None:
-            _weights(job, call, grad_y, targets.w)
+            _weights(job, call, targets.w)
 
 
 def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, options: Options) -> None:
@@ -185,10 +182,12 @@ def _columns(job: Job, call: Call, arrays: ConvArrays, grads: ConvArrays, option
     work, p, x = job.work, job.p, arrays.x
     if job.mma:
         weights = pack.by_depth(work, p, arrays.w, call.depth)
+    elif job.few:
+        weights = pack.by_tap(work, p, arrays.w)
     else:
         weights = pack.by_output(work, p, arrays.w)
-    grad_offsets, grad_mask = (0 if g is None else g.address for g in (grads.offsets, grads.mask))
-    call = call._replace(weights=weights, grad_offsets=grad_offsets, grad_mask=grad_mask)
+    grad_mask = 0 if grads.mask is None else grads.mask.address
+    call = call._replace(weights=weights, grad_offsets=address_of(grads.offsets), grad_mask=grad_mask)
     if grads.x is None:
         _launch_columns(job, call, vectors=False, owned=False)
         return
@@ -206,7 +205,7 @@ def _launch_columns(job: Job, call: Call, vectors: bool, owned: bool) -> None:
     `owned`: keep them instead of adding them to images."""
     work, p, dtype = job.work, job.p, job.types[0]
     if job.few:
-        work.spread(gradients_each(*job.types, owned), call, job.pixels * call.taps * job.offset_groups)
+        run_few.columns(work, job.p, job.types, call, vectors)
         return
     if job.mma:
         tile: Any = column_warps()
@@ -238,20 +237,18 @@ def _owned_columns(job: Job, call: Call, x: DeviceArray, grad_images: Images) ->
             work.scatter(of_group, values.slice(og, ogs), grad_images, x.shape, og * channels, corners)
 
 
-def _weights(job: Job, call: Call, grad_y: DeviceArray, grad_w: DeviceArray) -> None:
+def _weights(job: Job, call: Call, grad_w: DeviceArray) -> None:
     """The gradient of w: its splits, then their sum."""
     work, p, size = job.work, job.p, grad_w.size
     tile: Any = _narrowest(weight_warps() if job.mma else weights_tiles(job.types[0]), job.outs, "rows")
     tasks = p.taps * p.groups * -(-job.outs // tile.rows) * -(-job.ins // tile.columns)
     if job.few:
-        tasks = -(-size // THREADS)
+        tasks = run_few.weight_tasks(p, job.types[0])
     split_k = max(1, min(work.split_k(tasks), job.pixels // LEAST, 2**26 // size, 256))
     partials = work.empty((split_k, size), summed(grad_w.dtype))
     call = call._replace(partials=partials.address, split_k=split_k, ogs=_ogs_of_weights(job, tile))
     if job.few:
-        turned = grad_y.reshaped(p.batch, p.out_channels, job.out_pixels)
-        call = call._replace(y=work.channels_last(turned, grad_y.dtype).address)
-        work.spread(weights_each(*job.types), call, split_k * size)
+        run_few.weights(work, p, job.types, call)
     elif job.mma:
         work.launch(gradients_of_weights_mma(*job.types, *tile), call, split_k * tasks, tile.threads)
     else:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._call.convolution import Convolution
+from numdcn._cuda.coordinates import coordinate, coordinate_viewer
 from numdcn._cuda.jit import SIMULATED, THREADS, cuda, device, scalar_type
 from numdcn._cuda.lanes import split
 from numdcn._cuda.memory import at, view, widen
@@ -34,7 +35,7 @@ class Slab(NamedTuple):
     images: int  # (N, pixels, pitch), see `layout`
     pitch: int
     pixels: int  # per image, including padding
-    offsets: int
+    offsets: int  # see `coordinates`
     mask: int
     columns: int  # those of the slab, or their gradients, float32
     first: int  # row of output pixels
@@ -87,9 +88,9 @@ def patch_of(c, task):
     return Patch(band * I32(DOWN), strip * I32(ACROSS), part * I32(c.combos))
 
 
-def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
-    """Make `new_stage()` and `plan_pairs(c, stage, patch, shared, rank)`; C: type of the offsets."""
-    S = scalar_type(T)
+def pair_planner(T: Any) -> tuple[Any, Any]:
+    """Make `new_stage()` and `plan_pairs(c, stage, patch, shared, rank)`."""
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     @device
     def new_stage():
@@ -104,7 +105,7 @@ def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
     def plan_pairs(c, stage, patch, shared, rank):
         """Plan the samples of a patch; shared: channels per offset group. Coordinates are computed as in
         `columns.planner`."""
-        p, offsets, mask = c.p, view(c.offsets, C), view(c.mask, T)
+        p, offsets, mask = c.p, coordinates(c.offsets), view(c.mask, T)
         height, width, count = I32(p.in_size[0]), I32(p.in_size[1]), p.out_size[0] * p.out_size[1]
         total = I32(p.taps * p.offset_groups)
         for pair in range(rank, I32(SPOTS) * I32(c.combos), I32(THREADS)):
@@ -119,8 +120,8 @@ def pair_planner(T: Any, C: Any) -> tuple[Any, Any]:
                 pixel = i * p.out_size[1] + j
                 y = S(i * p.stride[0] - p.before[0] + across * p.dilation[0])
                 x = S(j * p.stride[1] - p.before[1] + along * p.dilation[1])
-                y += widen(at(offsets, 2 * channel * count + pixel))
-                x += widen(at(offsets, (2 * channel + 1) * count + pixel))
+                y += coordinate(offsets, 2 * channel * count + pixel)
+                x += coordinate(offsets, (2 * channel + 1) * count + pixel)
                 place, fraction_y, fraction_x = cell_of(y, x, height, width, S)
                 scale = S(1)
                 if c.mask:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 from numdcn._call.convolution import ConvArrays, Convolution
 from numdcn._call.device_array import BFLOAT16, DTYPES, DeviceArray
 from numdcn._call.options import Options
+from numdcn._cuda import replay
 from numdcn._cuda.conv import pack
 from numdcn._cuda.conv.column_gradients import U, scatter_columns
 from numdcn._cuda.conv.columns_kernel import Finish, lengths, make_columns, write_outputs
 from numdcn._cuda.conv.slabs import ACROSS, COMBOS, DOWN, Slab
 from numdcn._cuda.conv.weights import Sums, sum_partials
+from numdcn._cuda.coordinates import address_of
 from numdcn._cuda.jit import F32
 from numdcn._cuda.lanes import WARP
 from numdcn._cuda.memory import vector_length
@@ -152,7 +154,7 @@ class Steps(NamedTuple):
     work: Workspace
     p: Convolution
     x: DeviceArray
-    types: tuple[object, object]  # stored types of x and of the offsets
+    dtype: object  # stored type of x
     slab: Slab
     tf32: bool
 
@@ -173,14 +175,15 @@ def _steps(work: Workspace, p: Convolution, arrays: ConvArrays, images: Images, 
     mask = 0 if arrays.mask is None else work.contiguous(arrays.mask).address
     tf32 = x.dtype == SINGLE and options.allow_tf32
     slab = Slab(
-        p, images.array.address, images.pitch, images.pixels, offsets.address, mask, 0, 0, 0, depth_of(p, x),
+        p, images.array.address, images.pitch, images.pixels, address_of(offsets), mask, 0, 0, 0, depth_of(p, x),
         -(-combos // -(-combos // COMBOS)), int(tf32),
     )  # fmt: skip
-    return Steps(work, p, x, (stored(x.dtype), stored(offsets.dtype)), slab, tf32)
+    return Steps(work, p, x, stored(x.dtype), slab, tf32)
 
 
 def forward(work: Workspace, p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
     """Fill y, which is contiguous."""
+    replay.unrepeatable()  # products are the framework's
     s = _steps(work, p, arrays, work.pack_images(arrays.x), options)
     weights = pack.in_rows(work, p, arrays.w, s.slab.depth, s.tf32).reshaped(p.groups, s.outs, s.row)
     bias = 0 if arrays.bias is None else work.contiguous(arrays.bias).address
@@ -195,13 +198,13 @@ def forward(work: Workspace, p: Convolution, arrays: ConvArrays, y: DeviceArray,
         call = Finish(
             products.address, bias, y.address, p.out_channels, pixels, first * width, p.out_size[0] * width
         )  # fmt: skip
-        work.spread(write_outputs(s.types[0]), call, p.out_channels * pixels)
+        work.spread(write_outputs(s.dtype), call, p.out_channels * pixels)
 
 
 def _make(s: Steps, first: int, rows: int, columns: DeviceArray) -> None:
     """Fill the columns of a slab."""
     call = s.slab._replace(first=first, rows=rows, columns=columns.address)
-    s.work.launch(make_columns(*s.types, length_of(s.p, s.x)), call, _blocks(s, rows))
+    s.work.launch(make_columns(s.dtype, length_of(s.p, s.x)), call, _blocks(s, rows))
 
 
 def _blocks(s: Steps, rows: int) -> int:
@@ -214,6 +217,7 @@ def backward(
     work: Workspace, p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options
 ) -> None:
     """Fill the gradients of x, offsets, mask and w in `grads`, contiguous arrays or None; grad_y is contiguous."""
+    replay.unrepeatable()
     in_columns = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
     reads = any(g is not None for g in (grads.w, grads.offsets, grads.mask))
     images = work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x)
@@ -235,7 +239,7 @@ def backward(
             target = values.reshaped(p.groups, pixels, s.row)
             work.framework.multiply(turned.view(left, (s.outs, pitch, 1), start), weights, target, s.tf32)
             call = slab._replace(first=first, rows=rows, columns=values.address)
-            kernel = scatter_columns(*s.types, grads.x is not None and work.vectors(dtype))
+            kernel = scatter_columns(s.dtype, grads.x is not None and work.vectors(dtype))
             work.launch(kernel, call, _blocks(s, rows))
         if grads.w is not None:
             _make(s, first, rows, columns)
@@ -251,7 +255,7 @@ def backward(
 
 def _by_pixels(s: Steps, grad_y: DeviceArray) -> DeviceArray:
     """grad_y as (N, pixels, channels), with channels padded to whole vectors; rounded to tf32 if the products are."""
-    p, vector = s.p, vector_length(s.types[0])
+    p, vector = s.p, vector_length(s.dtype)
     plain = grad_y.reshaped(p.batch, p.out_channels, p.out_size[0] * p.out_size[1])
     return s.work.pack_rows(plain, -(-p.out_channels // vector) * vector, s.tf32)
 
@@ -259,7 +263,7 @@ def _by_pixels(s: Steps, grad_y: DeviceArray) -> DeviceArray:
 def _targets(s: Steps, grads: ConvArrays) -> tuple[Slab, Images]:
     """The parameters of `scatter_columns`, and the images that it adds to."""
     vectors = -(-s.p.in_channels // s.p.offset_groups // U)
-    grad_offsets, grad_mask = (0 if g is None else g.address for g in (grads.offsets, grads.mask))
+    grad_offsets, grad_mask = address_of(grads.offsets), 0 if grads.mask is None else grads.mask.address
     lanes = min(WARP, 1 << (vectors - 1).bit_length())
     slab = s.slab._replace(grad_offsets=grad_offsets, grad_mask=grad_mask, lanes=lanes)
     if grads.x is None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numdcn._cuda.conv.call import Call, variants, viewer
-from numdcn._cuda.conv.columns import channel_sampler, spot_sampler, tile_planner, tile_segment
+from numdcn._cuda.conv.columns import spot_sampler, tile_planner, tile_segment
 from numdcn._cuda.conv.products import CHUNK, Tile, multiplier, unit_of
 from numdcn._cuda.jit import BF16, F16, F32, F64, SIMULATED, THREADS, compute_type, cuda, device, kernels, scalar_type
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
@@ -109,28 +109,6 @@ def gradients_of_weights(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS):
                             line = split * p.out_channels + group * outs + o
                             put(a.partials, (line * ins + channel - begin) * p.taps + tap, product.sums[i, j])
                 cuda.syncthreads()
-
-    return run
-
-
-@kernels(Call, variants)
-def weights_each(T, C, SAMPLED):
-    """The same for groups with few channels: one thread per weight and split of the pixels, outputs varying fastest. y
-    is (N, pixels, channels) here."""
-    S, arrays_of, column_at = scalar_type(T), viewer(T, C), channel_sampler(T, SAMPLED)
-
-    def run(c):
-        a, p = arrays_of(c), c.p
-        outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
-        total, kernel = p.batch * p.out_size[0] * p.out_size[1], ins * p.taps
-        for task in range(cuda.grid(1), c.split_k * kernel * p.out_channels, cuda.gridsize(1)):
-            out, rest = task % p.out_channels, task // p.out_channels
-            tap, k, split = rest % p.taps, rest // p.taps % ins, rest // kernel
-            result = S(0)
-            for q in range(split * total // c.split_k, (split + 1) * total // c.split_k):
-                value = column_at(c, a, q, tap, out // outs * ins + k)
-                result += value * widen(at(a.y, q * p.out_channels + out))
-            put(a.partials, ((split * p.out_channels + out) * ins + k) * p.taps + tap, result)
 
     return run
 

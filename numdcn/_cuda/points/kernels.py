@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate, coordinate_viewer, put_coordinate
 from numdcn._cuda.jit import F64, SIMULATED, THREADS, compute_type, cuda, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import at, narrow, put, vector_length, view, widen
 from numdcn._cuda.sample import cell_of, corner_adder, gather, outside, write_plan
@@ -43,7 +44,7 @@ class Call(NamedTuple):
 @kernels(Call, type_pairs)
 def forward_tiles(T, C):
     """y, from images and y of T, points of C."""
-    S, V = scalar_type(T), vector_length(T)
+    S, V, coordinates = scalar_type(T), vector_length(T), coordinate_viewer(T)
     CORNERS = 4 * V
 
     def run(c):
@@ -51,7 +52,7 @@ def forward_tiles(T, C):
         weights = cuda.shared.array((4, POINTS), S)
         tile = cuda.shared.array((CHANNELS, PITCH), S)
         corners = cuda.local.array(CORNERS, S)
-        images, points, y = view(c.images, T), view(c.points, C), view(c.y, T)
+        images, points, y = view(c.images, T), coordinates(c.points), view(c.y, T)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
         across, row_step = (c.count + POINTS - 1) // POINTS, c.pitch * (width + 1)
         for task in range(cuda.blockIdx.x, c.batch * across, cuda.gridDim.x):
@@ -60,7 +61,7 @@ def forward_tiles(T, C):
             if thread < POINTS and first + thread < c.count:
                 spot = 2 * (n * c.count + first + thread)
                 place, fraction_y, fraction_x = cell_of(
-                    widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S
+                    coordinate(points, spot), coordinate(points, spot + 1), height, width, S
                 )
                 places[thread] = place
                 w00, w01, w10, w11 = bilinear.corner_weights(fraction_y, fraction_x)
@@ -89,7 +90,7 @@ def forward_tiles(T, C):
 @kernels(Call, lambda: [(*pair, v) for pair in type_pairs() for v in (False, True) if not (v and pair[0] == F64)])
 def backward_tiles(T, C, VECTORS):
     """The gradients, added to images and summed over the channels for points. VECTORS: use 16-byte atomic adds."""
-    S, A, V = scalar_type(T), compute_type(T), vector_length(T)
+    S, A, V, coordinates = scalar_type(T), compute_type(T), vector_length(T), coordinate_viewer(T)
     SLOTS, CORNERS, add_corners = CHANNELS // V, 4 * V, corner_adder(T, V, VECTORS, True)
 
     def run(c):
@@ -98,8 +99,8 @@ def backward_tiles(T, C, VECTORS):
         tile = cuda.shared.array((CHANNELS, PITCH), S)
         sums = cuda.shared.array((2, SLOTS, POINTS), S)
         corners, values, products = cuda.local.array(CORNERS, S), cuda.local.array(V, S), cuda.local.array(V, S)
-        images, points, grad_y = view(c.images, T), view(c.points, C), view(c.y, T)
-        grad_images, grad_points = view(c.grad_images, A), view(c.grad_points, C)
+        images, points, grad_y = view(c.images, T), coordinates(c.points), view(c.y, T)
+        grad_images, grad_points = view(c.grad_images, A), coordinates(c.grad_points)
         thread, height, width = I32(cuda.threadIdx.x), I32(c.size[0]), I32(c.size[1])
         across, row_step, grad_row_step = (
             (c.count + POINTS - 1) // POINTS,
@@ -113,7 +114,7 @@ def backward_tiles(T, C, VECTORS):
             if thread < POINTS and first + thread < c.count:
                 spot = 2 * (n * c.count + first + thread)
                 place, fraction_y, fraction_x = cell_of(
-                    widen(at(points, spot)), widen(at(points, spot + 1)), height, width, S
+                    coordinate(points, spot), coordinate(points, spot + 1), height, width, S
                 )
                 places[thread], fractions[0, thread], fractions[1, thread] = place, fraction_y, fraction_x
             for unit in range(thread, 2 * SLOTS * POINTS, THREADS):
@@ -153,7 +154,7 @@ def backward_tiles(T, C, VECTORS):
                     total = S(0)
                     for slot in range(SLOTS):
                         total += sums[axis, slot, thread]
-                    put(grad_points, 2 * (n * c.count + first + thread) + axis, narrow(total, C))
+                    put_coordinate(grad_points, 2 * (n * c.count + first + thread) + axis, total, T)
 
     return run
 
@@ -161,14 +162,14 @@ def backward_tiles(T, C, VECTORS):
 @kernels(Call, type_pairs)
 def plan_points(T, C):
     """For `scatter`: the cell of each point (as int32, at `grad_points`) and the weights of its corners (at `images`)."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
-        points, places, weights = view(c.points, C), view(c.grad_points, PLACE), view(c.images, A)
+        points, places, weights = coordinates(c.points), view(c.grad_points, PLACE), view(c.images, A)
         height, width = I32(c.size[0]), I32(c.size[1])
         for task in range(cuda.grid(1), c.batch * c.count, cuda.gridsize(1)):
             n, point = task // c.count, task % c.count
-            place, y, x = cell_of(widen(at(points, 2 * task)), widen(at(points, 2 * task + 1)), height, width, S)
+            place, y, x = cell_of(coordinate(points, 2 * task), coordinate(points, 2 * task + 1), height, width, S)
             write_plan(places, weights, task, 4 * n * c.count + point, c.count, place, outside(height, width), y, x, S)
 
     return run

@@ -12,8 +12,9 @@ import numpy as np
 from llvmlite import ir
 
 from numdcn._call.numba_cuda import intrinsic
+from numdcn._cuda.coordinates import coordinate
 from numdcn._cuda.jit import F64, Scalar, device
-from numdcn._cuda.memory import at, compiled_as, widen
+from numdcn._cuda.memory import compiled_as
 from numdcn._formulas import bilinear
 
 I64 = np.int64
@@ -70,13 +71,13 @@ def rounded(value, S):
 @device
 def image_of(rois, r, batch, S):
     """The image of box r; -1 for an invalid row."""
-    number, n = widen(at(rois, 5 * r)), I64(-1)
+    number, n = coordinate(rois, 5 * r), I64(-1)
     if number >= S(0) and number < S(2.0**31):
         n = I64(number)
         if n >= batch or S(n) != number:
             n = I64(-1)
     for k in range(1, 5):
-        if not abs(widen(at(rois, 5 * r + k))) < S(np.inf):
+        if not abs(coordinate(rois, 5 * r + k)) < S(np.inf):
             n = I64(-1)
     return n
 
@@ -99,9 +100,10 @@ def pixels_of(near, far, bins, index, size, last_counts, g, S):
 @device
 def ranges_of(rois, r, i, j, last_counts, g, S):
     """First row, end of rows, first column and end of columns of bin (i, j) of box r."""
-    x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
-    top, bottom = pixels_of(widen(y1), widen(y2), g.bins[0], i, g.size[0], last_counts, g, S)
-    left, right = pixels_of(widen(x1), widen(x2), g.bins[1], j, g.size[1], last_counts, g, S)
+    x1, y1 = coordinate(rois, 5 * r + 1), coordinate(rois, 5 * r + 2)
+    x2, y2 = coordinate(rois, 5 * r + 3), coordinate(rois, 5 * r + 4)
+    top, bottom = pixels_of(y1, y2, g.bins[0], i, g.size[0], last_counts, g, S)
+    left, right = pixels_of(x1, x2, g.bins[1], j, g.size[1], last_counts, g, S)
     return top, bottom, left, right
 
 
@@ -162,10 +164,11 @@ def lines_of(rois, shifts, bin_, class_, g, PSROI, S):
         part = i * g.parts[0] // g.bins[0] * g.parts[1] + j * g.parts[1] // g.bins[1]
         many = g.parts[0] * g.parts[1]
         spot = (r * g.classes + class_) * 2 * many + part
-        shift_x, shift_y = widen(at(shifts, spot)), widen(at(shifts, spot + many))
-    x1, y1, x2, y2 = at(rois, 5 * r + 1), at(rois, 5 * r + 2), at(rois, 5 * r + 3), at(rois, 5 * r + 4)
-    y = line_of(widen(y1), widen(y2), g.bins[0], i, shift_y, g, PSROI, S)
-    x = line_of(widen(x1), widen(x2), g.bins[1], j, shift_x, g, PSROI, S)
+        shift_x, shift_y = coordinate(shifts, spot), coordinate(shifts, spot + many)
+    x1, y1 = coordinate(rois, 5 * r + 1), coordinate(rois, 5 * r + 2)
+    x2, y2 = coordinate(rois, 5 * r + 3), coordinate(rois, 5 * r + 4)
+    y = line_of(y1, y2, g.bins[0], i, shift_y, g, PSROI, S)
+    x = line_of(x1, x2, g.bins[1], j, shift_x, g, PSROI, S)
     return Lines(y, x)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate_viewer, put_coordinate
 from numdcn._cuda.jit import SIMULATED, compute_type, cuda, device, kernels, scalar_type, type_pairs
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.roi.bins import Bin, Boxes, at_nan, counted, first_of, image_of, lines_of, run_of, visits
@@ -73,11 +74,17 @@ def corners_of(x, top, bottom, left, right, S):
 @kernels(Pool, variants)
 def pool_bins(T, C, PSROI):
     """y."""
-    S = scalar_type(T)
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        x, y, mask, rois, shifts = view(c.x, T), view(c.y, T), view(c.mask, T), view(g.rois, C), view(g.shifts, C)
+        x, y, mask, rois, shifts = (
+            view(c.x, T),
+            view(c.y, T),
+            view(c.mask, T),
+            coordinates(g.rois),
+            coordinates(g.shifts),
+        )
         height, width = g.size[0], g.size[1]
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             bin_ = bin_of(task, c.channels, g.bins)
@@ -170,13 +177,13 @@ def scaled_gradient(grad_y, mask, bin_, lines, c, PSROI, S):
 @kernels(Pool, variants)
 def add_bins(T, C, PSROI):
     """The gradient of x, in any order."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
     add_bin = bin_adder(S, PSROI, ATOMIC=True)
 
     def run(c):
         g = c.boxes
         grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
-        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        rois, shifts = coordinates(g.rois), coordinates(g.shifts)
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             bin_ = bin_of(task, c.channels, g.bins)
             n = image_of(rois, bin_.box, g.batch, S)
@@ -193,13 +200,13 @@ def add_bins(T, C, PSROI):
 @kernels(Pool, variants)
 def add_bins_in_order(T, C, PSROI):
     """The gradient of x: each element is added to by one thread, in the order of the bins."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
     add_bin = bin_adder(S, PSROI, ATOMIC=False)
 
     def run(c):
         g = c.boxes
         grad_y, grad_x, mask = view(c.y, T), view(c.grad_x, A), view(c.mask, T)
-        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        rois, shifts = coordinates(g.rois), coordinates(g.shifts)
         cell_count = c.cells[0] * c.cells[1]
         for task in range(cuda.grid(1), g.batch * c.bands * c.channels * cell_count, cuda.gridsize(1)):
             number, rest = task % (c.channels * cell_count), task // (c.channels * cell_count)
@@ -227,12 +234,12 @@ def add_bins_in_order(T, C, PSROI):
 @kernels(Pool, variants)
 def sum_bins(T, C, PSROI):
     """Gradients of each bin's mask and of its shifts along x and y, for a block of the channels of a class."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
         x, grad_y, mask = view(c.x, T), view(c.y, T), view(c.mask, T)
-        rois, shifts = view(g.rois, C), view(g.shifts, C)
+        rois, shifts = coordinates(g.rois), coordinates(g.shifts)
         sums, per_class, many_bins = view(c.sums, A), c.channels // g.classes, g.bins[0] * g.bins[1]
         height, width, step = g.size[0], g.size[1], g.size[0] * g.size[1] * c.cells[0] * c.cells[1]
         for task in range(cuda.grid(1), g.rows * g.classes * c.channel_blocks * many_bins, cuda.gridsize(1)):
@@ -295,11 +302,11 @@ def sum_bins(T, C, PSROI):
 def sum_blocks(T, C):
     """The gradients of mask (of T) and shifts (of C): `sums` added over the blocks of channels and the bins of a
     part."""
-    S, A = scalar_type(T), compute_type(T)
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        sums, grad_shifts, grad_mask = view(c.sums, A), view(c.grad_shifts, C), view(c.grad_mask, T)
+        sums, grad_shifts, grad_mask = view(c.sums, A), coordinates(c.grad_shifts), view(c.grad_mask, T)
         parts, bins = g.parts[0] * g.parts[1], g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.rows * g.classes * parts, cuda.gridsize(1)):
             box, row, column = task // parts, task % parts // g.parts[1], task % g.parts[1]
@@ -315,8 +322,8 @@ def sum_blocks(T, C):
                         by_y += at(sums, spot + 2)
             if c.grad_shifts:
                 spot = 2 * box * parts + task % parts
-                put(grad_shifts, spot, narrow(by_x, C))
-                put(grad_shifts, spot + parts, narrow(by_y, C))
+                put_coordinate(grad_shifts, spot, by_x, T)
+                put_coordinate(grad_shifts, spot + parts, by_y, T)
             if c.grad_mask:
                 put(grad_mask, task, narrow(by_value, T))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.coordinates import coordinate_viewer
 from numdcn._cuda.jit import compute_type, cuda, kernels, scalar_type, type_pairs, types
 from numdcn._cuda.memory import at, narrow, put, view, widen
 from numdcn._cuda.roi.bins import Boxes, image_of, ranges_of
@@ -27,17 +28,18 @@ class Whole(NamedTuple):
     grad_x: int  # as x, of the compute type
     channels: int
     bands: int  # of the rows of a plane
+    in_order: int  # 1: each element of the gradient of x is added to by one thread, in the order of the boxes
     last_counts: int  # 1 if the second corner of a box is part of it, else 0
 
 
 @kernels(Whole, type_pairs)
 def max_bins(T, C):
     """y and argmax: the first of the largest pixels of each bin; NaN counts as largest."""
-    S = scalar_type(T)
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        x, y, argmax, rois = view(c.x, T), view(c.y, T), view(c.argmax, PLACE), view(g.rois, C)
+        x, y, argmax, rois = view(c.x, T), view(c.y, T), view(c.argmax, PLACE), coordinates(g.rois)
         for task in range(cuda.grid(1), g.rows * c.channels * g.bins[0] * g.bins[1], cuda.gridsize(1)):
             i, j, rest = task // g.bins[1] % g.bins[0], task % g.bins[1], task // (g.bins[0] * g.bins[1])
             channel, r = rest % c.channels, rest // c.channels
@@ -64,13 +66,28 @@ def max_bins(T, C):
 
 @kernels(Whole, type_pairs)
 def add_at_maxima(T, C):
-    """The gradient of x from argmax, in any order. A position outside the image adds nothing."""
-    S, A = scalar_type(T), compute_type(T)
+    """The gradient of x from argmax. A position outside the image adds nothing."""
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), view(g.rois, C)
+        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), coordinates(g.rois)
         bins, pixels = g.bins[0] * g.bins[1], g.size[0] * g.size[1]
+        if c.in_order:
+            for task in range(cuda.grid(1), g.batch * c.bands * c.channels, cuda.gridsize(1)):
+                channel, band, n = task % c.channels, task // c.channels % c.bands, task // c.channels // c.bands
+                first = band * g.size[0] // c.bands * g.size[1]
+                end = (band + 1) * g.size[0] // c.bands * g.size[1]
+                plane = (n * c.channels + channel) * g.size[0] * g.size[1]
+                for r in range(g.rows):
+                    if image_of(rois, r, g.batch, S) != n:
+                        continue
+                    start = (r * c.channels + channel) * bins
+                    for b in range(start, start + bins):
+                        pixel = at(argmax, b)
+                        if first <= pixel and pixel < end:
+                            put(grad_x, plane + pixel, at(grad_x, plane + pixel) + widen(at(grad_y, b)))
+            return
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             plane, pixel = task // bins, at(argmax, task)
             n = image_of(rois, plane // c.channels, g.batch, S)
@@ -81,39 +98,13 @@ def add_at_maxima(T, C):
 
 
 @kernels(Whole, type_pairs)
-def add_at_maxima_in_order(T, C):
-    """The same in the order of the bins: each element is added to by one thread."""
-    S, A = scalar_type(T), compute_type(T)
-
-    def run(c):
-        g = c.boxes
-        grad_y, argmax, grad_x, rois = view(c.y, T), view(c.argmax, PLACE), view(c.grad_x, A), view(g.rois, C)
-        bins = g.bins[0] * g.bins[1]
-        for task in range(cuda.grid(1), g.batch * c.bands * c.channels, cuda.gridsize(1)):
-            channel, band, n = task % c.channels, task // c.channels % c.bands, task // c.channels // c.bands
-            first = band * g.size[0] // c.bands * g.size[1]
-            end = (band + 1) * g.size[0] // c.bands * g.size[1]
-            plane = (n * c.channels + channel) * g.size[0] * g.size[1]
-            for r in range(g.rows):
-                if image_of(rois, r, g.batch, S) != n:
-                    continue
-                start = (r * c.channels + channel) * bins
-                for b in range(start, start + bins):
-                    pixel = at(argmax, b)
-                    if first <= pixel and pixel < end:
-                        put(grad_x, plane + pixel, at(grad_x, plane + pixel) + widen(at(grad_y, b)))
-
-    return run
-
-
-@kernels(Whole, type_pairs)
 def mean_bins(T, C):
     """y: means of bins, each from channels of its own."""
-    S = scalar_type(T)
+    S, coordinates = scalar_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        x, y, rois = view(c.x, T), view(c.y, T), view(g.rois, C)
+        x, y, rois = view(c.x, T), view(c.y, T), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
@@ -136,13 +127,32 @@ def mean_bins(T, C):
 
 @kernels(Whole, type_pairs)
 def add_means(T, C):
-    """The gradient of x from that of means, in any order."""
-    S, A = scalar_type(T), compute_type(T)
+    """The gradient of x from that of means."""
+    S, A, coordinates = scalar_type(T), compute_type(T), coordinate_viewer(T)
 
     def run(c):
         g = c.boxes
-        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), view(g.rois, C)
+        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), coordinates(g.rois)
         bins = g.bins[0] * g.bins[1]
+        if c.in_order:
+            for task in range(cuda.grid(1), g.batch * c.bands * c.channels * bins, cuda.gridsize(1)):
+                number, rest = task % (c.channels * bins), task // (c.channels * bins)
+                band, n = rest % c.bands, rest // c.bands
+                first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
+                bin_, plane = number % bins, (n * c.channels * bins + number) * g.size[0] * g.size[1]
+                for r in range(g.rows):
+                    if image_of(rois, r, g.batch, S) != n:
+                        continue
+                    top, bottom, left, right = ranges_of(
+                        rois, r, bin_ // g.bins[1], bin_ % g.bins[1], c.last_counts, g, S
+                    )
+                    gradient = widen(at(grad_y, r * c.channels * bins + number))
+                    gradient = gradient / S(max((bottom - top) * (right - left), 1))
+                    for row in range(max(top, first), min(bottom, end)):
+                        for column in range(left, right):
+                            spot = plane + row * g.size[1] + column
+                            put(grad_x, spot, at(grad_x, spot) + gradient)
+            return
         for task in range(cuda.grid(1), g.rows * c.channels * bins, cuda.gridsize(1)):
             number, r = task % (c.channels * bins), task // (c.channels * bins)
             n = image_of(rois, r, g.batch, S)
@@ -154,33 +164,5 @@ def add_means(T, C):
                 for row in range(top, bottom):
                     for column in range(left, right):
                         cuda.atomic.add(grad_x, plane + row * g.size[1] + column, gradient)
-
-    return run
-
-
-@kernels(Whole, type_pairs)
-def add_means_in_order(T, C):
-    """The same in the order of the boxes: each element is added to by one thread."""
-    S, A = scalar_type(T), compute_type(T)
-
-    def run(c):
-        g = c.boxes
-        grad_y, grad_x, rois = view(c.y, T), view(c.grad_x, A), view(g.rois, C)
-        bins = g.bins[0] * g.bins[1]
-        for task in range(cuda.grid(1), g.batch * c.bands * c.channels * bins, cuda.gridsize(1)):
-            number, rest = task % (c.channels * bins), task // (c.channels * bins)
-            band, n = rest % c.bands, rest // c.bands
-            first, end = band * g.size[0] // c.bands, (band + 1) * g.size[0] // c.bands
-            bin_, plane = number % bins, (n * c.channels * bins + number) * g.size[0] * g.size[1]
-            for r in range(g.rows):
-                if image_of(rois, r, g.batch, S) != n:
-                    continue
-                top, bottom, left, right = ranges_of(rois, r, bin_ // g.bins[1], bin_ % g.bins[1], c.last_counts, g, S)
-                gradient = widen(at(grad_y, r * c.channels * bins + number))
-                gradient = gradient / S(max((bottom - top) * (right - left), 1))
-                for row in range(max(top, first), min(bottom, end)):
-                    for column in range(left, right):
-                        spot = plane + row * g.size[1] + column
-                        put(grad_x, spot, at(grad_x, spot) + gradient)
 
     return run

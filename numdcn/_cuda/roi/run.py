@@ -11,7 +11,8 @@ from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.options import Options
 from numdcn._call.results import Output
 from numdcn._call.roi import FAR, Pooling, RoIArrays, RoIs, SamplingRule, WholePixels
-from numdcn._cuda import jit
+from numdcn._cuda import jit, replay
+from numdcn._cuda.coordinates import address_of
 from numdcn._cuda.roi import pool, pool_whole
 from numdcn._cuda.roi.bins import Boxes
 from numdcn._cuda.roi.pool import Pool
@@ -22,6 +23,7 @@ from numdcn._formulas.bilinear import ALIGN, PSROI
 NO_SAMPLING = SamplingRule(ALIGN, 1, 0.0, -np.inf, 0.0)  # for boxes of whole pixels
 
 
+@replay.forward
 def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> None:
     """Fill y, and `arrays.argmax` if there is one."""
     with Workspace(y) as work, work.output(y) as target:
@@ -35,6 +37,7 @@ def forward(p: Pooling, arrays: RoIArrays, y: DeviceArray, options: Options) -> 
             work.spread(pool_whole.mean_bins(*whole_types), whole, target.size)
 
 
+@replay.backward
 def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArrays, options: Options) -> None:
     """Fill the gradients in `grads`. A position in `arrays.argmax` outside the image adds nothing."""
     with Workspace(grad_y) as work, work.outputs(grads) as targets:
@@ -45,26 +48,24 @@ def backward(p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grads: RoIArray
 
 
 def _boxes(sizes: RoIs, rule: SamplingRule, rois: DeviceArray, shifts: DeviceArray | None, dtype: Any) -> Boxes:
-    """The boxes for the kernels; rois and shifts are contiguous and of one type, `dtype` is that of x."""
+    """The boxes for the kernels; rois and shifts are contiguous, `dtype` is that of x."""
     largest = float(np.finfo(summed(dtype)).max)
     classes, parts = (1, sizes.bins) if shifts is None else (shifts.shape[1] // 2, (shifts.shape[2], shifts.shape[3]))
     numbers = (sizes.scale, FAR, rule.half, rule.least, rule.reach, largest)
     return Boxes(
-        rois.address, 0 if shifts is None else shifts.address, sizes.box_count, sizes.batch, sizes.size, sizes.bins, parts, classes,
+        address_of(rois), address_of(shifts), sizes.box_count, sizes.batch, sizes.size, sizes.bins, parts, classes,
         rule.samples, *map(scalar(dtype), numbers),  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _types(x: DeviceArray) -> tuple[Any, Any]:
+    """The first constants of every kernel."""
+    return stored(x.dtype), jit.compute_type(stored(x.dtype))
 
 
 def _address(work: Workspace, array: DeviceArray | None) -> int:
     """The address of the array or of a contiguous copy; 0 if absent or empty."""
     return 0 if array is None or not array.size else work.contiguous(array).address
-
-
-def _coordinates(work: Workspace, *arrays: DeviceArray | None) -> tuple[DeviceArray | None, ...]:
-    """Contiguous arrays of one type: float32 if they differ."""
-    dtypes = {array.dtype for array in arrays if array is not None}
-    dtype = DTYPES["float32"] if len(dtypes) > 1 else None
-    return tuple(None if array is None else work.contiguous(array, dtype) for array in arrays)
 
 
 def _summed(work: Workspace, grad_x: DeviceArray) -> Output[DeviceArray]:
@@ -90,14 +91,14 @@ def _parameters(
     """The parameters, except for gradients, and the variant of the kernels."""
     assert isinstance(p.rule, SamplingRule)
     sizes = p.rois
-    rois, shifts = _coordinates(work, arrays.rois, arrays.shifts)
-    assert rois is not None
+    rois = work.contiguous(arrays.rois)
+    shifts = None if arrays.shifts is None else work.contiguous(arrays.shifts)
     boxes = _boxes(sizes, p.rule, rois, shifts, arrays.x.dtype)
     call = Pool(
         boxes, _address(work, arrays.x if with_x else None), _address(work, arrays.mask), _address(work, y), 0, 0, 0, 0,
         sizes.channels, p.cells or (1, 1), -(-sizes.channels // boxes.classes // pool.BLOCK), _bands(work, sizes),
     )  # fmt: skip
-    return call, (stored(arrays.x.dtype), stored(rois.dtype), p.rule.border == PSROI)
+    return call, (*_types(arrays.x), p.rule.border == PSROI)
 
 
 def _backward_samples(
@@ -118,12 +119,11 @@ def _backward_samples(
         sums = work.empty((sizes.box_count, classes, call.channel_blocks, *sizes.bins, 3), summed(grad_y.dtype))
         call = call._replace(
             sums=sums.address,
-            grad_shifts=0 if grads.shifts is None else grads.shifts.address,
+            grad_shifts=address_of(grads.shifts),
             grad_mask=0 if grads.mask is None else grads.mask.address,
         )
         work.spread(pool.sum_bins(*types), call, sums.size // 3)
-        coordinates = types[0] if grads.shifts is None else stored(grads.shifts.dtype)
-        work.spread(pool.sum_blocks(types[0], coordinates), call, sizes.box_count * classes * parts[0] * parts[1])
+        work.spread(pool.sum_blocks(*types[:2]), call, sizes.box_count * classes * parts[0] * parts[1])
 
 
 # Whole pixels.
@@ -138,9 +138,9 @@ def _whole_parameters(
     boxes = _boxes(sizes, NO_SAMPLING, rois, None, x.dtype)
     call = Whole(
         boxes, _address(work, x if with_x else None), _address(work, y), _address(work, argmax), 0,
-        sizes.channels, _bands(work, sizes), int(p.rule.last_counts),
+        sizes.channels, _bands(work, sizes), 0, int(p.rule.last_counts),
     )  # fmt: skip
-    return call, (stored(x.dtype), stored(rois.dtype))
+    return call, _types(x)
 
 
 def _pool_max(
@@ -155,14 +155,14 @@ def _backward_whole(
     work: Workspace, p: Pooling, grad_y: DeviceArray, arrays: RoIArrays, grad_x: DeviceArray, options: Options
 ) -> None:
     """Fill the gradient of x."""
-    argmax, kernels = None, (pool_whole.add_means, pool_whole.add_means_in_order)
+    argmax, kernel = None, pool_whole.add_means
     if p.cells is None:
-        argmax, kernels = arrays.argmax, (pool_whole.add_at_maxima, pool_whole.add_at_maxima_in_order)
+        argmax, kernel = arrays.argmax, pool_whole.add_at_maxima
         if argmax is None:
             argmax = work.empty(p.out_shape, DTYPES["int32"])
             _pool_max(work, p, arrays, None, argmax)
     with _summed(work, grad_x) as total:
         call, types = _whole_parameters(work, p, arrays, grad_y, argmax, with_x=False)
-        call = call._replace(grad_x=total.address)
+        call = call._replace(grad_x=total.address, in_order=int(options.deterministic))
         tasks = p.rois.batch * p.rois.in_channels * call.bands if options.deterministic else grad_y.size
-        work.spread(kernels[options.deterministic](*types), call, tasks)
+        work.spread(kernel(*types), call, tasks)
