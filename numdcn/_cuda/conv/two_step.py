@@ -42,9 +42,9 @@ class Rates(NamedTuple):
 
 
 RATES = {
-    "half": Rates(140e12, 640e12, 32),
-    "tf32": Rates(70e12, 320e12, 16),
-    "float32": Rates(36e12, 48e12, 16),
+    "half": Rates(165e12, 640e12, 32),
+    "tf32": Rates(82e12, 320e12, 16),
+    "float32": Rates(43e12, 48e12, 16),
 }
 MEMORY = 3.0e12  # bytes per second that write or read columns; part of a slab stays in the L2 cache
 CORNERS = 12e12  # bytes of corners per second: a quarter comes from L2 (see `slabs`), the rest from L1
@@ -81,18 +81,18 @@ def saved(p: Convolution, kind: str, size: int, what: Passes) -> float:
                     + (2*size for columns + 2*4 for their gradients) / MEMORY
                     + size * 4 corners / CORNERS for each pass over the samples
 
-    The fused kernels read corners, too, but while they multiply. `live`: with few channels per offset group, this share of a
-    chunk of the fused kernels is multiplied for a purpose.
+    The fused kernels read corners, too, but while they multiply. `live`: the share of their chunks that is multiplied for a
+    purpose, less if channels do not fill them.
 
-    The rates are assumptions, until they are measured: 140 TFLOP/s for half types are the 16 mma among the 324 instructions of
-    the loop, at three quarters of the issue rate; a tf32 mma does half as much; float32 has 60 % of its multiply-adds,
-    cuBLAS 80 % of each. So with one offset group a forward takes two steps from 180 outputs on in half types and in tf32,
-    from 289 in float32; with 8 channels per offset group from 38, 79 and 58. A backward likewise, but in half types from 239
-    and 50, as the gradients of columns are float32.
+    The rates are assumptions, until they are measured: 165 TFLOP/s for half types are the 16 mma among the 272 instructions of
+    the loop, at three quarters of the issue rate; a tf32 mma does half as much; float32 has 72 % of its multiply-adds,
+    cuBLAS 80 % of each.
     """
-    rates = RATES[kind]
-    shared = p.in_channels // p.offset_groups
-    live = shared / (-(-shared // rates.chunk) * rates.chunk)
+    rates, size_of_group = RATES[kind], p.in_channels // p.groups
+    shared, outs = p.in_channels // p.offset_groups, p.out_channels // p.groups
+    together = shared % 4 == 0 and (kind != "half" or shared % 8 == 0 or outs <= 128)  # chunks span offset groups
+    width = size_of_group if together else min(shared, size_of_group)
+    live = width / (-(-width // rates.chunk) * rates.chunk)
     operations = what.products * 2 * (p.out_channels // p.groups)
     moved = 2 * size * what.columns + 2 * 4 * what.gradients
     added = moved / MEMORY + 4 * size * (what.columns + what.gradients) / CORNERS
