@@ -14,9 +14,9 @@ FORMS = FUSED, TWO_STEPS = "fused", "two steps"
 def form(device: Any, two_steps: bool | None, dtype: str = "") -> Iterator[None]:
     """Within, deform_conv takes two steps wherever it can, or never; None: as it chooses. Two steps in tf32 need torch's
     switch, which this sets for their time."""
-    from numdcn._cuda.conv import two_step
+    from numdcn._cuda import replay
 
-    before, two_step.FORCED = two_step.FORCED, two_steps
+    before, replay.forced = replay.forced, two_steps
     matmul = device.torch.backends.cuda.matmul if device.on_torch and two_steps and dtype == "tf32" else None
     allowed = None if matmul is None else matmul.allow_tf32
     try:
@@ -24,7 +24,7 @@ def form(device: Any, two_steps: bool | None, dtype: str = "") -> Iterator[None]
             matmul.allow_tf32 = True
         yield
     finally:
-        two_step.FORCED = before
+        replay.forced = before
         if matmul is not None:
             matmul.allow_tf32 = allowed
 

@@ -24,6 +24,7 @@ from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.device_scratch import stream_key
 from numdcn._call.driver import on_device
 from numdcn._call.prepared import PreparedWeights
+from numdcn._cuda.coordinates import NARROW
 from numdcn._cuda.jit import SIMULATED
 from numdcn._cuda.launch import Launch
 
@@ -32,6 +33,7 @@ LINE = 256  # alignment of scratch memory, in bytes
 ALIGNMENT = 16  # as far as kernels depend on it
 
 _known: dict[Any, Recording | None] = {}  # None: not to be repeated
+forced: bool | None = None  # whether two steps are forced or forbidden (`conv.two_step`), by benchmarks and tests
 
 
 class Tagged(int):
@@ -102,7 +104,8 @@ class Recording:
     def launch(self, kernel: Any, call: tuple[Any, ...], blocks: int, threads: Any, stream: int) -> None:
         """A kernel is launched."""
         launch = Launch(kernel, blocks, threads, call)
-        lost = any(low <= value < high for value in launch.plain for low, high in self.spans)
+        places = [value % NARROW for value in launch.plain]
+        lost = any(low <= place < high for place in places for low, high in self.spans)
         self.repeatable = self.repeatable and not lost and stream == self.stream
         self.launches.append(launch)
 
@@ -195,7 +198,7 @@ def _kind(leaf: Any) -> Any:
 
 def _issue(function: Any, p: Any, options: Any, like: DeviceArray, leaves: list[Any], run: Callable[..., None]) -> None:
     """Repeat what an earlier call of this kind did; or run(leaves) and record it."""
-    key = (function, p, options, like.device, like.framework, *map(_kind, leaves))
+    key = (function, p, options, forced, like.device, like.framework, *map(_kind, leaves))
     known = _known.get(key, current)
     if isinstance(known, Recording) and current.recording is None and known.repeat(like, leaves):
         return

@@ -16,6 +16,7 @@ from numdcn._call.options import Options
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed: pip install -e .[test]", allow_module_level=True)
 
+from numdcn._cuda import replay
 from numdcn._cuda.conv import two_step
 
 HALF, SINGLE, DOUBLE = DTYPES["float16"], DTYPES["float32"], DTYPES["float64"]
@@ -92,9 +93,9 @@ def test_small_problems_do_not_pay_for_the_launches():
 
 def test_the_form_may_be_forced(monkeypatch):
     small, large = convolution(256, 256, 1, (14, 14)), ROWS["S3"][0]
-    monkeypatch.setattr(two_step, "FORCED", True)
+    monkeypatch.setattr(replay, "forced", True)
     assert takes(small, HALF) and not takes(small, HALF, multiplies=False)
-    monkeypatch.setattr(two_step, "FORCED", False)
+    monkeypatch.setattr(replay, "forced", False)
     assert not takes(large, HALF)
 
 

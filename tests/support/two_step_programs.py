@@ -7,6 +7,7 @@ import numpy as np
 from standin_torch import Tensor, installed, tensor
 
 import numdcn
+from numdcn._cuda import replay
 from numdcn._cuda.conv import two_step
 
 
@@ -14,7 +15,7 @@ def call(direction, arrays, keywords, way=None, module=None):
     """(results by name, the shapes of the products) of deform_conv, for NumPy arrays by name. `way`: attributes of
     `two_step` to set; `rows`: of output pixels in a slab; `gap`: of the tensors' elements; `prepared`: into how many groups
     w is; `calls`: how many, of which the last counts; `out`: whether into memory of the caller."""
-    way = {"FORCED": True, **(way or {})}
+    way = dict(way or {})
     gap, prepared, calls, out = way.pop("gap", 1), way.pop("prepared", 0), way.pop("calls", 1), way.pop("out", False)
     rows = way.pop("rows", None)
     if rows is not None:
@@ -22,6 +23,7 @@ def call(direction, arrays, keywords, way=None, module=None):
     before = {name: getattr(two_step, name) for name in way}
     for name, value in way.items():
         setattr(two_step, name, value)
+    replay.forced = True
     try:
         with installed(**(module or {})) as torch:
             given = {name: None if a is None else tensor(a, gap) for name, a in arrays.items()}
@@ -36,6 +38,7 @@ def call(direction, arrays, keywords, way=None, module=None):
                 made = function(**given, **keywords)
             return _plain(made), list(torch.products)
     finally:
+        replay.forced = None
         for name, value in before.items():
             setattr(two_step, name, value)
 
@@ -60,16 +63,17 @@ def without_frameworks(direction, arrays, keywords):
     """Whether torch or CuPy is imported after a call with arrays of numba.cuda, and its products."""
     from numba import cuda
 
-    before = two_step.FORCED, two_step.forward, two_step.backward
+    before = two_step.forward, two_step.backward
     taken = []
-    two_step.FORCED = True
+    replay.forced = True
     two_step.forward = two_step.backward = lambda *args: taken.append(args)
     try:
         given = {name: None if a is None else cuda.to_device(a) for name, a in arrays.items()}
         getattr(numdcn, f"deform_conv_{direction}")(**given, **keywords)
         return [name for name in ("torch", "cupy") if name in sys.modules], len(taken)
     finally:
-        two_step.FORCED, two_step.forward, two_step.backward = before
+        two_step.forward, two_step.backward = before
+        replay.forced = None
 
 
 def forms(arrays, keywords, dtype):
@@ -90,7 +94,7 @@ def forms(arrays, keywords, dtype):
         counts = [len(torch.products)]
         others = run().numpy().astype(float)
         counts.append(len(torch.products) - counts[0])
-        as_before = two_step.FORCED is None and not torch.backends.cuda.matmul.allow_tf32
+        as_before = replay.forced is None and not torch.backends.cuda.matmul.allow_tf32
         return (
             name,
             counts,

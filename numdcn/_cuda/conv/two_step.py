@@ -29,7 +29,6 @@ from numdcn._cuda.workspace import Images, Workspace, stored
 
 SLAB_BYTES = 64 * 2**20
 SINGLE = DTYPES["float32"]
-FORCED: bool | None = None  # the form that tests and benchmarks want, wherever both are possible
 
 
 class Rates(NamedTuple):
@@ -64,12 +63,14 @@ FORWARD, BACKWARD = Passes(1, 1, 0), Passes(2, 1, 1)
 
 def choose(work: Workspace, p: Convolution, x: DeviceArray, options: Options, what: Passes) -> bool:
     """Whether to take two steps, for all frameworks, types and shapes: if the kernels can (`_possible`), if `saved` pays for
-    the further launches, and if the framework multiplies as asked for."""
+    the further launches, and if the framework multiplies as asked for, which may change from call to call."""
     if not _possible(work, p, x, options, what):
         return False
     kind = _kind(x, options)
-    faster = FORCED if FORCED is not None else saved(p, kind, x.dtype.itemsize, what) > LAUNCHES
-    return faster and work.framework.multiplies(x.dtype, kind == "tf32", work.device, work.stream)
+    wanted = saved(p, kind, x.dtype.itemsize, what) > LAUNCHES if replay.forced is None else replay.forced
+    if wanted:
+        replay.unrepeatable()
+    return wanted and work.framework.multiplies(x.dtype, kind == "tf32", work.device, work.stream)
 
 
 def saved(p: Convolution, kind: str, size: int, what: Passes) -> float:
@@ -90,7 +91,7 @@ def saved(p: Convolution, kind: str, size: int, what: Passes) -> float:
     """
     rates, size_of_group = RATES[kind], p.in_channels // p.groups
     shared, outs = p.in_channels // p.offset_groups, p.out_channels // p.groups
-    together = shared % 4 == 0 and (kind != "half" or shared % 8 == 0 or outs <= 128)  # chunks span offset groups
+    together = shared % 4 == 0 and (kind != "half" or shared >= 8 or outs <= 128)  # chunks span offset groups
     width = size_of_group if together else min(shared, size_of_group)
     live = width / (-(-width // rates.chunk) * rates.chunk)
     operations = what.products * 2 * (p.out_channels // p.groups)
@@ -183,7 +184,6 @@ def _steps(work: Workspace, p: Convolution, arrays: ConvArrays, images: Images, 
 
 def forward(work: Workspace, p: Convolution, arrays: ConvArrays, y: DeviceArray, options: Options) -> None:
     """Fill y, which is contiguous."""
-    replay.unrepeatable()  # products are the framework's
     s = _steps(work, p, arrays, work.pack_images(arrays.x), options)
     weights = pack.in_rows(work, p, arrays.w, s.slab.depth, s.tf32).reshaped(p.groups, s.outs, s.row)
     bias = 0 if arrays.bias is None else work.contiguous(arrays.bias).address
@@ -217,7 +217,6 @@ def backward(
     work: Workspace, p: Convolution, grad_y: DeviceArray, arrays: ConvArrays, grads: ConvArrays, options: Options
 ) -> None:
     """Fill the gradients of x, offsets, mask and w in `grads`, contiguous arrays or None; grad_y is contiguous."""
-    replay.unrepeatable()
     in_columns = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
     reads = any(g is not None for g in (grads.w, grads.offsets, grads.mask))
     images = work.pack_images(arrays.x) if reads else work.image_sizes(arrays.x)
