@@ -30,7 +30,7 @@ def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Resul
         elif type(array) is np.ndarray or type(array) is DeviceArray:
             key.append(array.dtype)
             key.append(array.shape)
-        elif type(array) is PreparedWeights and type(array.array) is DeviceArray:
+        elif type(array) is PreparedWeights:
             key.append(array.dtype)
             key.append(array.shape)
             key.append(array.groups)
