@@ -10,7 +10,6 @@ whole kernel is assembled.
 from __future__ import annotations
 
 import copy
-import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +21,11 @@ from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.inline_closurecall import InlineWorker
 from numba.core.untyped_passes import InlineInlinables
 
-_prepared: dict[Callable[..., Any], Any] = {}  # the IR of a helper, ready to be inlined
+_prepared: dict[Callable[..., Any], Any] = {}  # the IR of a helper, ready to be inlined, with the globals of that time
 
 
 class _Scope(ir.Scope):  # type: ignore[misc]
-    """The names of a function. A copy shares what it knows of them."""
+    """The names of a function. A copy has the same variables, of which inlining reads names and places in the source."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Scope:
         memo[id(self)] = new = copy.copy(self)
@@ -37,15 +36,19 @@ class _Scope(ir.Scope):  # type: ignore[misc]
         return new
 
 
-def _prepare(worker: Any, function: Callable[..., Any]) -> Any:
-    """The IR of a helper. Whoever inlines it copies it."""
-    found = _prepared.get(function)
-    if found is None:
-        found = InlineWorker.run_untyped_passes(worker, function)
-        for block in found.blocks.values():
-            block.scope.__class__ = _Scope  # the scope that its variables refer to as well
-        _prepared[function] = found
-    return found
+class _Worker(InlineWorker):  # type: ignore[misc]
+    """Inlines helpers that are prepared once. Whoever inlines copies what was prepared."""
+
+    def run_untyped_passes(self, function: Callable[..., Any]) -> Any:
+        found = _prepared.get(function)
+        if found is None:
+            self._compiler_pipeline = lambda state: _inlining(DefaultPassBuilder.define_untyped_pipeline(state))
+            found = super().run_untyped_passes(function)
+            for block in found.blocks.values():
+                block.scope.__class__ = _Scope  # the scope that its variables refer to as well
+            _prepared[function] = found
+        self.flags.enable_ssa = False  # as Numba's
+        return found
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -53,8 +56,7 @@ class _InlineHelpers(InlineInlinables):  # type: ignore[misc]
     _name = "inline_helpers"
 
     def _do_work(self, state: Any, work_list: Any, block: Any, i: int, expr: Any, inline_worker: Any) -> Any:
-        inline_worker.run_untyped_passes = functools.partial(_prepare, inline_worker)
-        inline_worker._compiler_pipeline = lambda state: _inlining(DefaultPassBuilder.define_untyped_pipeline(state))
+        inline_worker.__class__ = _Worker
         return super()._do_work(state, work_list, block, i, expr, inline_worker)
 
 

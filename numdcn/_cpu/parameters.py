@@ -147,7 +147,13 @@ class Record(types.Type):
         for name, annotation in zip(cls._fields, _field_types(cls), strict=True):
             self.fields[name] = start, _numba_type(annotation)
             start += _length(annotation)
+        self.cls = cls
         super().__init__(name=f"Record({cls.__module__}.{cls.__qualname__})")
+
+    @property
+    def key(self) -> Any:
+        """What makes records equal: two classes may have the same name."""
+        return self.name, self.cls
 
 
 @register_model(Record)

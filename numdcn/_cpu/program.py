@@ -19,7 +19,7 @@ from numdcn._cpu.parameters import COUNTER, Numbers, words_of
 from numdcn._cpu.threads import get_num_threads, start
 
 SYMBOL = 1 << 48  # above all sizes and strides; the symbols of piece i start at (i + 1) times this
-MOST = 512  # programs; beyond, all are forgotten
+MOST = 512  # programs; beyond, the oldest is forgotten
 MOST_BYTES = 1 << 16  # of a program's words, if it is remembered
 
 
@@ -125,7 +125,7 @@ def run_recorded(record: Callable[..., None], p: Any, *arrays: np.ndarray | int 
         program = recording.program()
         if len(program.words) <= MOST_BYTES and get_num_threads() == threads:
             if len(_known) >= MOST:
-                _known.clear()
+                _known.pop(next(iter(_known)), None)
             _known[known] = program
     program.run(addresses)
 

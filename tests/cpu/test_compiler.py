@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from checks import run_python
 from numba import types
 
 from numdcn._cpu import compiler
@@ -133,3 +134,21 @@ def test_a_field_that_a_record_does_not_have():
 
     with pytest.raises(Exception, match="second"):
         wrong.compile((types.float32, *[types.int64] * 3))
+
+
+NUMBAS_OWN = """
+import sys
+sys.modules["numdcn._cpu.compiler"] = None
+import numpy as np
+import numdcn
+from numdcn._cpu import jit
+assert jit.KernelCompiler.__module__ == "numba.core.compiler"
+y = numdcn.conv_forward(np.ones((1, 2, 3, 3), "f"), np.ones((1, 2, 3, 3), "f"), padding=1)
+assert y.tolist() == [[[[8, 12, 8], [12, 18, 12], [8, 12, 8]]]]
+"""
+
+
+@pytest.mark.full
+def test_without_what_numdcn_adds(tmp_path):
+    """As when a Numba of the future has other parts."""
+    run_python(NUMBAS_OWN, NUMBA_CACHE_DIR=tmp_path)

@@ -212,7 +212,7 @@ def compute_gradients(one, params, counter, slot, exchange_columns):
 def note_strays(flags, flag, strays, any_strays):
     """Note whether a tap of a tile has strays, and whether any has."""
     store(flags, flag, 1 if strays else 0)
-    if strays:
+    if strays and load_scalar(any_strays, 0) == 0:  # all threads read what lies around it
         store(any_strays, 0, 1)
 
 

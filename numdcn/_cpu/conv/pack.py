@@ -211,9 +211,10 @@ def packed_panels(w: PreparedWeights) -> int:
         channels = channels // 2 if is_half(w.dtype) else channels
         dtype = computed(w.dtype)
         how = packing((outputs, channels, *kernel_size), w.groups, dtype)
+        array = w.array.copy() if is_half(w.dtype) and w.array.ctypes.data % 4 else w.array
         storage = np.empty((how.size + OVERRUN) * dtype.itemsize + 64, np.uint8)
         address = -(-storage.ctypes.data // 64) * 64
-        pack(launch, w.array, how, address, plan_threads(how.groups * how.panels, how.size))
+        pack(launch, array, how, address, plan_threads(how.groups * how.panels, how.size))
         w.layouts.setdefault("panels", (address, storage))  # another thread may have been first
     address, _ = w.layouts["panels"]
     return int(address)
