@@ -19,8 +19,8 @@ from numdcn._formulas.jit import OPTIONS, require_compiler, simd_bytes, target
 try:
     from numdcn._cpu.compiler import BlockCompiler, KernelCompiler
 except (ImportError, AttributeError):  # a Numba with other parts: compiling takes longer
-    from numba.core.compiler import Compiler as BlockCompiler
-    from numba.core.compiler import Compiler as KernelCompiler
+    from numba.core.compiler import Compiler as BlockCompiler  # type: ignore[no-redef]
+    from numba.core.compiler import Compiler as KernelCompiler  # type: ignore[no-redef]
 
 STORE = _cache.Store("cpu", numba.__version__, llvmlite.__version__, np.__version__)
 _INTERNAL = {**OPTIONS, "no_cpython_wrapper": True}  # not called from Python

@@ -188,8 +188,9 @@ def _read_field(context: Any, builder: Any, record: Record, address: Any, name: 
     address = builder.add(address, ir.Constant(I64, 8 * start))
     if isinstance(kind, Record):
         return address
-    words = [_read_word(builder, address, i) for i in range(kind.count if isinstance(kind, types.UniTuple) else 1)]
-    return context.make_tuple(builder, kind, words) if isinstance(kind, types.UniTuple) else words[0]
+    if kind == types.int64:
+        return _read_word(builder, address, 0)
+    return context.make_tuple(builder, kind, [_read_word(builder, address, i) for i in range(kind.count)])
 
 
 def _read_word(builder: Any, address: Any, i: int) -> Any:
