@@ -142,7 +142,7 @@ class Record(types.Type):
     """A NamedTuple stored as int64s at an address. A kernel carries the address alone, and reads a field where it is used."""
 
     def __init__(self, cls: Any) -> None:
-        self.fields: dict[str, tuple[int, types.Type]] = {}  # of each, words before it, and its type
+        self.fields: dict[str, tuple[int, Any]] = {}  # of each, words before it, and its type
         start = 0
         for name, annotation in zip(cls._fields, _field_types(cls), strict=True):
             self.fields[name] = start, _numba_type(annotation)
