@@ -375,15 +375,15 @@ sys.exit(run.main(sys.argv[1:]))
 SMOKE = """
 import sys
 from benchmarks.gpu import compiling, run
-fill = compiling.makers()["_cuda.layout.fill"]
-kernel = fill(*next(iter(fill.variants())))
+smallest = compiling.makers()["_cuda.conv.weights.sum_partials"]
+kernel = smallest(*next(iter(smallest.variants())))
 kernel.load(0)  # on disk, from now on
-fill._compiled.clear()
+smallest._compiled.clear()
 from numba.cuda.cudadrv import driver
 def refused(*_):
     raise RuntimeError("nvJitLinkError: ERROR_OUTDATED_LIBRARY")
 assert not run.smoke()
-fill._compiled.clear()
+smallest._compiled.clear()
 driver._Linker.complete = refused
 print(run.smoke())
 """
