@@ -97,14 +97,20 @@ def corners(image, index, vector):
 
 
 @helper
+def weights_at(rows, spot, vector):
+    """Corner weights in every lane: the first is rows[spot], the others follow in the rows after it."""
+    return (
+        like(load_scalar(rows, spot), vector),
+        like(load_scalar(rows, spot + W01 - W00), vector),
+        like(load_scalar(rows, spot + W10 - W00), vector),
+        like(load_scalar(rows, spot + W11 - W00), vector),
+    )
+
+
+@helper
 def weights_of(tile, pixel, vector):
     """The corner weights of a pixel of a tile, in every lane."""
-    return (
-        like(load_scalar(tile.rows, W00 + pixel), vector),
-        like(load_scalar(tile.rows, W01 + pixel), vector),
-        like(load_scalar(tile.rows, W10 + pixel), vector),
-        like(load_scalar(tile.rows, W11 + pixel), vector),
-    )
+    return weights_at(tile.rows, W00 + pixel, vector)
 
 
 @helper

@@ -13,7 +13,7 @@ from numdcn._cpu.conv.columns import plan_copies, plan_samples
 from numdcn._cpu.conv.forward import compute_tiles
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.layout import Matrix, columns_from, image_from
-from numdcn._cpu.sample import corners
+from numdcn._cpu.sample import corners, weights_at
 from numdcn._cpu.simd import at, full, load, load_like, load_scalar, pointer, store, width
 from numdcn._cpu.tile import MASK, ROW, W00, W01, W10, W11
 from numdcn._formulas.bilinear import value
@@ -48,13 +48,8 @@ def _note_plan(tile, tap, plans):
 @helper
 def _sampled(image, index, rows, spot, vector):
     """The mask times the sample of a cell, for a vector of channels; its weights are at `spot`."""
-    weights = (
-        like(load_scalar(rows, spot), vector),
-        like(load_scalar(rows, spot + ROW), vector),
-        like(load_scalar(rows, spot + 2 * ROW), vector),
-        like(load_scalar(rows, spot + 3 * ROW), vector),
-    )
-    return like(load_scalar(rows, spot + 4 * ROW), vector) * value(weights, corners(image, index, vector))
+    mask = like(load_scalar(rows, spot + 4 * ROW), vector)
+    return mask * value(weights_at(rows, spot, vector), corners(image, index, vector))
 
 
 @helper
