@@ -152,7 +152,7 @@ def _multiply(tile, a, k, b, ahead, ahead_step, c, overwrite, aside):
         b_j, c_j = at(b.pointer, j * b.step), columns_from(c, j * b.width)
         count = min(total * (j + 1) // b.count - made, k)
         if count == 0:
-            rows_wide(a, b_j, b.width, at(b_j, ahead), ahead_step, c_j.pointer, c.pitch, k, overwrite)
+            rows_wide(a, 0, b_j, b.width, at(b_j, ahead), ahead_step, c_j.pointer, c.pitch, k, overwrite)
             continue
         tile(a, b_j, at(b_j, ahead), ahead_step, c_j, k, overwrite, aside, (made, count))
         made += count

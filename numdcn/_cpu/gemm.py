@@ -4,7 +4,8 @@ B comes in panels as wide as a register tile. A comes in one of three layouts wi
 that each broadcast is one load at a constant offset from a single pointer:
 
 * rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
-* packed: element (r, k) at k * ROWS + r, and so on for the next ROWS rows;
+* panels: element (r, k) at r * panel + k for k < panel, the widest register tile's width, and so on in the next panel:
+  as this A is the B of another product;
 * block: element (r, k) at k * block_size(itemsize) + r: a block of channels, one row per pixel (tiles of `BLOCK_ROWS` rows).
 """
 
@@ -33,6 +34,14 @@ class Panels(NamedTuple):
     width: int  # elements per row of a panel
     count: int
     step: int  # elements from one panel to the next
+
+
+class Strides(NamedTuple):
+    """Elements of A from row to row and from k to k, and how many k a panel has, a power of two; 0: there are no panels."""
+
+    row: int
+    k: int
+    panel: int
 
 
 ROWS, VECTORS = register_tile()
@@ -88,10 +97,10 @@ def multiply_add_row(
 
 
 def _product(
-    builder: Any, rows: int, vector: Any, vectors: int, strides: tuple[int, int], multiply_add: Any, args: Any
+    builder: Any, rows: int, vector: Any, vectors: int, strides: Strides, multiply_add: Any, args: Any
 ) -> list[Any]:
     """IR: the loop over k. Leaves the builder after it; returns the accumulators, row by row."""
-    a, b, b_pitch, prefetched, prefetch_step, k_end = args
+    a, a_step, b, b_pitch, prefetched, prefetch_step, k_end = args
     zero = ir.Constant(vector, None)
     entry, loop, done = builder.block, builder.append_basic_block("multiply"), builder.append_basic_block("multiplied")
     builder.branch(loop)
@@ -107,9 +116,14 @@ def _product(
     ]:
         phi.add_incoming(start, entry)
     prefetch_value(builder, prefetched_k)
-    new = multiply_add_row(builder, rows, vector, vectors, strides[0], multiply_add, a_k, b_k, sums)
+    new = multiply_add_row(builder, rows, vector, vectors, strides.row, multiply_add, a_k, b_k, sums)
     k_next = builder.add(k, ir.Constant(I64, 1))
-    steps = [(k, k_next), (a_k, builder.gep(a_k, [ir.Constant(I64, strides[1])])), (b_k, builder.gep(b_k, [b_pitch]))]
+    a_next = builder.gep(a_k, [ir.Constant(I64, strides.k)])
+    if strides.panel:
+        ends = builder.icmp_signed("==", builder.and_(k_next, ir.Constant(I64, strides.panel - 1)), ir.Constant(I64, 0))
+        to_next = builder.sub(a_step, ir.Constant(I64, strides.panel))  # from the end of a row in a panel
+        a_next = builder.gep(a_next, [builder.select(ends, to_next, ir.Constant(I64, 0))])
+    steps = [(k, k_next), (a_k, a_next), (b_k, builder.gep(b_k, [b_pitch]))]
     steps.append((prefetched_k, builder.gep(prefetched_k, [prefetch_step])))
     for phi, following in [*steps, *zip(sums, new, strict=True)]:
         phi.add_incoming(following, loop)
@@ -133,34 +147,36 @@ def write_sums(builder: Any, sums: list[Any], vectors: int, c: Any, c_pitch: Any
                 store_value(builder, builder.fadd(load_value(builder, c, spot, sums[i].type), sums[i]), c, spot)
 
 
-def _layout(layout: str, itemsize: int) -> tuple[int, tuple[int, int]]:
-    """Rows of the tile, and the strides of A along rows and k."""
+def _layout(layout: str, element: Any) -> tuple[int, Strides]:
+    """Rows of the tile, and the strides of A."""
+    itemsize = element.bitwidth // 8
     if layout == "rows":
-        return ROWS, (column_pitch(itemsize), 1)
-    if layout == "packed":
-        return ROWS, (1, ROWS)
-    return BLOCK_ROWS, (1, block_size(itemsize))
+        return ROWS, Strides(column_pitch(itemsize), 1, 0)
+    if layout == "panels":
+        widest = panel_widths(element)[0]
+        return ROWS, Strides(widest, 1, widest)
+    return BLOCK_ROWS, Strides(1, block_size(itemsize), 0)
 
 
 def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
     """A register tile of width `panel_widths(...)[width_index]`, for A in `layout`.
 
     `multiply_add` is `fma_value`, or `dot_value` where the elements of A and B are pairs of bfloat16; k counts elements.
-    `prefetched` is memory needed soon: each step over k prefetches one line of it and advances by `prefetch_step`
-    elements.
+    `a_step`: elements from one panel of A to the next. `prefetched` is memory needed soon: each step over k prefetches one
+    line of it and advances by `prefetch_step` elements.
     """
 
     @intrinsic
-    def tile(typingctx, a, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite):
+    def tile(typingctx, a, a_step, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite):
         element = a.dtype
-        rows, strides = _layout(layout, element.bitwidth // 8)
+        rows, strides = _layout(layout, element)
         columns = panel_widths(element)[width_index]
         count = min(columns, lanes(element))
 
         def codegen(context, builder, sig, args):
-            a, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args
+            a, a_step, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite = args
             vector = ir.VectorType(context.get_value_type(element), count)
-            inner = a, b, b_pitch, prefetched, prefetch_step, k_end
+            inner = a, a_step, b, b_pitch, prefetched, prefetch_step, k_end
             sums = _product(builder, rows, vector, columns // count, strides, multiply_add, inner)
             write_sums(
                 builder,
@@ -168,19 +184,20 @@ def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
                 columns // count,
                 c,
                 c_pitch,
-                context.cast(builder, overwrite, sig.args[8], types.boolean),
+                context.cast(builder, overwrite, sig.args[9], types.boolean),
             )
             return context.get_dummy_value()
 
         integers = types.intp
-        return types.void(a, b, integers, prefetched, integers, c, integers, integers, types.boolean), codegen
+        arguments = a, integers, b, integers, prefetched, integers, c, integers, integers, types.boolean
+        return types.void(*arguments), codegen
 
     return tile
 
 
 rows_wide, _rows_single, _rows_narrow = (_tile("rows", i) for i in (0, 1, -1))
 _pairs_wide, _pairs_single, _pairs_narrow = (_tile("rows", i, dot_value) for i in (0, 1, -1))
-_packed_wide, _packed_single, _packed_narrow = (_tile("packed", i) for i in (0, 1, -1))
+_panels_wide, _panels_single, _panels_narrow = (_tile("panels", i) for i in (0, 1, -1))
 _block_wide, _block_single, _block_narrow = (_tile("block", i) for i in (0, 1, -1))
 
 
@@ -195,11 +212,11 @@ def _multiply(wide, single, narrow, a, rows, k, b, prefetching, c, overwrite):
             b_j, c_r = at(b.pointer, j * b.step), at(c.pointer, r * c.pitch + j * panel)
             prefetched = at(b_j, ahead + r // ROWS * ahead_step * k)
             if panel == VECTORS * step:
-                wide(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
+                wide(a_r, 0, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             elif panel == step:
-                single(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
+                single(a_r, 0, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
             else:
-                narrow(a_r, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
+                narrow(a_r, 0, b_j, panel, prefetched, ahead_step, c_r, c.pitch, k, overwrite)
 
 
 @block
@@ -220,11 +237,12 @@ def multiply_pairs(a, rows, k, b, ahead, ahead_step, c, overwrite):
 
 
 @block
-def multiply_packed(a, a_pitch, rows, k, b, columns, c):
-    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `packed`. C has the pitch of B, a matrix.
+def multiply_panels(a, a_step, rows, k, b, columns, c):
+    """C (rows, columns) = A (rows, k) B (k, columns), for A in the layout `panels`, `a_step` elements from panel to
+    panel. C has the pitch of B, a matrix.
 
-    Each group of ROWS rows of A starts `a_pitch` elements after the previous one. Rows are rounded up as in
-    `multiply_rows`, columns to whole register tiles: B must be readable, and C writable, that far.
+    Rows are rounded up as in `multiply_rows`, columns to whole register tiles: B must be readable, and C writable, that
+    far.
     """
     step, b_pitch = width(load_scalar(a, 0)), b.pitch
     panel = VECTORS * step if columns > step else (step if columns > 4 else 4)
@@ -232,28 +250,29 @@ def multiply_packed(a, a_pitch, rows, k, b, columns, c):
     for j in range(0, columns, panel):
         b_j, prefetched = at(b.pointer, j), at(b.pointer, k * b_pitch)
         for r in range(0, rows, ROWS):
-            a_r, c_r = at(a, r // ROWS * a_pitch), at(c, r * b_pitch + j)
+            a_r, c_r = at(a, r * VECTORS * step), at(c, r * b_pitch + j)
             if panel == VECTORS * step:
-                _packed_wide(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
+                _panels_wide(a_r, a_step, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
             elif panel == step:
-                _packed_single(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
+                _panels_single(a_r, a_step, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
             else:
-                _packed_narrow(a_r, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
+                _panels_narrow(a_r, a_step, b_j, b_pitch, prefetched, prefetch_step, c_r, b_pitch, k, True)
             prefetched = at(prefetched, prefetch_step * k)
 
 
 @block
-def multiply_block(a, rows, k, b, c, c_pitch, c_step):
+def multiply_block(a, rows, k, b, b_pitch, c, c_pitch, c_step):
     """C (rows, columns of the panels) += A (rows, k) B, for A in the layout `block`; rows are rounded up to
-    BLOCK_ROWS. C is in panels as wide as B's: `c_pitch` elements from row to row, `c_step` from panel to panel."""
+    BLOCK_ROWS. Rows of B's panels are `b_pitch` elements apart. C is in panels as wide as B's: `c_pitch` elements from row
+    to row, `c_step` from panel to panel."""
     step, panel = width(load_scalar(a, 0)), b.width
     for j in range(b.count):
         b_j = at(b.pointer, j * b.step)
         for r in range(0, rows, BLOCK_ROWS):
             a_r, c_r = at(a, r), at(c, r * c_pitch + j * c_step)
             if panel == VECTORS * step:
-                _block_wide(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
+                _block_wide(a_r, 0, b_j, b_pitch, c_r, 0, c_r, c_pitch, k, False)
             elif panel == step:
-                _block_single(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
+                _block_single(a_r, 0, b_j, b_pitch, c_r, 0, c_r, c_pitch, k, False)
             else:
-                _block_narrow(a_r, b_j, panel, c_r, 0, c_r, c_pitch, k, False)
+                _block_narrow(a_r, 0, b_j, b_pitch, c_r, 0, c_r, c_pitch, k, False)

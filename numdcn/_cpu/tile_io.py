@@ -5,33 +5,22 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from numdcn._cpu.gemm import ROWS
 from numdcn._cpu.jit import block
 from numdcn._cpu.lanes import transpose
 from numdcn._cpu.simd import at, full, load, load_like, load_scalar, narrow, pointer, prefetch, store, width
 from numdcn._cpu.tile import ROW
 from numdcn._formulas.jit import helper
 
-PACKING_ELEMENTS = 16 * ROW + 256  # of workspace for `pack_gradient`: one register of channels, and a transposed block
+PACKING_ELEMENTS = 16 * ROW  # of workspace for `pack_gradient`: one register of channels
 
 
 class PackedGradient(NamedTuple):
-    """grad_y at the pixels of a tile, as an operand of two products. `rows` and `panels` are pointers."""
+    """grad_y at the pixels of a tile: panels of (rows, pitch), one row per pixel. They are the A of the columns' gradient,
+    in `gemm`'s layout `panels`, and the B of the weights' gradient."""
 
-    rows: Any  # the A of the columns' gradient, in `gemm`'s layout `packed`
-    rows_pitch: int  # elements from one group of `gemm.ROWS` pixels to the next
-    with_rows: bool  # whether to write `rows`
-    panels: Any  # the B of the weights' gradient: panels of (panel_rows, panel), one row per pixel
-    panel: int  # outputs per panel
-    panel_rows: int
-    with_panels: bool
-
-
-@helper
-def gradient_rows(target, pitch, pixels):
-    """A target for which `pack_gradient` writes only one row per pixel, of at most `pitch` channels, starting at
-    `target`."""
-    return PackedGradient(target, 0, False, target, pitch, pixels, True)
+    pointer: Any
+    pitch: int  # outputs per panel, at most
+    rows: int
 
 
 @helper
@@ -110,28 +99,17 @@ def write_tile(one, of_y, y, bias, n, first, count, tile, sums, buffer):
 
 @block
 def pack_gradient(one, grad_y, n, first, outputs, tile, target, buffer):
-    """Fill in `target`, a `PackedGradient`, with grad_y[n, first : first + outputs] at the pixels of a tile.
+    """Fill in `target`, a `PackedGradient`, with grad_y[n, first : first + outputs] at the pixels of a tile. What follows the
+    last output in its panel is undefined.
 
     `grad_y` is a place; `buffer` has room for `PACKING_ELEMENTS`.
     """
     step, pixels, pitch = width(one), tile.pixels, (tile.pixels + 15) // 16 * 16
-    strides, lines, square = grad_y.strides, buffer, at(buffer, 16 * ROW)
-    for o_first in range(0, outputs, step):
-        count = min(step, outputs - o_first)
-        for i in range(count):
-            plane = at(pointer(grad_y.address, one), n * strides[0] + (first + o_first + i) * strides[1])
-            read_plane(plane, strides[2:], strides[1], tile, at(lines, i * pitch))
-            for r in range(0, pixels if target.with_rows else 0, ROWS):
-                spot = at(target.rows, r // ROWS * target.rows_pitch + (o_first + i) * ROWS)
-                for p in range(0, ROWS, step):  # may overrun into the next output's place, filled later
-                    store(spot, p, load(lines, i * pitch + r + p))
-        j, o = o_first // target.panel, o_first % target.panel
-        for p in range(0, pixels if target.with_panels else 0, step):
-            spot = at(target.panels, (j * target.panel_rows + p) * target.panel + o)
-            if target.panel >= step:  # rows past the last pixel exist and are never read
-                transpose(at(lines, p), pitch, spot, target.panel)
-                continue
-            transpose(at(lines, p), pitch, square, step)
-            for i in range(min(step, pixels - p)):
-                for k in range(count):
-                    store(spot, i * target.panel + k, load_scalar(square, i * step + k))
+    strides = grad_y.strides
+    for o in range(0, outputs, step):
+        for i in range(min(step, outputs - o)):
+            plane = at(pointer(grad_y.address, one), n * strides[0] + (first + o + i) * strides[1])
+            read_plane(plane, strides[2:], strides[1], tile, at(buffer, i * pitch))
+        spot = at(target.pointer, o // target.pitch * target.rows * target.pitch + o % target.pitch)
+        for p in range(0, pixels, step):
+            transpose(at(buffer, p), pitch, at(spot, p * target.pitch), target.pitch)

@@ -18,7 +18,7 @@ from numdcn._cpu.conv.backward_blocking import BackwardBlocking
 from numdcn._cpu.conv.columns import read_tap, tap_shift
 from numdcn._cpu.conv.partials import Partials, write_partial
 from numdcn._cpu.conv.windows import is_whole, region_at, regions_of, window_of
-from numdcn._cpu.gemm import ROWS, Panels, multiply_block, multiply_packed
+from numdcn._cpu.gemm import Panels, multiply_block, multiply_panels
 from numdcn._cpu.jit import block, kernel
 from numdcn._cpu.lanes import transpose
 from numdcn._cpu.layout import GradientSink, Image, Matrix, columns_from, fill, image_from, padded_pixels, sink_from
@@ -98,12 +98,7 @@ def place_operands(one, call, slot):
 @helper
 def packed_at(call, target):
     """A tile of packed grad_y at `target`."""
-    blocking, a = call.blocking, call.a
-    panels = at(target, blocking.rows // ROWS * blocking.packed_pitch)
-    return PackedGradient(
-        target, blocking.packed_pitch, a.weights != 0 and not blocking.depthwise,
-        panels, blocking.panel, blocking.rows, a.sums != 0 or blocking.depthwise != 0,
-    )  # fmt: skip
+    return PackedGradient(target, call.blocking.packed_pitch, call.blocking.rows)
 
 
 @helper
@@ -232,10 +227,10 @@ def columns_gradient(one, blocking, grad_y, weights, pixels, count, columns):
         for p in range(pixels):
             for c in range(0, count, width(one)):
                 spot = p * blocking.block + c
-                store(columns.pointer, spot, load(grad_y.panels, spot) * load(weights, c))
+                store(columns.pointer, spot, load(grad_y.pointer, spot) * load(weights, c))
     else:
-        multiply_packed(
-            grad_y.rows, grad_y.rows_pitch, pixels, blocking.outputs, Matrix(weights, blocking.block), count,
+        multiply_panels(
+            grad_y.pointer, grad_y.rows * grad_y.pitch, pixels, blocking.outputs, Matrix(weights, blocking.block), count,
             columns.pointer,
         )  # fmt: skip
 
@@ -248,11 +243,12 @@ def weights_gradient(one, blocking, taps, grad_y, pixels, count, columns, sums):
             total = full(one - one)
             for p in range(pixels):
                 spot = p * blocking.block + c
-                total = fma(load(columns.pointer, spot), load(grad_y.panels, spot), total)
+                total = fma(load(columns.pointer, spot), load(grad_y.pointer, spot), total)
             store(sums, c, load(sums, c) + total)
     else:
-        panels = Panels(grad_y.panels, grad_y.panel, blocking.panels, grad_y.panel_rows * grad_y.panel)
-        multiply_block(columns.pointer, count, pixels, panels, sums, taps * blocking.panel, blocking.panel_sums)
+        panels = Panels(grad_y.pointer, blocking.panel, blocking.panels, grad_y.rows * grad_y.pitch)
+        sums_pitch = taps * blocking.panel
+        multiply_block(columns.pointer, count, pixels, panels, grad_y.pitch, sums, sums_pitch, blocking.panel_sums)
 
 
 @helper

@@ -17,7 +17,7 @@ from numdcn._call.convolution import Convolution
 from numdcn._cpu.conv.blocking import WANTED_TASKS, WORTH_DIVIDING, affordable, band_of, image_size, page, rows_of
 from numdcn._cpu.conv.pack import is_depthwise, packing
 from numdcn._cpu.conv.windows import SEGMENT, Cut
-from numdcn._cpu.gemm import ROWS, block_size
+from numdcn._cpu.gemm import block_size, panel_widths
 from numdcn._cpu.layout import padded_pixels
 from numdcn._cpu.parameters import Numbers
 from numdcn._cpu.simd import OVERRUN
@@ -37,15 +37,15 @@ BYTES_PER_WORK = 0.0068  # of memory that a division may touch, for each multipl
 class BackwardBlocking(NamedTuple):
     """The backward's tiles, blocks of channels, bands of images and workspace.
 
-    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile as rows, then
-    as panels; and the columns. `images` transposes there too, before and after the kernel runs.
+    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile; and
+    the columns. `images` transposes there too, before and after the kernel runs.
     """
 
     tiling: Tiling  # of the output image
     depthwise: int  # 1 or 0
     outputs: int  # per group, or per block of a depthwise convolution
-    panel: int  # outputs per panel of grad_y
-    panels: int  # of grad_y per tile
+    panel: int  # outputs per panel of the weights' gradient
+    panels: int  # of outputs
     block: int  # elements per pixel's row of columns: the maximum number of channels in a block
     blocks: int  # of channels
     image_bands: int  # each with its own partial sums of the weights' gradient
@@ -54,7 +54,7 @@ class BackwardBlocking(NamedTuple):
     cut: Cut  # of each image
     partials: int  # partial sums of the offsets' and the mask's gradients
     rows: int  # of a tile's columns, including padding
-    packed_pitch: int  # elements per ROWS pixels of grad_y
+    packed_pitch: int  # elements per pixel of a panel of packed grad_y
     packed_size: int  # elements of a tile of packed grad_y
     prepacked: int  # 1: grad_y is packed before the kernel runs, for all tasks; 0: they pack it themselves
     panel_sums: int  # elements of the gradient of a panel of weights: (channel, tap, output)
@@ -171,20 +171,20 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     partials = max((last - first for first, last in zip(block_ranges[::2], block_ranges[1::2], strict=True)), default=1)
     outputs, panel, panels = (block, block, 1) if depthwise else (weights.outputs, weights.panel, weights.panels)
     blocks = len(bounds) - 1
+    pitch = block if depthwise else panel_widths(dtype)[0]
     panel_sums = p.taps * block * (1 if depthwise else panel)
     sums_size = panels * panel_sums
     cut = _cut(p, blocks, 0 if depthwise else outputs, blocks * sums_size * size, partials, size)
     regions = cut.rows * cut.columns
     region = (-(-p.out_size[0] // cut.rows), -(-p.out_size[1] // cut.columns))
-    tiling = tiling_of(region, affordable(2 * panel * panels * size), band_of(p))
+    tiling = tiling_of(region, affordable(pitch * panels * size), band_of(p))
     rows = rows_of(tiling)
     images = max(1, min(p.batch, WINDOWS_BYTES // max(1, cut.size * size)))
     bands = PARTIAL_BYTES // (blocks * regions * sums_size * size)
     bands = max(1, min(images, -(-WANTED_TASKS // (blocks * regions * cut.tap_groups)), bands))
     band_images = -(-images // bands)
     bands = -(-images // max(1, band_images))
-    pitch = ROWS * outputs + OVERRUN
-    packed = -(-(rows // ROWS * pitch + panels * rows * panel) // 16) * 16
+    packed = panels * rows * pitch
     elements = PACKING_ELEMENTS + packed + (rows + 1) * block
     added = 16 * 16 + SEGMENT * block + OVERRUN  # for `windows.add_windows`
     plan = tile_bytes(size)

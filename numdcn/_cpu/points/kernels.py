@@ -18,7 +18,7 @@ from numdcn._cpu.points_blocking import PointsBlocking
 from numdcn._cpu.sample import corners, plan_tap, sample_tap
 from numdcn._cpu.simd import at, full, load_like, load_scalar, next_task, pointer, store, width
 from numdcn._cpu.tile import FRACTION_X, FRACTION_Y, GRAD_X, GRAD_Y, OFFSET_X, OFFSET_Y, new_tile, place_tile
-from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, read_plane, write_plane, write_tile
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient, read_plane, write_plane, write_tile
 from numdcn._formulas.bilinear import slopes
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
@@ -148,7 +148,7 @@ def point_gradients(one, params, counter, slot):
         image = Image(start, a.channels, (a.size[1] + 1) * a.channels)
         for c in range(0, a.channels, blocking.panel):
             count = min(blocking.panel, a.channels - c)
-            target = gradient_rows(gradients.pointer, gradients.pitch, blocking.rows)
+            target = PackedGradient(gradients.pointer, gradients.pitch, blocking.rows)
             pack_gradient(one, a.y, n, c, count, tile, target, buffer)
             sum_slopes(image_from(image, c), tile, count, gradients, c > 0)
         grad_points = at(pointer(a.grad_points.address, one), n * strides[0])

@@ -20,7 +20,7 @@ from numdcn._cpu.points.kernels import note_tile, place_points
 from numdcn._cpu.sample import add_at, plan_tap, weights_of
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, width
 from numdcn._cpu.tile import MOST_PIXELS, W00, Tiling, new_tile, tile_bytes
-from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
 
 TILES = 16  # surveyed per task
@@ -129,7 +129,7 @@ def _spread(of_x, one, params, counter, slot):
                     continue
                 tile = place_points(one, a.points, b.tiling, a.points_size, n, t, unplaced)
                 plan_tap(tile, (0, 0), a.size, count)
-                target = gradient_rows(gradients, bands.panel, MOST_PIXELS + 32)
+                target = PackedGradient(gradients, bands.panel, MOST_PIXELS + 32)
                 pack_gradient(one, a.grad_y, n, channel, count, tile, target, buffer)
                 grad = Image(sums, count, row)  # rows of cells are counted from the padding
                 add_points(grad, tile, first * row, (end + 1) * row, count, gradients, bands.panel)

@@ -19,7 +19,7 @@ from numdcn._cpu.points_blocking import PointsBlocking
 from numdcn._cpu.roi.bins import AXIS, REACH, Grid, lists_at, plan_next_bin
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
 from numdcn._cpu.tile import new_tile, place_tile
-from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient, write_tile
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient, write_tile
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
 
@@ -241,7 +241,7 @@ def bin_gradients(one, params, counter, slot):
         fill(sums, 0, 3 * tile.pixels, one - one)
         for c in range(0, a.channels, blocking.panel):
             count = min(blocking.panel, a.channels - c)
-            target = gradient_rows(gradients, blocking.pitch, blocking.rows)
+            target = PackedGradient(gradients, blocking.pitch, blocking.rows)
             pack_gradient(one, a.y, r, c, count, tile, target, buffer)
             for p in range(tile.pixels):
                 y, x, divisor, nowhere = plan_next_bin(one, grid, r, first + p, first, ys, xs)

@@ -20,7 +20,7 @@ from numdcn._cpu.roi.pool import mask_of
 from numdcn._cpu.roi.survey import Surveys, is_listed, noted_at, noted_bin, numbers_of
 from numdcn._cpu.simd import at, full, load_like, load_scalar, narrow, next_task, pointer, store, width
 from numdcn._cpu.tile import MOST_PIXELS, Tile, new_tile, tile_bytes
-from numdcn._cpu.tile_io import PACKING_ELEMENTS, gradient_rows, pack_gradient
+from numdcn._cpu.tile_io import PACKING_ELEMENTS, PackedGradient, pack_gradient
 from numdcn._formulas.jit import helper
 from numdcn._formulas.vectors import fma, like
 
@@ -173,7 +173,7 @@ def _add_box(one, a, r, band, room):
         first, end = _touched(grid, noted, band)
     for start in range(first, end, MOST_PIXELS):
         tile = _place(room.tile, start, min(MOST_PIXELS, end - start))
-        target = gradient_rows(room.gradients, panel, MOST_PIXELS + 32)
+        target = PackedGradient(room.gradients, panel, MOST_PIXELS + 32)
         pack_gradient(one, a.grad_y, r, band.channel, band.count, tile, target, room.buffer)
         for p in range(tile.pixels):
             b, nowhere = start + p, False
