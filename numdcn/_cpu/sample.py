@@ -323,10 +323,12 @@ def sample_tap_backward(sink, tile, spots, count, columns):
     step, c = width(one), 0
     while c < count:
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
-        if rest >= step:
-            vectors = min(rest // step, 4)
-            _backward_vectors(full(one), step, vectors, 0, source, tile, spots, target, add)
-            c += vectors * step
+        if rest >= 2 * step:
+            _backward_vectors(full(one), step, 2, 0, source, tile, spots, target, add)
+            c += 2 * step
+        elif rest >= step:
+            _backward_vectors(full(one), step, 1, 0, source, tile, spots, target, add)
+            c += step
         elif step > 8 and rest >= 8:
             done = _backward_several(register_for(one, 8), 8, source, tile, spots, target, add)
             _backward_vectors(narrow(one, 8), 8, 1, done, source, tile, spots, target, add)
