@@ -323,7 +323,10 @@ def sample_tap_backward(sink, tile, spots, count, columns):
     step, c = width(one), 0
     while c < count:
         source, target, rest, add = sink_from(sink, c), columns_from(columns, c), count - c, c > 0
-        if rest >= 2 * step:
+        if rest >= 4 * step:
+            _backward_vectors(full(one), step, 4, 0, source, tile, spots, target, add)
+            c += 4 * step
+        elif rest >= 2 * step:
             _backward_vectors(full(one), step, 2, 0, source, tile, spots, target, add)
             c += 2 * step
         elif rest >= step:
