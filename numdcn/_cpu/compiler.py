@@ -1,7 +1,7 @@
 """Numba's compiler, made faster for kernels of many parts. The code it makes is the same.
 
-Helpers are inlined before types are known. Numba prepares a helper anew for each call of it, and copies all names in it
-for each of its basic blocks. Here a helper is prepared once, and names are not copied.
+Helpers are inlined before types are known. Numba prepares a helper anew for each call of it, and copies all that is in it
+for each of its basic blocks, twice. Here a helper is prepared once, and only its statements are copied.
 
 Numba also assembles every part that a kernel is made of on its own, then again as a part of each caller. Here only the
 whole kernel is assembled.
@@ -36,6 +36,25 @@ class _Scope(ir.Scope):  # type: ignore[misc]
         return new
 
 
+def _copied(statement: Any) -> Any:
+    """A copy of a statement. Inlining changes a statement, its expression and lists in that; it replaces all else."""
+    new = copy.copy(statement)
+    expression = getattr(new, "value", None)
+    if isinstance(expression, ir.Expr):
+        new.value = expression = copy.copy(expression)
+        expression._kws = {k: v.copy() if isinstance(v, list) else v for k, v in expression._kws.items()}
+    return new
+
+
+class _Block(ir.Block):  # type: ignore[misc]
+    """A basic block of a prepared helper. Copies share names, constants and places in the source."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Block:
+        new = copy.copy(self)
+        new.scope, new.body = copy.deepcopy(self.scope, memo), [_copied(statement) for statement in self.body]
+        return new
+
+
 class _Worker(InlineWorker):  # type: ignore[misc]
     """Inlines helpers that are prepared once. Whoever inlines copies what was prepared."""
 
@@ -46,6 +65,7 @@ class _Worker(InlineWorker):  # type: ignore[misc]
             found = super().run_untyped_passes(function)
             for block in found.blocks.values():
                 block.scope.__class__ = _Scope  # the scope that its variables refer to as well
+                block.__class__ = _Block
             _prepared[function] = found
         self.flags.enable_ssa = False  # as Numba's
         return found
