@@ -1,4 +1,4 @@
-"""Problems remembered by what they depend on, so that a call like an earlier one checks nothing twice."""
+"""What calls remember by what it depends on. Problems are, so that a call like an earlier one checks nothing twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ from numdcn._call.prepared import PreparedWeights
 
 Result = TypeVar("Result")
 _PLAIN = {int, bool, float, type(None)}
-MOST = 512  # problems; beyond, all are forgotten
+MOST = 512  # of a kind; beyond, all are forgotten
 
 _known: dict[tuple[Any, ...], Any] = {}
+
+
+def keep(known: dict[Any, Any], key: Any, item: Any) -> None:
+    """Remember an item among the `known`, which other threads may be reading and changing."""
+    if len(known) >= MOST:
+        known.clear()
+    known[key] = item
 
 
 def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Result:
@@ -44,9 +51,7 @@ def remembered(make: Callable[..., Result], arrays: Any, *options: Any) -> Resul
     result = _known.get(known)
     if result is None:
         result = make(arrays, *options)
-        if len(_known) >= MOST:
-            _known.clear()
-        _known[known] = result
+        keep(_known, known, result)
     return result
 
 

@@ -168,6 +168,7 @@ def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
 
     @intrinsic
     def tile(typingctx, a, a_step, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite):
+        # parameters: three matrices with their strides, and what to prefetch
         element = a.dtype
         rows, strides = _layout(layout, element)
         columns = panel_widths(element)[width_index]

@@ -1,8 +1,8 @@
 """The launches of a call, recorded once, then repeated for arrays of the same types, shapes and strides.
 
-From call to call only addresses differ. While launches are recorded, *symbols* stand for them: each piece of memory has its
-own range of numbers, in which offsets can be added. A repetition puts addresses in place of the symbols, takes scratch
-memory, and runs the kernels. So a call does little Python, hardly any of it between two kernels.
+From call to call only addresses differ. While launches are recorded, *symbols* stand for them: each piece of memory has a
+range of numbers of its own, in which offsets can be added. A repetition takes scratch memory, puts addresses in place of the
+symbols, and runs the kernels. So a call does little Python, hardly any of it between two kernels.
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._call.remembered import keep
 from numdcn._call.scratch import Scratch
 from numdcn._cpu.arrays import Outline, address_of
 from numdcn._cpu.parameters import COUNTER, Numbers, words_of
 from numdcn._cpu.threads import get_num_threads, start
 
-SYMBOL = 1 << 48  # above all sizes and strides; the symbols of piece i start at (i + 1) times this
-MOST = 512  # programs; beyond, the oldest is forgotten
-MOST_BYTES = 1 << 16  # of a program's words, if it is remembered
+SYMBOL = 1 << 48  # above all sizes and strides
+MOST_BYTES = 1 << 15  # of a program's words, if it is remembered
+
+
+def symbol_of(piece: int) -> int:
+    """The symbol of the address of a piece of memory, by its number."""
+    return (piece + 1) * SYMBOL
+
+
+def piece_of(symbol: int) -> tuple[int, int]:
+    """The number of the piece that a symbol points into, -1 if it is not a symbol, and how far from its start."""
+    return symbol // SYMBOL - 1, symbol % SYMBOL
 
 
 class Step(NamedTuple):
@@ -63,19 +73,19 @@ class Recording:
         self._patches: list[tuple[int, int, int]] = []
         self._sizes: list[int] = []
         self._steps: list[Step] = []
-        self._own = (arrays + 1) * SYMBOL  # the symbol of the words
+        self._own = arrays  # the number of the piece that the words are
 
     def scratch(self, *sizes: int) -> list[int]:
         """The symbols of scratch memory of these sizes in bytes."""
-        first = self._own + (1 + len(self._sizes)) * SYMBOL
+        first = self._own + 1 + len(self._sizes)
         self._sizes += sizes
-        return [first + i * SYMBOL for i in range(len(sizes))]
+        return [symbol_of(first + i) for i in range(len(sizes))]
 
     def numbers(self, values: array[int]) -> Numbers:
         """These numbers among the words: whatever a call writes there, the next begins with these."""
         position = len(self._words)
         self._words += values.tobytes()
-        return Numbers(values, self._own + position)
+        return Numbers(values, symbol_of(self._own) + position)
 
     def launch(
         self, kernel: Any, one: Any, values: Any, threads: int, condition: tuple[int, bool] | None = None
@@ -83,14 +93,12 @@ class Recording:
         """Record a `threads.launch`; `condition`: the symbol of a number, and whether the kernel runs if it is not 0."""
         position, words = len(self._words), words_of(values)
         self._patches += (
-            (position // 8 + i, word // SYMBOL - 1, word % SYMBOL)
-            for i, word in enumerate(array("q", words))
-            if word >= SYMBOL
+            (position // 8 + i, *piece_of(word)) for i, word in enumerate(array("q", words)) if word >= SYMBOL
         )
         self._words += words + COUNTER
         counter = len(self._words) - 8
         self._words += COUNTER
-        when = None if condition is None else (condition[0] - self._own, condition[1])
+        when = None if condition is None else (piece_of(condition[0])[1], condition[1])
         self._steps.append(Step(kernel, type(one), position, counter, threads, when))
 
     def program(self) -> Program:
@@ -121,12 +129,10 @@ def run_recorded(record: Callable[..., None], p: Any, *arrays: np.ndarray | int 
     program = _known.get(known)
     if program is None:
         recording = Recording(len(arrays))
-        record(recording, p, *(_outline(item, (i + 1) * SYMBOL) for i, item in enumerate(arrays)))
+        record(recording, p, *(_outline(item, symbol_of(i)) for i, item in enumerate(arrays)))
         program = recording.program()
         if len(program.words) <= MOST_BYTES and get_num_threads() == threads:
-            if len(_known) >= MOST:
-                _known.pop(next(iter(_known)), None)
-            _known[known] = program
+            keep(_known, known, program)
     program.run(addresses)
 
 

@@ -24,11 +24,11 @@ from numdcn._call.device_array import DTYPES, DeviceArray
 from numdcn._call.device_scratch import stream_key
 from numdcn._call.driver import on_device
 from numdcn._call.prepared import PreparedWeights
+from numdcn._call.remembered import keep
 from numdcn._cuda.coordinates import NARROW
 from numdcn._cuda.jit import SIMULATED
 from numdcn._cuda.launch import Launch
 
-MOST = 512  # kinds of calls; beyond, all are forgotten
 LINE = 256  # alignment of scratch memory, in bytes
 ALIGNMENT = 16  # as far as kernels depend on it
 
@@ -212,9 +212,7 @@ def _issue(function: Any, p: Any, options: Any, like: DeviceArray, leaves: list[
         current.recording = None
     if recording.first:
         return
-    if len(_known) >= MOST:
-        _known.clear()
-    _known[key] = recording.finish()
+    keep(_known, key, recording.finish())
 
 
 def _tagged_leaf(recording: Recording, leaf: Any, slot: int) -> Any:

@@ -6,6 +6,7 @@ from checks import LAYOUTS, assert_same_bits, with_threads
 from halves import HALVES
 
 import numdcn
+from numdcn._call import remembered
 from numdcn._cpu import program
 from numdcn._cpu.arrays import _address_in_object, address_of
 
@@ -91,7 +92,7 @@ def test_any_stride_along_an_axis_of_one_element(known, stride):
 
 
 def test_few_are_remembered(known, monkeypatch):
-    monkeypatch.setattr(program, "MOST", 4)
+    monkeypatch.setattr(remembered, "MOST", 4)
     for size in range(3, 15):
         numdcn.conv_forward(np.ones((1, 1, size, 3), "f"), np.ones((1, 1, 3, 3), "f"))
         assert 1 <= len(known) <= 4

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from numdcn._call import remembered
 from numdcn._call.device_array import DTYPES, DeviceArray, Framework, c_strides
 from numdcn._call.options import DEFAULT, Options
 from numdcn._call.prepared import PreparedWeights
@@ -216,7 +217,7 @@ def test_nothing_of_the_caller_is_kept(launches):
 
 
 def test_as_many_kinds_as_fit(launches, monkeypatch):
-    monkeypatch.setattr(replay, "MOST", 3)
+    monkeypatch.setattr(remembered, "MOST", 3)
     room = Room(two_steps)
     for size in range(1, 9):
         room(array(0x1000), array(0x9000), p=Problem(size))

@@ -4,7 +4,7 @@ Options have no effect here."""
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from numdcn._cpu.conv.backward import (
     finish_weights,
     pack_tiles,
 )
-from numdcn._cpu.conv.backward_blocking import backward_blocking
+from numdcn._cpu.conv.backward_blocking import BackwardBlocking, backward_blocking
 from numdcn._cpu.conv.blocking import forward_blocking
 from numdcn._cpu.conv.depthwise import depthwise_copied, depthwise_sampled
 from numdcn._cpu.conv.forward import (
@@ -155,48 +155,29 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
     dtype = grad_y.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
     bounds, block_ranges = recording.numbers(bounds.memory), recording.numbers(block_ranges.memory)
-    size = dtype.itemsize
     cut, images_at_once = blocking.cut, blocking.images
-    regions = regions_of.py_func(cut)
-    bands = regions * blocking.image_bands  # each block of channels has its own sums for each
-    tasks = blocking.blocks * bands * cut.tap_groups
+    tasks = blocking.blocks * regions_of.py_func(cut) * blocking.image_bands * cut.tap_groups
     products = 0 if blocking.depthwise else blocking.outputs
     work = float(p.batch) * p.out_size[0] * p.out_size[1] * p.taps * p.in_channels * (products + SAMPLING)
     threads = plan_threads(max(tasks, 2), work)  # even with one task, threads can share the copies of images
-    # elements of a partial sum of the mask's gradient, half as many as for the offsets; 0 if there is only one each
-    partial_size = p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
-    packed_tiles = images_at_once * p.groups * regions * blocking.tiling.tiles if blocking.prepacked else 0
-    sizes = (
-        p.batch * blocking.image_size,
-        packed_tiles * blocking.packed_size,
-        images_at_once * cut.size if grads.x is not None else 0,
-        blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
-        blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
-        2 * blocking.partials * partial_size if grads.offsets is not None else 0,
-        blocking.partials * partial_size if grads.mask is not None else 0,
-    )
-    words = (  # of `place_windows`, and the flags of strays
-        p.batch * (1 + 2 * regions) if regions > 1 else 0,
-        images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
-    )
-    images, packed, windows, weights, sums, offset_partials, mask_partials, placed, flags, workspaces = (
-        recording.scratch(*(n * size for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes)
-    )
+    memory = _memory(recording, p, blocking, grads, dtype, threads)
+    images, workspaces, partial_size = memory.images, memory.workspaces, _partial_size(p, blocking)
     a = BackwardArrays(
         place(grad_y), place(offsets), place(mask),
-        _partials(grads.offsets, offset_partials, partial_size), _partials(grads.mask, mask_partials, partial_size),
-        place(grads.w), packed if packed_tiles else 0, images, windows if grads.x is not None else 0, placed, flags,
-        0, weights if columns_wanted else 0, sums if grads.w is not None else 0, bounds.address,
-        block_ranges.address, workspaces,
+        _partials(grads.offsets, memory.offset_partials, partial_size),
+        _partials(grads.mask, memory.mask_partials, partial_size),
+        place(grads.w), memory.packed if blocking.prepacked else 0, images, memory.windows if grads.x is not None else 0,
+        memory.placed, memory.flags, 0, memory.weights if columns_wanted else 0,
+        memory.sums if grads.w is not None else 0, bounds.address, block_ranges.address, workspaces,
     )  # fmt: skip
     launch = recording.launch
     PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads, launch).pack(x)
-    if regions > 1:
-        launch(place_windows, one, PlacingCall(p, cut, a.offsets, placed), min(threads, p.batch))
+    if regions_of.py_func(cut) > 1:
+        launch(place_windows, one, PlacingCall(p, cut, a.offsets, a.placed), min(threads, p.batch))
     if columns_wanted:
         how = packing(w.shape, p.groups, dtype)
         packing_call = PackBlocks(
-            how, p.kernel[1], *place(w), weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
+            how, p.kernel[1], *place(w), a.weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
         )
         parts = 1 if blocking.depthwise else -(-blocking.outputs // TASK_OUTPUTS)
         launch(pack_blocks, one, packing_call, min(threads, blocking.blocks * parts))
@@ -205,7 +186,7 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
         found = recording.numbers(array("q", [0])).address  # whether a sample was beyond its window
         call = BackwardCall(p, blocking, first, min(first + images_at_once, p.batch), a._replace(strays=found))
         if a.packed:
-            launch(pack_tiles, one, call, min(threads, packed_tiles))
+            launch(pack_tiles, one, call, min(threads, _packed_tiles(p, blocking)))
         launch(kernel, one, call, min(threads, tasks))
         if grads.x is not None:
             _add_windows(recording, call, grads.x, one, threads)
@@ -217,6 +198,59 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
     ):
         if partial_size and grad is not None:
             launch(sum_partials, one, SumCall(p, a.block_ranges, channels, partials, place(grad)), threads)
+
+
+class _Memory(NamedTuple):
+    """Addresses of a backward's scratch memory."""
+
+    images: int
+    packed: int
+    windows: int
+    weights: int
+    sums: int
+    offset_partials: int
+    mask_partials: int
+    placed: int
+    flags: int
+    workspaces: int
+
+
+def _partial_size(p: Convolution, blocking: BackwardBlocking) -> int:
+    """Elements of a partial sum of the mask's gradient, half as many as of the offsets'; 0 if there is only one each."""
+    return p.batch * p.offset_groups * p.taps * p.out_size[0] * p.out_size[1] if blocking.partials > 1 else 0
+
+
+def _packed_tiles(p: Convolution, blocking: BackwardBlocking) -> int:
+    """Tiles of grad_y that `pack_tiles` packs at a time."""
+    return blocking.images * p.groups * regions_of.py_func(blocking.cut) * blocking.tiling.tiles * blocking.prepacked
+
+
+def _memory(
+    recording: Recording, p: Convolution, blocking: BackwardBlocking, grads: ConvArrays, dtype: np.dtype, threads: int
+) -> _Memory:
+    """The scratch memory of a backward."""
+    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
+    regions, images_at_once, partial_size = (
+        regions_of.py_func(blocking.cut),
+        blocking.images,
+        _partial_size(p, blocking),
+    )
+    bands = regions * blocking.image_bands  # each block of channels has its own sums for each
+    sizes = (
+        p.batch * blocking.image_size,
+        _packed_tiles(p, blocking) * blocking.packed_size,
+        images_at_once * blocking.cut.size if grads.x is not None else 0,
+        blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
+        blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
+        2 * blocking.partials * partial_size if grads.offsets is not None else 0,
+        blocking.partials * partial_size if grads.mask is not None else 0,
+    )
+    words = (  # of `place_windows`, and the flags of strays
+        p.batch * (1 + 2 * regions) if regions > 1 else 0,
+        images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
+    )
+    sizes_in_bytes = (*(n * dtype.itemsize for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes)
+    return _Memory(*recording.scratch(*sizes_in_bytes))
 
 
 def _add_windows(recording: Recording, call: BackwardCall, grad_x: Outline, one: Any, threads: int) -> None:
