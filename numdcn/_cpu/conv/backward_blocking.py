@@ -112,7 +112,8 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
     room = KEPT_BYTES - others * itemsize  # for windows and sums, if the memory of a call is to be kept for the next
     if undivided.size * itemsize + sums_bytes > room:
         room = math.inf
-    for count in range(parts, 1, -1):
+    # fewer than wanted: if possible as many tasks as eight cores, or a multiple of eight, can share evenly
+    for count in sorted(range(2, parts + 1), key=lambda n: (n < parts and blocks * n % 8 > 0, -n)):
         found = []
         for tap_groups, rows, columns in _divisions(p, count):
             cut = made_cut(p, tap_groups, rows, columns)
@@ -129,7 +130,7 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
 def _divisions(p: Convolution, count: int) -> list[tuple[int, int, int]]:
     """(groups of taps, rows of regions, columns of regions) for `count` parts or a little more.
 
-    Parts may be unequal: what counts is how many of the largest make up the whole.
+    Parts may be unequal: what counts is how many of the largest make up the whole. Only strips are exactly as many as told.
     """
     found = []
     for tap_groups in range(1, min(p.taps, TAP_GROUPS) + 1):
@@ -138,7 +139,8 @@ def _divisions(p: Convolution, count: int) -> list[tuple[int, int, int]]:
         for columns in range(1, min(regions, p.out_size[1]) + 1 if band_of(p) > 1 else 2):
             width = -(-p.out_size[1] // columns)
             height = max(p.out_size[0] * p.out_size[1] // (width * regions), 1)
-            found.append((tap_groups, -(-p.out_size[0] // height), columns))
+            rows = min(regions, p.out_size[0]) if columns == 1 else -(-p.out_size[0] // height)
+            found.append((tap_groups, rows, columns))
     return found or [(1, 1, 1)]
 
 
