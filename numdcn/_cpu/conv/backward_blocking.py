@@ -107,7 +107,7 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
     parts = min(-(-WANTED_TASKS // blocks), int(work / blocks / TASK_WORK)) if work >= 2 * WORTH_DIVIDING else 1
     undivided = made_cut(p, 1, 1, 1)
     others = image_size(p) + pixels * (
-        3 * p.offset_groups * p.taps * partials * (partials > 1) + 2.5 * p.out_channels * (blocks > 2)
+        3 * p.offset_groups * p.taps * partials * (partials > 1) + 1.3 * p.out_channels * (blocks > 2)
     )
     room = KEPT_BYTES - others * itemsize  # for windows and sums, if the memory of a call is to be kept for the next
     if undivided.size * itemsize + sums_bytes > room:
@@ -120,7 +120,7 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
             if cut.size * itemsize + rows * columns * sums_bytes > room:
                 continue
             extra = (cut.size - undivided.size) * itemsize + (rows * columns - 1) * sums_bytes
-            extra += (tap_groups - 1) * blocks * 2 * pixels * p.out_channels * itemsize / 24  # read, not written
+            extra += (tap_groups - 1) * blocks * pixels * p.out_channels * itemsize / 24  # read, not written
             found.append((extra, cut))
         if found and min(found)[0] <= BYTES_PER_WORK * work:
             return min(found)[1]
