@@ -5,7 +5,7 @@ Used like family.Family, by a class in the operator's test file:
 
     class TestGPU(family_gpu.GPU):
         operator, usual = OPERATOR, staticmethod(make_tiny)
-        cases = {"groups": make_groups, ...}  # few and tiny: a thread of the simulator costs 0.3 ms
+        cases = {"groups": make_groups, ...}  # few and tiny: the simulator runs Python, thread by thread
         full = TestFamily.cases  # of any size, for a real GPU
         errors = TestErrors  # the family_errors.Errors whose rows must be rejected as on the CPU
 
