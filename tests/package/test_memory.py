@@ -65,9 +65,9 @@ print(json.dumps({"extra": peak - before - size, "kept": after - before, "thread
 
 
 @functools.cache
-def measure(direction, case, limit=None):
+def measure(direction, case, limit):
     """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it once its results are deleted;
-    with a scratch limit, or the default."""
+    with a scratch limit; None: the default."""
     channels, c_out, size, groups, offset_groups, mask = case
     rest = [[3, 3], 1, 1, 1, groups, offset_groups, mask, True]
     cases = [[1, channels, c_out, hw, *rest] for hw in ([6, 7], size)]
@@ -94,7 +94,7 @@ def test_forward_scratch_does_not_grow_with_the_image(name):
     case = LARGE_IMAGES[name]
     channels, c_out, _, groups, _, _ = case
     weights = 4 * 9 * c_out * channels // groups
-    extra = measure("forward", case)["extra"]
+    extra = measure("forward", case, None)["extra"]
     bound = 1.3 * copies(case, channels) + 1.3 * weights + THREADS * 32 * MB + SLACK
     assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and output, allowed {bound / MB:.0f} MB"
 
@@ -107,7 +107,7 @@ def test_backward_scratch_does_not_grow_with_the_image(name):
     weights = 4 * 9 * c_out * channels // groups
     sums = 4 * 9 * (2 + mask) * offset_groups * size[0] * size[1]
     blocks = max(1, channels // 32)
-    extra = measure("backward", case)["extra"]
+    extra = measure("backward", case, None)["extra"]
     bound = 1.3 * copies(case, channels, channels, c_out) + 2.6 * weights + blocks * sums + THREADS * 32 * MB + SLACK
     assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and gradients, allowed {bound / MB:.0f} MB"
 
