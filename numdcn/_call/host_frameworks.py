@@ -28,6 +28,7 @@ class HostFramework:
     name = "array"  # what its arrays are called
     words: tuple[tuple[str, str], ...] = ()  # patterns in advice for NumPy, and what they become here
     maker_name = ""  # the function that makes one of a NumPy array
+    module: Any = None  # the framework itself, where it is known
 
     @property
     def one(self) -> str:
@@ -76,7 +77,7 @@ class Torch(HostFramework):
     )
 
     def __init__(self, torch: Any) -> None:
-        self.torch, self.forward_mode = torch, torch.autograd.forward_ad
+        self.module, self.forward_mode = torch, torch.autograd.forward_ad
         self.tensor, self.from_numpy = torch.Tensor, torch.from_numpy
 
     def here(self, value: Any) -> bool:
@@ -87,23 +88,23 @@ class Torch(HostFramework):
         if level >= 0 and self.forward_mode.unpack_dual(value).tangent is not None:
             raise TypeError(f"has a tangent, which would be lost here{_instead(function, 'tensor.detach()')}")
         if value.requires_grad:
-            if self.torch.is_grad_enabled():
+            if self.module.is_grad_enabled():
                 raise TypeError(
                     f"requires gradients, which are not recorded here{_instead(function, 'tensor.detach()')}"
                 )
             value = value.detach()
-        if value.dtype is self.torch.bfloat16 and not value.is_meta:
+        if value.dtype is self.module.bfloat16 and not value.is_meta:
             known = sys.modules.get("ml_dtypes")
             if known is None:
                 ways = _instead(function, "tensor.float()", "import ml_dtypes")
                 raise TypeError(f"has dtype torch.bfloat16, expected one that NumPy knows, as float16 or float32{ways}")
-            return self.seen(value.view(self.torch.int16), function).view(known.bfloat16)
+            return self.seen(value.view(self.module.int16), function).view(known.bfloat16)
         try:
             return value.numpy()
         except (RuntimeError, TypeError, ValueError) as error:  # on no device, fake, wrapped by a transform, sparse
             if value.is_meta:
                 reason = "has no numbers"
-            elif value.layout is not self.torch.strided:
+            elif value.layout is not self.module.strided:
                 raise TypeError(
                     f"has the layout {value.layout}, expected a dense tensor; use tensor.to_dense()"
                 ) from None
@@ -126,7 +127,7 @@ class Torch(HostFramework):
 
     def back(self, array: np.ndarray) -> Any:
         if array.itemsize == 2 and name_of(array.dtype) == "bfloat16":
-            return self.from_numpy(array.view(np.int16)).view(self.torch.bfloat16)
+            return self.from_numpy(array.view(np.int16)).view(self.module.bfloat16)
         return self.from_numpy(array)
 
 
@@ -155,7 +156,8 @@ class Jax(HostFramework):
     words = ((r"np\.insert\(", "jnp.insert("),)
 
     def __init__(self, jax: Any) -> None:
-        self.tracer, self.from_dlpack, self.copy = jax.core.Tracer, jax.dlpack.from_dlpack, jax.numpy.array
+        self.module, self.tracer = jax, jax.core.Tracer
+        self.from_dlpack, self.copy = jax.dlpack.from_dlpack, jax.numpy.array
 
     def is_traced(self, value: Any) -> bool:
         """Whether this stands for the numbers of a later call."""
@@ -274,7 +276,7 @@ def _find(kind: type) -> HostFramework | None:
 
 def _the(framework: type, module: Any) -> HostFramework:
     """The one instance for a module."""
-    known = (made for made in _by_type.values() if type(made) is framework)
+    known = (made for made in _by_type.values() if made is not None and made.module is module)
     return next(known, None) or framework(module)
 
 

@@ -209,7 +209,10 @@ def run_program(name, *arguments):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.parametrize("name", ["fork", "fork_of_a_fork", "fork_while_calls_run", "multiprocessing_fork"])
+@pytest.mark.parametrize(
+    "name",
+    ["fork", pytest.param("fork_of_a_fork", marks=pytest.mark.full), "fork_while_calls_run", "multiprocessing_fork"],
+)
 def test_forked_children_work(name):
     run_program(name)
 
@@ -252,7 +255,10 @@ def test_an_exception_leaves_the_pool_usable():
         assert_same(both(problem), want)
 
 
-@pytest.mark.parametrize("order", ["registered_first", "registered_last", "first_call", "in_a_daemon_thread"])
+EXITS = [pytest.param(order, marks=pytest.mark.full) for order in ("registered_last", "first_call")]
+
+
+@pytest.mark.parametrize("order", ["registered_first", *EXITS, "in_a_daemon_thread"])
 def test_a_call_during_interpreter_exit_works_or_fails_cleanly(order):
     done = run_python(["-m", "thread_programs"], "at_exit", order, NUMDCN_NUM_THREADS=3, timeout=60)
     if order == "in_a_daemon_thread":

@@ -24,6 +24,7 @@ CASES = {  # slabs of a row, of some rows, of all; images and patches that end w
     "strided": Case(2, 8, 4, (7, 6), (2, 3), (2, 1), (1, 0), (3, 2), bias=True),
     "many channels": Case(1, 72, 3, (2, 2), (1, 1), mask=True),
 }
+TWO_PIXELS = Case(1, 8, 2, (1, 2), (1, 1), bias=True, spread=0.0)
 SLABS = {"a row": 1, "some": 3, "all": 10**6}  # output rows
 
 
@@ -226,28 +227,28 @@ def taken(run, p, direction="forward", module=None, **keywords):
 
 
 def test_where_two_steps_are_impossible(run):
-    p = make(CASES["plain"], np.float32)
+    p = make(TWO_PIXELS, np.float32)
     half, _ = halved(p, HALVES["float16"], HALVES["float16"])
     assert taken(run, p) and taken(run, half) and taken(run, half, "backward")
     assert not taken(run, half, "backward", deterministic=True)
-    assert not taken(run, make(CASES["plain"], np.float64))
+    assert not taken(run, make(TWO_PIXELS, np.float64))
     assert not taken(run, p, module={"tf32": True}), "torch would round float32"
     assert not taken(run, p, allow_tf32=True), "torch would not"
     assert taken(run, p, module={"tf32": True}, allow_tf32=True)
     assert taken(run, half, module={"tf32": True}), "a half type has nothing to do with it"
     assert not taken(run, half, module={"widens": False}) and taken(run, p, module={"widens": False})
-    few = make(Case(1, 6, 4, (2, 2), (1, 1), offset_groups=2), np.float32)
+    few = make(Case(1, 6, 1, (1, 1), (1, 1), offset_groups=2), np.float32)
     assert not taken(run, few), "no vectors of three channels"
 
 
 def test_the_benchmarks_switch(run):
     """It runs the form that is not chosen, and leaves nothing behind: in tf32, not torch's switch either."""
-    p = make(CASES["plain"], np.float32)
+    p = make(TWO_PIXELS, np.float32)
     half, _ = halved(p, HALVES["float16"], HALVES["float16"])
     for problem, dtype, more in ((half, "float16", {}), (p, "float32", {}), (p, "tf32", {"allow_tf32": True})):
         arrays, params = given(problem, "forward")
         assert run("forms", arrays, {**params, **more}, dtype) == ("two steps", [0, 1], True, True)
-    impossible = make(Case(1, 6, 4, (2, 2), (1, 1), offset_groups=2), np.float32)
+    impossible = make(Case(1, 6, 1, (1, 1), (1, 1), offset_groups=2), np.float32)
     assert run("forms", *given(impossible, "forward"), "float32") == (None,)
 
 

@@ -1,6 +1,7 @@
 """The plain functions with arrays of other frameworks in host memory: the same results, of the caller's kind, without copies."""
 
 import importlib.util
+import sys
 import textwrap
 import types
 import warnings
@@ -13,6 +14,7 @@ from halves import HALVES
 
 import numdcn
 from numdcn._call.door import door
+from numdcn._call.host_frameworks import host_framework_of
 from numdcn.adapters._operators import operators
 from numdcn.warm import _small_calls
 
@@ -255,6 +257,22 @@ def test_compiled_around(torch):
         assert_same_bits(numdcn.conv_forward(x, w).numpy(), numdcn.conv_forward(X, W))
     finally:
         torch._dynamo.reset()
+
+
+def test_a_framework_that_is_imported_anew(monkeypatch):
+    """Each module's arrays are handled by that module, not by one that was in its place before."""
+
+    def module_with_a_tensor():
+        Tensor = type("Tensor", (), {"is_cpu": True})
+        kinds = [Tensor, type("Parameter", (Tensor,), {})]
+        autograd = types.SimpleNamespace(forward_ad=None)
+        return types.SimpleNamespace(Tensor=Tensor, from_numpy=None, autograd=autograd), [kind() for kind in kinds]
+
+    for _ in range(2):
+        module, values = module_with_a_tensor()
+        monkeypatch.setitem(sys.modules, "torch", module)
+        tensor, parameter = map(host_framework_of, values)
+        assert tensor.module is module and parameter is tensor
 
 
 def test_no_framework_is_imported():

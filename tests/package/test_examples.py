@@ -32,13 +32,8 @@ def files():
     return {*ROOT.glob("*"), *(path for path in ROOT.glob("examples/**/*") if "__pycache__" not in path.parts)}
 
 
-LONG = ("attend.py", "detect_boxes.py", "from_loops_to_simd.py", "smooth.py")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.full) if name in LONG else name for name in EXAMPLES],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_and_draws(name, tmp_path):
     pytest.importorskip("matplotlib", reason="the examples need the demo extra")
     pytest.importorskip("sklearn", reason="the examples need the demo extra")

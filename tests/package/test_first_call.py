@@ -36,7 +36,7 @@ notice.PATIENCE = 0.1
 if "configured" in sys.argv:
     logging.basicConfig(format="told by %(name)s: %(message)s", stream=sys.stdout)
 for _ in range(2):
-    numdcn.conv_forward(np.ones((1, 1, 2, 2)), np.ones((1, 1, 1, 1)))
+    numdcn.roi_pool_forward(np.ones((1, 1, 2, 2)), np.zeros((1, 5)), 1)
 """
 
 
@@ -44,7 +44,7 @@ def test_a_first_call_that_compiles_says_so(tmp_path):
     """Once, on stderr; not when the code is found."""
     told = run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr
     assert re.fullmatch(
-        r"numdcn: compiling conv_forward for this CPU. This happens once: the code is kept in \S+\n", told
+        r"numdcn: compiling roi_pool_forward for this CPU. This happens once: the code is kept in \S+\n", told
     )
     assert str(tmp_path) in told
     assert run_python(FIRST_CALL, NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None).stderr == ""
@@ -61,7 +61,7 @@ def test_a_call_by_an_adapter_is_one_of_the_operator():
 @pytest.mark.full
 def test_an_application_decides_where_it_is_said(tmp_path):
     done = run_python(FIRST_CALL, "configured", NUMBA_CACHE_DIR=tmp_path, NUMDCN_QUIET=None)
-    assert done.stdout.startswith("told by numdcn: numdcn: compiling conv_forward") and done.stderr == ""
+    assert done.stdout.startswith("told by numdcn: numdcn: compiling roi_pool_forward") and done.stderr == ""
 
 
 class Cache:

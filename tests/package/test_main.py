@@ -60,7 +60,9 @@ def modules_after(code):
     return set(run_python(code + "\nimport sys; print('modules', *sys.modules)").stdout.split("modules ")[-1].split())
 
 
-@pytest.mark.parametrize("code", ["import numdcn", SMALL_CALL], ids=["import", "call"])
+@pytest.mark.parametrize(
+    "code", [pytest.param("import numdcn", id="import", marks=pytest.mark.full), pytest.param(SMALL_CALL, id="call")]
+)
 def test_nothing_is_loaded_beside_numba_and_numpy(code):
     """No CUDA, no framework, and only the parts of SciPy that Numba itself loads."""
     loaded = modules_after(code)

@@ -6,6 +6,7 @@ thread; for the backward also the same copies of the gradient of x and of grad_y
 mask gradients, one per block of channels.
 """
 
+import functools
 import json
 import os
 import sys
@@ -63,13 +64,14 @@ print(json.dumps({"extra": peak - before - size, "kept": after - before, "thread
 """
 
 
-def measure(direction, case, **environment):
-    """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it once its results are
-    deleted."""
+@functools.cache
+def measure(direction, case, limit):
+    """{extra, kept}: bytes beyond inputs and results at the peak of a call, and after it once its results are deleted;
+    with a scratch limit; None: the default."""
     channels, c_out, size, groups, offset_groups, mask = case
     rest = [[3, 3], 1, 1, 1, groups, offset_groups, mask, True]
     cases = [[1, channels, c_out, hw, *rest] for hw in ([6, 7], size)]
-    done = run_python(MEASURE, direction, json.dumps(cases), NUMDCN_NUM_THREADS=THREADS, **environment)
+    done = run_python(MEASURE, direction, json.dumps(cases), NUMDCN_NUM_THREADS=THREADS, NUMDCN_SCRATCH_LIMIT=limit)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -92,7 +94,7 @@ def test_forward_scratch_does_not_grow_with_the_image(name):
     case = LARGE_IMAGES[name]
     channels, c_out, _, groups, _, _ = case
     weights = 4 * 9 * c_out * channels // groups
-    extra = measure("forward", case)["extra"]
+    extra = measure("forward", case, None)["extra"]
     bound = 1.3 * copies(case, channels) + 1.3 * weights + THREADS * 32 * MB + SLACK
     assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and output, allowed {bound / MB:.0f} MB"
 
@@ -105,7 +107,7 @@ def test_backward_scratch_does_not_grow_with_the_image(name):
     weights = 4 * 9 * c_out * channels // groups
     sums = 4 * 9 * (2 + mask) * offset_groups * size[0] * size[1]
     blocks = max(1, channels // 32)
-    extra = measure("backward", case)["extra"]
+    extra = measure("backward", case, None)["extra"]
     bound = 1.3 * copies(case, channels, channels, c_out) + 2.6 * weights + blocks * sums + THREADS * 32 * MB + SLACK
     assert extra <= bound, f"{extra / MB:.0f} MB beyond inputs and gradients, allowed {bound / MB:.0f} MB"
 
@@ -187,7 +189,7 @@ def test_lists_that_are_not_kept_are_made_again(monkeypatch, operator):
 @pytest.mark.parametrize("limit", [None, *(pytest.param(limit, marks=pytest.mark.full) for limit in (0, 16 * MB))])
 def test_little_is_kept_between_calls(direction, limit):
     """At most the scratch limit, by default 64 MiB and 2 for each CPU, of the hundreds of megabytes that this call uses."""
-    kept = measure(direction, LARGE_IMAGES["plain"], NUMDCN_SCRATCH_LIMIT=limit)["kept"]
+    kept = measure(direction, LARGE_IMAGES["plain"], limit)["kept"]
     allowed = ((64 + 2 * os.cpu_count()) * MB if limit is None else limit) + SLACK
     assert kept <= allowed, f"{kept / MB:.0f} MB kept, allowed {allowed / MB:.0f} MB"
 

@@ -5,7 +5,7 @@ Used like family.Family, by a class in the operator's test file:
 
     class TestGPU(family_gpu.GPU):
         operator, usual = OPERATOR, staticmethod(make_tiny)
-        cases = {"groups": make_groups, ...}  # few and tiny: a thread of the simulator costs 0.3 ms
+        cases = {"groups": make_groups, ...}  # few and tiny: the simulator runs Python, thread by thread
         full = TestFamily.cases  # of any size, for a real GPU
         errors = TestErrors  # the family_errors.Errors whose rows must be rejected as on the CPU
 
@@ -13,13 +13,14 @@ float16 and bfloat16 are compared with the reference for the same numbers in flo
 """
 
 import functools
+import itertools
 
 import device
 import numpy as np
 import pytest
 from checks import LAYOUTS, assert_close, assert_same_bits, cpu
 from device import Host
-from family import Joined, assert_same, blank, expected, magnitudes, main, only, outputs
+from family import DTYPES, Joined, assert_same, blank, expected, magnitudes, main, only, outputs
 from halves import HALVES, expected_of_narrow, half_types, halved
 
 
@@ -41,9 +42,10 @@ class GPU(Joined):
 
     def pytest_generate_tests(self, metafunc):
         super().pytest_generate_tests(metafunc)
+        if "typed" in metafunc.fixturenames:
+            metafunc.parametrize("typed", self.in_turn(metafunc.function.__name__ == "test_backward"))
         if "half" in metafunc.fixturenames:
             metafunc.parametrize("half, coordinates", half_types(self.operator), ids=lambda kind: str(kind))
-
         if "full_case" in metafunc.fixturenames:
             full = [pytest.param(make, id=name, marks=pytest.mark.cuda) for name, make in self.full.items()]
             if not device.count_gpus():
@@ -51,6 +53,19 @@ class GPU(Joined):
             metafunc.parametrize("full_case", full)
         if "small" in metafunc.fixturenames:
             metafunc.parametrize("small", [self.usual, *self.others.values()], ids=["usual", *self.others])
+
+    def in_turn(self, backward):
+        """Parameters: each case in each type, as a function without arguments. The quick tier takes a case forward in one
+        type and backward in the other."""
+        pairs = itertools.product(enumerate(self.cases.items()), enumerate(DTYPES))
+        return [
+            pytest.param(
+                functools.partial(make, dtype),
+                id=f"{name}-{dtype.__name__}",
+                marks=[pytest.mark.full] * ((row + column + backward) % 2),
+            )
+            for (row, (name, make)), (column, dtype) in pairs
+        ]
 
     def expected(self, gpu, p):
         """{name: (value, bound)}; an operator whose results determine which gradients are right asks `gpu` for them."""
@@ -78,14 +93,14 @@ class GPU(Joined):
         self.against(want, p, p.forward(gpu))
         self.against(want, p, p.backward(gpu))
 
-    def test_forward(self, gpu, case, dtype):
-        p = case(dtype)
+    def test_forward(self, gpu, typed):
+        p = typed()
         want, y = self.expected(gpu, p), p.forward(gpu)
         self.against(want, p, y)
         self.through_out(want, p, functools.partial(p.forward, gpu), y)
 
-    def test_backward(self, gpu, case, dtype):
-        p = case(dtype)
+    def test_backward(self, gpu, typed):
+        p = typed()
         want, g = self.expected(gpu, p), p.backward(gpu)
         assert list(outputs(g)) == [name for name in g._fields if name in p.wanted()]
         self.against(want, p, g)
