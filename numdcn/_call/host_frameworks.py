@@ -276,7 +276,7 @@ def _find(kind: type) -> HostFramework | None:
 
 def _the(framework: type, module: Any) -> HostFramework:
     """The one instance for a module."""
-    known = (made for made in _by_type.values() if made is not None and made.module is module)
+    known = (made for made in list(_by_type.values()) if made is not None and made.module is module)
     return next(known, None) or framework(module)
 
 

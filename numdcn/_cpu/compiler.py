@@ -37,7 +37,8 @@ class _Scope(ir.Scope):  # type: ignore[misc]
 
 
 def _copied(statement: Any) -> Any:
-    """A copy of a statement. Inlining changes a statement, its expression and lists in that; it replaces all else."""
+    """A copy of a statement. Inlining changes a statement, its expression and perhaps lists in that; it replaces all
+    else."""
     new = copy.copy(statement)
     expression = getattr(new, "value", None)
     if isinstance(expression, ir.Expr):

@@ -4,8 +4,8 @@ B comes in panels as wide as a register tile. A comes in one of three layouts wi
 that each broadcast is one load at a constant offset from a single pointer:
 
 * rows: element (r, k) at r * column_pitch + k: rows of sampled columns;
-* panels: element (r, k) at r * panel + k for k < panel, the widest register tile's width, and so on in the next panel:
-  as this A is the B of another product;
+* panels as wide as the widest register tile: element (r, k) at r * width + k % width of panel k // width; so it can be the
+  B of another product, too;
 * block: element (r, k) at k * block_size(itemsize) + r: a block of channels, one row per pixel (tiles of `BLOCK_ROWS` rows).
 """
 
@@ -168,7 +168,7 @@ def _tile(layout: str, width_index: int, multiply_add: Any = fma_value) -> Any:
 
     @intrinsic
     def tile(typingctx, a, a_step, b, b_pitch, prefetched, prefetch_step, c, c_pitch, k_end, overwrite):
-        # parameters: three matrices with their strides, and what to prefetch
+        # parameters: of three matrices, and of what to prefetch
         element = a.dtype
         rows, strides = _layout(layout, element)
         columns = panel_widths(element)[width_index]

@@ -29,7 +29,7 @@ def symbol_of(piece: int) -> int:
 
 
 def piece_of(symbol: int) -> tuple[int, int]:
-    """The number of the piece that a symbol points into, -1 if it is not a symbol, and how far from its start."""
+    """The number of the piece that a symbol points into, and how far from its start."""
     return symbol // SYMBOL - 1, symbol % SYMBOL
 
 

@@ -11,16 +11,17 @@ from numdcn._cpu.simd import at, full, load, load_like, load_scalar, narrow, poi
 from numdcn._cpu.tile import ROW
 from numdcn._formulas.jit import helper
 
-PACKING_ELEMENTS = 16 * ROW  # of workspace for `pack_gradient`: one register of channels
+PACKING_ELEMENTS = 16 * ROW  # of workspace for `pack_gradient` or `write_tile`: one register of channels, and a square
 
 
 class PackedGradient(NamedTuple):
     """grad_y at the pixels of a tile: panels of (rows, pitch), one row per pixel. They are the A of the columns' gradient,
-    in `gemm`'s layout `panels`, and the B of the weights' gradient."""
+    in `gemm`'s layout `panels`, and the B of the weights' gradient. What follows the last output in a row, and the last
+    pixel in a panel, is undefined."""
 
     pointer: Any
-    pitch: int  # outputs per panel, at most
-    rows: int
+    pitch: int  # elements from pixel to pixel: room for a panel's outputs, in whole registers
+    rows: int  # of a panel: the tile's pixels, at least, in whole registers
 
 
 @helper
@@ -99,8 +100,7 @@ def write_tile(one, of_y, y, bias, n, first, count, tile, sums, buffer):
 
 @block
 def pack_gradient(one, grad_y, n, first, outputs, tile, target, buffer):
-    """Fill in `target`, a `PackedGradient`, with grad_y[n, first : first + outputs] at the pixels of a tile. What follows the
-    last output in its panel is undefined.
+    """Fill in `target`, a `PackedGradient`, with grad_y[n, first : first + outputs] at the pixels of a tile.
 
     `grad_y` is a place; `buffer` has room for `PACKING_ELEMENTS`.
     """

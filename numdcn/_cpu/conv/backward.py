@@ -86,7 +86,7 @@ def bands_of(blocking):
 
 @helper
 def place_operands(one, call, slot):
-    """In a thread's workspace: a tile without pixels, the buffer of `pack_gradient`, packed grad_y, and columns."""
+    """In a thread's workspace: a tile without pixels, the buffer of `pack_gradient`, room for packed grad_y, and columns."""
     blocking, a = call.blocking, call.a
     base = a.workspaces + slot * blocking.workspace_bytes
     buffer = pointer(base + blocking.tile_bytes, one)

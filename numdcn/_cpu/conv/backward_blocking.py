@@ -37,15 +37,15 @@ BYTES_PER_WORK = 0.0068  # of memory that a division may touch, for each multipl
 class BackwardBlocking(NamedTuple):
     """The backward's tiles, blocks of channels, bands of images and workspace.
 
-    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; grad_y at the tile; and
-    the columns. `images` transposes there too, before and after the kernel runs.
+    A thread's workspace holds the tile's plan; the buffer of `tile_io.pack_gradient`; the columns; and grad_y at the
+    tile. `images` transposes there too, before and after the kernel runs.
     """
 
     tiling: Tiling  # of the output image
     depthwise: int  # 1 or 0
     outputs: int  # per group, or per block of a depthwise convolution
     panel: int  # outputs per panel of the weights' gradient
-    panels: int  # of outputs
+    panels: int  # of outputs; if there are several, `panel` is `packed_pitch`
     block: int  # elements per pixel's row of columns: the maximum number of channels in a block
     blocks: int  # of channels
     image_bands: int  # each with its own partial sums of the weights' gradient
@@ -53,7 +53,7 @@ class BackwardBlocking(NamedTuple):
     images: int  # computed at a time
     cut: Cut  # of each image
     partials: int  # partial sums of the offsets' and the mask's gradients
-    rows: int  # of a tile's columns, including padding
+    rows: int  # of a tile's columns and of a panel of packed grad_y, including padding
     packed_pitch: int  # elements per pixel of a panel of packed grad_y
     packed_size: int  # elements of a tile of packed grad_y
     prepacked: int  # 1: grad_y is packed before the kernel runs, for all tasks; 0: they pack it themselves
@@ -95,25 +95,26 @@ def block_ranges_of(p: Convolution, bounds: list[int]) -> list[int]:
     return found
 
 
-def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: int, itemsize: int) -> Cut:
+def _cut(
+    p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: int, packed: float, itemsize: int
+) -> Cut:
     """How each image is divided: into as many parts as there should be tasks for each block of channels, or as many as
     pay. What a division costs is mainly memory: more windows, more partial sums, and grad_y read by more tasks.
 
     `outputs`: of a matrix product, 0 if there is none; `sums_bytes`: of the partial sums of all blocks; `partials`: of
-    the gradients of offsets.
+    the gradients of offsets; `packed`: elements of packed grad_y per pixel, if it is kept.
     """
     pixels = float(p.out_size[0]) * p.out_size[1]
     work = pixels * p.taps * p.in_channels * (2 * outputs + SAMPLING)
     parts = min(-(-WANTED_TASKS // blocks), int(work / blocks / TASK_WORK)) if work >= 2 * WORTH_DIVIDING else 1
     undivided = made_cut(p, 1, 1, 1)
-    others = image_size(p) + pixels * (
-        3 * p.offset_groups * p.taps * partials * (partials > 1) + 1.3 * p.out_channels * (blocks > 2)
-    )
+    others = image_size(p) + pixels * (3 * p.offset_groups * p.taps * partials * (partials > 1) + packed)
     room = KEPT_BYTES - others * itemsize  # for windows and sums, if the memory of a call is to be kept for the next
     if undivided.size * itemsize + sums_bytes > room:
         room = math.inf
-    # fewer than wanted: if possible as many tasks as eight cores, or a multiple of eight, can share evenly
-    for count in sorted(range(2, parts + 1), key=lambda n: (n < parts and blocks * n % 8 > 0, -n)):
+
+    def cheapest(count: int) -> Cut | None:
+        """The division into `count` parts that touches least, if it pays."""
         found = []
         for tap_groups, rows, columns in _divisions(p, count):
             cut = made_cut(p, tap_groups, rows, columns)
@@ -122,15 +123,24 @@ def _cut(p: Convolution, blocks: int, outputs: int, sums_bytes: int, partials: i
             extra = (cut.size - undivided.size) * itemsize + (rows * columns - 1) * sums_bytes
             extra += (tap_groups - 1) * blocks * pixels * p.out_channels * itemsize / 24  # read, not written
             found.append((extra, cut))
-        if found and min(found)[0] <= BYTES_PER_WORK * work:
-            return min(found)[1]
-    return undivided
+        extra, cut = min(found, default=(math.inf, undivided))
+        return cut if extra <= BYTES_PER_WORK * work else None
+
+    most = next((count for count in range(parts, 1, -1) if cheapest(count) is not None), 1)
+    if most == 1:
+        return undivided
+    # if fewer than wanted, rather somewhat fewer still that eight cores can share evenly
+    for count in range(most, most if most == parts else most * 3 // 4, -1):
+        cut = cheapest(count)
+        if cut is not None and blocks * cut.tap_groups * cut.rows * cut.columns % 8 == 0:
+            return cut
+    return cheapest(most) or undivided
 
 
 def _divisions(p: Convolution, count: int) -> list[tuple[int, int, int]]:
     """(groups of taps, rows of regions, columns of regions) for `count` parts or a little more.
 
-    Parts may be unequal: what counts is how many of the largest make up the whole. Only strips are exactly as many as told.
+    Parts may be unequal: what counts is how many of the largest make up the whole. Only strips of all taps are exactly as many.
     """
     found = []
     for tap_groups in range(1, min(p.taps, TAP_GROUPS) + 1):
@@ -176,7 +186,9 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
     pitch = block if depthwise else panel_widths(dtype)[0]
     panel_sums = p.taps * block * (1 if depthwise else panel)
     sums_size = panels * panel_sums
-    cut = _cut(p, blocks, 0 if depthwise else outputs, blocks * sums_size * size, partials, size)
+    kept = not depthwise and 2 * panel >= pitch  # whether packed grad_y is not much larger than grad_y
+    packed = 1.2 * p.groups * panels * pitch if kept and blocks > 2 else 0
+    cut = _cut(p, blocks, 0 if depthwise else outputs, blocks * sums_size * size, partials, packed, size)
     regions = cut.rows * cut.columns
     region = (-(-p.out_size[0] // cut.rows), -(-p.out_size[1] // cut.columns))
     tiling = tiling_of(region, affordable(pitch * panels * size), band_of(p))
@@ -206,7 +218,7 @@ def backward_blocking(p: Convolution, dtype: np.dtype) -> tuple[BackwardBlocking
         rows=rows,
         packed_pitch=pitch,
         packed_size=packed,
-        prepacked=int(not depthwise and blocks // p.groups * cut.tap_groups > 2),
+        prepacked=int(kept and blocks // p.groups * cut.tap_groups > 2),
         panel_sums=panel_sums,
         sums_size=sums_size,
         weights_size=p.taps * block * (1 if depthwise else outputs),

@@ -149,7 +149,7 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
     grads = ConvArrays(*outlines[4:])
     if grads.bias is not None:
         sum_pixels(recording, grad_y, grads.bias)
-    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))  # the gradient of the columns
+    columns_wanted = _through_columns(grads)
     if not columns_wanted and grads.w is None:
         return
     dtype = grad_y.dtype
@@ -201,7 +201,7 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
 
 
 class _Memory(NamedTuple):
-    """Addresses of a backward's scratch memory."""
+    """Symbols of a backward's scratch memory."""
 
     images: int
     packed: int
@@ -213,6 +213,11 @@ class _Memory(NamedTuple):
     placed: int
     flags: int
     workspaces: int
+
+
+def _through_columns(grads: ConvArrays) -> bool:
+    """Whether a gradient is wanted that needs the gradient of the columns."""
+    return any(g is not None for g in (grads.x, grads.offsets, grads.mask))
 
 
 def _partial_size(p: Convolution, blocking: BackwardBlocking) -> int:
@@ -229,18 +234,15 @@ def _memory(
     recording: Recording, p: Convolution, blocking: BackwardBlocking, grads: ConvArrays, dtype: np.dtype, threads: int
 ) -> _Memory:
     """The scratch memory of a backward."""
-    columns_wanted = any(g is not None for g in (grads.x, grads.offsets, grads.mask))
-    regions, images_at_once, partial_size = (
-        regions_of.py_func(blocking.cut),
-        blocking.images,
-        _partial_size(p, blocking),
-    )
+    regions = regions_of.py_func(blocking.cut)
+    images_at_once = blocking.images
+    partial_size = _partial_size(p, blocking)
     bands = regions * blocking.image_bands  # each block of channels has its own sums for each
     sizes = (
         p.batch * blocking.image_size,
         _packed_tiles(p, blocking) * blocking.packed_size,
         images_at_once * blocking.cut.size if grads.x is not None else 0,
-        blocking.blocks * blocking.weights_size + 64 if columns_wanted else 0,
+        blocking.blocks * blocking.weights_size + 64 if _through_columns(grads) else 0,
         blocking.blocks * bands * blocking.sums_size + 64 if grads.w is not None else 0,
         2 * blocking.partials * partial_size if grads.offsets is not None else 0,
         blocking.partials * partial_size if grads.mask is not None else 0,
