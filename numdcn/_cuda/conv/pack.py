@@ -16,6 +16,7 @@ import numpy as np
 from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.device_scratch import stream_key
+from numdcn._call.driver import capturing
 from numdcn._call.prepared import PreparedWeights
 from numdcn._cuda import replay
 from numdcn._cuda.jit import BF16, F16, F32, cuda, kernels
@@ -95,19 +96,29 @@ def _array(
     shape: tuple[int, ...],
     fill: Callable[[DeviceArray, DeviceArray], Any],
 ) -> DeviceArray:
-    """The same memory as an array."""
+    """The same memory as an array. While a CUDA graph is captured nothing is filled yet, so nothing is remembered: the graph
+    fills memory of its own, each time it runs."""
     if not isinstance(w, PreparedWeights):
-        made = work.empty(shape, w.dtype)
-        fill(w, made)
-        return made
+        return _filled(work, w, shape, fill)
     key = (*layout, *stream_key(work.stream))
     if key not in w.layouts:
+        replay.only_now()
+        if capturing(work.device, work.stream):
+            return _filled(work, w.array, shape, fill)
         made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
-        replay.only_now()
     found: DeviceArray = w.layouts[key]
     return found
+
+
+def _filled(
+    work: Workspace, w: DeviceArray, shape: tuple[int, ...], fill: Callable[[DeviceArray, DeviceArray], Any]
+) -> DeviceArray:
+    """Memory of the call, filled."""
+    made = work.empty(shape, w.dtype)
+    fill(w, made)
+    return made
 
 
 def _sizes(p: Convolution) -> tuple[int, int]:
