@@ -126,39 +126,34 @@ def _sizes(p: Convolution) -> tuple[int, int]:
     return p.out_channels // p.groups, p.in_channels // p.groups
 
 
-def by_channel(work: Workspace, p: Convolution, w: Weights) -> int:
-    """The weights as (groups, taps, C/groups, C_out/groups)."""
-    outs, ins = _sizes(p)
+def _permuted(work: Workspace, p: Convolution, w: Weights, axes: tuple[int, ...]) -> int:
+    """The weights (groups, C_out/groups, C/groups, taps) with their axes in another order."""
+    sizes = (p.groups, *_sizes(p), p.taps)
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 2, 1), made)
+        work.permuted(w, sizes, axes, made)
 
-    return _packed(work, w, ("by channel",), (p.groups, p.taps, ins, outs), fill)
+    return _packed(work, w, ("permuted", axes), tuple(sizes[a] for a in axes), fill)
+
+
+def by_channel(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (groups, taps, C/groups, C_out/groups)."""
+    return _permuted(work, p, w, (0, 3, 2, 1))
 
 
 def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
     """The weights as (groups, taps, C_out/groups, C/groups)."""
-    outs, ins = _sizes(p)
+    return _permuted(work, p, w, (0, 3, 1, 2))
 
-    def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 1, 2), made)
 
-    return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
+def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (taps, C_out/groups, C)."""
+    return _permuted(work, p, w, (3, 1, 0, 2))
 
 
 def in_place(work: Workspace, w: Weights) -> int:
     """The weights as the caller has them, (C_out, C/groups, taps)."""
     return work.contiguous(w.array if isinstance(w, PreparedWeights) else w).address
-
-
-def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
-    """The weights as (taps, C_out/groups, C)."""
-    outs, ins = _sizes(p)
-
-    def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (3, 1, 0, 2), made)
-
-    return _packed(work, w, ("by tap",), (p.taps, outs, p.groups, ins), fill)
 
 
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int, whole: bool) -> tuple[int, int, int]:
