@@ -16,7 +16,9 @@ def prepare_weights(w: AnyArray, *, groups: int = 1) -> PreparedWeights:
     """Pack weights once, for repeated calls with them.
 
     `deform_conv`, `conv` and `deform_conv_layer` accept the result as `w`, forward and backward. It is a snapshot:
-    later changes to w do not affect it. On the CPU it is packed for the forward; each backward packs w anew.
+    later changes to w do not affect it. On the CPU it is packed for the forward; each backward packs w anew. On a GPU
+    it is packed by the first forward and the first backward on each stream. If these are captured into a CUDA graph, the
+    graph packs it whenever it runs. Keep it as long as such a graph, and call this function outside of a capture.
 
     Args:
         w: weights `(C_out, C/groups, kh, kw)`, float16, bfloat16, float32 or float64.

@@ -167,9 +167,11 @@ def _narrow(dtype: Any) -> bool:
     return dtype.itemsize == 2
 
 
-def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any, name: str = "x") -> Any:
+def check_grad_y(
+    grad_y: Any, shape: tuple[int, ...], axes: str, x: Any, name: str = "x", hint: Callable[[Any], str] | None = None
+) -> Any:
     """Raise unless `grad_y` has the shape of y and the dtype and place of x, which may have another name. Returns it
-    as `receive` does."""
+    as `receive` does. `hint(grad_y)`: what to add to the error for its shape."""
     grad_y = received(grad_y, "grad_y")
     check_array("grad_y", grad_y, None, axes)
     check_place("grad_y", grad_y, name, x)
@@ -181,7 +183,8 @@ def check_grad_y(grad_y: Any, shape: tuple[int, ...], axes: str, x: Any, name: s
             + hints.cast("grad_y", grad_y, x.dtype)
         )
     if grad_y.shape != shape:
-        raise ValueError(f"`grad_y` has shape {grad_y.shape}, expected {shape} = {axes}")
+        way_out = "" if hint is None else hint(grad_y)
+        raise ValueError(f"`grad_y` has shape {grad_y.shape}, expected {shape} = {axes}{way_out}")
     return grad_y
 
 

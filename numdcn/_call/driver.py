@@ -83,3 +83,12 @@ def follow(device: int, stream: int, other: int) -> None:
         check(driver.cuEventDestroy(event)[0], "an event could not be destroyed")
 
     on_device(device, record_and_wait)
+
+
+def capturing(device: int, stream: int) -> bool:
+    """Whether what is issued on a stream goes into a CUDA graph, to be run later."""
+    if SIMULATED:
+        return False
+    error, status = on_device(device, lambda: driver.cuStreamIsCapturing(stream))
+    check(error, "a stream did not tell whether it is captured")
+    return bool(status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)

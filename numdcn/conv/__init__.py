@@ -128,10 +128,9 @@ def conv_backward(
     """
     arrays = receive(ARGUMENTS, ConvArrays(x=x, w=w, bias=bias))
     p = remembered(problem, arrays, stride, padding, dilation)
-    try:
-        grad_y = check_grad_y(grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x)
-    except ValueError as error:
-        raise ValueError(f"{error}{hints.fitting_padding(p, grad_y, p.out_channels)}") from None
+    grad_y = check_grad_y(
+        grad_y, p.out_shape, "(N, C_out, Ho, Wo)", arrays.x, hint=lambda seen: hints.fitting_padding(p, seen, p.out_channels)
+    )  # fmt: skip
     return run_backward(
         convolutions, ARGUMENTS, p, grad_y, arrays, ConvGradients, wrt, out, options(deterministic, allow_tf32)
     )

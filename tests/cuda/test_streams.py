@@ -5,6 +5,7 @@ Nothing here needs a GPU: streams are handles whose commands are recorded instea
 
 import importlib.util
 import threading
+import types
 from typing import NamedTuple
 
 import device
@@ -153,6 +154,40 @@ def test_prepared_weights_are_packed_once(kind, dtype):
     assert layouts == [2, 2]  # one each for forward and backward, after the first and the second round
 
 
+@pytest.mark.parametrize("kind", device.KINDS)
+def test_prepared_weights_that_a_graph_packs_are_not_remembered(kind):
+    """A capture fills nothing, and the graph packs for itself. One captured later finds what an ordinary call has packed."""
+    reason = device.missing(kind)
+    if reason:
+        pytest.skip(reason)
+    rng = np.random.default_rng(0)
+    shapes = {"x": (1, 8, 2, 2), "offsets": (1, 2, 2, 2), "w": (3, 8, 1, 1), "grad_y": (1, 3, 2, 2)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    plain, others, layouts, launches = device.program(kind, "memory_programs", "captured", arrays)
+    for other in others:
+        for name, want in plain.items():
+            assert_same_bits(other[name], want, name)
+    assert layouts == [0, 2, 2] and launches[0] == launches[1] + 2
+
+
+def test_whether_a_stream_is_captured(monkeypatch):
+    if importlib.util.find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda is not installed: pip install -e .[test]")
+    from numdcn._call import driver
+
+    status = types.SimpleNamespace(CU_STREAM_CAPTURE_STATUS_NONE=0)
+    told = {5: (0, 0), 6: (0, 1), 7: (0, 2), 8: (900, 0)}
+    names = {
+        f"cuGetError{what}": lambda error, what=what: (0, f"{what} {error}".encode()) for what in ("Name", "String")
+    }
+    fake = types.SimpleNamespace(CUstreamCaptureStatus=status, cuStreamIsCapturing=told.get, **names)
+    monkeypatch.setattr(driver, "driver", fake)
+    monkeypatch.setattr(driver, "on_device", lambda number, action: action())
+    assert [driver.capturing(0, stream) for stream in (5, 6, 7)] == [False, True, True]
+    with pytest.raises(RuntimeError, match="captured: Name 900: String 900"):
+        driver.capturing(0, 8)
+
+
 # Launches.
 
 
@@ -165,7 +200,7 @@ def test_parameters_are_flat():
     """As Numba passes them: every scalar is a parameter."""
     if importlib.util.find_spec("numba_cuda") is None:
         pytest.skip("numba-cuda is not installed: pip install -e .[test]")
-    from numba.cuda import types
+    from numba.cuda.types import float32, float64
 
     from numdcn._cuda.jit import Scalar, _numba_type
     from numdcn._cuda.launch import Kernel
@@ -178,18 +213,16 @@ def test_parameters_are_flat():
         last: int
 
     Outer.__annotations__ = {"first": int, "inner": Inner, "scale": Scalar, "pair": tuple[int, int], "last": int}
-    kernel = Kernel(None, (_numba_type(Outer, types.float32),))
+    kernel = Kernel(None, (_numba_type(Outer, float32),))
     call = Outer(1, Inner((2, 3), 4), 0.5, (6, 7), 8)
     assert kernel._flatten(call) == (1, 2, 3, 4, 0.5, 6, 7, 8)
     assert kernel._packing.format == "@qqqqfqqq"
     assert kernel.offsets == [0, 8, 16, 24, 32, 40, 48, 56]
-    assert Kernel(None, (_numba_type(Inner, types.float64),))._flatten(Inner((2, 3), 4)) == (2, 3, 4)
+    assert Kernel(None, (_numba_type(Inner, float64),))._flatten(Inner((2, 3), 4)) == (2, 3, 4)
 
 
 def test_tensors_of_torch_keep_one_stream(orders, monkeypatch):
     """torch reports one stream, the current one."""
-    import types
-
     streams = types.SimpleNamespace(current_stream=lambda number: types.SimpleNamespace(cuda_stream=9))
     monkeypatch.setitem(
         frameworks.sys.modules, "torch", types.SimpleNamespace(Tensor=Tensor, cuda=streams, float32="float32")

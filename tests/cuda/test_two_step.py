@@ -195,6 +195,25 @@ def test_prepared_weights(run):
         assert forward and backward
 
 
+@pytest.mark.parametrize("forced", [True, False], ids=["two steps", "fused"])
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_prepared_weights_of_calls_that_pack_in_different_ways(run, kind, forced):
+    """With and without tf32, and for vectors of 8 and of 4 channels, of 12 channels in a group: each call has the bits that
+    plain weights give, whatever came before."""
+    calls, ys = [], []
+    for offset_groups, tf32 in ((1, False), (1, True), (3, True), (2, True), (1, False), (3, False)):
+        case = Case(1, 12, 3, (2, 2), (1, 1), offset_groups=offset_groups)
+        p = make(case, np.float32).map(lambda _, a: a.astype(kind))
+        calls.append(({"x": p["x"], "offsets": p["offsets"]}, {"allow_tf32": tf32}))
+    told = run("in_turn", p["w"], calls, forced)
+    for (prepared, plain, products), (arrays, _) in zip(told, calls, strict=True):
+        assert_same_bits(prepared, plain)
+        assert products == 2 * (forced and arrays["offsets"].shape[1] != 4), "but not of 6 channels"
+        ys.append(plain)
+    if kind == "float32":
+        assert (ys[0] != ys[1]).any(), "tf32 shows"
+
+
 def test_the_same_bits_for_any_slabs(run):
     """But for the gradient of x and sums over pixels: each number is computed from one pixel's columns."""
     p = make(CASES["masked"], np.float32)

@@ -13,7 +13,7 @@ import family_gpu
 import family_halves
 import numpy as np
 import pytest
-from checks import LAYOUTS, assert_same_bits, said
+from checks import LAYOUTS, assert_close, assert_same_bits, said
 from conv_cases import (
     WRONG_GEOMETRY,
     WRONG_IMAGES,
@@ -23,7 +23,7 @@ from conv_cases import (
     output_size,
     zeros,
 )
-from family import DTYPES, Problem, assert_images_are_independent, assert_same, check_against_naive, table
+from family import DTYPES, Problem, assert_images_are_independent, assert_same, check_against_naive, outputs, table
 
 
 def terms(problem):
@@ -255,6 +255,16 @@ class TestGPU(family_gpu.GPU):
     )
     full = TestFamily.cases
     cases = table(make, TINY) | table(lambda case, dtype: make(case, dtype, offsets=odd_offsets), ODD)
+
+
+@pytest.mark.parametrize("channels, groups", [(4, 2), (8, 1)], ids=["few", "many"])
+def test_taps_one_after_another(gpu, channels, groups):
+    """With deterministic=True a GPU takes the taps one by one."""
+    p = make(Case(1, channels, 4, (2, 2), (1, 2), groups=groups, offset_groups=2, mask=True, spread=0.5), np.float32)
+    want, got = family.expected(p), outputs(p.backward(gpu, deterministic=True))
+    assert list(got) == p.wanted()
+    for name, array in got.items():
+        assert_close(array, *want[name], name)
 
 
 # Sizes, layouts and parameters specific to this operator.

@@ -1,6 +1,7 @@
 """Run in the device server by test_device_memory.py: small kernels that use the functions of `memory`, and the copies
 and layouts of `Workspace`. Arrays are passed and returned as NumPy's."""
 
+import contextlib
 import ctypes
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ from numba import cuda
 
 import numdcn
 from numdcn._call.frameworks import FRAMEWORKS
-from numdcn._cuda import jit
+from numdcn._cuda import jit, launch
+from numdcn._cuda.conv import pack
 from numdcn._cuda.jit import BF16, F16, F32, F64
 from numdcn._cuda.jit import cuda as real
 from numdcn._cuda.memory import at, load_vector, narrow, put, vector_length, view, widen
@@ -177,3 +179,53 @@ def prepared(arrays):
 
     plain, first, kept = both(w), both(ready), [len(ready.layouts)]
     return plain, first, both(ready), [*kept, len(ready.layouts)]
+
+
+@contextlib.contextmanager
+def capture():
+    """What calls do on streams that are captured into a CUDA graph: (its launches, the memory that it keeps)."""
+    numba, graph, memory = FRAMEWORKS[-1], [], []
+
+    def keep(array):
+        memory.append(array)
+        return array
+
+    before = launch.Kernel.run, launch.Launch.run, pack.capturing
+    launch.Kernel.run = lambda *told: graph.append((before[0], told))
+    launch.Launch.run = lambda *told: graph.append((before[1], told))
+    pack.capturing = lambda device, stream: True
+    numba.empty, numba.give_back = lambda *told: keep(type(numba).empty(numba, *told)), keep
+    try:
+        yield graph, memory
+    finally:
+        launch.Kernel.run, launch.Launch.run, pack.capturing = before
+        del numba.empty, numba.give_back
+
+
+def captured(arrays):
+    """Prepared weights in a graph that packs them, and in one captured when they are packed: (with plain weights, by a call
+    between the captures, by each graph, run last; the layouts kept after each step; the launches of both graphs)."""
+    given = {name: on_device(a) for name, a in arrays.items()}
+    x, offsets, w, grad_y = (given[name][0] for name in ("x", "offsets", "w", "grad_y"))
+    other, ready, kept = numdcn.prepare_weights(w), numdcn.prepare_weights(w), []
+
+    def both(weights):
+        y = numdcn.deform_conv_forward(x, offsets, weights)
+        g = numdcn.deform_conv_backward(grad_y, x, offsets, weights, wrt="x")
+        kept.append(len(ready.layouts))
+        return {"y": y, "x": g.x}
+
+    def on_host(results):
+        return {name: result.copy_to_host() for name, result in results.items()}
+
+    plain = on_host(both(w))
+    for _ in range(2):
+        both(other)  # what the second does is repeated below
+    with capture() as (first, _memory):
+        results = [both(ready)]
+    eager = on_host(both(ready))
+    with capture() as (second, _more):
+        results.append(both(ready))
+    for run, told in (*first, *second):
+        run(*told)
+    return plain, [eager, *map(on_host, results)], kept[3:], [len(first), len(second)]

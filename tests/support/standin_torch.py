@@ -18,6 +18,7 @@ KINDS = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
     "int32": np.dtype(np.int32),
+    "int64": np.dtype(np.int64),
     "uint8": np.dtype(np.uint8),
 }
 

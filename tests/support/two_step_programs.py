@@ -43,6 +43,25 @@ def call(direction, arrays, keywords, way=None, module=None):
             setattr(two_step, name, value)
 
 
+def in_turn(w, calls, forced):
+    """[(y with prepared weights, y with plain ones, the number of products), ...] of forwards that share the prepared
+    weights. `calls`: (arrays by name, keywords); `forced`: whether in two steps."""
+    replay.forced = forced
+    try:
+        with installed() as torch:
+            plain, told = tensor(w), []
+            ready = numdcn.prepare_weights(plain)
+            for arrays, keywords in calls:
+                torch.backends.cuda.matmul.allow_tf32 = keywords.get("allow_tf32", False)
+                given = {name: tensor(a) for name, a in arrays.items()}
+                torch.products.clear()
+                ys = [numdcn.deform_conv_forward(w=weights, **given, **keywords).numpy() for weights in (ready, plain)]
+                told.append((*ys, len(torch.products)))
+            return told
+    finally:
+        replay.forced = None
+
+
 def _slabs(total, rows):
     return [(first, min(rows, total - first)) for first in range(0, total, rows)]
 

@@ -9,6 +9,8 @@ from numdcn._cuda.coordinates import coordinate_viewer
 from numdcn._cuda.jit import compute_type, device, type_pairs
 from numdcn._cuda.memory import view
 
+Types = tuple[Any, Any, bool]  # constants of every kernel: stored type, type of the offsets, whether there are any
+
 
 class Call(NamedTuple):
     """Parameters of the kernels. Fields without a default are needed in every call; an address of 0 means absent."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from numdcn._cuda.conv.backward import put_sums
 from numdcn._cuda.conv.columns_kernel import TYPES
 from numdcn._cuda.conv.slabs import IDLE, SPOTS, Slab, column_at, pair_planner, patch_of, tasks_of
-from numdcn._cuda.coordinates import coordinate_viewer, put_coordinate
+from numdcn._cuda.coordinates import coordinate_viewer
 from numdcn._cuda.jit import F32, THREADS, cuda, device, kernels, scalar_type
 from numdcn._cuda.lanes import add_lanes, split
-from numdcn._cuda.memory import load_vector, narrow, put, unpack, view
+from numdcn._cuda.memory import load_vector, unpack, view
 from numdcn._cuda.mma import per_word
 from numdcn._cuda.sample import corner_adder, outside
 from numdcn._cuda.words import word_mover
@@ -47,20 +48,22 @@ def word_adder(T: Any) -> Any:
     return add_word
 
 
+class Targets(NamedTuple):
+    """The arrays that the sums of a sample are written to."""
+
+    grad_offsets: Any
+    grad_mask: Any
+
+
 @device
-def put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T):
-    """Write the gradients of a sample's offsets and mask."""
+def put_planned(c, targets, stage, pair, og, sums, T):
+    """Write the gradients of a planned sample's offsets and mask."""
     p = c.p
-    scale, n, count = stage.fractions[2, pair], stage.image_index[pair], p.out_size[0] * p.out_size[1]
     line, tap = split(stage.lines[pair], I32(p.taps))
     i, j = split(line, I32(p.out_size[1]))
-    channel = (n * p.offset_groups + og) * p.taps + tap
+    n, scale = stage.image_index[pair], stage.fractions[2, pair]
     pixel = (c.first + i - n * p.out_size[0]) * p.out_size[1] + j
-    if c.grad_offsets:
-        put_coordinate(grad_offsets, 2 * channel * count + pixel, sums[1] * scale, T)
-        put_coordinate(grad_offsets, (2 * channel + 1) * count + pixel, sums[2] * scale, T)
-    if c.grad_mask:
-        put(grad_mask, channel * count + pixel, narrow(sums[0], T))
+    put_sums(c, targets, n, pixel, og * p.taps + tap, scale, sums, T)
 
 
 @kernels(Slab, lambda: [(dtype, vectors) for dtype in TYPES for vectors in (False, True)])
@@ -74,7 +77,7 @@ def scatter_columns(T, VECTORS):
 
     def run(c):
         images, columns, grad_images = view(c.images, T), view(c.columns, F32), view(c.grad_images, F32)
-        grad_offsets, grad_mask, stage = coordinates(c.grad_offsets), view(c.grad_mask, T), new_stage()
+        targets, stage = Targets(coordinates(c.grad_offsets), view(c.grad_mask, T)), new_stage()
         raw, corners = cuda.local.array(RAW, np.uint32), cuda.local.array(CORNERS, S)
         grads, products = cuda.local.array(U, S), cuda.local.array(U, S)
         p, rank, lanes = c.p, I32(cuda.threadIdx.x), I32(c.lanes)
@@ -126,6 +129,6 @@ def scatter_columns(T, VECTORS):
                     sums = add_lanes(sums[0], sums[1], sums[2], lanes)
                     if place != IDLE and lane == 0:
                         og = split(patch.combo + combo, I32(p.offset_groups))[1]
-                        put_sums(c, grad_offsets, grad_mask, stage, pair, og, sums, T)
+                        put_planned(c, targets, stage, pair, og, sums, T)
 
     return run

@@ -173,10 +173,7 @@ def forward_few(T, C, SAMPLED):
         for task in range(cuda.blockIdx.x, (total + PIXELS - 1) // PIXELS * f.runs, cuda.gridDim.x):
             first, part = task // f.runs * PIXELS, task % f.runs
             spot = rank % I32(PIXELS)
-            planned, sampled = (
-                I32(-1),
-                I32(-1),
-            )  # offset group and first group of what is in shared memory, if all taps fit
+            planned = sampled = I32(-1)  # offset group and first group of what is in shared memory, if all taps fit
             for chunk in range(I32(part * chunks // f.runs), I32((part + 1) * chunks // f.runs)):
                 group, first_out = chunk // I32(f.wide) * I32(f.groups), chunk % I32(f.wide) * I32(f.outs)
                 last = min(group + I32(f.groups), groups)

@@ -109,9 +109,8 @@ def forward_mma(T, C, SAMPLED, ROWS, COLUMNS, DOWN, ACROSS, WORDS):
                     index = I32(low // width)  # of the packed segment
                     segment = segment_from(c, group, low, I32((index + 1) * width), ROWS, V, CHUNK, ATOM)
                     chunk, ready = I32(low // I32(V) * I32(V)), False
-                    start = ((index * p.taps + tap) * outs + first_out) * c.depth - I32(index * width) // I32(V) * I32(
-                        V
-                    )
+                    before = I32(index * width) // I32(V) * I32(V)  # the vectors before the segment's
+                    start = ((index * p.taps + tap) * outs + first_out) * c.depth - before
                     plan_tile(c, a, stage, task.size, tap, segment, thread.rank)
                     while ready or chunk < segment.high:
                         wait_for_copies()

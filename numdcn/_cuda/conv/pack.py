@@ -16,6 +16,7 @@ import numpy as np
 from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._call.device_scratch import stream_key
+from numdcn._call.driver import capturing
 from numdcn._call.prepared import PreparedWeights
 from numdcn._cuda import replay
 from numdcn._cuda.jit import BF16, F16, F32, cuda, kernels
@@ -95,19 +96,29 @@ def _array(
     shape: tuple[int, ...],
     fill: Callable[[DeviceArray, DeviceArray], Any],
 ) -> DeviceArray:
-    """The same memory as an array."""
+    """The same memory as an array. While a CUDA graph is captured nothing is filled yet, so nothing is remembered: the graph
+    fills memory of its own, each time it runs."""
     if not isinstance(w, PreparedWeights):
-        made = work.empty(shape, w.dtype)
-        fill(w, made)
-        return made
+        return _filled(work, w, shape, fill)
     key = (*layout, *stream_key(work.stream))
     if key not in w.layouts:
+        replay.only_now()
+        if capturing(work.device, work.stream):
+            return _filled(work, w.array, shape, fill)
         made = work.framework.empty(shape, w.dtype, work.device, work.stream)
         fill(w.array, made)
         w.layouts[key] = made
-        replay.only_now()
     found: DeviceArray = w.layouts[key]
     return found
+
+
+def _filled(
+    work: Workspace, w: DeviceArray, shape: tuple[int, ...], fill: Callable[[DeviceArray, DeviceArray], Any]
+) -> DeviceArray:
+    """Memory of the call, filled."""
+    made = work.empty(shape, w.dtype)
+    fill(w, made)
+    return made
 
 
 def _sizes(p: Convolution) -> tuple[int, int]:
@@ -115,39 +126,34 @@ def _sizes(p: Convolution) -> tuple[int, int]:
     return p.out_channels // p.groups, p.in_channels // p.groups
 
 
-def by_channel(work: Workspace, p: Convolution, w: Weights) -> int:
-    """The weights as (groups, taps, C/groups, C_out/groups)."""
-    outs, ins = _sizes(p)
+def _permuted(work: Workspace, p: Convolution, w: Weights, axes: tuple[int, ...]) -> int:
+    """The weights (groups, C_out/groups, C/groups, taps) with their axes in another order."""
+    sizes = (p.groups, *_sizes(p), p.taps)
 
     def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 2, 1), made)
+        work.permuted(w, sizes, axes, made)
 
-    return _packed(work, w, ("by channel",), (p.groups, p.taps, ins, outs), fill)
+    return _packed(work, w, ("permuted", axes), tuple(sizes[a] for a in axes), fill)
+
+
+def by_channel(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (groups, taps, C/groups, C_out/groups)."""
+    return _permuted(work, p, w, (0, 3, 2, 1))
 
 
 def by_output(work: Workspace, p: Convolution, w: Weights) -> int:
     """The weights as (groups, taps, C_out/groups, C/groups)."""
-    outs, ins = _sizes(p)
+    return _permuted(work, p, w, (0, 3, 1, 2))
 
-    def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (0, 3, 1, 2), made)
 
-    return _packed(work, w, ("by output",), (p.groups, p.taps, outs, ins), fill)
+def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
+    """The weights as (taps, C_out/groups, C)."""
+    return _permuted(work, p, w, (3, 1, 0, 2))
 
 
 def in_place(work: Workspace, w: Weights) -> int:
     """The weights as the caller has them, (C_out, C/groups, taps)."""
     return work.contiguous(w.array if isinstance(w, PreparedWeights) else w).address
-
-
-def by_tap(work: Workspace, p: Convolution, w: Weights) -> int:
-    """The weights as (taps, C_out/groups, C)."""
-    outs, ins = _sizes(p)
-
-    def fill(w: DeviceArray, made: DeviceArray) -> None:
-        work.permuted(w, (p.groups, outs, ins, p.taps), (3, 1, 0, 2), made)
-
-    return _packed(work, w, ("by tap",), (p.taps, outs, p.groups, ins), fill)
 
 
 def in_segments(work: Workspace, p: Convolution, w: Weights, more: int, whole: bool) -> tuple[int, int, int]:

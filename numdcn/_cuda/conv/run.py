@@ -22,7 +22,7 @@ from numdcn._cuda.conv.backward_mma import (
     weight_warps,
     weights_mma_plans,
 )
-from numdcn._cuda.conv.call import Call
+from numdcn._cuda.conv.call import Call, Types
 from numdcn._cuda.conv.columns import planned_together
 from numdcn._cuda.conv.columns_mma import ATOM, warp_tiles
 from numdcn._cuda.conv.forward import forward_tiles, planned_by
@@ -51,9 +51,7 @@ class Job(NamedTuple):
 
     work: Workspace
     p: Convolution
-    types: tuple[
-        Any, Any, bool
-    ]  # the first constants of every kernel: stored type, type of the offsets, whether there are offsets
+    types: Types
     few: bool  # few channels per group
     mma: bool  # products on tensor cores
 

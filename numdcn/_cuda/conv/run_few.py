@@ -7,22 +7,16 @@ from typing import Any
 from numdcn._call.convolution import Convolution
 from numdcn._call.device_array import DeviceArray
 from numdcn._cuda.conv import pack
-from numdcn._cuda.conv.call import Call, offset_groups_of
+from numdcn._cuda.conv.call import Call, Types, offset_groups_of
 from numdcn._cuda.conv.few import Few, forward_few, gradients_few, pixels_of_gradients, size_of, weights_few
 from numdcn._cuda.memory import vector_length
 from numdcn._cuda.workspace import Workspace, stored
 
-Types = tuple[Any, Any, bool]  # the first constants of the kernels
-
 
 def _chunked(p: Convolution, dtype: Any, with_weights: bool) -> Few:
     """How groups and outputs are divided into chunks; the call is left out."""
-    size, vector, outs, ins = (
-        size_of(dtype),
-        vector_length(dtype),
-        p.out_channels // p.groups,
-        p.in_channels // p.groups,
-    )
+    size, vector = size_of(dtype), vector_length(dtype)
+    outs, ins = p.out_channels // p.groups, p.in_channels // p.groups
     most = size.results // ins if with_weights else size.outputs
     mine = min(outs, size.outputs, most)
     groups = 1

@@ -115,11 +115,11 @@ def pair_planner(T: Any) -> tuple[Any, Any]:
             if row < c.rows and j < p.out_size[1] and combo < total:
                 n, i = split(I32(c.first + row), I32(p.out_size[0]))
                 tap, og = split(combo, I32(p.offset_groups))
-                across, along = split(tap, I32(p.kernel[1]))
+                down, across = split(tap, I32(p.kernel[1]))
                 channel = (n * p.offset_groups + og) * p.taps + tap
                 pixel = i * p.out_size[1] + j
-                y = S(i * p.stride[0] - p.before[0] + across * p.dilation[0])
-                x = S(j * p.stride[1] - p.before[1] + along * p.dilation[1])
+                y = S(i * p.stride[0] - p.before[0] + down * p.dilation[0])
+                x = S(j * p.stride[1] - p.before[1] + across * p.dilation[1])
                 y += coordinate(offsets, 2 * channel * count + pixel)
                 x += coordinate(offsets, (2 * channel + 1) * count + pixel)
                 place, fraction_y, fraction_x = cell_of(y, x, height, width, S)
@@ -129,11 +129,8 @@ def pair_planner(T: Any) -> tuple[Any, Any]:
                 stage.places[pair], stage.image_index[pair] = place, n
                 stage.channels[pair] = og * shared
                 stage.lines[pair] = I32((row * p.out_size[1] + j) * p.taps + tap)
-                stage.fractions[0, pair], stage.fractions[1, pair], stage.fractions[2, pair] = (
-                    fraction_y,
-                    fraction_x,
-                    scale,
-                )
+                stage.fractions[0, pair], stage.fractions[1, pair] = fraction_y, fraction_x
+                stage.fractions[2, pair] = scale
 
     return new_stage, plan_pairs
 
