@@ -235,3 +235,11 @@ def test_devices_of_one_framework_are_not_mixed(cupy):  # noqa: F811
     """Where arrays are looked at one by one."""
     with pytest.raises(ValueError, match="`points` is an array of cupy on GPU 1, but `x` is an array of cupy on GPU 0"):
         numdcn.bilinear_sample_forward(Array((1, 2, 3, 4)), Array((1, 5, 2), number=1))
+
+
+def test_the_padding_that_fits_is_told_of_arrays_that_only_show_their_memory(monkeypatch):
+    """They have no attribute `shape`."""
+    monkeypatch.setattr(frameworks, "_device_of", lambda address: 0)
+    grad_y, x, w = (Interface(shape=(1, 1, n, n)) for n in (4, 4, 3))
+    with pytest.raises(ValueError, match=r"expected \(1, 1, 2, 2\) = .*; padding=1 would fit"):
+        numdcn.conv_backward(grad_y, x, w)

@@ -25,10 +25,6 @@ from conv_cases import (
 from family import DTYPES, Problem, assert_images_are_independent, check_against_naive, table
 from hypothesis import given
 from hypothesis import strategies as st
-from test_frameworks import Interface
-
-import numdcn
-from numdcn._call import frameworks
 
 
 def terms(problem):
@@ -217,11 +213,3 @@ def test_scaling_by_powers_of_two_is_exact(backend, dtype, case, seed, exponent)
     y = p.forward(backend)
     for name in ("x", "w"):
         assert np.array_equal(p.having(**{name: p[name] * factor}).forward(backend), y * factor)
-
-
-def test_the_padding_that_fits_is_told_of_arrays_that_only_show_their_memory(monkeypatch):
-    """They have no attribute `shape`."""
-    monkeypatch.setattr(frameworks, "_device_of", lambda address: 0)
-    grad_y, x, w = (Interface(shape=(1, 1, n, n)) for n in (4, 4, 3))
-    with pytest.raises(ValueError, match=r"expected \(1, 1, 2, 2\) = .*; padding=1 would fit"):
-        numdcn.conv_backward(grad_y, x, w)
