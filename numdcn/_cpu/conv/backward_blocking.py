@@ -126,15 +126,19 @@ def _cut(
         extra, cut = min(found, default=(math.inf, undivided))
         return cut if extra <= BYTES_PER_WORK * work else None
 
-    most = next((count for count in range(parts, 1, -1) if cheapest(count) is not None), 1)
-    if most == 1:
-        return undivided
-    # if fewer than wanted, rather somewhat fewer still that eight cores can share evenly
-    for count in range(most, most if most == parts else most * 3 // 4, -1):
+    best, most = undivided, 0
+    for count in range(parts, 1, -1):
+        if count <= most * 3 // 4:
+            break
         cut = cheapest(count)
-        if cut is not None and blocks * cut.tap_groups * cut.rows * cut.columns % 8 == 0:
+        if cut is None:
+            continue
+        # if fewer than wanted, rather somewhat fewer still that eight cores can share evenly
+        if count == parts or blocks * cut.tap_groups * cut.rows * cut.columns % 8 == 0:
             return cut
-    return cheapest(most) or undivided
+        if most == 0:
+            best, most = cut, count
+    return best
 
 
 def _divisions(p: Convolution, count: int) -> list[tuple[int, int, int]]:

@@ -149,8 +149,7 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
     grads = ConvArrays(*outlines[4:])
     if grads.bias is not None:
         sum_pixels(recording, grad_y, grads.bias)
-    columns_wanted = _through_columns(grads)
-    if not columns_wanted and grads.w is None:
+    if grads.w is None and not _through_columns(grads):
         return
     dtype = grad_y.dtype
     one, (blocking, bounds, block_ranges) = dtype.type(1), backward_blocking(p, dtype)
@@ -166,15 +165,14 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
         place(grad_y), place(offsets), place(mask),
         _partials(grads.offsets, memory.offset_partials, partial_size),
         _partials(grads.mask, memory.mask_partials, partial_size),
-        place(grads.w), memory.packed if blocking.prepacked else 0, images, memory.windows if grads.x is not None else 0,
-        memory.placed, memory.flags, 0, memory.weights if columns_wanted else 0,
-        memory.sums if grads.w is not None else 0, bounds.address, block_ranges.address, workspaces,
+        place(grads.w), memory.packed, images, memory.windows, memory.placed, memory.flags, 0, memory.weights,
+        memory.sums, bounds.address, block_ranges.address, workspaces,
     )  # fmt: skip
     launch = recording.launch
     PaddedImages(images, blocking.image_size, bounds, workspaces, blocking.workspace_bytes, threads, launch).pack(x)
     if regions_of.py_func(cut) > 1:
         launch(place_windows, one, PlacingCall(p, cut, a.offsets, a.placed), min(threads, p.batch))
-    if columns_wanted:
+    if a.weights:
         how = packing(w.shape, p.groups, dtype)
         packing_call = PackBlocks(
             how, p.kernel[1], *place(w), a.weights, a.bounds, blocking.blocks, blocking.block, blocking.depthwise
@@ -201,7 +199,7 @@ def _backward(recording: Recording, p: Convolution, grad_y: Outline, *outlines: 
 
 
 class _Memory(NamedTuple):
-    """Symbols of a backward's scratch memory."""
+    """Symbols of a backward's scratch memory; 0 for what it does not need."""
 
     images: int
     packed: int
@@ -251,8 +249,10 @@ def _memory(
         p.batch * (1 + 2 * regions) if regions > 1 else 0,
         images_at_once * blocking.blocks * regions * blocking.tiling.tiles * p.taps if regions > 1 else 0,
     )
-    sizes_in_bytes = (*(n * dtype.itemsize for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes)
-    return _Memory(*recording.scratch(*sizes_in_bytes))
+    in_bytes = (*(n * dtype.itemsize for n in sizes), *(n * 8 for n in words), threads * blocking.workspace_bytes)
+    return _Memory(
+        *(symbol if size else 0 for symbol, size in zip(recording.scratch(*in_bytes), in_bytes, strict=True))
+    )
 
 
 def _add_windows(recording: Recording, call: BackwardCall, grad_x: Outline, one: Any, threads: int) -> None:
